@@ -1,0 +1,178 @@
+"""The command line that `python -m etl`, `python -m models` and `python -m udfs` share.
+
+A program hands over its job table; this file parses, loads settings, sets up logging, runs the job, prints the summary
+(people read stderr, programs read the one JSON line on stdout) and turns errors into exit codes: 0 done, 2 wrong usage,
+settings or input, 3 a data gate failed, 4 versions that do not fit, 1 anything else.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from conf.errors import SpacetimeError
+from conf.settings import Settings, load_settings
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What a job may know of the outside: its day, its settings, its run."""
+
+    job: str
+    day: date
+    settings: Settings
+    run_id: str
+    dry_run: bool
+    options: argparse.Namespace
+
+
+@dataclass
+class JobSummary:
+    """What a job did. Rows in = rows out + rows refused + rows dropped, where that makes sense for the job.
+
+    Attributes:
+        rows_in: rows read.
+        rows_out: rows written.
+        rows_refused: rows quarantined.
+        rows_dropped: exact duplicates dropped.
+        tables: Delta version of every table written.
+        notes: anything else worth a glance: small numbers and short strings.
+        steps: seconds by step, where the time went.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    rows_refused: int = 0
+    rows_dropped: int = 0
+    tables: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, object] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of a job table.
+
+    Attributes:
+        help: what the job reads and writes, one line.
+        run: does the work.
+        add_options: adds the job's own options to its parser.
+        needs_day: is `--day` required.
+    """
+
+    help: str
+    run: Callable[[JobContext], JobSummary]
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None
+    needs_day: bool = True
+
+
+def main(program: str, description: str, jobs: Mapping[str, Job], argv: Sequence[str] | None = None) -> int:
+    """Runs one job of a job table and returns the exit code."""
+    options = build_parser(program, description, jobs).parse_args(argv)
+    _set_up_logging(options.verbose)
+    job = jobs[options.job]
+    run_id = options.run_id or f"{options.job}-{uuid.uuid4().hex[:12]}"
+    started = time.perf_counter()
+    try:
+        settings = load_settings(options.conf, options.set)
+        context = JobContext(options.job, options.day or date(1970, 1, 1), settings, run_id, options.dry_run, options)
+        summary = job.run(context)
+    except SpacetimeError as error:
+        _report_error(program, options, run_id, error, error.exit_code)
+        return error.exit_code
+    except Exception as error:
+        LOGGER.exception("%s %s failed", program, options.job)
+        _report_error(program, options, run_id, error, 1)
+        return 1
+    _report(program, options, run_id, summary, time.perf_counter() - started)
+    return 0
+
+
+def build_parser(program: str, description: str, jobs: Mapping[str, Job]) -> argparse.ArgumentParser:
+    """Builds the parser of a program from its job table."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
+    subparsers = parser.add_subparsers(dest="job", metavar="JOB", required=True)
+    for name, job in jobs.items():
+        sub = subparsers.add_parser(
+            name, help=job.help, description=job.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.add_argument("--day", type=date.fromisoformat, required=job.needs_day, metavar="YYYY-MM-DD",
+                         help="the job's day (Airflow's data interval); rows written carry it")
+        sub.add_argument("--conf", action="append", default=[], type=Path, metavar="PATH",
+                         help="settings layer over conf/base.yaml; repeatable, later ones win")
+        sub.add_argument("--set", action="append", default=[], metavar="a.b=value", help="one setting; repeatable")
+        sub.add_argument("--run-id", default="", help="name of the run in tables and MLflow; made up if empty")
+        sub.add_argument("--dry-run", action="store_true", help="do everything but write")
+        sub.add_argument("--verbose", action="store_true", help="log more")
+        if job.add_options:
+            job.add_options(sub)
+    return parser
+
+
+def peak_memory_gib() -> float:
+    """Returns the sum of the peak resident memory of this process and its live descendants (JVM, workers), GiB.
+
+    Linux only (/proc); elsewhere 0.0. A sum of peaks is an upper bound of the peak of the sum.
+    """
+    total_kib, pending = 0, [os.getpid()]
+    while pending:
+        pid = pending.pop()
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            pending += [int(child) for task in Path(f"/proc/{pid}/task").iterdir()
+                        for child in (task / "children").read_text().split()]
+        except OSError:  # the process ended while we looked, or there is no /proc
+            continue
+        total_kib += next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+    return total_kib / 2**20
+
+
+def _set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s  %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    for noisy in ("py4j", "matplotlib", "alembic", "mlflow", "great_expectations", "urllib3", "git", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _report(program: str, options: argparse.Namespace, run_id: str, summary: JobSummary, seconds: float) -> None:
+    line: dict[str, object] = {
+        "program": program,
+        "job": options.job,
+        "day": str(options.day) if options.day else None,
+        "run_id": run_id,
+        "rows_in": summary.rows_in,
+        "rows_out": summary.rows_out,
+        "rows_refused": summary.rows_refused,
+        "rows_dropped": summary.rows_dropped,
+        "tables": summary.tables,
+        "seconds": round(seconds, 2),
+        "peak_gib": round(peak_memory_gib(), 2),
+        "steps": {step: round(value, 2) for step, value in summary.steps.items()},
+        "notes": summary.notes,
+    }
+    LOGGER.info(
+        "%s %s done: %d rows in, %d out, %d refused, %d dropped, %.1f s, %.1f GiB",
+        program, options.job, summary.rows_in, summary.rows_out, summary.rows_refused, summary.rows_dropped,
+        seconds, line["peak_gib"],
+    )
+    print(json.dumps(line, default=str), flush=True)
+
+
+def _report_error(program: str, options: argparse.Namespace, run_id: str, error: Exception, code: int) -> None:
+    print(f"\nerror: {error}\n", file=sys.stderr)
+    line = {"program": program, "job": options.job, "day": str(options.day) if options.day else None,
+            "run_id": run_id, "error": type(error).__name__, "message": str(error), "exit_code": code}
+    print(json.dumps(line), flush=True)

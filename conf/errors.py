@@ -1,0 +1,294 @@
+"""Every exception that the project raises on purpose.
+
+Each class takes facts, keeps them as attributes, and says in this order: what happened, where, why it matters, what
+to do. `exit_code` is what the command line returns: 2 wrong usage, settings or input, 3 a data gate failed,
+4 versions that do not fit each other, 1 anything else. Standard library only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class SpacetimeError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+# --- usage, settings, machine -----------------------------------------------------------------------------------------
+
+
+class SettingsError(SpacetimeError):
+    """A setting is unknown, missing or out of range."""
+
+    exit_code = 2
+
+    def __init__(self, *, where: str, key: str, problem: str, known: Sequence[str] = ()) -> None:
+        self.where, self.key, self.problem = where, key, problem
+        hint = f" Known keys here: {', '.join(known)}." if known else ""
+        super().__init__(
+            f"setting {key!r} in {where} cannot be used: {problem}. Nothing was run, since a setting that is not "
+            f"understood would silently change the tables.{hint} See conf/base.yaml for every key, its unit and default."
+        )
+
+
+class JavaMissingError(SpacetimeError):
+    """Spark needs a JDK 17 and none was found."""
+
+    exit_code = 2
+
+    def __init__(self, *, found: str) -> None:
+        self.found = found
+        super().__init__(
+            f"Spark needs a Java 17 runtime, but {found}. Without it no table can be read or written. Install one "
+            "(Debian and Ubuntu: apt-get install openjdk-17-jdk-headless; macOS: brew install openjdk@17) and put it "
+            "on PATH, or point JAVA_HOME at it."
+        )
+
+
+# --- input ------------------------------------------------------------------------------------------------------------
+
+
+class MissingInputError(SpacetimeError):
+    """A file or a table that a job reads is not there."""
+
+    exit_code = 2
+
+    def __init__(self, *, what: str, where: str, needed_by: str, remedy: str) -> None:
+        self.what, self.where, self.needed_by = what, where, needed_by
+        super().__init__(f"{what} was not found at {where}. {needed_by} reads it and wrote nothing. {remedy}")
+
+
+class CorruptInputError(SpacetimeError):
+    """A file exists and cannot be read as what it should be."""
+
+    exit_code = 2
+
+    def __init__(self, *, path: str, expected: str, cause: str) -> None:
+        self.path, self.expected, self.cause = path, expected, cause
+        super().__init__(
+            f"{path} cannot be read as {expected}: {cause}. Nothing was written, since a part of a file would pass for "
+            "the whole. Fetch the file again and compare its checksum, then rerun the same command."
+        )
+
+
+class SchemaError(SpacetimeError):
+    """A delivered file or frame lacks a column or has it in a type that cannot be converted."""
+
+    exit_code = 3
+
+    def __init__(self, *, table: str, column: str, expected: str, found: str, remedy: str) -> None:
+        self.table, self.column, self.expected, self.found = table, column, expected, found
+        super().__init__(
+            f"{table} should have column {column!r} of type {expected}, but found {found}. Rows read without it would "
+            f"all be refused or, worse, mean something else, so nothing was written. {remedy}"
+        )
+
+
+# --- data gates -------------------------------------------------------------------------------------------------------
+
+
+class RowsLostError(SpacetimeError):
+    """Rows in are not rows out + refused + duplicates dropped."""
+
+    exit_code = 3
+
+    def __init__(self, *, table: str, day: str, rows_in: int, rows_out: int, rows_refused: int, rows_dropped: int) -> None:
+        self.rows_in, self.rows_out, self.rows_refused, self.rows_dropped = rows_in, rows_out, rows_refused, rows_dropped
+        difference = rows_in - rows_out - rows_refused - rows_dropped
+        super().__init__(
+            f"{table} on {day} does not add up: {rows_in} rows in, {rows_out} accepted, {rows_refused} quarantined, "
+            f"{rows_dropped} exact duplicates dropped, so {difference} are unexplained. Rows that vanish bias every "
+            "feature made from them, so nothing was committed. Rerun the job; if it persists the input table changed "
+            "while it was read."
+        )
+
+
+class GateFailedError(SpacetimeError):
+    """An audit found what must not be published."""
+
+    exit_code = 3
+
+    def __init__(self, *, table: str, day: str, failures: Sequence[str], docs: str | Path) -> None:
+        self.table, self.day, self.failures = table, day, tuple(failures)
+        listed = "; ".join(failures)
+        super().__init__(
+            f"the audit of {table} for {day} failed: {listed}. Nothing was published and readers still see the last "
+            f"release. Look at the failing rows in the Data Docs ({docs}), mend the input or the job, and rerun the day."
+        )
+
+
+class IndexOrderError(SpacetimeError):
+    """The index job was asked for a day before one that it has already indexed."""
+
+    exit_code = 3
+
+    def __init__(self, *, day: str, last_day: str) -> None:
+        self.day, self.last_day = day, last_day
+        super().__init__(
+            f"poi_index cannot index {day}: it already holds {last_day}. Ids are given in order of first sight, so an "
+            f"earlier day indexed later would get other ids than a rebuild. Deliver the POIs of {day} on a day after "
+            f"{last_day}, or rebuild the index from its first day under a new index.version."
+        )
+
+
+class IndexFullError(SpacetimeError):
+    """A block holds more POIs than there are inner ids."""
+
+    exit_code = 3
+
+    def __init__(self, *, day: str, block_id: int, num_pois: int, max_inner: int) -> None:
+        self.day, self.block_id, self.num_pois, self.max_inner = day, block_id, num_pois, max_inner
+        super().__init__(
+            f"block {block_id} would hold {num_pois} POIs on {day}, but index.max_inner is {max_inner}. A POI without "
+            "an inner id could be neither learned nor generated, so nothing was written. Raise index.max_inner and "
+            "retrain, or rebuild with a smaller index.cell_km under a new index.version."
+        )
+
+
+class ConflictingWriteError(SpacetimeError):
+    """Another run changed the table while this one was writing."""
+
+    exit_code = 3
+
+    def __init__(self, *, table: str, day: str, cause: str) -> None:
+        self.table, self.day = table, day
+        super().__init__(
+            f"{table} for {day} was changed by another run while this one was writing ({cause}). Exactly one of the two "
+            "won, and this one wrote nothing. Check that the day is not run twice at once, then rerun it."
+        )
+
+
+class DuplicateKeyError(SpacetimeError):
+    """A frame to be merged has the same key twice."""
+
+    exit_code = 3
+
+    def __init__(self, *, table: str, key: Sequence[str], example: str, num_keys: int) -> None:
+        self.table, self.key, self.num_keys = table, tuple(key), num_keys
+        super().__init__(
+            f"{table} would get {num_keys} keys ({', '.join(key)}) more than once, for example {example}. Which row "
+            "wins would be left to chance, so nothing was written. Deduplicate the input of the job."
+        )
+
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+
+class IndexVersionError(SpacetimeError):
+    """A model meets a POI index other than the one it was trained on."""
+
+    exit_code = 4
+
+    def __init__(self, *, model_uri: str, trained_on: int, found: int) -> None:
+        self.model_uri, self.trained_on, self.found = model_uri, trained_on, found
+        super().__init__(
+            f"model {model_uri!r} was trained on poi_index version {trained_on}, but the table holds version {found}. "
+            "Block and inner ids differ between versions, so its scores would be meaningless. Score with "
+            f"--set index.version={trained_on}, or retrain."
+        )
+
+
+class CapacityError(SpacetimeError):
+    """The index has outgrown the embedding tables of a model."""
+
+    exit_code = 4
+
+    def __init__(self, *, model_uri: str, what: str, capacity: int, found: int) -> None:
+        self.model_uri, self.what, self.capacity, self.found = model_uri, what, capacity, found
+        super().__init__(
+            f"model {model_uri!r} has room for {capacity} {what}, but the index holds {found}. Ids beyond the capacity "
+            "would read past the embedding table. Retrain with more headroom (recipe key decoder.headroom)."
+        )
+
+
+class FingerprintError(SpacetimeError):
+    """A checkpoint was made for another token layout."""
+
+    exit_code = 4
+
+    def __init__(self, *, path: str | Path, expected: str, found: str) -> None:
+        self.path, self.expected, self.found = str(path), expected, found
+        super().__init__(
+            f"checkpoint {path} carries token fingerprint {found}, but this code and index make {expected}. Its vectors "
+            "would be read under the wrong ids. Use the code version that wrote it, or retrain."
+        )
+
+
+class ReleaseSkewError(SpacetimeError):
+    """The feature tables to be published were not made by one model on one index."""
+
+    exit_code = 4
+
+    def __init__(self, *, day: str, found: str) -> None:
+        self.day, self.found = day, found
+        super().__init__(
+            f"the feature tables of {day} do not belong together: {found}. Vectors of two models have no common space, "
+            "so their dot products would be noise, and nothing was published. Run all four feature jobs of the day "
+            "with the same --model, then publish again."
+        )
+
+
+class NoReleaseError(SpacetimeError):
+    """A reader asked for a release that does not exist."""
+
+    exit_code = 2
+
+    def __init__(self, *, root: str, wanted: str, known: Sequence[int] = ()) -> None:
+        self.root, self.wanted = root, wanted
+        listed = f"Releases there: {', '.join(map(str, known))}." if known else "There is no release there yet."
+        super().__init__(
+            f"{wanted} was not found in table releases at {root}. {listed} Feature tables are only to be read through a "
+            "release, since a half-written night looks the same as a whole one. Publish one with: python -m udfs publish --day DAY."
+        )
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class NoTrainingDataError(SpacetimeError):
+    """A stage found no sample to learn from."""
+
+    exit_code = 3
+
+    def __init__(self, *, table: str, split: str, day: str, remedy: str) -> None:
+        self.table, self.split, self.day = table, split, day
+        super().__init__(
+            f"table {table} holds no {split} rows as of {day}, so there is nothing to learn from and no model was "
+            f"written. {remedy}"
+        )
+
+
+class DamagedCheckpointError(SpacetimeError):
+    """No checkpoint in a folder can be read."""
+
+    def __init__(self, *, path: str | Path, problem: str) -> None:
+        self.path, self.problem = str(path), problem
+        super().__init__(
+            f"checkpoint {path} is damaged: {problem}. Training that went on from it would not be the training that was "
+            "interrupted. The one before it is used if there is one; else delete the folder and train again."
+        )
+
+
+class LossNotFiniteError(SpacetimeError):
+    """The loss became NaN or infinite."""
+
+    def __init__(self, *, stage: str, step: int, batch_file: str | Path) -> None:
+        self.stage, self.step, self.batch_file = stage, step, str(batch_file)
+        super().__init__(
+            f"the loss of stage {stage} was not finite at step {step}. The weights were not updated with it; the batch "
+            f"is kept at {batch_file}. Look there for values out of range, or lower train.learning_rate, then resume."
+        )
+
+
+class PromotionRefusedError(SpacetimeError):
+    """A challenger does not beat what it has to beat."""
+
+    exit_code = 3
+
+    def __init__(self, *, model_version: str, reasons: Sequence[str]) -> None:
+        self.model_version, self.reasons = model_version, tuple(reasons)
+        super().__init__(
+            f"model version {model_version} was not promoted: {'; '.join(reasons)}. The champion stays as it is. "
+            "Compare both in MLflow, retrain, and promote again."
+        )

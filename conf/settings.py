@@ -1,0 +1,234 @@
+"""Settings of the ETL and feature jobs: frozen models, layered YAML, `--set a.b=value`; unknown keys are refused.
+
+Layers, later ones win: `conf/base.yaml` < every `--conf PATH` in order < every `--set`. Only this file reads the
+environment: `SPACETIME_CONF` may name further layers, separated by `:`, between base and `--conf`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from conf.errors import MissingInputError, SettingsError
+
+CONF_DIR = Path(__file__).parent
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A frozen group of settings; a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StorageSettings(Section):
+    root: str = Field("warehouse", description="folder or URI of the Delta tables, or catalog:NAME for a metastore")
+    artifacts: str = Field("artifacts", description="folder for reports, Data Docs and checkpoints")
+
+
+class SparkSettings(Section):
+    master: str = Field("local[2]", description="Spark master; local[N], spark://…, yarn, k8s://…")
+    driver_memory: str = Field("2g", description="heap of the driver (in local mode of everything)")
+    shuffle_partitions: int = Field(4, ge=1, description="partitions of a shuffle; about 2 to 3 per core")
+    ivy_dir: str = Field(".ivy", description="folder that keeps Delta's jars, resolved on first use")
+    conf: dict[str, str] = Field(default_factory=dict, description="further Spark properties, as they are")
+
+
+class SourceSettings(Section):
+    """Where raw tables come from."""
+
+    path: str = Field("", description="folder or file to read; empty for the synthetic city")
+    since: date | None = Field(None, description="deliver events after this day only; null = everything up to --day")
+    pois_path: str = Field("", description="POI catalogue, where it is not beside the actions")
+
+
+class CitySettings(Section):
+    """The synthetic city (design 1). Everything follows from the seed."""
+
+    seed: int = 7
+    num_users: int = Field(600, ge=1)
+    num_pois: int = Field(1500, ge=10)
+    num_actions: int = Field(40_000, ge=10, description="actions over all days, dirty rows not counted; 10^3 to 10^8")
+    num_requests: int = Field(4_000, ge=0, description="requests with impressions over all days")
+    first_day: date = Field(date(2026, 1, 1), description="first day of the city's life")
+    num_days: int = Field(60, ge=2, description="days of the city's life")
+    center_lon: float = 4.9
+    center_lat: float = 52.37
+    radius_km: float = Field(18.0, gt=0, description="most POIs lie within this distance of the centre")
+    num_other_cities: int = Field(3, ge=0, description="cities that users travel to")
+    dirty_share: float = Field(0.01, ge=0, le=0.5, description="rows of each delivery that break the contract")
+    num_candidates: int = Field(11, ge=2, description="POIs shown per request (paper: about 11)")
+
+
+class CleanSettings(Section):
+    earliest_day: date = Field(date(2005, 1, 1), description="actions before this day are refused: the service did not exist")
+    max_future_min: int = Field(10, ge=0, description="minutes after the end of --day that a clock may be ahead")
+    max_text_length: int = Field(4096, ge=16, description="longer ids and names are refused")
+    max_poi_shift_km: float = Field(5.0, gt=0, description="logged POI place farther than this from the catalogue's is repaired")
+
+
+class PlacesSettings(Section):
+    """Home and work inference (design 2)."""
+
+    cell_m: int = Field(300, ge=50, description="actions in the same cell of this size are at the same place")
+    min_days: int = Field(3, ge=1, description="days of evidence needed")
+    lookback_days: int = Field(120, ge=7, description="days of actions that are looked at")
+    night_from_h: int = Field(20, ge=0, le=23, description="local hour from which an action speaks for home")
+    night_to_h: int = Field(7, ge=0, le=23, description="local hour until which it does")
+    work_from_h: int = Field(9, ge=0, le=23, description="local hour on workdays from which an action speaks for work")
+    work_to_h: int = Field(17, ge=0, le=23, description="local hour until which it does")
+
+
+class IndexSettings(Section):
+    version: int = Field(1, ge=1, description="raised only when ids are assigned anew")
+    cell_km: float = Field(5.0, gt=0, description="side of a grid cell (paper: 5 km)")
+    max_inner: int = Field(4096, ge=1, description="inner ids per block that a model can hold")
+
+
+class SequenceSettings(Section):
+    max_actions: int = Field(400, ge=1, description="last actions kept per user")
+    travel_km: float = Field(50.0, gt=0, description="farther than this from home is travel")
+    mixed_share: float = Field(0.1, gt=0, lt=0.5, description="a sequence with at least this share of both kinds is mixed")
+
+
+class SampleSettings(Section):
+    window_actions: int = Field(50, ge=1, description="targets per pre-training sample; also the decoder's window")
+    context_actions: int = Field(150, ge=0, description="earlier actions carried along as context (memory)")
+    min_richness: float = Field(2.0, ge=0, description="users below leave pre-training (monotonous)")
+    val_days: int = Field(5, ge=1, description="days before the test days, held out for selection")
+    test_days: int = Field(5, ge=1, description="last days, held out for the final figures")
+    interest_only: bool = Field(True, description="only interest actions are targets (paper); off in the public protocols")
+    ranking_history: int = Field(100, ge=1, description="actions of history per ranking sample (paper: about 300)")
+    max_rejected: int = Field(8, ge=1, description="rejected POIs per preference pair")
+
+
+class ImpressionSettings(Section):
+    """Simulated exposures for check-in data (design 1)."""
+
+    seed: int = 11
+    num_candidates: int = Field(11, ge=2, description="POIs per request, the visited one among them")
+    max_requests_per_day: int = Field(2_000, ge=1, description="requests simulated per event day at most")
+    since_days: int = Field(45, ge=1, description="requests are made from the last so many days only")
+
+
+class FeatureSettings(Section):
+    """Inference jobs."""
+
+    model: str = Field("models:/spacetime-gr@champion", description="MLflow URI or folder of a model bundle")
+    batch_rows: int = Field(512, ge=1, description="rows per Arrow batch")
+    micro_batch: int = Field(64, ge=1, description="rows per forward pass")
+    top_k: int = Field(100, ge=1, description="POIs generated per request")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class MlflowSettings(Section):
+    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking store")
+    artifact_root: str = Field("mlruns", description="folder for artifacts when an experiment is made")
+    experiment: str = "spacetime-gr"
+    model_name: str = "spacetime-gr"
+
+
+class Settings(Section):
+    """All settings of the ETL and feature jobs."""
+
+    storage: StorageSettings = StorageSettings()
+    spark: SparkSettings = SparkSettings()
+    source: SourceSettings = SourceSettings()
+    city: CitySettings = CitySettings()
+    clean: CleanSettings = CleanSettings()
+    places: PlacesSettings = PlacesSettings()
+    index: IndexSettings = IndexSettings()
+    sequences: SequenceSettings = SequenceSettings()
+    samples: SampleSettings = SampleSettings()
+    impressions: ImpressionSettings = ImpressionSettings()
+    features: FeatureSettings = FeatureSettings()
+    mlflow: MlflowSettings = MlflowSettings()
+
+
+def load_settings(layers: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Settings:
+    """Loads the settings of a job.
+
+    Args:
+        layers: YAML files, later ones win; each may set any part of the tree.
+        overrides: `a.b=value` strings; the value is read as YAML.
+
+    Raises:
+        SettingsError: a key is unknown or a value out of range; it names file, key and known keys.
+        MissingInputError: a layer is not there.
+    """
+    from_environment = [layer for layer in os.environ.get("SPACETIME_CONF", "").split(":") if layer]
+    return load_model(Settings, [CONF_DIR / "base.yaml", *from_environment, *layers], overrides)
+
+
+def load_model(model: type[M], layers: Sequence[str | Path], overrides: Sequence[str] = ()) -> M:
+    """Merges YAML layers and overrides and validates them as `model`; raises as `load_settings`."""
+    merged: dict[str, object] = {}
+    where = model.__name__
+    for layer in layers:
+        where = str(layer)
+        merged = _merge(merged, _read_yaml(Path(layer)))
+        _check(model, merged, where)
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override))
+        _check(model, merged, f"--set {override}")
+    return _check(model, merged, where)
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        raise MissingInputError(
+            what="the settings file",
+            where=str(path),
+            needed_by="The command line",
+            remedy="Check the path given with --conf or SPACETIME_CONF.",
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SettingsError(where=str(path), key="-", problem=f"the file is not YAML ({error})") from error
+    if content is not None and not isinstance(content, dict):
+        raise SettingsError(where=str(path), key="-", problem="the file does not hold a mapping of keys to values")
+    return content or {}
+
+
+def _parse_override(override: str) -> dict[str, object]:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise SettingsError(where="--set", key=override, problem="it is not of the form a.b=value")
+    nested: object = yaml.safe_load(text)
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    assert isinstance(nested, dict)
+    return nested
+
+
+def _merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _check(model: type[M], content: Mapping[str, object], where: str) -> M:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        known = _known_keys(model, path[:-1]) if first["type"] == "extra_forbidden" else ()
+        problem = "no such key" if known else first["msg"]
+        raise SettingsError(where=where, key=".".join(path), problem=problem, known=known) from error
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[str]) -> tuple[str, ...]:
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ()
+        model = annotation
+    return tuple(sorted(model.model_fields))

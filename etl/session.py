@@ -1,0 +1,98 @@
+"""One way to open a SparkSession: UTC, ANSI, Delta, quiet, local unless a master is given.
+
+Delta's jars are resolved once by `python -m etl.jars` (part of `make setup`) into `spark.ivy_dir`; every later start
+takes them from there and needs no network.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from conf.errors import JavaMissingError
+from conf.settings import Settings
+
+DELTA_COORDINATE = "io.delta:delta-spark_4.1_2.13:4.4.0"
+"""Spark's minor version is part of the artefact's name; the pip wheel holds no jar."""
+JAVA_VERSIONS = (17, 21)
+LOG4J_FILE = Path(__file__).parent / "log4j2.properties"
+JAR_PREFIXES = ("io.delta_", "io.unitycatalog_", "org.locationtech.jts_")
+"""What Delta needs beyond the jars that Spark ships itself."""
+
+
+def open_session(settings: Settings, app_name: str) -> SparkSession:
+    """Opens the session of a job, or returns the one that is open.
+
+    Raises:
+        JavaMissingError: no Java runtime of a supported version was found.
+    """
+    check_java()
+    # Workers must run this interpreter; without it they may start another one that lacks our packages.
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    spark_settings = settings.spark
+    builder = SparkSession.builder.appName(app_name).master(spark_settings.master)
+    for key, value in _properties(settings).items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    return session
+
+
+def check_java() -> None:
+    """Raises JavaMissingError unless JAVA_HOME or PATH leads to a Java that Spark 4.1 runs on."""
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if java is None:
+        raise JavaMissingError(found="there is no java on PATH and JAVA_HOME is not set")
+    try:
+        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise JavaMissingError(found=f"{java} does not run ({error})") from error
+    match = re.search(r'version "(\d+)', answer.stderr + answer.stdout)
+    if match is None or int(match.group(1)) not in JAVA_VERSIONS:
+        version = match.group(1) if match else "unknown"
+        raise JavaMissingError(found=f"{java} is of version {version}")
+
+
+def delta_jars(ivy_dir: str | Path) -> list[Path]:
+    """Returns the cached jars that a session needs for Delta, sorted; empty if they are not resolved yet."""
+    folder = Path(ivy_dir) / "jars"
+    jars = sorted(jar for jar in folder.glob("*.jar") if jar.name.startswith(JAR_PREFIXES))
+    group, artifact, version = DELTA_COORDINATE.split(":")
+    return jars if (folder / f"{group}_{artifact}-{version}.jar").is_file() else []
+
+
+def _properties(settings: Settings) -> dict[str, str]:
+    spark_settings = settings.spark
+    jars = delta_jars(Path(spark_settings.ivy_dir).absolute())
+    found = {"spark.jars": ",".join(map(str, jars))} if jars else {"spark.jars.packages": DELTA_COORDINATE}
+    local = {
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+    }
+    return {
+        **found,
+        **(local if spark_settings.master.startswith("local") else {}),
+        "spark.jars.ivy": str(Path(spark_settings.ivy_dir).absolute()),
+        "spark.driver.memory": spark_settings.driver_memory,
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={LOG4J_FILE} -XX:+UseParallelGC",
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.ansi.enabled": "true",
+        "spark.sql.shuffle.partitions": str(spark_settings.shuffle_partitions),
+        # Delta replays its log with 50 tasks by default: seconds of overhead on tables of our size.
+        "spark.databricks.delta.snapshotPartitions": str(min(spark_settings.shuffle_partitions, 50)),
+        "spark.databricks.delta.schema.autoMerge.enabled": "false",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(spark_settings.shuffle_partitions),
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.sql.parquet.compression.codec": "zstd",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.structuredLogging.enabled": "false",
+        **spark_settings.conf,
+    }

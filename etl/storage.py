@@ -1,0 +1,310 @@
+"""The only file that knows Delta: reads a table at a version, replaces a day, merges by key, appends to a log.
+
+The contract of a table (`conf/tables.py`) becomes its schema, column comments, NOT NULL and CHECK constraints when the
+table is first written. Nothing is appended blindly: a rerun of a day gives the same table. The table root is a folder
+or URI, or `catalog:NAME` for tables of a metastore.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import date
+
+from delta.exceptions import DeltaConcurrentModificationException
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, StructField, StructType, _parse_datatype_string
+
+from conf.errors import ConflictingWriteError, DuplicateKeyError, MissingInputError, SchemaError
+from conf.tables import TABLES, Column, TableContract
+
+LOGGER = logging.getLogger(__name__)
+CATALOG_PREFIX = "catalog:"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def table_location(root: str, name: str) -> str:
+    """Returns what a Delta reader takes: a path, or `catalog.table` for a root of the form `catalog:NAME`."""
+    if root.startswith(CATALOG_PREFIX):
+        return f"{root.removeprefix(CATALOG_PREFIX)}.{name}"
+    return f"{root.rstrip('/')}/{name}"
+
+
+def table_exists(spark: SparkSession, root: str, name: str) -> bool:
+    """Tells whether the table has been written."""
+    location = table_location(root, name)
+    if root.startswith(CATALOG_PREFIX):
+        return spark.catalog.tableExists(location)
+    return DeltaTable.isDeltaTable(spark, location)
+
+
+def table_version(spark: SparkSession, root: str, name: str) -> int:
+    """Returns the latest version of the table; MissingInputError if there is none."""
+    _require(spark, root, name)
+    row = _delta_table(spark, root, name).history(1).select("version").first()
+    assert row is not None
+    return int(row["version"])
+
+
+def read_table(spark: SparkSession, root: str, name: str, *, version: int | None = None) -> DataFrame:
+    """Reads a table, at its latest version unless one is given.
+
+    Raises:
+        MissingInputError: the table has never been written.
+    """
+    _require(spark, root, name)
+    reader = spark.read.format("delta")
+    if version is not None:
+        reader = reader.option("versionAsOf", version)
+    location = table_location(root, name)
+    return reader.table(location) if root.startswith(CATALOG_PREFIX) else reader.load(location)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def replace_day(frame: DataFrame, name: str, root: str, *, day: date, run_id: str, job: str) -> int:
+    """Replaces the rows of one day by `frame` in one commit and returns the new version.
+
+    Args:
+        frame: the rows of the day, with the contract's columns in any order; `day` may be absent.
+        name: table of the contract, written by day.
+        root: table root.
+        day: the job's day; every row gets it.
+        run_id: kept in the commit, not in the rows.
+        job: kept in the commit.
+
+    Raises:
+        SchemaError: a column of the contract is missing.
+        ConflictingWriteError: another run replaced the same day at the same time.
+    """
+    contract = TABLES[name]
+    assert contract.write == "day", f"{name} is not written by day"
+    rows = conform(frame.withColumn("day", F.lit(day)), contract)
+    _create_if_missing(frame.sparkSession, contract, root)
+    if contract.cluster_by:
+        rows = rows.sortWithinPartitions(*contract.cluster_by)
+    writer = (
+        rows.write.format("delta")
+        .mode("overwrite")
+        .option("replaceWhere", f"day = DATE'{day}'")
+        .option("userMetadata", _commit_note(job, day, run_id))
+    )
+    location = table_location(root, name)
+    save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
+    _commit(lambda: save(location), name, day)
+    return table_version(frame.sparkSession, root, name)
+
+
+def merge_rows(
+    frame: DataFrame, name: str, root: str, *, run_id: str, job: str, day: date, delete_where: str | None = None
+) -> int:
+    """Updates and inserts by the contract's key in one commit and returns the new version.
+
+    Args:
+        frame: the changed rows, at most one per key.
+        name: table of the contract, written by merge.
+        root: table root.
+        run_id: kept in the commit.
+        job: kept in the commit.
+        day: the job's day.
+        delete_where: condition on `target`; rows of the table that match it and have no row in `frame` are deleted.
+            A rerun names here what the run before it may have added.
+
+    Raises:
+        DuplicateKeyError: a key occurs twice in `frame`.
+    """
+    contract = TABLES[name]
+    assert contract.write == "merge", f"{name} is not written by merge"
+    spark = frame.sparkSession
+    rows = conform(frame, contract)
+    _refuse_duplicate_keys(rows, contract)
+    _create_if_missing(spark, contract, root)
+    condition = " AND ".join(f"target.{key} = source.{key}" for key in contract.key)
+    changed = " OR ".join(f"NOT (target.{c} <=> source.{c})" for c in contract.business_columns)
+    merge = (
+        _delta_table(spark, root, name)
+        .alias("target")
+        .merge(rows.alias("source"), condition)
+        .whenMatchedUpdateAll(changed)
+        .whenNotMatchedInsertAll()
+    )
+    if delete_where is not None:
+        merge = merge.whenNotMatchedBySourceDelete(delete_where)
+    _with_commit_note(spark, _commit_note(job, day, run_id), lambda: _commit(merge.execute, name, day))
+    return table_version(spark, root, name)
+
+
+def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str, day: date) -> int:
+    """Appends rows with new keys to a log table and returns the new version; a key that is there is refused."""
+    contract = TABLES[name]
+    assert contract.write == "log", f"{name} is not a log"
+    spark = frame.sparkSession
+    rows = conform(frame, contract)
+    _create_if_missing(spark, contract, root)
+    known = rows.join(read_table(spark, root, name), list(contract.key), "left_semi")
+    _refuse_duplicate_keys(rows.unionByName(known.select(*rows.columns)), contract)
+    writer = rows.write.format("delta").mode("append").option("userMetadata", _commit_note(job, day, run_id))
+    location = table_location(root, name)
+    save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
+    _commit(lambda: save(location), name, day)
+    return table_version(spark, root, name)
+
+
+# --- contract to Spark ------------------------------------------------------------------------------------------------
+
+
+def spark_schema(contract: TableContract) -> StructType:
+    """Returns the Spark schema of a table: types, nullability, comments."""
+    return StructType([_field(column) for column in contract.columns])
+
+
+def check_constraints(contract: TableContract) -> dict[str, str]:
+    """Returns the CHECK constraints of a table, by name; none for tables as delivered."""
+    if contract.raw:
+        return {}
+    checks = {f"{column.name}_range": _bounds(column) for column in contract.columns if _bounds(column)}
+    checks |= {
+        f"{column.name}_known": f"{column.name} IN ({', '.join(repr(value) for value in column.allowed)})"
+        for column in contract.columns
+        if column.allowed
+    }
+    for group in contract.equal_lengths:
+        first = group[0]
+        checks[f"{first}_lengths"] = " AND ".join(f"size({name}) = size({first})" for name in group[1:])
+    return checks
+
+
+def conform(frame: DataFrame, contract: TableContract) -> DataFrame:
+    """Selects the contract's columns in order, cast to their types.
+
+    Raises:
+        SchemaError: a column is missing.
+    """
+    for column in contract.columns:
+        if column.name not in frame.columns:
+            raise SchemaError(
+                table=contract.name,
+                column=column.name,
+                expected=column.type,
+                found=f"only {', '.join(frame.columns)}",
+                remedy="Mend the job that builds the table.",
+            )
+    return frame.select(*(F.col(column.name).cast(_field(column).dataType) for column in contract.columns))
+
+
+def digest_table(frame: DataFrame, contract: TableContract) -> str:
+    """Returns a hash of the business columns that does not depend on the order of rows, and the row count.
+
+    Each row is hashed by itself; the sums of the two halves of its hash make the digest, so equal tables have equal
+    digests however they are stored, and a row that occurs twice counts twice.
+    """
+    names = [name for name in contract.business_columns if name in frame.columns]
+    as_text = F.to_json(F.struct(*(_hashable(contract.column(name)) for name in names)), {"ignoreNullFields": "false"})
+    hashed = F.sha2(as_text, 256)
+    halves = [F.sum(F.conv(F.substring(hashed, start, 12), 16, 10).cast("decimal(38,0)")) for start in (1, 13)]
+    row = frame.agg(F.count("*").alias("n"), halves[0].alias("a"), halves[1].alias("b")).first()
+    assert row is not None
+    return f"{row['n']}-{int(row['a'] or 0):x}-{int(row['b'] or 0):x}"
+
+
+# --- private ----------------------------------------------------------------------------------------------------------
+
+
+def _field(column: Column) -> StructField:
+    data_type = _parse_datatype_string(column.type)
+    if isinstance(data_type, ArrayType):
+        data_type = ArrayType(data_type.elementType, containsNull=False)
+    return StructField(column.name, data_type, column.nullable, {"comment": column.doc})
+
+
+def _hashable(column: Column) -> F.Column:
+    if column.type.startswith("map<"):
+        return F.array_sort(F.map_entries(column.name)).alias(column.name)
+    return F.col(column.name)
+
+
+def _bounds(column: Column) -> str:
+    """Returns the condition on one column's range; NaN stands for an unknown place in arrays and is let through."""
+    parts = []
+    subject = "x" if column.is_array else column.name
+    if column.low is not None:
+        parts.append(f"{subject} >= {column.low}")
+    if column.high is not None:
+        parts.append(f"{subject} <= {column.high}")
+    condition = " AND ".join(parts)
+    if not condition:
+        return ""
+    if column.is_array:
+        return f"forall({column.name}, x -> {condition})"
+    return f"({column.name} IS NULL OR ({condition}))" if column.nullable else condition
+
+
+def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:
+    location = table_location(root, name)
+    return DeltaTable.forName(spark, location) if root.startswith(CATALOG_PREFIX) else DeltaTable.forPath(spark, location)
+
+
+def _create_if_missing(spark: SparkSession, contract: TableContract, root: str) -> None:
+    if table_exists(spark, root, contract.name):
+        return
+    location = table_location(root, contract.name)
+    in_catalog = root.startswith(CATALOG_PREFIX)
+    builder = DeltaTable.createIfNotExists(spark).comment(contract.grain)
+    builder = builder.tableName(location) if in_catalog else builder.location(location)
+    for column in contract.columns:
+        field = _field(column)
+        builder = builder.addColumn(
+            column.name, field.dataType, nullable=column.nullable, comment=column.doc
+        )
+    if contract.partition_by:
+        builder = builder.partitionedBy(*contract.partition_by)
+    for constraint, condition in check_constraints(contract).items():
+        builder = builder.property(f"delta.constraints.{constraint}", condition)
+    # Training reads tables with the deltalake library, which knows none of these two features.
+    builder = builder.property("delta.enableDeletionVectors", "false").property("delta.columnMapping.mode", "none")
+    builder.execute()
+
+
+def _refuse_duplicate_keys(rows: DataFrame, contract: TableContract) -> None:
+    twice = rows.groupBy(*contract.key).count().where("count > 1")
+    example = twice.agg(F.count("*").alias("n"), F.first(F.to_json(F.struct(*contract.key))).alias("key")).first()
+    assert example is not None
+    if example["n"]:
+        raise DuplicateKeyError(
+            table=contract.name, key=contract.key, example=example["key"], num_keys=example["n"]
+        )
+
+
+def _require(spark: SparkSession, root: str, name: str) -> None:
+    if not table_exists(spark, root, name):
+        raise MissingInputError(
+            what=f"table {name}",
+            where=table_location(root, name),
+            needed_by="The job",
+            remedy="Run the job that writes it first (python -m etl --help lists them), or check storage.root.",
+        )
+
+
+def _commit_note(job: str, day: date, run_id: str) -> str:
+    return json.dumps({"job": job, "day": str(day), "run_id": run_id})
+
+
+def _with_commit_note(spark: SparkSession, note: str, write: Callable[[], None]) -> None:
+    """Runs a write whose API takes no option: Delta then reads the note from the session."""
+    key = "spark.databricks.delta.commitInfo.userMetadata"
+    spark.conf.set(key, note)
+    try:
+        write()
+    finally:
+        spark.conf.unset(key)
+
+
+def _commit(write: Callable[[], None], name: str, day: date) -> None:
+    try:
+        write()
+    except DeltaConcurrentModificationException as error:
+        raise ConflictingWriteError(table=name, day=str(day), cause=type(error).__name__) from error
