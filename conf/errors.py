@@ -28,7 +28,7 @@ class SettingsError(SpacetimeError):
         hint = f" Known keys here: {', '.join(known)}." if known else ""
         super().__init__(
             f"setting {key!r} in {where} cannot be used: {problem}. Nothing was run, since a setting that is not "
-            f"understood would silently change the tables.{hint} See conf/base.yaml for every key, its unit and default."
+            f"understood would silently change the tables.{hint} python -m conf.settings prints every key, its default and unit."
         )
 
 
@@ -43,6 +43,20 @@ class JavaMissingError(SpacetimeError):
             f"Spark needs a Java 17 runtime, but {found}. Without it no table can be read or written. Install one "
             "(Debian and Ubuntu: apt-get install openjdk-17-jdk-headless; macOS: brew install openjdk@17) and put it "
             "on PATH, or point JAVA_HOME at it."
+        )
+
+
+class JarsMissingError(SpacetimeError):
+    """Delta's jars are not cached and could not be fetched."""
+
+    exit_code = 2
+
+    def __init__(self, *, coordinate: str, folder: str | Path, log: str | Path) -> None:
+        self.coordinate, self.folder, self.log = coordinate, str(folder), str(log)
+        super().__init__(
+            f"Delta's jars ({coordinate}) are not in {folder} and could not be fetched. Without them Spark can neither "
+            f"read nor write a table. The resolver's messages are in {log}. They are fetched once from a Maven "
+            "repository: run make setup again where one can be reached, or copy the folder from a machine that has it."
         )
 
 
@@ -156,6 +170,20 @@ class ConflictingWriteError(SpacetimeError):
         super().__init__(
             f"{table} for {day} was changed by another run while this one was writing ({cause}). Exactly one of the two "
             "won, and this one wrote nothing. Check that the day is not run twice at once, then rerun it."
+        )
+
+
+class ContractViolatedError(SpacetimeError):
+    """Rows to be written break a NOT NULL or CHECK constraint of their table."""
+
+    exit_code = 3
+
+    def __init__(self, *, table: str, day: str, violation: str) -> None:
+        self.table, self.day, self.violation = table, day, violation
+        super().__init__(
+            f"rows for table {table} on {day} break its contract: {violation}. Readers rely on these bounds, so nothing "
+            "was written. The job that builds the table let through what it should have quarantined: mend it, or mend "
+            "the contract in conf/tables.py if the value is right."
         )
 
 

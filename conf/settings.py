@@ -1,5 +1,7 @@
 """Settings of the ETL and feature jobs: frozen models, layered YAML, `--set a.b=value`; unknown keys are refused.
 
+`python -m conf.settings` prints every key with its default and meaning.
+
 Layers, later ones win: `conf/base.yaml` < every `--conf PATH` in order < every `--set`. Only this file reads the
 environment: `SPACETIME_CONF` may name further layers, separated by `:`, between base and `--conf`.
 """
@@ -31,7 +33,7 @@ class StorageSettings(Section):
 
 
 class SparkSettings(Section):
-    master: str = Field("local[2]", description="Spark master; local[N], spark://…, yarn, k8s://…")
+    master: str = Field("local[2]", description="Spark master; local[N], spark://..., yarn, k8s://...")
     driver_memory: str = Field("2g", description="heap of the driver (in local mode of everything)")
     shuffle_partitions: int = Field(4, ge=1, description="partitions of a shuffle; about 2 to 3 per core")
     ivy_dir: str = Field(".ivy", description="folder that keeps Delta's jars, resolved on first use")
@@ -178,6 +180,18 @@ def load_model(model: type[M], layers: Sequence[str | Path], overrides: Sequence
     return _check(model, merged, where)
 
 
+def describe_settings(model: type[BaseModel] = Settings, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Returns (key, default, meaning) for every setting, in order."""
+    rows: list[tuple[str, str, str]] = []
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            rows += describe_settings(info.annotation, f"{prefix}{name}.")
+        else:
+            default = info.get_default(call_default_factory=True)
+            rows.append((f"{prefix}{name}", str(default), info.description or ""))
+    return rows
+
+
 def _read_yaml(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise MissingInputError(
@@ -232,3 +246,8 @@ def _known_keys(model: type[BaseModel], path: Sequence[str]) -> tuple[str, ...]:
             return ()
         model = annotation
     return tuple(sorted(model.model_fields))
+
+
+if __name__ == "__main__":
+    for key, default, meaning in describe_settings():
+        print(f"{key:36} {default:40} {meaning}")  # noqa: T201

@@ -7,20 +7,31 @@ or URI, or `catalog:NAME` for tables of a metastore.
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from datetime import date
 
 from delta.exceptions import DeltaConcurrentModificationException
 from delta.tables import DeltaTable
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructField, StructType, _parse_datatype_string
 
-from conf.errors import ConflictingWriteError, DuplicateKeyError, MissingInputError, SchemaError
+from conf.errors import (
+    ConflictingWriteError,
+    ContractViolatedError,
+    DuplicateKeyError,
+    MissingInputError,
+    SchemaError,
+)
 from conf.tables import TABLES, Column, TableContract
 
 LOGGER = logging.getLogger(__name__)
 CATALOG_PREFIX = "catalog:"
+_VIOLATION = re.compile(r"(CHECK|NOT NULL) constraint [^\n]{1,400}", re.IGNORECASE)
+"""How Delta words a row that breaks a constraint; the rest of its message is a stack trace."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -308,3 +319,8 @@ def _commit(write: Callable[[], None], name: str, day: date) -> None:
         write()
     except DeltaConcurrentModificationException as error:
         raise ConflictingWriteError(table=name, day=str(day), cause=type(error).__name__) from error
+    except (PySparkException, Py4JJavaError) as error:
+        violation = _VIOLATION.search(str(error))
+        if violation is None:
+            raise
+        raise ContractViolatedError(table=name, day=str(day), violation=violation.group(0)) from error

@@ -1,0 +1,123 @@
+"""Delta storage: reruns, other days untouched, refusals, time travel, digests."""
+
+from datetime import date
+
+import pytest
+from pyspark.sql import functions as F
+
+from conf.errors import ContractViolatedError, DuplicateKeyError, MissingInputError, SchemaError
+from conf.tables import TABLES, USER_PLACES
+from etl.storage import (
+    append_log,
+    check_constraints,
+    conform,
+    digest_table,
+    merge_rows,
+    read_table,
+    replace_day,
+    spark_schema,
+    table_version,
+)
+
+pytestmark = pytest.mark.spark
+
+MONDAY, TUESDAY = date(2026, 1, 5), date(2026, 1, 6)
+PLACES = "user_id string, home_lon double, home_lat double, home_days int, work_lon double, work_lat double, work_days int"
+BLOCK = "index_version int, block_id int, cell_x int, cell_y int, center_lon double, center_lat double, first_day date"
+
+
+def write_places(spark, root, rows, day):
+    frame = spark.createDataFrame(rows, PLACES)
+    return replace_day(frame, "user_places", root, day=day, run_id="r", job="test")
+
+
+def merge_blocks(spark, root, rows, **options):
+    frame = spark.createDataFrame(rows, BLOCK)
+    return merge_rows(frame, "blocks", root, run_id="r", job="test", day=MONDAY, **options)
+
+
+def test_a_rerun_of_a_day_replaces_its_rows_and_leaves_other_days_alone(spark, tmp_path):
+    root = str(tmp_path)
+    write_places(spark, root, [("ann", 4.9, 52.3, 9, None, None, 0), ("bob", 4.8, 52.2, 5, None, None, 0)], MONDAY)
+    write_places(spark, root, [("cid", 4.7, 52.1, 3, None, None, 0)], TUESDAY)
+
+    write_places(spark, root, [("ann", 5.0, 52.0, 10, None, None, 0)], MONDAY)
+
+    rows = {(r["day"], r["user_id"], r["home_days"]) for r in read_table(spark, root, "user_places").collect()}
+    assert rows == {(MONDAY, "ann", 10), (TUESDAY, "cid", 3)}  # bob is gone: the rerun no longer holds him
+
+
+def test_an_older_version_stays_readable(spark, tmp_path):
+    root = str(tmp_path)
+    first = write_places(spark, root, [("ann", 4.9, 52.3, 9, None, None, 0)], MONDAY)
+    write_places(spark, root, [("bob", 4.9, 52.3, 1, None, None, 0)], MONDAY)
+
+    assert [r["user_id"] for r in read_table(spark, root, "user_places", version=first).collect()] == ["ann"]
+    assert table_version(spark, root, "user_places") == first + 1
+
+
+def test_merge_updates_inserts_and_deletes_only_what_is_named(spark, tmp_path):
+    root = str(tmp_path)
+    merge_blocks(spark, root, [(1, 0, 5, 5, 1.0, 2.0, MONDAY), (1, 1, 6, 5, 1.1, 2.0, MONDAY)])
+
+    merge_blocks(
+        spark,
+        root,
+        [(1, 0, 5, 5, 9.0, 2.0, MONDAY), (1, 2, 7, 5, 1.2, 2.0, TUESDAY)],
+        delete_where="target.block_id = 1",
+    )
+
+    rows = {(r["block_id"], r["center_lon"]) for r in read_table(spark, root, "blocks").collect()}
+    assert rows == {(0, 9.0), (2, 1.2)}
+
+
+def test_a_key_that_occurs_twice_is_refused_before_anything_is_written(spark, tmp_path):
+    row = (1, 0, 5, 5, 1.0, 2.0, MONDAY)
+
+    with pytest.raises(DuplicateKeyError, match=r"blocks would get 1 keys \(index_version, block_id\)"):
+        merge_blocks(spark, str(tmp_path), [row, row])
+
+    with pytest.raises(MissingInputError):
+        read_table(spark, str(tmp_path), "blocks")
+
+
+def test_a_log_refuses_a_key_that_is_there(spark, tmp_path):
+    row = [(1, MONDAY, 5, {"user_embeddings": 3}, "7", 1, None, "r", True)]
+    frame = spark.createDataFrame(row, spark_schema(TABLES["releases"]))
+    append_log(frame, "releases", str(tmp_path), run_id="r", job="test", day=MONDAY)
+
+    with pytest.raises(DuplicateKeyError):
+        append_log(frame, "releases", str(tmp_path), run_id="r", job="test", day=MONDAY)
+
+
+def test_a_value_out_of_bounds_is_refused_with_the_constraint_named(spark, tmp_path):
+    with pytest.raises(ContractViolatedError, match="home_lon_range"):
+        write_places(spark, str(tmp_path), [("ann", 500.0, 52.3, 9, None, None, 0)], MONDAY)
+
+
+def test_a_missing_column_is_named(spark):
+    frame = spark.createDataFrame([("ann",)], "user_id string")
+
+    with pytest.raises(SchemaError, match="user_places should have column 'day' of type date"):
+        conform(frame, USER_PLACES)
+
+
+def test_the_digest_ignores_order_and_counts_repeated_rows(spark):
+    rows = [(MONDAY, f"u{i}", 4.0 + i, 52.0, i, None, None, 0) for i in range(20)]
+    schema = spark_schema(USER_PLACES)
+    forward = digest_table(spark.createDataFrame(rows, schema).repartition(3), USER_PLACES)
+    backward = digest_table(spark.createDataFrame(rows[::-1], schema).coalesce(1), USER_PLACES)
+    twice = digest_table(spark.createDataFrame([*rows, rows[0]], schema), USER_PLACES)
+    other = digest_table(spark.createDataFrame(rows, schema).withColumn("home_days", F.lit(1)), USER_PLACES)
+
+    assert forward == backward
+    assert len({forward, twice, other}) == 3
+
+
+def test_every_contract_makes_a_schema_with_comments_and_checks():
+    for contract in TABLES.values():
+        schema = spark_schema(contract)
+        assert schema.names == list(contract.column_names)
+        assert all(field.metadata["comment"] for field in schema.fields), contract.name
+    checks = check_constraints(TABLES["ranking_scores"])
+    assert checks == {"score_range": "score >= 0 AND score <= 1"}
