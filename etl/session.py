@@ -5,20 +5,16 @@ takes them from there and needs no network.
 """
 
 import os
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from conf.errors import JavaMissingError
 from conf.settings import Settings
+from etl.java import check_java
 
 DELTA_COORDINATE = "io.delta:delta-spark_4.1_2.13:4.4.0"
 """Spark's minor version is part of the artefact's name; the pip wheel holds no jar."""
-JAVA_VERSIONS = (17, 21)
 LOG4J_FILE = Path(__file__).parent / "log4j2.properties"
 JAR_PREFIXES = ("io.delta_", "io.unitycatalog_", "org.locationtech.jts_")
 """What Delta needs beyond the jars that Spark ships itself."""
@@ -40,22 +36,6 @@ def open_session(settings: Settings, app_name: str) -> SparkSession:
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session
-
-
-def check_java() -> None:
-    """Raises JavaMissingError unless JAVA_HOME or PATH leads to a Java that Spark 4.1 runs on."""
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    if java is None:
-        raise JavaMissingError(found="there is no java on PATH and JAVA_HOME is not set")
-    try:
-        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise JavaMissingError(found=f"{java} does not run ({error})") from error
-    match = re.search(r'version "(\d+)', answer.stderr + answer.stdout)
-    if match is None or int(match.group(1)) not in JAVA_VERSIONS:
-        version = match.group(1) if match else "unknown"
-        raise JavaMissingError(found=f"{java} is of version {version}")
 
 
 def delta_jars(ivy_dir: str | Path) -> list[Path]:

@@ -1,0 +1,119 @@
+# `make` lists the targets. Every target sets up what it needs; a second run finds it there.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+PY := .venv/bin/python
+AIRFLOW_PY := .venv-airflow/bin/python
+UV := $(CURDIR)/.venv/bin/uv
+
+# The demo: SOURCE=synthetic, or SOURCE=checkins DATA=FOLDER with checkins.parquet and pois.parquet.
+export SOURCE ?= synthetic
+export DATA ?=
+export WORK ?= .demo/$(SOURCE)
+export DAY NEXT_DAY RECIPE
+
+# Certificates come from the system, so that a company's own are honoured; nothing here reports usage to anyone.
+export UV_SYSTEM_CERTS := 1
+export GX_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-demo bench-test results docs airflow lock clean
+
+help: ## Lists the targets
+	@echo "Spacetime-GR features. Targets:"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+setup: .ivy/.stamp ## Makes the environment: Python packages, JDK check, Delta's jars
+
+.venv/.uv.stamp: requirements-uv.lock
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH. Install Python 3.11 with its venv \
+	module (Debian and Ubuntu: apt-get install python3.11-venv; macOS: brew install python@3.11; any: pyenv)." >&2; exit 2; }
+	@$(PYTHON) -m etl.java
+	@echo "set-up: environment .venv"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+.venv/.packages.stamp: requirements.lock requirements-torch.lock .venv/.uv.stamp
+	@echo "set-up: Python packages of requirements.lock, then torch (the first time several GB; a few minutes)"
+	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python $(PY) --no-deps -r requirements-torch.lock
+	@touch $@
+
+.venv/.installed.stamp: pyproject.toml .venv/.packages.stamp
+	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.ivy/.stamp: etl/session.py etl/jars.py .venv/.installed.stamp
+	@$(PY) -m etl.jars
+	@touch $@
+
+.venv-airflow/.stamp: requirements-airflow.lock .venv/.uv.stamp
+	@echo "set-up: Airflow in its own environment .venv-airflow"
+	@$(PYTHON) -m venv .venv-airflow
+	@$(UV) pip install --quiet --python $(AIRFLOW_PY) --require-hashes -r $<
+	@touch $@
+
+lock: .venv/.uv.stamp ## Resolves all versions anew (network); torch and its CUDA packages go without hashes
+	@$(UV) pip compile --quiet --python-version 3.11 --universal --no-annotate --no-header pyproject.toml --extra dev \
+	  | grep -E '^(torch|triton|nvidia-|cuda-)' > requirements-torch.lock
+	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml --extra dev \
+	  $$(sed -E 's/[ =].*//; s/^/--no-emit-package /' requirements-torch.lock) -o requirements.lock
+	@printf '%s\n' apache-airflow-core==3.3.2 apache-airflow-task-sdk apache-airflow-providers-standard \
+	  | $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements-airflow.lock
+
+# --- the product ------------------------------------------------------------------------------------------------------
+
+demo: setup ## From raw actions to two published releases [SOURCE=checkins DATA=FOLDER]
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" ./demo.sh
+
+airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on this machine
+	@PATH="$(CURDIR)/.venv-airflow/bin:$$PATH" SPACETIME_PYTHON="$(CURDIR)/$(PY)" airflow_dags/start.sh
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+test: setup .venv-airflow/.stamp ## Every test, the nightly DAG included (at most 20 minutes)
+	@.venv/bin/lint-imports
+	@.venv/bin/pytest
+
+test-fast: setup ## Tests that need neither Spark nor Airflow
+	@.venv/bin/pytest -m "not spark and not airflow and not slow"
+
+test-airflow: setup .venv-airflow/.stamp ## Executes the nightly DAG once on a small city
+	@.venv/bin/pytest tests/airflow_dags
+
+lint: .venv/.installed.stamp ## Format, lint, types, import rules
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+fmt: .venv/.installed.stamp ## Formats and mends what can be mended
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+# --- measurements -----------------------------------------------------------------------------------------------------
+
+bench: bench-demo bench-test ## Measures the project's claims about itself into results/
+
+bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
+	@rm -rf $(WORK)
+	@$(PY) tests/bench/measure.py demo -- make demo SOURCE=$(SOURCE) DATA=$(DATA)
+
+bench-test: setup .venv-airflow/.stamp ## Seconds of make test
+	@$(PY) tests/bench/measure.py test -- make test
+
+results: .venv/.installed.stamp ## Prints the ledger of results/; marks what falls short
+	@$(PY) -m conf.results
+
+docs: setup ## Writes the table pages of etl/README.md from the contracts
+	@$(PY) -m etl docs
+
+clean: ## Removes what demo and tests made; keeps environments and jars
+	@rm -rf .demo .airflow .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache spark-warehouse build *.egg-info
