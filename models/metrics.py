@@ -1,8 +1,8 @@
 """Metrics of retrieval and ranking: numpy in, float64 out, unmoved by the order of the rows.
 
 Every metric comes as one value per row (so that it can be averaged over any subset and bootstrapped by user) or as one
-figure. Ties are never broken by position: a target that shares its score with others gets the expected value over all
-orders of the tied POIs. Means are exact sums (`math.fsum`), so that permuting the rows changes no bit.
+figure. Ties are never broken by position: a target that shares its score with others has the mean rank over all orders of
+the tied POIs, and hits at k if that expected rank is at most k (the convention of the published floors). Means are exact sums (`math.fsum`), so that permuting the rows changes no bit.
 """
 
 import hashlib
@@ -100,8 +100,8 @@ def rank_targets(scores: FloatArray, targets: IntArray, live: BoolArray | None =
 
 
 def hit_values(ranks: Ranks, k: int) -> FloatArray:
-    """Returns per row the probability that the target is among the first `k` (hr@k = Acc@k)."""
-    return np.clip((k - ranks.num_higher) / ranks.num_equal, 0.0, 1.0)
+    """Returns per row 1.0 if the target's expected rank is at most `k`, else 0.0; the mean is hr@k = Acc@k."""
+    return (ranks.expected <= k).astype(np.float64)
 
 
 def reciprocal_values(ranks: Ranks) -> FloatArray:
