@@ -70,6 +70,7 @@ class CleanSettings(Section):
     earliest_day: date = Field(date(2005, 1, 1), description="actions before this day are refused: the service did not exist")
     max_future_min: int = Field(10, ge=0, description="minutes after the end of --day that a clock may be ahead")
     max_text_length: int = Field(4096, ge=16, description="longer ids and names are refused")
+    duplicate_days: int = Field(30, ge=1, description="deliveries before --day in which a redelivered action is looked for")
     max_poi_shift_km: float = Field(5.0, gt=0, description="logged POI place farther than this from the catalogue's is repaired")
 
 
@@ -88,6 +89,7 @@ class PlacesSettings(Section):
 class IndexSettings(Section):
     version: int = Field(1, ge=1, description="raised only when ids are assigned anew")
     cell_km: float = Field(5.0, gt=0, description="side of a grid cell (paper: 5 km)")
+    moved_km: float = Field(0.2, gt=0, description="a POI delivered farther than this from its slot has moved")
     max_inner: int = Field(4096, ge=1, description="inner ids per block that a model can hold")
 
 
@@ -124,6 +126,7 @@ class FeatureSettings(Section):
     batch_rows: int = Field(512, ge=1, description="rows per Arrow batch")
     micro_batch: int = Field(64, ge=1, description="rows per forward pass")
     top_k: int = Field(100, ge=1, description="POIs generated per request")
+    max_failed_share: float = Field(0.05, ge=0, le=1, description="more rows that make the model fail stop the night")
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 

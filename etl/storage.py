@@ -60,6 +60,19 @@ def table_version(spark: SparkSession, root: str, name: str) -> int:
     return int(row["version"])
 
 
+def table_version_of_day(spark: SparkSession, root: str, name: str, day: date) -> int:
+    """Returns the version of a table that runs strictly forward (`poi_index`) as it stood at the end of a day.
+
+    It is the version before the first commit of a later day; so a backfill sees what the night saw.
+    """
+    _require(spark, root, name)
+    noted = F.get_json_object("userMetadata", "$.day").cast("date")
+    later = _delta_table(spark, root, name).history().where(noted > F.lit(day))
+    row = later.agg(F.min("version").alias("version")).first()
+    first_later = None if row is None else row["version"]
+    return table_version(spark, root, name) if first_later is None else max(int(first_later) - 1, 0)
+
+
 def read_table(spark: SparkSession, root: str, name: str, *, version: int | None = None) -> DataFrame:
     """Reads a table, at its latest version unless one is given.
 
@@ -77,7 +90,9 @@ def read_table(spark: SparkSession, root: str, name: str, *, version: int | None
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def replace_day(frame: DataFrame, name: str, root: str, *, day: date, run_id: str, job: str) -> int:
+def replace_day(
+    frame: DataFrame, name: str, root: str, *, day: date, run_id: str, job: str, where: str | None = None
+) -> int:
     """Replaces the rows of one day by `frame` in one commit and returns the new version.
 
     Args:
@@ -87,6 +102,8 @@ def replace_day(frame: DataFrame, name: str, root: str, *, day: date, run_id: st
         day: the job's day; every row gets it.
         run_id: kept in the commit, not in the rows.
         job: kept in the commit.
+        where: replaces only the rows of the day that match this condition, as every row of `frame` must; for tables
+            that several jobs write.
 
     Raises:
         SchemaError: a column of the contract is missing.
@@ -101,7 +118,7 @@ def replace_day(frame: DataFrame, name: str, root: str, *, day: date, run_id: st
     writer = (
         rows.write.format("delta")
         .mode("overwrite")
-        .option("replaceWhere", f"day = DATE'{day}'")
+        .option("replaceWhere", f"day = DATE'{day}'" + (f" AND ({where})" if where else ""))
         .option("userMetadata", _commit_note(job, day, run_id))
     )
     location = table_location(root, name)
