@@ -221,7 +221,8 @@ def conform(frame: DataFrame, contract: TableContract) -> DataFrame:
                 found=f"only {', '.join(frame.columns)}",
                 remedy="Mend the job that builds the table.",
             )
-    return frame.select(*(F.col(column.name).cast(_field(column).dataType) for column in contract.columns))
+    # The contract's own text, not the field's type: a cast may not turn elements that could be null into ones that cannot.
+    return frame.select(*(F.col(column.name).cast(column.type) for column in contract.columns))
 
 
 def digest_table(frame: DataFrame, contract: TableContract) -> str:
