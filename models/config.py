@@ -1,0 +1,193 @@
+"""Recipes of models: the decoder's shape, how each stage is trained; frozen, read from `conf/models/*.yaml`.
+
+A recipe says nothing about data. Vocabulary sizes come from the POI index through `conf.tokens.TokenLayout`, so the
+same recipe serves a town and a country.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from conf.settings import Section, load_model
+from conf.tokens import TokenLayout
+
+
+class MemoryConfig(Section):
+    """The memory of places (design 4, ours); off = the paper's model."""
+
+    enabled: bool = Field(
+        True, description="mix copies of the user's own past POIs into the generator's distribution"
+    )
+    key_dim: int = Field(64, ge=1, description="width of the content match between a step and a past action")
+    clock_tables: bool = Field(True, description="learned tables over pairs of hours and of weekdays")
+    table_rate: float = Field(
+        10.0, gt=0, description="learning rate of the pair tables, times that of the rest"
+    )
+    large_table_rate: float = Field(2.0, gt=0, description="the same for tables of more than 1,000 rows")
+
+
+class DecoderConfig(Section):
+    """Shape of the decoder. Keys have the names of `conventions`; twins in transformers' LlamaConfig are obvious."""
+
+    hidden_dim: int = Field(64, ge=2, description="model width")
+    ffn_dim: int = Field(192, ge=1, description="inner width of the SwiGLU")
+    num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(4, ge=1)
+    num_kv_heads: int = Field(4, ge=1, description="heads of keys and values; a divisor of num_heads")
+    rope_theta: float = Field(10_000.0, gt=0)
+    norm_eps: float = Field(1e-6, gt=0)
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="on the output of each attention and feed-forward part"
+    )
+    embedding_dropout: float = Field(0.3, ge=0, lt=1, description="on token embeddings")
+    window_actions: int = Field(
+        50, ge=2, description="actions the transformer reads, the predicted one included"
+    )
+    embedding_dim: int = Field(64, ge=2, description="length of user and POI vectors")
+    memory: MemoryConfig = MemoryConfig()
+    poi_vectors: Literal["off", "exact", "hashed"] = Field(
+        "exact",
+        description="vector of a POI's own beside the shared inner vector: one row each, or hashed rows",
+    )
+    poi_rows: int = Field(0, ge=0, description="rows of POI vectors; 0 = filled in from the index")
+    tie_embeddings: bool = Field(True, description="output vectors are the input vectors")
+    multimodal_dim: int = Field(0, ge=0, description="length of given POI vectors (text, image); 0 = off")
+    geo_scales_km: tuple[float, ...] = Field(
+        (100.0, 25.0, 5.0, 1.0, 0.25), description="sides of the geo cells"
+    )
+    geo_buckets: int = Field(2048, ge=2, description="hash buckets per scale of geo cells")
+    geo_waves_km: tuple[float, ...] = Field(
+        (20_000.0, 4_000.0, 800.0, 160.0, 32.0, 8.0, 2.0),
+        description="wave lengths of the Fourier coordinates",
+    )
+    holidays: tuple[str, ...] = Field(
+        ("01-01", "12-24", "12-25", "12-26", "12-31"), description="fixed-date holidays, MM-DD, local"
+    )
+    headroom: float = Field(
+        1.25, ge=1, description="capacities over what the index holds now, so that it can grow"
+    )
+    index_version: int = Field(1, ge=1, description="filled in from the token layout")
+    num_blocks: int = Field(0, ge=0, description="capacity; filled in from the token layout")
+    max_inner: int = Field(0, ge=0, description="capacity; filled in from the token layout")
+    num_categories: int = Field(0, ge=0, description="capacity; filled in from the token layout")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "DecoderConfig":
+        if self.hidden_dim % self.num_heads or (self.hidden_dim // self.num_heads) % 2:
+            raise ValueError("hidden_dim / num_heads must be a whole even number")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError("num_kv_heads must divide num_heads")
+        return self
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The token layout whose capacities this configuration has."""
+        return TokenLayout(self.index_version, self.num_blocks, self.max_inner, self.num_categories)
+
+    def with_layout(self, layout: TokenLayout, *, num_pois: int = 0) -> "DecoderConfig":
+        """Returns a copy with the capacities of `layout`.
+
+        Args:
+            layout: capacities, headroom included (see `size_layout`).
+            num_pois: slots in the index; rows of POI vectors are sized by it, where the recipe does not say.
+        """
+        # Every block gets its share rounded up, so one spare row each.
+        rows = self.poi_rows or math.ceil(num_pois * self.headroom) + 2 * layout.num_blocks
+        return self.model_copy(
+            update={
+                "index_version": layout.index_version,
+                "num_blocks": layout.num_blocks,
+                "max_inner": layout.max_inner,
+                "num_categories": layout.num_categories,
+                "poi_rows": 0 if self.poi_vectors == "off" else rows,
+            }
+        )
+
+
+class TrainConfig(Section):
+    """How one stage is trained."""
+
+    epochs: int = Field(
+        4, ge=0, description="passes over the training split; a curriculum spends one on its first part"
+    )
+    max_steps: int = Field(0, ge=0, description="optimiser steps at most; 0 = as many as the epochs need")
+    batch_size: int = Field(16, ge=1, description="samples per optimiser step")
+    micro_batch_size: int = Field(0, ge=0, description="samples per forward pass; 0 = batch_size")
+    learning_rate: float = Field(2e-3, gt=0)
+    min_learning_rate: float = Field(1e-5, ge=0, description="end of the cosine")
+    warmup_steps: int = Field(60, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    seed: int = 1
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 = autocast where the device has it"
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto = cuda if there is one")
+    val_every: int = Field(0, ge=0, description="optimiser steps between validations; 0 = once an epoch")
+    patience: int = Field(2, ge=1, description="validations without a better one before training stops")
+    checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints")
+    curriculum: bool = Field(
+        True, description="local and travel samples first, then mixed ones too (pre-training)"
+    )
+    in_memory_rows: int = Field(
+        200_000, ge=0, description="tables up to this size are kept in memory; larger ones stream"
+    )
+    buffer_rows: int = Field(
+        8_192, ge=1, description="rows in memory while streaming; the span of length buckets"
+    )
+
+
+class EmbeddingSftConfig(TrainConfig):
+    """Embedding SFT: two towers, InfoNCE."""
+
+    temperature: float = Field(0.07, gt=0, description="InfoNCE tau; the start if it is learned")
+    learn_temperature: bool = True
+    drop_request: float = Field(0.3, ge=0, le=1, description="share of training requests made neutral")
+
+
+class AlignConfig(TrainConfig):
+    """DPO and S-DPO."""
+
+    beta: float = Field(0.1, gt=0, description="DPO beta")
+    multi_negative: bool = Field(False, description="S-DPO: all rejected POIs of a request in one term")
+
+
+class Recipe(Section):
+    """A decoder and how its stages are trained."""
+
+    name: str = "tiny"
+    decoder: DecoderConfig = DecoderConfig()
+    pretrain: TrainConfig = TrainConfig()
+    sft_embedding: EmbeddingSftConfig = EmbeddingSftConfig()
+    sft_ranking: TrainConfig = TrainConfig()
+    align_dpo: AlignConfig = AlignConfig()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Loads a recipe and applies `a.b=value` overrides; raises as `conf.settings.load_model`."""
+    return load_model(Recipe, [path], overrides)
+
+
+def size_layout(
+    *, index_version: int, num_blocks: int, max_inner: int, num_categories: int, headroom: float
+) -> TokenLayout:
+    """Sizes the vocabularies of a new model.
+
+    Args:
+        index_version: version of the block and inner assignment.
+        num_blocks: largest block id + 1 in the index.
+        max_inner: largest inner id + 1 in the index.
+        num_categories: largest category id + 1.
+        headroom: factor by which the index may grow before a new model is due.
+    """
+    return TokenLayout(
+        index_version=index_version,
+        num_blocks=math.ceil(num_blocks * headroom) + 1,
+        max_inner=math.ceil(max_inner * headroom) + 1,
+        num_categories=math.ceil(num_categories * headroom) + 1,
+    )

@@ -1,0 +1,305 @@
+"""SpacetimeDecoder: one decoder-only transformer for next-POI probabilities, generation, ranking and embeddings.
+
+Tokens: a user token and profile tokens (all at position 0), then four tokens per action from position 1. The state at
+an action token predicts the block, the state at a block token the inner id. Training runs over whole windows;
+serving encodes the user part once (`encode_prefix`), adds the request's spacetime and action tokens (`request_state`),
+and hangs blocks or candidates below it, each for itself. Both ways agree to rounding (trap 4): a step being predicted
+always sees the last `window_actions` - 1 actions before it that its window holds.
+"""
+
+# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, D = model width, V = blocks,
+# I = inner ids, C = candidates, K = blocks looked into, Q = steps being predicted.
+
+import torch
+from torch import Tensor, nn
+
+from conf.tokens import TOKENS_PER_ACTION, Slot
+from models.batch import CandidateBatch, HistoryBatch, RequestBatch
+from models.config import DecoderConfig
+from models.generator import Generator
+from models.masks import build_candidate_mask
+from models.memory import BLOCK, INNER, PlaceMemory, log_mass, mix_all, mix_target
+from models.pairs import Steps
+from models.slots import LiveSlots
+from models.states import (
+    Cache,
+    CandidateStates,
+    Prefix,
+    RequestState,
+    StepLogProbs,
+    last_steps,
+    neutral_request,
+    pack_steps,
+    past_of,
+    steps_of,
+    take_rows,
+    valid_user,
+    window_index,
+)
+from models.trunk import Trunk
+
+REQUEST_TOKENS = 2
+CANDIDATE_TOKENS = 2
+NUM_MEMORY_FEATURES = 2
+_SMALLEST_SHARE = 1e-4
+
+
+class SpacetimeDecoder(nn.Module):
+    """The model (paper 3.2, design 4)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        if not (config.num_blocks and config.max_inner):
+            raise ValueError(
+                "the configuration has no vocabulary sizes; fill them in with DecoderConfig.with_layout"
+            )
+        self.config = config
+        D = config.hidden_dim
+        self.trunk = Trunk(config)
+        self.generator = Generator(config)
+        self.memory = PlaceMemory(config) if config.memory.enabled else None
+        self.user_projection = nn.Linear(D, config.embedding_dim, bias=False)
+        self.poi_projection = nn.Linear(D, config.embedding_dim, bias=False)
+        self.click = nn.Linear(D, 1)
+        self.click_memory = nn.Linear(NUM_MEMORY_FEATURES, 1, bias=False)
+        self.apply(_start_weights)
+        nn.init.zeros_(self.click_memory.weight)
+        if self.memory is not None:
+            self.memory.reset_gates()
+
+    def set_block_centers(self, block_ids: Tensor, lonlat: Tensor) -> None:
+        """Tells where blocks lie, (N,) and (N, 2) degrees; blocks not told of have an unknown place."""
+        self.trunk.embedding.set_block_centers(block_ids, lonlat)
+
+    def assign_poi_rows(self, slots: LiveSlots) -> None:
+        """Shares the rows of exact POI vectors out to blocks by their slots; before training only."""
+        for vectors in (self.trunk.embedding.poi_vectors, getattr(self.generator, "poi_vectors", None)):
+            if vectors is not None:
+                vectors.assign_rows(slots.count_inners())
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def forward_history(self, history: HistoryBatch) -> Tensor:
+        """Returns the states of the window's tokens, (B, 4 W, D); window = the last `window_actions` actions."""
+        spacetime, inner = self.trunk.embed_history(history)
+        index_BW, _ = window_index(
+            history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions
+        )
+        states, _ = self.trunk.read_window(history, spacetime, inner, index_BW)
+        return states
+
+    def next_poi_log_probs(self, history: HistoryBatch, live: LiveSlots | None = None) -> StepLogProbs:
+        """Returns log P(block) and log P(inner | true block) at every loss target.
+
+        Args:
+            history: with `is_targets_BL`; targets outside the window or among the context do not count.
+            live: slots that exist; None = all within the capacities.
+        """
+        spacetime, inner = self.trunk.embed_history(history)
+        index_BW, valid_BW = window_index(
+            history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions
+        )
+        states, _ = self.trunk.read_window(history, spacetime, inner, index_BW)
+        is_target_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
+        is_target_BW = is_target_BW & (index_BW >= history.num_context_B[:, None])
+        window_BQ, is_target_BQ = pack_steps(is_target_BW)
+        index_BQ = index_BW.gather(1, window_BQ)
+        states_BWSD = states.unflatten(1, (-1, TOKENS_PER_ACTION))
+        at_action = take_rows(states_BWSD[:, :, Slot.ACTION], window_BQ)
+        at_block = take_rows(states_BWSD[:, :, Slot.BLOCK], window_BQ)
+        blocks_BQ, inners_BQ = history.blocks_BL.gather(1, index_BQ), history.inners_BL.gather(1, index_BQ)
+        # A target newer than the model has no token: it cannot be learned.
+        is_target_BQ = (
+            is_target_BQ & (blocks_BQ < self.config.num_blocks) & (inners_BQ < self.config.max_inner)
+        )
+        blocks_BQ, inners_BQ = blocks_BQ * is_target_BQ, inners_BQ * is_target_BQ
+        embedding = self.trunk.embedding
+        log_block = self.generator.block_log_probs(at_action, embedding, live)
+        log_block = log_block.gather(2, blocks_BQ[..., None])[..., 0]
+        targets = is_target_BQ.nonzero(as_tuple=True)
+        chosen = self.generator.inner_log_probs(at_block[targets], blocks_BQ[targets], embedding, live)
+        chosen = chosen.gather(1, inners_BQ[targets][:, None])[:, 0]
+        log_inner = torch.zeros_like(log_block).index_put(targets, chosen)
+        if self.memory is not None:
+            bank = self.memory.remember(past_of(history), spacetime, inner)
+            pairs = self.memory.compare(bank, steps_of(history, index_BQ), live)
+            same_block = bank.past.blocks_BL[:, None] == blocks_BQ[..., None]
+            same_poi = same_block & (bank.past.inners_BL[:, None] == inners_BQ[..., None])
+            log_block = mix_target(log_block, self.memory.score(BLOCK, at_action, bank, pairs), same_block)
+            inside = self.memory.score(INNER, at_block, bank, pairs).masked_fill(~same_block, -torch.inf)
+            log_inner = mix_target(log_inner, inside, same_poi)
+        is_padding = ~is_target_BQ
+        return StepLogProbs(
+            log_block.masked_fill(is_padding, 0.0), log_inner.masked_fill(is_padding, 0.0), is_target_BQ
+        )
+
+    # --- serving ----------------------------------------------------------------------------------------------------
+
+    def encode_prefix(self, history: HistoryBatch) -> Prefix:
+        """Reads the user part: user and profile tokens, and the last `window_actions` - 1 actions."""
+        spacetime, inner = self.trunk.embed_history(history)
+        index_BW, valid_BW = window_index(
+            history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions - 1
+        )
+        _, layers = self.trunk.read_window(history, spacetime, inner, index_BW)
+        valid_BT = torch.cat(
+            [valid_user(history), valid_BW.repeat_interleave(TOKENS_PER_ACTION, dim=1)], dim=1
+        )
+        next_positions_B = 1 + TOKENS_PER_ACTION * valid_BW.sum(dim=1)
+        bank = None if self.memory is None else self.memory.remember(past_of(history), spacetime, inner)
+        return Prefix(Cache(layers, valid_BT, next_positions_B), history, bank)
+
+    def request_state(
+        self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None
+    ) -> RequestState:
+        """Reads the request's spacetime and action tokens; None = nothing was asked (neutral tokens)."""
+        history = prefix.history
+        last = last_steps(history)
+        request = request if request is not None else neutral_request(history)
+        neutral_B = request.is_neutral_B
+        gaps = request.timestamps_B - last.timestamps_BQ[:, 0]
+        spacetime = self.trunk.embedding.embed_spacetime(
+            request.timestamps_B, request.tz_offsets_B, gaps, history.lengths_B > 0, request.user_lonlat_B2
+        )
+        no_spacetime, no_action = self.trunk.embedding.embed_no_request(neutral_B.shape)
+        spacetime = torch.where(neutral_B[:, None], no_spacetime, spacetime)
+        action = self.trunk.embedding.embed_actions(request.action_types_B)
+        action = torch.where(neutral_B[:, None], no_action, action)
+        own_22 = torch.ones(2, 2, dtype=torch.bool, device=neutral_B.device).tril()
+        positions = prefix.cache.next_positions_B[:, None] + torch.arange(
+            REQUEST_TOKENS, device=neutral_B.device
+        )
+        states, cache = self.trunk.extend(
+            prefix.cache, torch.stack([spacetime, action], dim=1), positions, own_22
+        )
+        pairs = None
+        if self.memory is not None and prefix.bank is not None:
+            asked = Steps(history.lengths_B[:, None], request.timestamps_B[:, None], request.tz_offsets_B[:, None],
+                          request.user_lonlat_B2[:, None])  # fmt: skip
+            # Without a request the clock and the place are those of the user's last action.
+            steps = Steps(
+                *(torch.where(_like(neutral_B, own), old, own) for own, old in zip(asked, last, strict=True))
+            )
+            pairs = self.memory.compare(prefix.bank, steps, live)
+        return RequestState(cache, states[:, -1], prefix.bank, pairs, live)
+
+    def block_log_probs(self, state: RequestState) -> Tensor:
+        """Returns log P(block), (B, V)."""
+        log_probs = self.generator.block_log_probs(state.state_BD, self.trunk.embedding, state.live)
+        if self.memory is None or state.bank is None or state.pairs is None:
+            return log_probs
+        scores = self.memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)
+        return mix_all(log_probs[:, None], scores, state.bank.past.blocks_BL)[:, 0]
+
+    def inner_log_probs(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
+        """Returns log P(inner | block) for some blocks, each looked into for itself, (B, K) -> (B, K, I)."""
+        states_BKD = self._look_into(state, blocks_BK)
+        log_probs = self.generator.inner_log_probs(states_BKD, blocks_BK, self.trunk.embedding, state.live)
+        if self.memory is None or state.bank is None or state.pairs is None:
+            return log_probs
+        scores = self._score_inside(state, states_BKD, blocks_BK)
+        return mix_all(log_probs, scores, state.bank.past.inners_BL)
+
+    def poi_log_probs(self, state: RequestState, blocks_BC: Tensor, inners_BC: Tensor) -> Tensor:
+        """Returns log P(POI) of given POIs, (B, C); -inf where a POI is newer than the model or not live."""
+        fits = (blocks_BC < self.config.num_blocks) & (inners_BC < self.config.max_inner)
+        blocks, inners = blocks_BC * fits, inners_BC * fits
+        log_block = self.block_log_probs(state).gather(1, blocks)
+        log_inner = self.inner_log_probs(state, blocks).gather(2, inners[..., None])[..., 0]
+        return (log_block + log_inner).masked_fill(~fits, -torch.inf)
+
+    def candidate_states(
+        self,
+        prefix: Prefix,
+        request: RequestBatch | None,
+        candidates: CandidateBatch,
+        live: LiveSlots | None = None,
+    ) -> CandidateStates:
+        """Reads each candidate's block and inner tokens below the request, isolated from the others (trap 3)."""
+        state = self.request_state(prefix, request, live)
+        B, C = candidates.blocks_BC.shape
+        embedded = torch.stack(
+            [
+                self.trunk.embedding.embed_blocks(candidates.blocks_BC),
+                self.trunk.embed_candidates(candidates),
+            ],
+            2,
+        )
+        own = build_candidate_mask(C, CANDIDATE_TOKENS, embedded.device)
+        offsets = torch.arange(CANDIDATE_TOKENS, device=embedded.device).repeat(C)
+        positions = state.cache.next_positions_B[:, None] + offsets
+        states, _ = self.trunk.extend(state.cache, embedded.flatten(1, 2), positions, own)
+        states_BC2D = states.view(B, C, CANDIDATE_TOKENS, -1)
+        features = self._memory_features(state, states_BC2D[:, :, 0], candidates)
+        return CandidateStates(states_BC2D[:, :, 1], features)
+
+    def click_logits(self, candidates: CandidateStates) -> Tensor:
+        """Returns log-odds of a click, (B, C)."""
+        logits = self.click(candidates.states_BCD) + self.click_memory(candidates.memory_BC2)
+        return logits[..., 0].float()
+
+    def user_state(self, prefix: Prefix, request: RequestBatch | None = None) -> Tensor:
+        """Returns unit vectors of the user tower, (B, embedding_dim); None = as of the last action."""
+        state = self.request_state(prefix, request)
+        pooled = state.state_BD
+        if self.memory is not None and state.bank is not None and state.pairs is not None:
+            scores = self.memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)
+            pooled = pooled + self.memory.pool(scores, state.bank)[:, 0]
+        return nn.functional.normalize(self.user_projection(pooled).float(), dim=-1)
+
+    def poi_state(self, candidates: CandidateBatch) -> Tensor:
+        """Returns unit vectors of the POI tower, (B, C, embedding_dim), from the POIs' tokens alone."""
+        blocks, inners = (
+            self.trunk.embedding.embed_blocks(candidates.blocks_BC),
+            self.trunk.embed_candidates(candidates),
+        )
+        x_NTD = torch.stack([blocks, inners], dim=2).flatten(0, 1)
+        states, _ = self.trunk.run(
+            x_NTD, torch.arange(CANDIDATE_TOKENS, device=x_NTD.device)[None], None, None
+        )
+        vectors = self.poi_projection(states[:, -1]).float().view(*candidates.blocks_BC.shape, -1)
+        return nn.functional.normalize(vectors, dim=-1)
+
+    # --- shared -----------------------------------------------------------------------------------------------------
+
+    def _look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
+        """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
+        own_KK = torch.eye(blocks_BK.shape[1], dtype=torch.bool, device=blocks_BK.device)
+        positions = state.cache.next_positions_B[:, None].expand_as(blocks_BK)
+        states, _ = self.trunk.extend(
+            state.cache, self.trunk.embedding.embed_blocks(blocks_BK), positions, own_KK
+        )
+        return states
+
+    def _score_inside(self, state: RequestState, states_BKD: Tensor, blocks_BK: Tensor) -> Tensor:
+        """Returns the inner scores of the past actions inside each block, (B, K, L); -inf for those outside."""
+        assert self.memory is not None and state.bank is not None and state.pairs is not None
+        scores = self.memory.score(INNER, states_BKD, state.bank, state.pairs)
+        return scores.masked_fill(state.bank.past.blocks_BL[:, None] != blocks_BK[..., None], -torch.inf)
+
+    def _memory_features(
+        self, state: RequestState, at_block_BCD: Tensor, candidates: CandidateBatch
+    ) -> Tensor:
+        """Returns the log of the share that the memory gives each candidate's POI and its block, (B, C, 2)."""
+        if self.memory is None or state.bank is None or state.pairs is None:
+            return at_block_BCD.new_zeros(*candidates.blocks_BC.shape, NUM_MEMORY_FEATURES)
+        past = state.bank.past
+        same_block = past.blocks_BL[:, None] == candidates.blocks_BC[..., None]
+        same_poi = same_block & (past.inners_BL[:, None] == candidates.inners_BC[..., None])
+        block_scores = self.memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)
+        inner_scores = self._score_inside(state, at_block_BCD, candidates.blocks_BC)
+        block_share = (block_scores - log_mass(block_scores)[..., None]).exp()
+        inner_share = (inner_scores - log_mass(inner_scores)[..., None]).exp()
+        of_block = (block_share * same_block).sum(dim=-1)
+        of_poi = of_block * (inner_share * same_poi).sum(dim=-1)
+        return torch.stack([of_poi, of_block], dim=-1).add(_SMALLEST_SHARE).log()
+
+
+def _start_weights(module: nn.Module) -> None:
+    """Starts linear maps and embeddings at N(0, 0.02), as Llama does."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])

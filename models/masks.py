@@ -1,0 +1,32 @@
+"""Who sees whom: the causal mask over a padded user part, and candidates that see the user and themselves only.
+
+True = may look. Rows that stand for padding see at least themselves, so that no softmax is over nothing.
+"""
+
+# Shape letters: B = sequences, T = tokens of the user part, N = new tokens after it, C = candidates.
+
+import torch
+from torch import Tensor
+
+
+def build_causal_mask(valid_BT: Tensor) -> Tensor:
+    """Returns (B, 1, T, T): a token sees itself and the valid tokens before it."""
+    T = valid_BT.shape[1]
+    causal_TT = torch.ones(T, T, dtype=torch.bool, device=valid_BT.device).tril()
+    itself_TT = torch.eye(T, dtype=torch.bool, device=valid_BT.device)
+    return ((causal_TT & valid_BT[:, None, :]) | itself_TT)[:, None]
+
+
+def build_extension_mask(valid_BT: Tensor, own_NN: Tensor) -> Tensor:
+    """Returns (B, 1, N, T + N): new tokens see the valid tokens of the user part, and one another by `own_NN`."""
+    B, T = valid_BT.shape
+    N = own_NN.shape[0]
+    past_BNT = valid_BT[:, None, :].expand(B, N, T)
+    return torch.cat([past_BNT, own_NN.expand(B, N, N)], dim=2)[:, None]
+
+
+def build_candidate_mask(num_candidates: int, tokens_each: int, device: torch.device) -> Tensor:
+    """Returns (N, N) for N = candidates x tokens each: causal inside a candidate, nothing between two (trap 3)."""
+    owner_N = torch.arange(num_candidates, device=device).repeat_interleave(tokens_each)
+    causal_NN = torch.ones(len(owner_N), len(owner_N), dtype=torch.bool, device=device).tril()
+    return (owner_N[:, None] == owner_N[None, :]) & causal_NN

@@ -1,0 +1,266 @@
+"""Pair features of the memory of places: each step being predicted x each past action -> one row number per table.
+
+The measured form (clock quantities are local time; "previous" is the user's action before): age, clock difference, day
+relation, visits, gaps, distance, same previous POI or category. No parameters, no gradients; cost O(steps x actions).
+"""
+
+# Shape letters: B = sequences, Q = steps being predicted, L = past actions.
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.features import (
+    EARTH_RADIUS_KM,
+    HOUR_MS,
+    MINUTE_MS,
+    Clock,
+    is_known_place,
+    place_on_sphere,
+    split_time,
+)
+
+NUM_AGES, NUM_MATCHES, NUM_GAPS, NUM_DISTANCES, NUM_COUNTS, NUM_FINE_GAPS, NUM_SIGNED = (
+    32,
+    3,
+    8,
+    12,
+    8,
+    16,
+    40,
+)
+SAME_POI, SAME_CATEGORY, NO_MATCH = range(NUM_MATCHES)
+_HALF_DAY_MIN, _DAY_MIN = 720, 1440
+
+
+class Past(NamedTuple):
+    """Past actions as the memory sees them.
+
+    Attributes:
+        timestamps_BL, tz_offsets_BL, blocks_BL, inners_BL, categories_BL: int64, as in `HistoryBatch`.
+        poi_lonlat_BL2: float.
+    """
+
+    timestamps_BL: Tensor
+    tz_offsets_BL: Tensor
+    blocks_BL: Tensor
+    inners_BL: Tensor
+    categories_BL: Tensor
+    poi_lonlat_BL2: Tensor
+
+
+class Steps(NamedTuple):
+    """What is known of the steps being predicted.
+
+    Attributes:
+        num_past_BQ: int64, actions strictly before the step.
+        timestamps_BQ, tz_offsets_BQ: int64, time of the request.
+        user_lonlat_BQ2: float, place of the user; NaN = unknown.
+    """
+
+    num_past_BQ: Tensor
+    timestamps_BQ: Tensor
+    tz_offsets_BQ: Tensor
+    user_lonlat_BQ2: Tensor
+
+
+class PairFeatures(NamedTuple):
+    """All int64, (B, Q, L) unless said; meaningless where the action is not strictly before the step."""
+
+    age: Tensor
+    match: Tensor
+    is_current: Tensor
+    half_hours: Tensor
+    day_relation: Tensor
+    count: Tensor
+    last_visit: Tensor
+    gap_BQ1: Tensor
+    distance: Tensor
+    gap_difference: Tensor
+    two_back: Tensor
+    hour_pair: Tensor
+    signed_minutes: Tensor
+    weekday_pair: Tensor
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """One learned table over pair features: its rows and how features choose one."""
+
+    name: str
+    num_rows: int
+    row: Callable[[PairFeatures], Tensor]
+    is_clock: bool = False
+
+
+TABLES = (
+    PairTable("age_match", NUM_AGES * 6, lambda f: (f.age * 3 + f.match) * 2 + f.is_current),
+    PairTable("clock_count", 25 * 3 * 4, lambda f: (f.half_hours * 3 + f.day_relation) * 4 + f.count // 2),
+    PairTable("gap_match", NUM_GAPS * 6, lambda f: (f.gap_BQ1 * 3 + f.match) * 2 + f.is_current),
+    PairTable(
+        "gap_distance_match",
+        NUM_GAPS * NUM_DISTANCES * 3,
+        lambda f: (f.gap_BQ1 * NUM_DISTANCES + f.distance) * 3 + f.match,
+    ),
+    PairTable("last_visit_gap", NUM_AGES * NUM_GAPS, lambda f: f.last_visit * NUM_GAPS + f.gap_BQ1),
+    PairTable("count", NUM_COUNTS, lambda f: f.count),
+    PairTable("gap_difference_match", NUM_FINE_GAPS * 3, lambda f: f.gap_difference * 3 + f.match),
+    PairTable("two_back", 2, lambda f: f.two_back),
+    PairTable("hour_pair", 24 * 24 * 3, lambda f: f.hour_pair * 3 + f.day_relation, is_clock=True),
+    PairTable("signed_clock", NUM_SIGNED * 3, lambda f: f.signed_minutes * 3 + f.day_relation, is_clock=True),
+    PairTable("weekday_pair", 7 * 7 * 6, lambda f: f.weekday_pair, is_clock=True),
+)
+
+
+def start_table(table: PairTable) -> Tensor:
+    """Returns the rows at which a table starts: the weights of the kernel counter (design 5), else zero; (rows,)."""
+    if table.name == "age_match":
+        hours = 2 ** ((torch.arange(NUM_AGES) + 0.5) / 2) - 1
+        return (torch.exp(-hours / (60 * 24)) + 0.05).log().repeat_interleave(6)
+    if table.name == "clock_count":
+        row = torch.arange(table.num_rows)
+        hours, same_type = (row // 12) / 2, (row // 4) % 3 < 2
+        return (0.05 + torch.exp(-((hours / 1.5) ** 2)) * (1 + 1.5 * same_type)).log()
+    if table.name == "gap_match":
+        row = torch.arange(table.num_rows)
+        return math.log(7) * ((row // 2) % 3 == SAME_POI) + math.log(0.1) * (row % 2)
+    return torch.zeros(table.num_rows)
+
+
+@torch.no_grad()
+def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
+    """Compares every step with every past action."""
+    slots_BL = _name_slots(past)
+    clock_q = _view_clock(split_time(steps.timestamps_BQ, steps.tz_offsets_BQ), dim=2)
+    clock_j = _view_clock(split_time(past.timestamps_BL, past.tz_offsets_BL), dim=1)
+    day_relation = _relate_days(clock_q.weekday, clock_j.weekday)
+    signed = (clock_q.minute_of_day - clock_j.minute_of_day + _HALF_DAY_MIN) % _DAY_MIN - _HALF_DAY_MIN
+    visits, last_ms = _count_visits(past, steps, slots_BL)
+    now = steps.timestamps_BQ[..., None]
+    gap_q, gap_j = _gaps_of_steps(past, steps), _gaps_of_actions(past)
+    is_current, match, two_back = _match_contexts(past, steps, slots_BL)
+    return PairFeatures(
+        age=_bucket_age(now - past.timestamps_BL[:, None]),
+        match=match,
+        is_current=is_current,
+        half_hours=(signed.abs() + 15) // 30,
+        day_relation=day_relation,
+        count=visits.clamp(min=1).float().log2().long().clamp(max=NUM_COUNTS - 1),
+        last_visit=_bucket_age(now - last_ms),
+        gap_BQ1=_bucket_gap(gap_q)[..., None],
+        distance=_bucket_distance(past, steps),
+        gap_difference=(_bucket_fine_gap(gap_q)[..., None] - _bucket_fine_gap(gap_j)[:, None]).abs(),
+        two_back=two_back,
+        hour_pair=clock_q.hour * 24 + clock_j.hour,
+        signed_minutes=_bucket_signed(signed),
+        weekday_pair=(clock_q.weekday * 7 + clock_j.weekday) * 6 + (signed.abs() // 90).clamp(max=5),
+    )
+
+
+def _name_slots(past: Past) -> Tensor:
+    return past.blocks_BL * 2**24 + past.inners_BL
+
+
+def _view_clock(clock: Clock, dim: int) -> Clock:
+    return Clock(*(part.unsqueeze(dim) for part in clock))
+
+
+def _relate_days(weekday_a: Tensor, weekday_b: Tensor) -> Tensor:
+    """Returns 0 same weekday, 1 same type (workday or weekend), 2 other."""
+    same_type = (weekday_a >= 5) == (weekday_b >= 5)
+    return torch.where(weekday_a == weekday_b, 0, torch.where(same_type, 1, 2))
+
+
+def _bucket_age(age_ms: Tensor) -> Tensor:
+    hours = age_ms.clamp(min=0).double() / HOUR_MS
+    return (2 * (hours + 1).log2()).long().clamp(max=NUM_AGES - 1)
+
+
+def _bucket_gap(gap_ms: Tensor) -> Tensor:
+    minutes = gap_ms.clamp(min=0).double() / MINUTE_MS
+    return (minutes / 7.5 + 1).log2().long().clamp(max=NUM_GAPS - 1)
+
+
+def _bucket_fine_gap(gap_ms: Tensor) -> Tensor:
+    minutes = gap_ms.clamp(min=0).double() / MINUTE_MS
+    return (minutes + 1).log2().long().clamp(max=NUM_FINE_GAPS - 1)
+
+
+def _bucket_signed(signed_min: Tensor) -> Tensor:
+    magnitude = (2 * (signed_min.abs().float() + 1).log2()).long().clamp(max=NUM_SIGNED // 2 - 1)
+    return magnitude + NUM_SIGNED // 2 * (signed_min < 0)
+
+
+def _bucket_distance(past: Past, steps: Steps) -> Tensor:
+    """Log bucket of the distance from the user's place to each POI; the last one for far and for unknown places."""
+    chord = torch.cdist(
+        place_on_sphere(steps.user_lonlat_BQ2),
+        place_on_sphere(past.poi_lonlat_BL2),
+        compute_mode="donot_use_mm_for_euclid_dist",
+    )
+    bucket = (1.5 * (chord * (EARTH_RADIUS_KM / 0.1) + 1).log2()).long().clamp(max=NUM_DISTANCES - 1)
+    known = is_known_place(steps.user_lonlat_BQ2)[..., None] & is_known_place(past.poi_lonlat_BL2)[:, None]
+    return torch.where(known, bucket, NUM_DISTANCES - 1)
+
+
+def _gaps_of_actions(past: Past) -> Tensor:
+    """Time since the action before, (B, L); a long time for the first."""
+    first = torch.full_like(past.timestamps_BL[:, :1], 2**50)
+    return torch.cat([first, past.timestamps_BL.diff(dim=1)], dim=1)
+
+
+def _gaps_of_steps(past: Past, steps: Steps) -> Tensor:
+    """Time since the user's last action, (B, Q); a long time without one."""
+    last_ms = _take(past.timestamps_BL, steps.num_past_BQ - 1, fill=-(2**50))
+    return steps.timestamps_BQ - last_ms
+
+
+def _take(values_BL: Tensor, index_BQ: Tensor, fill: int) -> Tensor:
+    """Gathers along the actions; `fill` where the index points before the first."""
+    if values_BL.shape[1] == 0:
+        return torch.full_like(index_BQ, fill)
+    return torch.where(index_BQ >= 0, values_BL.gather(1, index_BQ.clamp(min=0)), fill)
+
+
+def _shift_right(values_BL: Tensor, by: int, fill: int) -> Tensor:
+    """Returns the value `by` actions before each action, `fill` for the first ones."""
+    return torch.nn.functional.pad(values_BL, (by, 0), value=fill)[:, : values_BL.shape[1]]
+
+
+def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns is_current, previous match, two back: what happened before the step against before the action."""
+    last_slot = _take(slots_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
+    last_category = _take(past.categories_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
+    slot_before_last = _take(slots_BL, steps.num_past_BQ - 2, fill=-1)[..., None]
+    same_poi = last_slot == _shift_right(slots_BL, 1, fill=-2)[:, None]
+    category_before = _shift_right(past.categories_BL, 1, fill=-2)[:, None]
+    same_category = (last_category == category_before) & (last_category > 0)
+    match = torch.where(same_poi, SAME_POI, torch.where(same_category, SAME_CATEGORY, NO_MATCH))
+    two_back = slot_before_last == _shift_right(slots_BL, 2, fill=-2)[:, None]
+    return (last_slot == slots_BL[:, None]).long(), match, two_back.long()
+
+
+def _count_visits(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns visits to each action's POI before the step and the time of the last of them, (B, Q, L) each."""
+    B, L = slots_BL.shape
+    Q = steps.num_past_BQ.shape[1]
+    group = _group_equal(slots_BL)[:, None].expand(B, Q, L)
+    is_past = torch.arange(L, device=slots_BL.device) < steps.num_past_BQ[..., None]
+    counts = torch.zeros(B, Q, L, dtype=torch.int64, device=slots_BL.device).scatter_add_(
+        2, group, is_past.long()
+    )
+    times = torch.where(is_past, past.timestamps_BL[:, None], 0)
+    last = torch.zeros_like(counts).scatter_reduce_(2, group, times, reduce="amax")
+    return counts.gather(2, group), last.gather(2, group)
+
+
+def _group_equal(values_BL: Tensor) -> Tensor:
+    """Numbers the distinct values of each row from 0, by sorting."""
+    ordered, order = values_BL.sort(dim=1, stable=True)
+    is_new = torch.zeros_like(ordered)
+    is_new[:, 1:] = (ordered.diff(dim=1) != 0).long()
+    return torch.empty_like(ordered).scatter_(1, order, is_new.cumsum(dim=1))

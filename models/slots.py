@@ -1,0 +1,67 @@
+"""Which (block, inner) slots of the index there are: masks for generator and memory, as of a request or a training."""
+
+# Shape letters: N = slots, V = blocks, I = inner ids of a block.
+
+import torch
+from torch import Tensor
+
+_INNER_BITS = 24
+
+
+class LiveSlots:
+    """A set of (block, inner) slots; costs memory in proportion to the slots, not to blocks x inner ids."""
+
+    def __init__(self, block_ids: Tensor, inner_ids: Tensor, *, num_blocks: int, max_inner: int) -> None:
+        """Sorts the slots.
+
+        Args:
+            block_ids: (N,) int64; ids beyond the capacity are left out, since no model can produce them.
+            inner_ids: (N,) int64.
+            num_blocks: capacity V.
+            max_inner: capacity I.
+        """
+        fits = (block_ids < num_blocks) & (inner_ids < max_inner)
+        self.num_blocks, self.max_inner = num_blocks, max_inner
+        self.keys_N = torch.unique((block_ids[fits].long() << _INNER_BITS) | inner_ids[fits].long())
+        edges = torch.arange(num_blocks + 1, device=self.keys_N.device) << _INNER_BITS
+        self.starts_V1 = torch.searchsorted(self.keys_N, edges)
+
+    def to(self, device: torch.device | str) -> "LiveSlots":
+        """Returns the set on another device."""
+        keys = self.keys_N.to(device)
+        mask = (1 << _INNER_BITS) - 1
+        return LiveSlots(
+            keys >> _INNER_BITS, keys & mask, num_blocks=self.num_blocks, max_inner=self.max_inner
+        )
+
+    def count_inners(self) -> Tensor:
+        """Returns the slots of each block, (V,) int64."""
+        return self.starts_V1.diff()
+
+    def mask_blocks(self) -> Tensor:
+        """Returns the blocks with at least one slot, (V,) bool."""
+        return self.count_inners() > 0
+
+    def mask_inners(self, block_ids: Tensor) -> Tensor:
+        """Returns the inner ids that exist in each given block, (...) -> (..., I) bool; none in unknown blocks."""
+        flat = block_ids.reshape(-1)
+        known = flat < self.num_blocks
+        block = torch.where(known, flat, 0)
+        start, stop = (
+            self.starts_V1[block],
+            torch.where(known, self.starts_V1[block + 1], self.starts_V1[block]),
+        )
+        mask = torch.zeros(len(flat), self.max_inner, dtype=torch.bool, device=flat.device)
+        owner = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), stop - start)
+        firsts = torch.cumsum(stop - start, 0) - (stop - start)
+        within = torch.arange(len(owner), device=flat.device) - firsts[owner]
+        mask[owner, self.keys_N[start[owner] + within] & ((1 << _INNER_BITS) - 1)] = True
+        return mask.view(*block_ids.shape, self.max_inner)
+
+    def contains(self, block_ids: Tensor, inner_ids: Tensor) -> Tensor:
+        """Tells elementwise whether (block, inner) is in the set."""
+        if len(self.keys_N) == 0:
+            return torch.zeros_like(block_ids, dtype=torch.bool)
+        key = (block_ids.long() << _INNER_BITS) | inner_ids.long()
+        found = torch.searchsorted(self.keys_N, key).clamp(max=len(self.keys_N) - 1)
+        return self.keys_N[found] == key

@@ -1,0 +1,124 @@
+"""What passes between the steps of the decoder: caches, states, and which actions and steps they are about."""
+
+# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, D = model width, G = key/value heads,
+# E = width of a head, C = candidates, Q = steps being predicted.
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import HistoryBatch, RequestBatch
+from models.layers import KeyValues
+from models.memory import Bank, PairBias
+from models.pairs import Past, Steps
+from models.slots import LiveSlots
+
+
+class Cache(NamedTuple):
+    """Keys and values of tokens already read.
+
+    Attributes:
+        layers: per layer, (B, G, T, E) each.
+        valid_BT: bool, False = padding.
+        next_positions_B: int64, position of the next token.
+    """
+
+    layers: tuple[KeyValues, ...]
+    valid_BT: Tensor
+    next_positions_B: Tensor
+
+
+class Prefix(NamedTuple):
+    """The user part, read once and used for every request of the user."""
+
+    cache: Cache
+    history: HistoryBatch
+    bank: Bank | None
+
+
+class RequestState(NamedTuple):
+    """The user part and one request.
+
+    Attributes:
+        cache: with the request's spacetime and action tokens.
+        state_BD: state at the action token: predicts the block, and is the user tower's input.
+        bank, pairs: what the memory knows; None if it is off.
+        live: slots that exist as of the request; None = all within the capacities.
+    """
+
+    cache: Cache
+    state_BD: Tensor
+    bank: Bank | None
+    pairs: PairBias | None
+    live: LiveSlots | None
+
+
+class CandidateStates(NamedTuple):
+    """States at the candidates' inner tokens (B, C, D), and the memory's log mass of POI and block (B, C, 2)."""
+
+    states_BCD: Tensor
+    memory_BC2: Tensor
+
+
+class StepLogProbs(NamedTuple):
+    """Log probabilities at the loss targets, in nats, (B, Q) each; 0 where `is_target_BQ` is False (padding)."""
+
+    block_BQ: Tensor
+    inner_BQ: Tensor
+    is_target_BQ: Tensor
+
+
+def window_index(lengths_B: Tensor, num_actions: int, window: int) -> tuple[Tensor, Tensor]:
+    """Returns which actions the window holds, (B, W), and which of its places are real; W = longest window."""
+    longest = min(window, num_actions)
+    index = (lengths_B - window).clamp(min=0)[:, None] + torch.arange(longest, device=lengths_B.device)
+    valid = index < lengths_B[:, None]
+    return index.clamp(max=max(num_actions - 1, 0)), valid
+
+
+def pack_steps(is_target_BW: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the places of the targets, (B, Q) with Q = most targets of a row, and which of them are real."""
+    most = int(is_target_BW.sum(dim=1).max()) if is_target_BW.numel() else 0
+    places = torch.argsort(is_target_BW.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
+    return places, is_target_BW.gather(1, places)
+
+
+def take_rows(values_BLD: Tensor, index_BQ: Tensor) -> Tensor:
+    return values_BLD.gather(1, index_BQ[..., None].expand(-1, -1, values_BLD.shape[-1]))
+
+
+def valid_user(history: HistoryBatch) -> Tensor:
+    """User token, then profile tokens; (B, 1 + P)."""
+    return nn.functional.pad(history.profile_ids_BP > 0, (1, 0), value=True)
+
+
+def past_of(history: HistoryBatch) -> Past:
+    return Past(history.timestamps_BL, history.tz_offsets_BL, history.blocks_BL, history.inners_BL,
+                history.categories_BL, history.poi_lonlat_BL2)  # fmt: skip
+
+
+def steps_of(history: HistoryBatch, index_BQ: Tensor) -> Steps:
+    """Steps that predict actions of the history: their own time and user place are the request's (trap 2)."""
+    return Steps(index_BQ, history.timestamps_BL.gather(1, index_BQ), history.tz_offsets_BL.gather(1, index_BQ),
+                 take_rows(history.user_lonlat_BL2, index_BQ))  # fmt: skip
+
+
+def last_steps(history: HistoryBatch) -> Steps:
+    """Clock and place of each user's last action; zeros and NaN without one."""
+    if history.timestamps_BL.shape[1] == 0:
+        zeros = torch.zeros_like(history.lengths_B)[:, None]
+        return Steps(zeros, zeros, zeros, torch.full((len(zeros), 1, 2), torch.nan, device=zeros.device))
+    last = steps_of(history, (history.lengths_B - 1).clamp(min=0)[:, None])
+    return last._replace(num_past_BQ=history.lengths_B[:, None])
+
+
+def neutral_request(history: HistoryBatch) -> RequestBatch:
+    last = last_steps(history)
+    is_neutral = torch.ones_like(history.lengths_B, dtype=torch.bool)
+    return RequestBatch(last.timestamps_BQ[:, 0], last.tz_offsets_BQ[:, 0], last.user_lonlat_BQ2[:, 0],
+                        torch.zeros_like(history.lengths_B), is_neutral)  # fmt: skip
+
+
+def _like(mask_B: Tensor, other: Tensor) -> Tensor:
+    return mask_B.view(-1, *(1 for _ in other.shape[1:]))

@@ -1,0 +1,112 @@
+"""The transformer itself: embedded tokens -> states, over whole windows or below a cache.
+
+Tokens: a user token and profile tokens (all at position 0), then four tokens per action from position 1.
+"""
+
+# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, N = new tokens, D = model width.
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import CandidateBatch, HistoryBatch
+from models.config import DecoderConfig
+from models.embedding import TokenEmbedding
+from models.layers import DecoderLayer, KeyValues, RMSNorm, rotate_positions
+from models.masks import build_causal_mask, build_extension_mask
+from models.states import Cache, take_rows, valid_user
+
+
+class Trunk(nn.Module):
+    """Token embeddings, layers, final norm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                hidden_dim=config.hidden_dim,
+                ffn_dim=config.ffn_dim,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                norm_eps=config.norm_eps,
+                dropout=config.dropout,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.hidden_dim, config.norm_eps)
+
+    def embed_history(self, history: HistoryBatch) -> tuple[Tensor, Tensor]:
+        """Embeds the spacetime and inner tokens of all actions, (B, L, D) each: the memory reads more than the window."""
+        gaps = nn.functional.pad(history.timestamps_BL.diff(dim=1), (1, 0))[
+            :, : history.timestamps_BL.shape[1]
+        ]
+        has_previous = (torch.arange(gaps.shape[1], device=gaps.device) > 0).expand_as(gaps)
+        spacetime = self.embedding.embed_spacetime(
+            history.timestamps_BL, history.tz_offsets_BL, gaps, has_previous, history.user_lonlat_BL2
+        )
+        inner = self.embedding.embed_inners(
+            history.blocks_BL,
+            history.inners_BL,
+            history.categories_BL,
+            history.poi_lonlat_BL2,
+            history.vectors_BLM,
+        )
+        return spacetime, inner
+
+    def embed_candidates(self, candidates: CandidateBatch) -> Tensor:
+        """Embeds the candidates' inner tokens, (B, C, D)."""
+        return self.embedding.embed_inners(
+            candidates.blocks_BC, candidates.inners_BC, candidates.categories_BC, candidates.lonlat_BC2,
+            candidates.vectors_BCM,
+        )  # fmt: skip
+
+    def read_window(
+        self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
+    ) -> tuple[Tensor, tuple[KeyValues, ...]]:
+        """Runs the transformer over user tokens and window; returns the states of the window's tokens only."""
+        user = self.embedding.embed_user(history.profile_ids_BP)
+        tokens = [
+            take_rows(spacetime_BLD, index_BW),
+            self.embedding.embed_actions(history.action_types_BL.gather(1, index_BW)),
+            self.embedding.embed_blocks(history.blocks_BL.gather(1, index_BW)),
+            take_rows(inner_BLD, index_BW),
+        ]
+        embedded = torch.cat([user, torch.stack(tokens, dim=2).flatten(1, 2)], dim=1)
+        num_user, num_window = user.shape[1], embedded.shape[1] - user.shape[1]
+        steps = torch.arange(1, num_window + 1, device=embedded.device)
+        positions = torch.cat([steps.new_zeros(num_user), steps])[None]
+        mask = None
+        if num_user > 1:  # profile tokens are padded in the middle; otherwise causal is all there is
+            valid = torch.cat([valid_user(history), valid_user(history)[:, :1].expand(-1, num_window)], dim=1)
+            mask = build_causal_mask(valid)
+        states, layers = self.run(embedded, positions, mask, None)
+        return states[:, num_user:], layers
+
+    def extend(
+        self, cache: Cache, embedded: Tensor, positions: Tensor, own_NN: Tensor
+    ) -> tuple[Tensor, Cache]:
+        """Reads new tokens below a cache; they see one another by `own_NN`."""
+        mask = build_extension_mask(cache.valid_BT, own_NN)
+        states, new = self.run(embedded, positions, mask, cache.layers)
+        layers = tuple(
+            KeyValues(torch.cat([old.keys, own.keys], 2), torch.cat([old.values, own.values], 2))
+            for old, own in zip(cache.layers, new, strict=True)
+        )
+        valid = torch.cat(
+            [cache.valid_BT, torch.ones_like(cache.valid_BT[:, :1]).expand(-1, embedded.shape[1])], 1
+        )
+        return states, Cache(layers, valid, cache.next_positions_B + embedded.shape[1])
+
+    def run(
+        self, embedded: Tensor, positions: Tensor, mask: Tensor | None, past: tuple[KeyValues, ...] | None
+    ) -> tuple[Tensor, tuple[KeyValues, ...]]:
+        """Runs embedded tokens through the layers; returns normed states, and keys and values of the new tokens."""
+        head_dim = self.config.hidden_dim // self.config.num_heads
+        rotation = rotate_positions(positions, head_dim=head_dim, theta=self.config.rope_theta)
+        x, caches = self.embedding_dropout(embedded), []
+        for number, layer in enumerate(self.layers):
+            x, cache = layer(x, rotation, mask, None if past is None else past[number])
+            caches.append(cache)
+        return self.norm(x), tuple(caches)
