@@ -132,6 +132,20 @@ class GateFailedError(SpacetimeError):
         )
 
 
+class AuditMissingError(SpacetimeError):
+    """A night is to be published that no passed audit vouches for."""
+
+    exit_code = 3
+
+    def __init__(self, *, day: str, record: str | Path, problem: str) -> None:
+        self.day, self.record, self.problem = day, str(record), problem
+        super().__init__(
+            f"the feature tables of {day} cannot be published: {problem} (record {record}). A release shows exactly what "
+            "an audit has looked at, so nothing was published and readers still see the last release. Run python -m "
+            f"udfs audit --day {day}, then publish again."
+        )
+
+
 class IndexOrderError(SpacetimeError):
     """The index job was asked for a day before one that it has already indexed."""
 
