@@ -1,7 +1,8 @@
 """Tensor contracts, and how Arrow rows become tensors.
 
-All tensors are padded on the right. Padding: ids and times 0, flags False, places NaN; whoever reads a field looks at
-the lengths first. Ids are the tables' own (from 0); the shift by `NUM_SPECIAL` happens inside the model only.
+All tensors are padded on the right. Padding: ids and times 0, flags False, places NaN; whoever reads a field
+looks at the lengths first. Ids are the tables' own (from 0); the shift by `NUM_SPECIAL` happens inside the
+model only.
 """
 
 # Shape letters: B = sequences, L = actions of the longest, P = profile attributes, C = candidates, M = length of
@@ -108,8 +109,8 @@ class CandidateBatch(_Movable, _Candidates):
 def collate_history(rows: pa.RecordBatch | pa.Table) -> HistoryBatch:
     """Makes a batch of rows that have the history columns of `conf.tables`.
 
-    `num_context`, `is_targets` and `profile_ids` may be absent: then nothing is context, nothing a target, and there
-    is no profile. Lengths may differ and be 0.
+    `num_context`, `is_targets` and `profile_ids` may be absent: then nothing is context, nothing a target,
+    and there is no profile. Lengths may differ and be 0.
     """
     lengths = list_lengths(rows, "timestamps_ms")
     names = rows.schema.names
@@ -175,7 +176,8 @@ def list_lengths(rows: pa.RecordBatch | pa.Table, name: str) -> Tensor:
 def pad_lists(rows: pa.RecordBatch | pa.Table, name: str, dtype: torch.dtype, fill: float = 0) -> Tensor:
     """Returns a list column as (B, longest), padded with `fill` on the right.
 
-    Goes by the offsets of the lists: they may differ in length, and a slice of a larger array starts anywhere.
+    Goes by the offsets of the lists: they may differ in length, and a slice of a larger array starts
+    anywhere.
     """
     lists = _as_lists(rows, name)
     offsets = lists.offsets.to_numpy().astype(np.int64)

@@ -1,7 +1,7 @@
 """Recipes of models: the decoder's shape, how each stage is trained; frozen, read from `conf/models/*.yaml`.
 
-A recipe says nothing about data. Vocabulary sizes come from the POI index through `conf.tokens.TokenLayout`, so the
-same recipe serves a town and a country.
+A recipe says nothing about data. Vocabulary sizes come from the POI index through `conf.tokens.TokenLayout`,
+so the same recipe serves a town and a country.
 """
 
 import math

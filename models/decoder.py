@@ -1,10 +1,12 @@
-"""SpacetimeDecoder: one decoder-only transformer for next-POI probabilities, generation, ranking and embeddings.
+"""SpacetimeDecoder: one decoder-only transformer for next-POI probabilities, generation, ranking and
+embeddings.
 
-Tokens: a user token and profile tokens (all at position 0), then four tokens per action from position 1. The state at
-an action token predicts the block, the state at a block token the inner id. Training runs over whole windows;
-serving encodes the user part once (`encode_prefix`), adds the request's spacetime and action tokens (`request_state`),
-and hangs blocks or candidates below it, each for itself. Both ways agree to rounding (trap 4): a step being predicted
-always sees the last `window_actions` - 1 actions before it that its window holds.
+Tokens: a user token and profile tokens (all at position 0), then four tokens per action from position 1. The
+state at an action token predicts the block, the state at a block token the inner id. Training runs over
+whole windows; serving encodes the user part once (`encode_prefix`), adds the request's spacetime and action
+tokens (`request_state`), and hangs blocks or candidates below it, each for itself. Both ways agree to
+rounding (trap 4): a step being predicted always sees the last `window_actions` - 1 actions before it that
+its window holds.
 """
 
 # Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, D = model width, V = blocks,
@@ -77,7 +79,8 @@ class SpacetimeDecoder(nn.Module):
             if vectors is not None:
                 vectors.assign_rows(slots.count_inners())
 
-    # --- training ---------------------------------------------------------------------------------------------------
+    # --- training
+    # ---------------------------------------------------------------------------------------------------
 
     def forward_history(self, history: HistoryBatch) -> Tensor:
         """Returns the states of the window's tokens, (B, 4 W, D); window = the last `window_actions` actions."""
@@ -133,7 +136,8 @@ class SpacetimeDecoder(nn.Module):
             log_block.masked_fill(is_padding, 0.0), log_inner.masked_fill(is_padding, 0.0), is_target_BQ
         )
 
-    # --- serving ----------------------------------------------------------------------------------------------------
+    # --- serving
+    # ----------------------------------------------------------------------------------------------------
 
     def encode_prefix(self, history: HistoryBatch) -> Prefix:
         """Reads the user part: user and profile tokens, and the last `window_actions` - 1 actions."""
@@ -260,7 +264,8 @@ class SpacetimeDecoder(nn.Module):
         vectors = self.poi_projection(states[:, -1]).float().view(*candidates.blocks_BC.shape, -1)
         return nn.functional.normalize(vectors, dim=-1)
 
-    # --- shared -----------------------------------------------------------------------------------------------------
+    # --- shared
+    # -----------------------------------------------------------------------------------------------------
 
     def _look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
@@ -303,3 +308,7 @@ def _start_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx])
+
+
+def _like(mask_B: Tensor, other: Tensor) -> Tensor:
+    return mask_B.view(-1, *(1 for _ in other.shape[1:]))

@@ -5,8 +5,8 @@
     e(block)     = w3 E_block(b) + w4 E_geo(block centre)
     e(inner)     = w5 E_inner(i) + w6 E_category(c) + w7 E_geo(POI place) [+ W multimodal(p)]
 
-Trap (1): `embed_blocks` takes nothing but block ids. Category and place of the POI enter at the inner token only, since
-the inner id is predicted from the block token.
+Trap (1): `embed_blocks` takes nothing but block ids. Category and place of the POI enter at the inner token
+only, since the inner id is predicted from the block token.
 """
 
 # Shape letters: ... = any shape, D = model width, V = blocks, I = inner ids, R = rows of POI vectors.
@@ -65,7 +65,8 @@ class TimeEmbedding(nn.Module):
 
 
 class GeoEmbedding(nn.Module):
-    """Embeds a place: hashed cells at several scales plus continuous coordinates; one vector for unknown places.
+    """Embeds a place: hashed cells at several scales plus continuous coordinates; one vector for unknown
+    places.
 
     Shape:
         lonlat: float, (..., 2), degrees; NaN = unknown.
@@ -92,8 +93,9 @@ class GeoEmbedding(nn.Module):
 class PoiVectors(nn.Module):
     """A vector of its own for each (block, inner): exact rows per block, or hashed rows.
 
-    Exact: block b owns the rows `starts[b]` to `starts[b + 1]` - 1, one per inner id, with room to grow; POIs beyond
-    have no vector (zero). The vectors start at zero: a POI that training never met is its inner id, category and place.
+    Exact: block b owns the rows `starts[b]` to `starts[b + 1]` - 1, one per inner id, with room to grow;
+    POIs beyond have no vector (zero). The vectors start at zero: a POI that training never met is its inner
+    id, category and place.
     """
 
     def __init__(self, config: DecoderConfig) -> None:

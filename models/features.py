@@ -1,7 +1,7 @@
 """Raw time and place -> small integers and waves that embeddings can use. Pure torch, no parameters.
 
-Times are epoch milliseconds UTC with the minutes to add for local time; places are (longitude, latitude) in degrees,
-NaN = unknown.
+Times are epoch milliseconds UTC with the minutes to add for local time; places are (longitude, latitude) in
+degrees, NaN = unknown.
 """
 
 # Shape: every function works elementwise on tensors of any shape `...`; places have a last axis of 2.
@@ -114,7 +114,8 @@ def place_on_sphere(lonlat: Tensor) -> Tensor:
 
 
 def encode_fourier(lonlat: Tensor, waves_km: Sequence[float]) -> Tensor:
-    """Returns continuous coordinates, (..., 2) -> (..., 6 * waves): sine and cosine of the place on the sphere.
+    """Returns continuous coordinates, (..., 2) -> (..., 6 * waves): sine and cosine of the place on the
+    sphere.
 
     Unknown places become zeros. Smooth over the poles and 180 degrees, since the sphere is.
     """

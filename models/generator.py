@@ -1,7 +1,7 @@
 """Output heads of the generator: hidden states -> log P(block) and log P(inner | block), before any memory.
 
-Output vectors are the input vectors (`tie_embeddings`), or tables of their own. An inner id's vector is the shared one
-plus the POI's own, where the model has POI vectors.
+Output vectors are the input vectors (`tie_embeddings`), or tables of their own. An inner id's vector is the
+shared one plus the POI's own, where the model has POI vectors.
 """
 
 # Shape letters: N = steps (any leading shape), D = model width, V = blocks, I = inner ids of a block.

@@ -1,4 +1,5 @@
-"""The block of layers of the Llama family, small: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+"""The block of layers of the Llama family, small: RMSNorm, rotary positions, grouped-query attention,
+SwiGLU, no biases.
 
 Agrees with transformers' LlamaDecoderLayer to rounding (tests/models/test_layers.py).
 """

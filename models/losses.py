@@ -7,7 +7,8 @@ from models.states import StepLogProbs
 
 
 def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
-    """Sums the cross-entropy of block and inner tokens over loss targets (paper 3.2.2; functional actions masked).
+    """Sums the cross-entropy of block and inner tokens over loss targets (paper 3.2.2; functional actions
+    masked).
 
     Returns:
         The summed negative log-likelihood of the target POIs, and how many there are.

@@ -1,4 +1,5 @@
-"""Who sees whom: the causal mask over a padded user part, and candidates that see the user and themselves only.
+"""Who sees whom: the causal mask over a padded user part, and candidates that see the user and themselves
+only.
 
 True = may look. Rows that stand for padding see at least themselves, so that no softmax is over nothing.
 """

@@ -1,12 +1,13 @@
 """The memory of places (design 4, ours): copies the user's own past POIs into the generator's distribution.
 
-For a step being predicted and each past action j of the user, a score s_j = c + gate(h) + q(h) . k_j / sqrt(d) + tables
-over pair features. With the generator normalised first,
+For a step being predicted and each past action j of the user, a score s_j = c + gate(h) + q(h) . k_j /
+sqrt(d) + tables over pair features. With the generator normalised first,
 
     P(block)         = (P_gen(block) + sum_j e^{s_j} [block_j = block]) / (1 + sum_j e^{s_j})
     P(inner | block) = the same over the past actions inside that block
 
-so it stays one exact distribution. The block's and the inner id's scores have maps and table columns of their own.
+so it stays one exact distribution. The block's and the inner id's scores have maps and table columns of
+their own.
 """
 
 # Shape letters: B = sequences, Q = steps, L = past actions, D = model width, K = key width, V = ids of a vocabulary.
@@ -152,8 +153,8 @@ class SumRows(torch.autograd.Function):
         (rows_PF,) = ctx.saved_tensors  # type: ignore[attr-defined]
         flat = rows_PF.flatten()
         columns = [
-            torch.bincount(flat, grad_P2[:, column].repeat_interleave(rows_PF.shape[1]), ctx.num_rows)  # type: ignore[attr-defined]
-            for column in range(2)
+            torch.bincount(flat, grad_P2[:, column].repeat_interleave(rows_PF.shape[1]), ctx.num_rows)  #
+            type: ignore[attr-defined] for column in range(2)
         ]
         return torch.stack(columns, dim=-1).to(grad_P2.dtype), None
 
@@ -172,7 +173,8 @@ def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids_BL: Tensor) -> Tensor:
     mass = (scores_BQL - largest).exp()
     ids = ids_BL.clamp(max=log_gen_BQV.shape[-1] - 1)[:, None].expand(B, Q, L)
     numerator = (log_gen_BQV - largest).exp().scatter_add(2, ids, mass)
-    # Where nothing is copied the generator's log is kept as it is: the round trip through exp would lose small ones.
+    # Where nothing is copied the generator's log is kept as it is: the round trip through exp would lose
+    # small ones.
     copied = torch.zeros_like(numerator).scatter_add(2, ids, mass)
     mixed = torch.where(copied > 0, numerator.log() + largest, log_gen_BQV)
     return mixed - log_mass(scores_BQL)[..., None]

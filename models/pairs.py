@@ -1,7 +1,9 @@
-"""Pair features of the memory of places: each step being predicted x each past action -> one row number per table.
+"""Pair features of the memory of places: each step being predicted x each past action -> one row number per
+table.
 
-The measured form (clock quantities are local time; "previous" is the user's action before): age, clock difference, day
-relation, visits, gaps, distance, same previous POI or category. No parameters, no gradients; cost O(steps x actions).
+The measured form (clock quantities are local time; "previous" is the user's action before): age, clock
+difference, day relation, visits, gaps, distance, same previous POI or category. No parameters, no gradients;
+cost O(steps x actions).
 """
 
 # Shape letters: B = sequences, Q = steps being predicted, L = past actions.
