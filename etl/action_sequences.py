@@ -1,0 +1,143 @@
+"""Table `action_sequences`: the history of every user active on the day, as parallel arrays (design section 2).
+
+In: `cleaned_actions` up to the day, `user_places` and `raw_profiles` as of the day. Out: one row per user active on the
+day with the last actions, oldest first, the richness of their POIs and the pattern local, travel or mixed. Cost: the
+histories of the users of the day, nobody else's. Run: python -m etl action_sequences --day D.
+"""
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from conf.settings import SequenceSettings
+from conf.tables import HISTORY_NAMES
+from conf.tokens import PROFILE_BUCKETS
+from etl import spacetime
+
+VISIT_FIELDS = {
+    "poi_ids": "poi_id",
+    "timestamps_ms": "action_ts_ms",
+    "tz_offsets_min": "tz_offset_min",
+    "action_type_ids": "action_type_id",
+    "block_ids": "block_id",
+    "inner_ids": "inner_id",
+    "poi_lons": "poi_lon",
+    "poi_lats": "poi_lat",
+    "category_ids": "category_id",
+    "is_interests": "is_interest",
+    "user_lons": "from_lon",
+    "user_lats": "from_lat",
+}
+"""Array column -> column of the action; `is_travels` is made from the arrays themselves."""
+
+
+def build_action_sequences(
+    actions: DataFrame, places: DataFrame, profiles: DataFrame, *, index_version: int, settings: SequenceSettings
+) -> DataFrame:
+    """Builds the sequences.
+
+    Args:
+        actions: every accepted action, up to the day, of the users active on the day, in one index version.
+        places: `user_places` of the day.
+        profiles: `raw_profiles` up to the day; may be empty.
+        index_version: version of the index that the ids belong to.
+        settings: length of a history, radius and share of travel.
+
+    Returns:
+        Rows of the contract without `day`.
+    """
+    histories = _collect(_keep_last(actions, max_actions=settings.max_actions))
+    known = histories.join(places.select("user_id", "home_lon", "home_lat"), "user_id", "left").join(
+        build_profile_ids(profiles), "user_id", "left"
+    )
+    # Without a known home the middle of the visited POIs stands for it.
+    home = (
+        F.coalesce("home_lon", _median(F.col("visits.poi_lon"))),
+        F.coalesce("home_lat", _median(F.col("visits.poi_lat"))),
+    )
+    is_travels = F.transform(
+        "visits",
+        lambda visit: spacetime.distance_km(visit["poi_lon"], visit["poi_lat"], F.col("near_lon"), F.col("near_lat"))
+        > settings.travel_km,
+    )
+    arrays = {name: F.col(f"visits.{field}") for name, field in VISIT_FIELDS.items()}
+    return (
+        known.withColumns({"near_lon": home[0], "near_lat": home[1]})
+        .withColumn("is_travels", is_travels)
+        .select(
+            "user_id",
+            F.lit(index_version).alias("index_version"),
+            "num_actions",
+            F.size("visits").alias("seq_len"),
+            "richness",
+            pattern_of(F.col("is_travels"), mixed_share=settings.mixed_share).alias("pattern"),
+            F.coalesce("profile_ids", F.array().cast("array<int>")).alias("profile_ids"),
+            *((arrays[name] if name in arrays else F.col(name)).alias(name) for name in HISTORY_NAMES),
+            "is_simulated",
+        )
+    )
+
+
+def pattern_of(is_travels: Column, *, mixed_share: float) -> Column:
+    """Names the pattern of a sequence by its share of travel: local, travel, or mixed if both kinds are frequent."""
+    share = F.size(F.filter(is_travels, lambda is_travel: is_travel)) / F.size(is_travels)
+    return F.when(share < mixed_share, "local").when(share > 1 - mixed_share, "travel").otherwise("mixed")
+
+
+def build_profile_ids(profiles: DataFrame) -> DataFrame:
+    """Hashes the latest value of every attribute of a user into `profile_ids`, sorted, from 1."""
+    latest = profiles.groupBy("user_id", "attribute").agg(F.max_by("value", "day").alias("value"))
+    bucket = F.pmod(F.xxhash64(F.concat_ws("=", "attribute", "value")), F.lit(PROFILE_BUCKETS)) + 1
+    return latest.groupBy("user_id").agg(F.sort_array(F.collect_set(bucket.cast("int"))).alias("profile_ids"))
+
+
+def _keep_last(actions: DataFrame, *, max_actions: int) -> DataFrame:
+    """Keeps the last actions of each user and adds `num_actions` (all of them) and `from_lon`, `from_lat`.
+
+    The user's place is the delivered one, else the place of the previous action's POI, never the action's own; NaN
+    for a first action without place. One window, newest first, serves all three, and so nothing is collected that is
+    not kept.
+    """
+    newest_first = Window.partitionBy("user_id").orderBy(F.desc("action_ts_ms"), F.desc("action_id"))
+    columns = {"newness": F.row_number().over(newest_first)}
+    for axis in ("lon", "lat"):
+        previous = F.lead(f"poi_{axis}").over(newest_first)
+        columns[f"from_{axis}"] = F.coalesce(f"user_{axis}", previous, F.lit(float("nan")))
+    columns["num_actions"] = F.count("*").over(Window.partitionBy("user_id"))
+    return actions.withColumns(columns).where(F.col("newness") <= max_actions)
+
+
+def _collect(last: DataFrame) -> DataFrame:
+    """Makes one row per user with `visits` in order of time, `num_actions`, `richness` and `is_simulated`.
+
+    Grouping by user and POI first gives the visits per POI for the entropy; both steps run on one shuffle.
+    """
+    fields = ("action_ts_ms", "action_id", *(field for field in VISIT_FIELDS.values() if field != "action_ts_ms"))
+    by_poi = last.groupBy("user_id", "poi_id").agg(
+        F.collect_list(F.struct(*fields)).alias("poi_visits"),
+        F.count_if("is_interest").alias("num_interest"),
+        F.first("num_actions").alias("num_actions"),
+        F.bool_or("is_simulated").alias("is_simulated"),
+    )
+    return by_poi.groupBy("user_id").agg(
+        F.sort_array(F.flatten(F.collect_list("poi_visits"))).alias("visits"),
+        F.first("num_actions").alias("num_actions"),
+        _richness(F.col("num_interest")).alias("richness"),
+        F.bool_or("is_simulated").alias("is_simulated"),
+    )
+
+
+def _richness(visits: Column) -> Column:
+    """Returns exp(Shannon entropy) of the visits per POI; 0 without any.
+
+    exp(ln n - sum(c ln c) / n). The sum runs over whole numbers (units of 1e-9), so that the order in which groups
+    arrive cannot move its last digit.
+    """
+    logs = F.when(visits > 0, F.round(visits * F.log(visits) * 1e9).cast("bigint")).otherwise(F.lit(0).cast("bigint"))
+    total = F.sum(visits)
+    entropy = F.log(F.nullif(total, F.lit(0))) - F.sum(logs) / F.lit(1e9) / F.nullif(total, F.lit(0))
+    return F.coalesce(F.exp(entropy), F.lit(0.0))
+
+
+def _median(values: Column) -> Column:
+    """Returns the lower median of an array."""
+    return F.get(F.sort_array(values), F.floor((F.size(values) - 1) / 2).cast("int"))

@@ -1,0 +1,213 @@
+"""Tables `poi_index` and `blocks`: every POI gets a block and an inner id, once and for ever (design section 3).
+
+In: `raw_pois` of the day and the index as it stood before the day. Out: the rows that the day adds or changes. New
+POIs are appended in order of first sight, then along Hilbert's curve, then by `poi_id`; so ids depend on the history of
+the catalogue alone. A moved POI gets a new slot, a slot is never reused. Run: python -m etl poi_index --day D.
+"""
+
+from datetime import date
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from conf.rules import rules_of
+from conf.tables import POI_INDEX, RAW_POIS
+from etl import spacetime
+from etl.refusal import is_blank, is_too_long, with_reason
+
+SLOT_COLUMNS = POI_INDEX.column_names
+PAYLOAD_COLUMNS = tuple(name for name in RAW_POIS.column_names if name != "day")
+TEXT_SEPARATOR = ". "
+
+
+def judge_pois(raw: DataFrame, *, max_text_length: int) -> DataFrame:
+    """Adds `reason`, `detail` and `status` (accepted, refused, dropped) to the day's POI rows.
+
+    Of several good rows of one POI the first by total order is accepted, a closing before all others; the rest is
+    dropped and counted.
+    """
+    lon, lat = F.col("poi_lon"), F.col("poi_lat")
+    conditions = {
+        "poi_missing_id": is_blank(F.col("poi_id")),
+        "poi_text_too_long": is_too_long(("poi_id", "name", "category", "category_path"), max_text_length),
+        "poi_missing_place": lon.isNull() | lat.isNull() | F.isnan(lon) | F.isnan(lat),
+        "poi_swapped": ~spacetime.is_on_earth(lon, lat) & spacetime.is_on_earth(lat, lon),
+        "poi_out_of_range": ~spacetime.is_on_earth(lon, lat),
+        "poi_zero": (lon == 0) & (lat == 0),
+    }
+    judged = with_reason(raw, rules_of("raw_pois", "refuse"), conditions)
+    order = [F.desc_nulls_last("is_closed"), *(F.asc_nulls_last(name) for name in PAYLOAD_COLUMNS)]
+    rank = F.row_number().over(Window.partitionBy("poi_id", F.col("reason").isNull()).orderBy(*order))
+    status = F.when(F.col("reason").isNotNull(), "refused").when(rank > 1, "dropped").otherwise("accepted")
+    return judged.withColumn("status", status)
+
+
+def state_before(index: DataFrame, *, day: date) -> DataFrame:
+    """Returns the index as it stood before a day: slots of the day taken out, closings of the day undone."""
+    closed_today = F.col("closed_day") == F.lit(day)
+    return index.where(F.col("indexed_day") < F.lit(day)).withColumns(
+        {
+            "valid_to": F.when(~F.coalesce(closed_today, F.lit(False)), F.col("valid_to")),
+            "closed_day": F.when(~F.coalesce(closed_today, F.lit(False)), F.col("closed_day")),
+        }
+    )
+
+
+def compare_with_index(pois: DataFrame, before: DataFrame, *, day: date, moved_km: float, cell_km: float) -> DataFrame:
+    """Puts every accepted POI beside its last slot and says what the day does to it.
+
+    Args:
+        pois: accepted POIs with `category_id` and `text`.
+        before: the index before the day.
+        day: the job's day.
+        moved_km: a POI farther than this from its slot has moved; a smaller shift leaves the slot as it is.
+        cell_km: side of a grid cell.
+
+    Returns:
+        The POIs plus `slot` (struct, null if there is none), `is_new_slot`, `is_ended`, `is_updated`, `slot_from`
+        (first day of the new slot), `cell_x`, `cell_y` and `hilbert`.
+    """
+    delivered = pois.select("poi_id").distinct()
+    last = F.max_by(F.struct(*SLOT_COLUMNS), F.struct("valid_from", "indexed_day")).alias("slot")
+    slots = before.join(delivered, "poi_id", "left_semi").groupBy("poi_id").agg(last)
+    cell = spacetime.grid_cell(F.col("poi_lon"), F.col("poi_lat"), cell_km=cell_km)
+    far = spacetime.distance_km(F.col("poi_lon"), F.col("poi_lat"), F.col("slot.poi_lon"), F.col("slot.poi_lat"))
+    is_closed = F.coalesce("is_closed", F.lit(False))
+    is_live = F.col("slot").isNotNull() & F.col("slot.valid_to").isNull()
+    is_moved = is_live & ~is_closed & F.coalesce(far > moved_km, F.lit(False))
+    is_reopened = F.col("slot.valid_to").isNotNull() & ~is_closed
+    is_ended = is_moved | (is_live & is_closed)
+    has_changed = (
+        ~F.col("name").eqNullSafe(F.col("slot.name"))
+        | ~F.col("text").eqNullSafe(F.col("slot.text"))
+        | ~F.col("category_id").eqNullSafe(F.col("slot.category_id"))
+    )
+    first_seen = F.least(F.coalesce("first_seen_date", F.lit(day)), F.lit(day))
+    return pois.join(slots, "poi_id", "left").withColumns(
+        {
+            "is_new_slot": F.col("slot").isNull() | is_moved | is_reopened,
+            "is_ended": is_ended,
+            "is_updated": is_live & ~is_moved & has_changed,
+            "slot_from": F.when(F.col("slot").isNull(), first_seen).otherwise(F.lit(day)),
+            "cell_x": cell.cell_x,
+            "cell_y": cell.cell_y,
+            "hilbert": spacetime.hilbert_number(cell.east, cell.north),
+        }
+    )
+
+
+def build_blocks(
+    compared: DataFrame, known: DataFrame, *, day: date, index_version: int, first_id: int, cell_km: float
+) -> DataFrame:
+    """Builds the rows of blocks that get their first POI on the day.
+
+    Ids follow the day of the first POI, then the curve over the whole earth, so that near blocks get near ids.
+
+    Args:
+        compared: result of `compare_with_index`.
+        known: blocks added before the day.
+        day: the job's day.
+        index_version: version of the index.
+        first_id: smallest free block id.
+        cell_km: side of a grid cell.
+    """
+    new = (
+        compared.where("is_new_slot")
+        .join(known.select("cell_x", "cell_y"), ["cell_x", "cell_y"], "left_anti")
+        .groupBy("cell_x", "cell_y")
+        .agg(F.min("slot_from").alias("first_seen"))
+    )
+    lon, lat = spacetime.cell_center(F.col("cell_x"), F.col("cell_y"), cell_km=cell_km)
+    around = spacetime.hilbert_number((lon + 180) / 360, (lat + 90) / 180, order=spacetime.WORLD_HILBERT_ORDER)
+    placed = new.withColumns({"center_lon": lon, "center_lat": lat, "around": around})
+    # One task, but over the new blocks alone: 400 thousand at most, on the first night of a whole country.
+    number = F.row_number().over(Window.orderBy("first_seen", "around", "cell_y", "cell_x"))
+    return placed.select(
+        F.lit(index_version).alias("index_version"),
+        (number + F.lit(first_id - 1)).alias("block_id"),
+        "cell_x",
+        "cell_y",
+        "center_lon",
+        "center_lat",
+        F.lit(day).alias("first_day"),
+    )
+
+
+def build_poi_index(
+    compared: DataFrame, index: DataFrame, blocks: DataFrame, *, day: date, index_version: int
+) -> DataFrame:
+    """Builds the rows of `poi_index` that the day adds or changes.
+
+    Args:
+        compared: result of `compare_with_index`.
+        index: the index as it is stored, perhaps with an earlier run of this day in it.
+        blocks: all blocks, those of the day included.
+        day: the job's day.
+        index_version: version of the index.
+
+    Returns:
+        Rows of the contract: new slots, ended and updated ones, and slots that an earlier run of this day had ended
+        and this one has not. Inner ids may lie beyond the limit; `fullest_block` says so.
+    """
+    before = state_before(index, day=day)
+    new = _new_slots(compared, before, blocks, day=day, index_version=index_version)
+    touched = compared.where("is_ended OR is_updated").select(_changed_slot(day).alias("slot")).select("slot.*")
+    changed = new.unionByName(touched)
+    reopened = before.join(
+        index.where(F.col("closed_day") == F.lit(day)).select("poi_id", "valid_from"), ["poi_id", "valid_from"], "left_semi"
+    )
+    restored = reopened.join(touched.select("poi_id", "valid_from"), ["poi_id", "valid_from"], "left_anti")
+    return changed.unionByName(restored.withColumn("changed_day", F.lit(day)).select(*SLOT_COLUMNS))
+
+
+def fullest_block(slots: DataFrame) -> DataFrame:
+    """Returns one row: `block_id` and `num_pois` of the block with the largest inner id among these slots."""
+    largest = F.max_by("block_id", "inner_id").alias("block_id")
+    return slots.agg(largest, (F.max("inner_id") + 1).alias("num_pois"))
+
+
+def poi_text() -> Column:
+    """Returns what a text encoder reads: name, category path, address, description, as far as they are there."""
+    parts = ("name", "category_path", "address", "description")
+    return F.concat_ws(TEXT_SEPARATOR, *(F.nullif(F.trim(name), F.lit("")) for name in parts))
+
+
+def _new_slots(
+    compared: DataFrame, before: DataFrame, blocks: DataFrame, *, day: date, index_version: int
+) -> DataFrame:
+    fresh = compared.where("is_new_slot").join(blocks.select("cell_x", "cell_y", "block_id"), ["cell_x", "cell_y"])
+    used = before.groupBy("block_id").agg((F.max("inner_id") + 1).alias("num_used"))
+    number = F.row_number().over(Window.partitionBy("block_id").orderBy("slot_from", "hilbert", "poi_id")) - 1
+    is_closed = F.coalesce("is_closed", F.lit(False))
+    return fresh.join(used, "block_id", "left").select(
+        F.lit(index_version).alias("index_version"),
+        "poi_id",
+        "block_id",
+        (F.coalesce("num_used", F.lit(0)) + number).cast("int").alias("inner_id"),
+        "poi_lon",
+        "poi_lat",
+        "category_id",
+        F.col("slot_from").alias("valid_from"),
+        F.when(is_closed, F.lit(day)).alias("valid_to"),
+        F.lit(day).alias("indexed_day"),
+        F.when(is_closed, F.lit(day)).alias("closed_day"),
+        "name",
+        "text",
+        F.lit(day).alias("changed_day"),
+        "is_simulated",
+    )
+
+
+def _changed_slot(day: date) -> Column:
+    """Returns the last slot with what the day says of it: its end, or its new name, category and text."""
+    ended, updated = F.col("is_ended"), F.col("is_updated")
+    values = {
+        "valid_to": F.when(ended, F.lit(day)).otherwise(F.col("slot.valid_to")),
+        "closed_day": F.when(ended, F.lit(day)).otherwise(F.col("slot.closed_day")),
+        "changed_day": F.lit(day),
+        **{
+            name: F.when(updated, F.col(name)).otherwise(F.col(f"slot.{name}"))
+            for name in ("name", "text", "category_id")
+        },
+    }
+    return F.struct(*(values.get(name, F.col(f"slot.{name}")).alias(name) for name in SLOT_COLUMNS))

@@ -1,0 +1,141 @@
+"""Where and when, as column expressions: grid cell, Hilbert number, distance, local hour. One definition for all jobs.
+
+In and out: Spark columns. No Python runs per row. The grid (design section 3): rows are latitude bands of `cell_km`,
+stretched by less than half a cell over the whole meridian so that they end exactly at the poles; each row is cut into
+round(circumference at its middle / cell_km) columns, at least one. A point on a border belongs to the cell north and
+east of it; the north pole belongs to the last row, longitude 180 is longitude -180.
+"""
+
+import math
+from typing import NamedTuple
+
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+
+EARTH_RADIUS_KM = 6371.0088
+HILBERT_ORDER = 8
+"""A cell is cut into 2^8 x 2^8 squares for numbering: 20 m for cells of 5 km."""
+WORLD_HILBERT_ORDER = 14
+"""The whole earth is cut into 2^14 x 2^14 pieces for numbering cells: half a cell of 5 km."""
+MS_PER_HOUR = 3_600_000
+MS_PER_DAY = 86_400_000
+
+# Hilbert's curve as a state machine: state * 4 + (east half * 2 + north half) -> digit, next state.
+_HILBERT_DIGIT = (0, 1, 3, 2, 0, 3, 1, 2, 2, 1, 3, 0, 2, 3, 1, 0)
+_HILBERT_NEXT = (1, 0, 2, 0, 0, 3, 1, 1, 2, 2, 0, 3, 3, 1, 3, 2)
+
+
+class GridCell(NamedTuple):
+    """The cell of a point, and where in it the point lies (0 to 1, eastwards and northwards)."""
+
+    cell_x: Column
+    cell_y: Column
+    east: Column
+    north: Column
+
+
+def num_rows(cell_km: float) -> int:
+    """Returns the number of rows between the poles."""
+    return max(1, round(math.pi * EARTH_RADIUS_KM / cell_km))
+
+
+def grid_cell(lon: Column, lat: Column, *, cell_km: float) -> GridCell:
+    """Finds the grid cell of a point.
+
+    Args:
+        lon: degrees, -180 to 180.
+        lat: degrees, -90 to 90.
+        cell_km: side of a cell.
+    """
+    rows = num_rows(cell_km)
+    up = (lat + F.lit(90.0)) / F.lit(180.0 / rows)
+    cell_y = F.least(F.floor(up), F.lit(rows - 1)).cast("int")
+    columns = num_columns(cell_y, cell_km=cell_km)
+    along = F.when(lon >= 180.0, F.lit(0.0)).otherwise((lon + F.lit(180.0)) / F.lit(360.0) * columns)
+    cell_x = F.least(F.floor(along), columns - 1).cast("int")
+    return GridCell(cell_x, cell_y, along - cell_x, up - cell_y)
+
+
+def num_columns(cell_y: Column, *, cell_km: float) -> Column:
+    """Returns the number of columns of a row."""
+    middle = (cell_y + F.lit(0.5)) * F.lit(180.0 / num_rows(cell_km)) - F.lit(90.0)
+    around = F.lit(2 * math.pi * EARTH_RADIUS_KM / cell_km) * F.cos(F.radians(middle))
+    return F.greatest(F.floor(around + F.lit(0.5)), F.lit(1)).cast("int")
+
+
+def cell_center(cell_x: Column, cell_y: Column, *, cell_km: float) -> tuple[Column, Column]:
+    """Returns longitude and latitude of a cell's centre, degrees."""
+    lon = (cell_x + F.lit(0.5)) * F.lit(360.0) / num_columns(cell_y, cell_km=cell_km) - F.lit(180.0)
+    lat = (cell_y + F.lit(0.5)) * F.lit(180.0 / num_rows(cell_km)) - F.lit(90.0)
+    return lon, lat
+
+
+def hilbert_number(east: Column, north: Column, *, order: int = HILBERT_ORDER) -> Column:
+    """Returns the number of a place in a square along Hilbert's curve, 0 to 4^order - 1 (bigint).
+
+    Places with near numbers are near; so near POIs get near inner ids.
+
+    Args:
+        east: place in the square, 0 to 1 eastwards.
+        north: place in the square, 0 to 1 northwards.
+        order: the square is cut into 2^order x 2^order small ones.
+    """
+    side = 2**order
+    x, y = (F.greatest(F.least(F.floor(part * side), F.lit(side - 1)), F.lit(0)).cast("int") for part in (east, north))
+    digits, following = (F.array(*map(F.lit, table)) for table in (_HILBERT_DIGIT, _HILBERT_NEXT))
+
+    def descend(state: Column, level: Column) -> Column:
+        half = F.pow(F.lit(2.0), level)
+        quadrant = F.pmod(F.floor(x / half), F.lit(2)) * 2 + F.pmod(F.floor(y / half), F.lit(2))
+        entry = (state["turn"] * 4 + quadrant).cast("int")
+        return F.struct(
+            (state["number"] * 4 + F.get(digits, entry)).cast("bigint").alias("number"),
+            F.get(following, entry).cast("int").alias("turn"),
+        )
+
+    start = F.struct(F.lit(0).cast("bigint").alias("number"), F.lit(0).alias("turn"))
+    levels = F.array(*(F.lit(level) for level in reversed(range(order))))
+    return F.aggregate(levels, start, descend)["number"]
+
+
+def distance_km(lon_a: Column, lat_a: Column, lon_b: Column, lat_b: Column) -> Column:
+    """Returns the great-circle distance of two points in km (haversine); null if a coordinate is null."""
+    half_lat = F.sin(F.radians(lat_b - lat_a) / 2)
+    half_lon = F.sin(F.radians(lon_b - lon_a) / 2)
+    chord = half_lat * half_lat + F.cos(F.radians(lat_a)) * F.cos(F.radians(lat_b)) * half_lon * half_lon
+    return F.lit(2 * EARTH_RADIUS_KM) * F.asin(F.sqrt(F.least(chord, F.lit(1.0))))
+
+
+def is_on_earth(lon: Column, lat: Column) -> Column:
+    """Tells whether both coordinates are in range; false for null and NaN."""
+    inside = lon.between(-180.0, 180.0) & lat.between(-90.0, 90.0)
+    return F.coalesce(inside & ~F.isnan(lon) & ~F.isnan(lat), F.lit(False))
+
+
+def tz_offset_from_longitude(lon: Column) -> Column:
+    """Returns the nautical time zone of a longitude, minutes to add to UTC: for sources that know no zone."""
+    return (F.floor(lon / 15 + F.lit(0.5)) * 60).cast("int")
+
+
+def event_date(ts_ms: Column) -> Column:
+    """Returns the UTC day of a time."""
+    return F.date_from_unix_date(F.floor(ts_ms / MS_PER_DAY).cast("int"))
+
+
+def local_date(ts_ms: Column, tz_offset_min: Column) -> Column:
+    """Returns the local day of a time."""
+    return event_date(_local_ms(ts_ms, tz_offset_min))
+
+
+def local_hour(ts_ms: Column, tz_offset_min: Column) -> Column:
+    """Returns the local hour of the day, 0 to 23."""
+    return F.pmod(F.floor(_local_ms(ts_ms, tz_offset_min) / MS_PER_HOUR), F.lit(24)).cast("int")
+
+
+def local_weekday(ts_ms: Column, tz_offset_min: Column) -> Column:
+    """Returns the local day of the week, 0 = Monday to 6 = Sunday (1970-01-01 was a Thursday)."""
+    return F.pmod(F.floor(_local_ms(ts_ms, tz_offset_min) / MS_PER_DAY) + 3, F.lit(7)).cast("int")
+
+
+def _local_ms(ts_ms: Column, tz_offset_min: Column) -> Column:
+    return ts_ms + tz_offset_min.cast("bigint") * 60_000

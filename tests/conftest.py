@@ -1,0 +1,37 @@
+"""One Spark session for the whole test run, and settings that keep every table in a folder of the test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conf.settings import Settings, SparkSettings, StorageSettings
+
+
+@pytest.fixture(scope="session")
+def spark_settings() -> SparkSettings:
+    """Small and serial enough for a laptop; no compiled UI, no warehouse in the checkout."""
+    return SparkSettings(
+        master="local[2]",
+        driver_memory="1g",
+        shuffle_partitions=2,
+        ivy_dir=str(Path(__file__).parents[1] / ".ivy"),
+        conf={"spark.sql.warehouse.dir": "/tmp/spacetime-tests-warehouse"},
+    )
+
+
+@pytest.fixture(scope="session")
+def spark(spark_settings: SparkSettings) -> Iterator[object]:
+    """The one session; starting it takes seconds."""
+    from etl.session import open_session  # tests without Spark must not pay for its import
+
+    session = open_session(Settings(spark=spark_settings), "tests")
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, spark_settings: SparkSettings) -> Settings:
+    """Default settings with the tables and artifacts of one test in its own folder."""
+    storage = StorageSettings(root=str(tmp_path / "warehouse"), artifacts=str(tmp_path / "artifacts"))
+    return Settings(spark=spark_settings, storage=storage)

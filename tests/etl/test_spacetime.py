@@ -1,0 +1,141 @@
+"""The grid, the curve and the clock against plain Python."""
+
+import math
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from pyspark.sql import functions as F
+
+from etl import spacetime
+
+CELL_KM = 5.0
+EDGES = [
+    (0.0, 0.0),
+    (-180.0, 0.0),
+    (180.0, 0.0),
+    (179.999999999, 52.0),
+    (-180.0, 52.0),
+    (0.0, 90.0),
+    (0.0, -90.0),
+    (180.0, 90.0),
+    (-77.5, -90.0),
+    (13.0, 89.9999),
+    (13.0, -89.9999),
+]
+
+
+def oracle_cell(lon: float, lat: float, cell_km: float) -> tuple[int, int]:
+    """The grid as the design words it, written without a glance at the columns."""
+    rows = round(math.pi * spacetime.EARTH_RADIUS_KM / cell_km)
+    row = min(math.floor((lat + 90) / (180 / rows)), rows - 1)
+    middle = math.radians((row + 0.5) * (180 / rows) - 90)
+    columns = max(1, math.floor(2 * math.pi * spacetime.EARTH_RADIUS_KM / cell_km * math.cos(middle) + 0.5))
+    if lon >= 180:
+        lon = -180
+    return min(math.floor((lon + 180) / 360 * columns), columns - 1), row
+
+
+@pytest.fixture(scope="module")
+def points():
+    rng = random.Random(5)
+    rows = spacetime.num_rows(CELL_KM)
+    borders = [(rng.uniform(-180, 180), rng.randrange(rows) * (180 / rows) - 90) for _ in range(200)]
+    anywhere = [(rng.uniform(-180, 180), math.degrees(math.asin(rng.uniform(-1, 1)))) for _ in range(20_000)]
+    return EDGES + borders + anywhere
+
+
+def test_every_point_lies_in_the_cell_that_the_oracle_names(spark, points):
+    frame = spark.createDataFrame(points, "lon double, lat double")
+    cell = spacetime.grid_cell(F.col("lon"), F.col("lat"), cell_km=CELL_KM)
+
+    found = frame.select("lon", "lat", cell.cell_x, cell.cell_y, cell.east, cell.north).collect()
+
+    for lon, lat, x, y, east, north in found:
+        assert (x, y) == oracle_cell(lon, lat, CELL_KM), (lon, lat)
+        assert 0 <= east <= 1
+        assert 0 <= north <= 1
+
+
+def test_a_cell_is_about_as_wide_and_high_as_asked_and_holds_its_centre(spark, points):
+    frame = spark.createDataFrame([p for p in points if abs(p[1]) < 89], "lon double, lat double")
+    cell = spacetime.grid_cell(F.col("lon"), F.col("lat"), cell_km=CELL_KM)
+    lon, lat = spacetime.cell_center(F.col("x"), F.col("y"), cell_km=CELL_KM)
+    placed = frame.select("lon", "lat", cell.cell_x.alias("x"), cell.cell_y.alias("y")).withColumns(
+        {"center_lon": lon, "center_lat": lat}
+    )
+    again = spacetime.grid_cell(F.col("center_lon"), F.col("center_lat"), cell_km=CELL_KM)
+    far = spacetime.distance_km(F.col("lon"), F.col("lat"), F.col("center_lon"), F.col("center_lat"))
+
+    row = placed.agg(
+        F.max(far).alias("far"),
+        F.bool_and((again.cell_x == F.col("x")) & (again.cell_y == F.col("y"))).alias("inside"),
+    ).first()
+
+    assert row["inside"]
+    assert row["far"] < CELL_KM * 0.75  # half a diagonal is 0.71; columns near the poles are a little wider
+
+
+def test_the_curve_visits_every_square_once_and_only_steps_to_neighbours(spark):
+    side = 2**spacetime.HILBERT_ORDER
+    squares = spark.range(side * side).select(
+        (F.floor(F.col("id") / side)).alias("x"), F.pmod("id", F.lit(side)).alias("y")
+    )
+    number = spacetime.hilbert_number((F.col("x") + 0.5) / side, (F.col("y") + 0.5) / side)
+
+    path = squares.select(number.alias("number"), "x", "y").orderBy("number").collect()
+
+    assert [row["number"] for row in path] == list(range(side * side))
+    assert all(abs(a.x - b.x) + abs(a.y - b.y) == 1 for a, b in zip(path, path[1:], strict=False))
+
+
+def test_distances_agree_with_known_ones(spark):
+    frame = spark.createDataFrame(
+        [
+            (4.9, 52.37, 4.9, 52.37, 0.0),
+            (0.0, 0.0, 1.0, 0.0, 111.195),  # one degree along the equator
+            (179.5, 0.0, -179.5, 0.0, 111.195),  # the short way over the date line
+            (0.0, 90.0, 55.0, -90.0, 20015.115),  # pole to pole
+        ],
+        "a double, b double, c double, d double, expected double",
+    )
+    far = spacetime.distance_km(F.col("a"), F.col("b"), F.col("c"), F.col("d"))
+
+    assert all(abs(row[0] - row[1]) < 0.01 for row in frame.select(far, "expected").collect())
+
+
+def test_local_time_agrees_with_the_standard_library(spark):
+    rng = random.Random(9)
+    rows = [(rng.randrange(0, 2_000_000_000_000), rng.randrange(-840, 841)) for _ in range(2000)]
+    frame = spark.createDataFrame(rows, "ts bigint, tz int")
+    ts, tz = F.col("ts"), F.col("tz")
+    columns = (
+        spacetime.event_date(ts),
+        spacetime.local_date(ts, tz),
+        spacetime.local_hour(ts, tz),
+        spacetime.local_weekday(ts, tz),
+    )
+
+    for ms, minutes, utc_day, day, hour, weekday in frame.select("ts", "tz", *columns).collect():
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+        local = moment + timedelta(minutes=minutes)
+        assert (utc_day, day, hour, weekday) == (moment.date(), local.date(), local.hour, local.weekday())
+
+
+def test_a_missing_time_zone_is_the_nautical_one(spark):
+    frame = spark.createDataFrame([(-74.0, -300), (4.9, 0), (139.7, 540), (180.0, 720)], "lon double, expected int")
+
+    rows = frame.select(spacetime.tz_offset_from_longitude(F.col("lon")), "expected").collect()
+
+    assert all(row[0] == row[1] for row in rows)
+
+
+def test_nothing_missing_or_out_of_range_is_on_earth(spark):
+    frame = spark.createDataFrame(
+        [(0.0, 0.0, True), (180.0, -90.0, True), (181.0, 0.0, False), (0.0, 90.1, False), (None, 1.0, False), (float("nan"), 1.0, False)],
+        "lon double, lat double, expected boolean",
+    )
+
+    rows = frame.select(spacetime.is_on_earth(F.col("lon"), F.col("lat")), "expected").collect()
+
+    assert all(row[0] == row[1] for row in rows)
