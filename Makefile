@@ -3,6 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+.ONESHELL:
 
 PYTHON ?= python3.11
 PY := .venv/bin/python
@@ -74,7 +75,12 @@ demo: setup ## From raw actions to two published releases [SOURCE=checkins DATA=
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" ./demo.sh
 
 airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on this machine
-	@PATH="$(CURDIR)/.venv-airflow/bin:$$PATH" SPACETIME_PYTHON="$(CURDIR)/$(PY)" airflow_dags/start.sh
+	@set -a; . airflow_dags/local.env
+	export AIRFLOW_HOME="$(CURDIR)/.airflow" AIRFLOW__CORE__DAGS_FOLDER="$(CURDIR)/airflow_dags"
+	export SPACETIME_PYTHON="$(CURDIR)/$(PY)" PATH="$(CURDIR)/.venv-airflow/bin:$$PATH"
+	airflow db migrate >/dev/null 2>&1
+	echo "Airflow's page is http://localhost:8080 in about a minute; Ctrl-C ends it"
+	airflow standalone
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 

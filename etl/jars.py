@@ -1,7 +1,7 @@
-"""Fetches Delta's jars once: `python -m etl.jars`. Every later session takes them from `spark.ivy_dir`, without a network.
+"""Fetches Delta's jars once: `python -m etl.jars`. Later sessions find them in `spark.ivy_dir`, offline.
 
-The pip wheel of Delta holds no jar. Spark's own resolver (Ivy) gets the one artefact and what it depends on; its pages of
-messages go to a log file, which is shown only if it fails.
+The pip wheel of Delta holds no jar. Spark's own resolver (Ivy) gets the one artefact and what it depends on;
+its pages of messages go to a log file, which is shown only if it fails.
 """
 
 import logging
@@ -39,7 +39,9 @@ def resolve_jars(ivy_dir: Path) -> list[Path]:
     check_java()
     ivy_dir.mkdir(parents=True, exist_ok=True)
     log = ivy_dir / "resolve.log"
-    LOGGER.info("fetching Delta's jars (%s) into %s, once; later runs need no network", DELTA_COORDINATE, ivy_dir)
+    LOGGER.info(
+        "fetching Delta's jars (%s) into %s, once; later runs need no network", DELTA_COORDINATE, ivy_dir
+    )
     with log.open("w") as sink:
         command = [sys.executable, "-c", OPEN_AND_CLOSE, DELTA_COORDINATE, str(ivy_dir.absolute())]
         subprocess.run(command, stdout=sink, stderr=subprocess.STDOUT, check=False)

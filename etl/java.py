@@ -1,4 +1,6 @@
-"""Is there a Java that Spark runs on? `python -m etl.java` answers; standard library only, so it runs before any install.
+"""Is there a Java that Spark runs on? `python -m etl.java` answers.
+
+Standard library only, so that it can be asked before anything is installed.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""Refuses files that do not belong in the repository: larger than 250 kB, or holding what looks like a secret.
+"""Refuses files that do not belong in the repository: larger than 250 kB, or holding what looks like a
+secret.
 
 Called by pre-commit with the files of the commit; lock files are exempt from the size limit.
 """

@@ -1,0 +1,80 @@
+"""Builds the tasks of our DAGs: each is one command line. Imports the standard library and Airflow only.
+
+Airflow lives in an environment of its own, so the machine that runs the tasks says where ours is:
+
+    SPACETIME_PYTHON   interpreter with the project installed (default: python on PATH)
+    SPACETIME_HOME     folder that relative paths of the settings start from (default: the checkout)
+    SPACETIME_CONF     settings layers over conf/base.yaml, separated by ':' (read by the jobs)
+    SPACETIME_SOURCE   reader of raw tables: synthetic, checkins, tsmc, getnext or actions
+    SPACETIME_RECIPE   model recipe of the training DAG
+"""
+
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import Asset, RetryDecision, RetryPolicy
+
+PYTHON = os.environ.get("SPACETIME_PYTHON", "python")
+HOME = os.environ.get("SPACETIME_HOME", str(Path(__file__).resolve().parents[1]))
+SOURCE = os.environ.get("SPACETIME_SOURCE", "synthetic")
+RECIPE = os.environ.get("SPACETIME_RECIPE", "conf/models/tiny.yaml")
+
+FEATURES = "features"
+TRAINING = "training"
+BACKFILL = "backfill"
+TAGS = (FEATURES, TRAINING, BACKFILL)
+"""Closed list: a DAG carries one of these."""
+
+START_DATE = datetime(2026, 1, 1, tzinfo=UTC)
+RELEASE = Asset("spacetime://releases")
+"""Updated by every published release; ranking DAGs are scheduled on it."""
+
+FINAL_EXIT_CODES = ("2", "3", "4")
+"""Wrong settings, a failed data gate, versions that do not fit: another try with the same input ends the same
+way."""
+
+
+class JobRetryPolicy(RetryPolicy):
+    """Retries what may pass (exit code 1, a lost machine), not what cannot get better by itself."""
+
+    def evaluate(self, exception: BaseException, *args: object, **kwargs: object) -> RetryDecision:
+        """Fails at once if the job said that a retry is useless."""
+        match = re.search(r"exit code (\d+)", str(exception))
+        if match and match.group(1) in FINAL_EXIT_CODES:
+            return RetryDecision.fail(f"exit code {match.group(1)} does not change by retrying")
+        return RetryDecision.default()
+
+
+DEFAULT_ARGS = {
+    "owner": "spacetime-gr",
+    "retries": 2,
+    "retry_delay": timedelta(minutes=1),
+    "retry_exponential_backoff": True,
+    "retry_policy": JobRetryPolicy(),
+    "execution_timeout": timedelta(hours=6),
+}
+
+
+def run_job(
+    program: str,
+    job: str,
+    *options: str,
+    day: str = "{{ ds }}",
+    task_id: str = "",
+    outlets: tuple[Asset, ...] = (),
+) -> BashOperator:
+    """Returns the task that runs one job for one day.
+
+    Args:
+        program: etl, models or udfs.
+        job: name in the job table of the program.
+        options: further words of the command line.
+        day: template of the job's day.
+        task_id: the task's name, by default the job's.
+        outlets: assets that the task updates.
+    """
+    words = [PYTHON, "-m", program, job, "--day", day, "--run-id", '"$AIRFLOW_CTX_DAG_RUN_ID"', *options]
+    return BashOperator(task_id=task_id or job, bash_command=" ".join(words), cwd=HOME, outlets=list(outlets))

@@ -1,0 +1,49 @@
+"""Turns the day's raw actions into a published release of the four feature tables.
+
+**Reads** the day's delivery (`SPACETIME_SOURCE`). **Writes** raw, cleaned and derived tables for the day,
+then one row of `releases`. Readers see nothing of the night before the last row: if a task fails, they still
+have the last release.
+
+**Rerun** any task for any day as often as needed, it replaces what it wrote; only `poi_index` runs strictly
+forward. **Exit codes** 2 (settings), 3 (data gate) and 4 (versions) are not retried: the task's log ends with
+what to do. The model is the registry's champion; if it changes while the night runs, `publish` refuses the
+mixture (exit code 4).
+
+The asset `spacetime://releases` is updated by `publish`; schedule ranking DAGs on it.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, CronDataIntervalTimetable
+
+from commands import DEFAULT_ARGS, FEATURES, RELEASE, SOURCE, START_DATE, run_job
+
+with DAG(
+    dag_id="nightly_features",
+    description="raw actions of a day -> published user, POI, score and candidate features",
+    doc_md=__doc__,
+    schedule=CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),
+    start_date=START_DATE,
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULT_ARGS,
+    dagrun_timeout=timedelta(hours=20),
+    tags=[FEATURES],
+):
+    # Only what is newer than the day before: everything older was delivered by earlier nights.
+    since = "source.since={{ macros.ds_add(ds, -1) }}"
+    read_source = run_job("etl", SOURCE, "--set", since, task_id="read_source")
+    poi_index = run_job("etl", "poi_index")
+    clean_actions = run_job("etl", "clean_actions")
+    action_sequences = run_job("etl", "action_sequences")
+    features = [
+        run_job("udfs", "user_embeddings"),
+        run_job("udfs", "poi_embeddings"),
+        run_job("udfs", "ranking_scores"),
+        run_job("udfs", "poi_candidates"),
+    ]
+    audit = run_job("udfs", "audit")
+    publish = run_job("udfs", "publish", outlets=(RELEASE,))
+    report = run_job("models", "report")
+
+    read_source >> poi_index >> clean_actions >> action_sequences >> features >> audit >> publish >> report
