@@ -1,0 +1,212 @@
+"""What a source of raw tables is, and how the delivery of one day is cut out and written.
+
+A source is one small class with a `name` and a `read` method that returns the raw tables of a day as frames; adding one
+touches nothing but its own file and the job table in `etl/__main__.py`. What all sources share is here: which rows belong
+to a delivery, reading files with errors that say what to do, and writing.
+
+Delivery of day D: rows carry `day` = D. Delivered are events that happened after `source.since` (null: ever) up to and
+including D, so that the first night brings all history and every later one its own day.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from datetime import date
+from typing import Protocol
+
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import AnalysisException, PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from conf.cli import JobContext, JobSummary
+from conf.errors import CorruptInputError, MissingInputError, SchemaError
+from conf.settings import Settings
+from conf.tables import TABLES
+from etl import storage
+from etl.spacetime import event_date
+
+LOGGER = logging.getLogger(__name__)
+
+DELIVERED_TABLES = ("raw_actions", "raw_pois", "raw_profiles", "raw_impressions", "ranking_requests")
+FIRST_MS, LAST_MS = 10**12, 10**13
+"""Times within are 13-digit epoch milliseconds (2001 to 2286); others cannot be dated."""
+
+
+class Source(Protocol):
+    """One kind of input.
+
+    Attributes:
+        name: name of the job.
+        action_type: what tonight's requests ask for.
+    """
+
+    name: str
+    action_type: str
+
+    def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
+        """Returns the delivery of a day: frames by raw table.
+
+        Columns that a frame lacks are delivered as null, and `day` is added. Tables left out are delivered empty, but for
+        `ranking_requests`: left out, they are the day's own requests among the impressions.
+        """
+        ...
+
+
+def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSummary:
+    """Reads the delivery of `context.day` and replaces that day in all raw tables.
+
+    Raises:
+        MissingInputError: a file of the source is not there.
+        CorruptInputError: a file cannot be read as what it should be.
+        SchemaError: a required column is missing.
+    """
+    settings, summary = context.settings, JobSummary()
+    frames = dict(source.read(spark, settings, day=context.day))
+    for name in DELIVERED_TABLES:
+        started = time.perf_counter()
+        frame = _shape(spark, frames.get(name), name, context.day)
+        if name == "ranking_requests" and name not in frames:
+            written = frames.get("raw_impressions") if context.dry_run else _read_back(spark, "raw_impressions", context)
+            if written is not None:
+                requests = collect_requests(written, day=context.day, action_type=source.action_type)
+                frame = _shape(spark, requests, name, context.day)
+        rows = _write(frame, name, context, summary) if not context.dry_run else _count(frame, settings)
+        summary.rows_in += rows
+        summary.rows_out += 0 if context.dry_run else rows
+        summary.notes[f"rows_{name}"] = rows
+        summary.steps[name] = time.perf_counter() - started
+        LOGGER.info("%s %s: %d rows of %s, %.1f s", source.name, context.day, rows, name, summary.steps[name])
+    return summary
+
+
+def keep_window(frame: DataFrame, ts_ms: str, *, day: date, since: date | None) -> DataFrame:
+    """Keeps the rows whose time lies in the days after `since` up to `day`.
+
+    Rows whose time cannot be dated (null, or not 13-digit milliseconds) are kept: no day would claim them later, and
+    it is for the cleaning to refuse and count them.
+    """
+    in_window = keep_dates(F.col("_event_date"), day=day, since=since)
+    dated = F.col(ts_ms).between(FIRST_MS, LAST_MS - 1)
+    return (
+        frame.withColumn("_event_date", F.when(dated, event_date(F.col(ts_ms))))
+        .where(F.col("_event_date").isNull() | in_window)
+        .drop("_event_date")
+    )
+
+
+def keep_dates(column: Column, *, day: date, since: date | None) -> Column:
+    """Returns the condition that a date lies after `since` (null: ever) and not after `day`."""
+    condition = column <= F.lit(day)
+    return condition if since is None else condition & (column > F.lit(since))
+
+
+def read_parquet(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> DataFrame:
+    """Opens a Parquet file or folder; errors name the path and what to do."""
+    try:
+        return spark.read.parquet(path)
+    except (PySparkException, Py4JJavaError) as error:
+        raise _input_error(error, path, expected="Parquet", needed_by=needed_by, remedy=remedy) from error
+
+
+def read_text_table(
+    spark: SparkSession, path: str, schema: str, options: Mapping[str, str], *, needed_by: str, remedy: str
+) -> DataFrame:
+    """Opens a delimited text file with Spark's CSV reader, columns by position as in `schema`."""
+    try:
+        return spark.read.options(**options).schema(schema).csv(path)
+    except (PySparkException, Py4JJavaError) as error:
+        raise _input_error(error, path, expected="delimited text", needed_by=needed_by, remedy=remedy) from error
+
+
+def pick_columns(
+    frame: DataFrame, table: str, *, required: Mapping[str, str], optional: Mapping[str, str], remedy: str
+) -> DataFrame:
+    """Selects columns by name with the given types; values that do not convert become null, for the cleaning to see.
+
+    Raises:
+        SchemaError: a required column is missing, or a column holds arrays, maps or structs.
+    """
+    fields = {field.name: field.dataType for field in frame.schema.fields}
+    for name, wanted in required.items():
+        if name not in fields:
+            found = f"no such column (columns there: {', '.join(fields)})"
+            raise SchemaError(table=table, column=name, expected=wanted, found=found, remedy=remedy)
+    columns = []
+    for name, wanted in {**required, **optional}.items():
+        kind = fields.get(name)
+        if isinstance(kind, T.ArrayType | T.MapType | T.StructType):
+            raise SchemaError(table=table, column=name, expected=wanted, found=kind.simpleString(), remedy=remedy)
+        value = F.lit(None).cast(wanted) if kind is None else F.col(f"`{name}`").try_cast(wanted)
+        columns.append(value.alias(name))
+    return frame.select(*columns)
+
+
+def collect_requests(impressions: DataFrame, *, day: date, action_type: str) -> DataFrame:
+    """Makes the requests to be scored tonight: those of the day itself, with the POIs shown in order of position."""
+    of_day = impressions.where(event_date(F.col("request_ts_ms")) == F.lit(day))
+    shown = F.array_sort(F.collect_list(F.struct("position", "poi_id")))
+    keys = ("request_id", "user_id", "request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "is_simulated")
+    return (
+        of_day.groupBy(*keys)
+        .agg(shown.getField("poi_id").alias("candidate_poi_ids"))
+        .withColumn("action_type", F.lit(action_type))
+    )
+
+
+def _shape(spark: SparkSession, frame: DataFrame | None, name: str, day: date) -> DataFrame:
+    contract = TABLES[name]
+    if frame is None:
+        return spark.createDataFrame([], storage.spark_schema(contract))
+    have = set(frame.columns)
+    columns = [
+        F.lit(day).alias("day") if column.name == "day"
+        else F.col(column.name) if column.name in have
+        else F.lit(None).cast(column.type).alias(column.name)
+        for column in contract.columns
+    ]
+    return frame.select(*columns)
+
+
+def _write(frame: DataFrame, name: str, context: JobContext, summary: JobSummary) -> int:
+    root = context.settings.storage.root
+    try:
+        version = storage.replace_day(frame, name, root, day=context.day, run_id=context.run_id, job=context.job)
+    except (PySparkException, Py4JJavaError) as error:
+        raise _read_failure(error, context.settings) from error
+    summary.tables[name] = version
+    return _read_back(frame.sparkSession, name, context).count()
+
+
+def _read_back(spark: SparkSession, name: str, context: JobContext) -> DataFrame:
+    return storage.read_table(spark, context.settings.storage.root, name).where(F.col("day") == context.day)
+
+
+def _count(frame: DataFrame, settings: Settings) -> int:
+    try:
+        return frame.count()
+    except (PySparkException, Py4JJavaError) as error:
+        raise _read_failure(error, settings) from error
+
+
+def _read_failure(error: Exception, settings: Settings) -> Exception:
+    """Returns a named error where a file broke while its rows were read, else the error itself."""
+    text = str(error)
+    if "FAILED_READ_FILE" not in text and "is not a Parquet file" not in text:
+        return error
+    return CorruptInputError(path=settings.source.path, expected="the format of this source", cause=_first_line(text))
+
+
+def _input_error(error: Exception, path: str, *, expected: str, needed_by: str, remedy: str) -> Exception:
+    text = str(error)
+    if "PATH_NOT_FOUND" in text or "does not exist" in text:
+        return MissingInputError(what=f"the {expected} input", where=path, needed_by=needed_by, remedy=remedy)
+    if isinstance(error, AnalysisException) and "UNABLE_TO_INFER_SCHEMA" in text:
+        return MissingInputError(what=f"any {expected} file", where=path, needed_by=needed_by, remedy=remedy)
+    return CorruptInputError(path=path, expected=expected, cause=_first_line(text))
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[0] if lines else "no message")[:300]

@@ -1,0 +1,251 @@
+"""The places of the synthetic city: cities, neighbourhoods, categories and every attribute of a POI.
+
+A POI is a number from 0 to `num_pois` - 1, and everything about it is an expression of that number and the seed: category,
+city, neighbourhood, rank of popularity, place, opening, closing, move. The other way round, category, city, neighbourhood and
+rank give the number. So users can choose POIs without a join, and rows do not depend on how the work is partitioned.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import date
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from conf.settings import CitySettings
+
+KM_PER_DEGREE = 111.195
+MAIN_WIDTH = 7
+"""Of each `MAIN_WIDTH` + `num_other_cities` POIs of a category, so many lie in the main city and one in each other."""
+CHURN_SHARES = {"opened": 0.12, "closed": 0.05, "moved": 0.015}
+ATTRIBUTES = ("quiet", "lively", "historic", "family friendly", "vegan", "romantic")
+"""What a POI's text alone tells about it, and what a user may like."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Categories that serve one purpose: path of the level above, then the leaves."""
+
+    name: str
+    path: str
+    leaves: tuple[str, ...]
+
+
+KINDS = (
+    Kind("home", "Residence", ("Residential Building (Apartment / Condo)",) * 4),
+    Kind("work", "Professional & Other Places", ("Office",) * 3),
+    Kind("transit", "Travel & Transport", ("Train Station", "Subway")),
+    Kind("errand", "Shop & Service", ("Bank", "Drugstore / Pharmacy", "Gas Station / Garage")),
+    Kind("hotel", "Travel & Transport", ("Hotel",)),
+    Kind("coffee", "Food", ("Coffee Shop", "Cafe", "Bakery")),
+    Kind("food", "Food", ("Italian Restaurant", "Japanese Restaurant", "French Restaurant", "Indian Restaurant",
+                          "Chinese Restaurant", "Burger Joint")),
+    Kind("bar", "Nightlife Spot", ("Bar", "Pub", "Wine Bar")),
+    Kind("fun", "Arts & Entertainment", ("Movie Theater", "Music Venue", "Concert Hall")),
+    Kind("shop", "Shop & Service", ("Clothing Store", "Bookstore", "Department Store")),
+    Kind("sight", "Outdoors & Recreation", ("Park", "Scenic Lookout", "Plaza")),
+)
+LEAVES = tuple(leaf for kind in KINDS for leaf in kind.leaves)
+PATHS = tuple(f"{kind.path} > {leaf}" for kind in KINDS for leaf in kind.leaves)
+FIRST_LEAF = {kind.name: sum(len(other.leaves) for other in KINDS[:number]) for number, kind in enumerate(KINDS)}
+NUM_LEAVES = {kind.name: len(kind.leaves) for kind in KINDS}
+STABLE_LEAVES = FIRST_LEAF["transit"]
+"""Leaves before this one are homes and offices: they neither open, close nor move."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many of everything a city of these settings has.
+
+    Attributes:
+        num_cities: the main city, number 0, and the others.
+        num_hoods: neighbourhoods per city, the main city's first.
+        num_ranks: POIs of one leaf in one neighbourhood that users choose from.
+        centers: longitude and latitude of each city.
+        tz_offsets_min: minutes to add to UTC, per city.
+        radius_km: radius of each city.
+    """
+
+    num_cities: int
+    num_hoods: tuple[int, ...]
+    num_ranks: tuple[int, ...]
+    centers: tuple[tuple[float, float], ...]
+    tz_offsets_min: tuple[int, ...]
+    radius_km: tuple[float, ...]
+
+
+def lay_out(city: CitySettings) -> Layout:
+    """Derives the layout of a city from its settings: a few numbers per city, none per POI or user."""
+    others = city.num_other_cities
+    cycles = city.num_pois // len(LEAVES) // (MAIN_WIDTH + others)
+    slots = (cycles * MAIN_WIDTH, *(cycles,) * others)
+    num_hoods = tuple(min(limit, max(1, math.ceil(1.2 * math.sqrt(n)))) for n, limit in zip(slots, (400, *(100,) * others), strict=True))
+    centers = [(city.center_lon, city.center_lat)]
+    for number in range(others):
+        # Ever farther away, all around: 150 km is a day trip, beyond 1500 km there is another time zone.
+        angle, far_km = 2.4 * (number + 1) + city.seed, 150.0 * 3.2**number if number < 3 else 1500.0 + 100 * number
+        lat = city.center_lat + far_km * math.sin(angle) / KM_PER_DEGREE
+        lat = lat if abs(lat) < 70 else 2 * city.center_lat - lat
+        lon = city.center_lon + far_km * math.cos(angle) / (KM_PER_DEGREE * math.cos(math.radians(lat)))
+        centers.append(((lon + 180.0) % 360.0 - 180.0, lat))
+    return Layout(
+        num_cities=1 + others,
+        num_hoods=num_hoods,
+        num_ranks=tuple(max(1, n // hoods) for n, hoods in zip(slots, num_hoods, strict=True)),
+        centers=tuple(centers),
+        tz_offsets_min=tuple(60 * round(lon / 15) for lon, _ in centers),
+        radius_km=(city.radius_km, *(0.5 * city.radius_km,) * others),
+    )
+
+
+# --- chance -----------------------------------------------------------------------------------------------------------
+
+
+def uniform(seed: int, what: str, *ids: Column) -> Column:
+    """Returns a number in [0, 1) that depends on the seed, the name of the draw and the ids alone."""
+    return F.shiftrightunsigned(F.xxhash64(F.lit(f"{seed}:{what}"), *ids), 11) * F.lit(2.0**-53)
+
+
+def normal(seed: int, what: str, *ids: Column) -> Column:
+    """Returns a standard normal number, by Box and Muller."""
+    radius = F.sqrt(F.lit(-2.0) * F.log(F.lit(1.0) - uniform(seed, f"{what} r", *ids)))
+    return radius * F.cos(F.lit(2 * math.pi) * uniform(seed, f"{what} a", *ids))
+
+
+def whole(number: Column, below: Column | int) -> Column:
+    """Scales a number in [0, 1) to an integer from 0 to `below` - 1."""
+    limit = F.lit(below) if isinstance(below, int) else below
+    return F.least(F.floor(number * limit).cast("int"), (limit - 1).cast("int"))
+
+
+def zipf_rank(number: Column, count: Column) -> Column:
+    """Turns a number in [0, 1) into a rank from 0 to `count` - 1 with P(rank) about 1 / (rank + 1)."""
+    return F.least(F.floor(F.pow(count + F.lit(1.0), number)).cast("int") - 1, (count - 1).cast("int"))
+
+
+def per_city(values: tuple[float, ...] | tuple[int, ...], city_no: Column) -> Column:
+    """Looks a value of each city up."""
+    return F.element_at(F.array(*(F.lit(value) for value in values)), city_no + 1)
+
+
+# --- POIs -------------------------------------------------------------------------------------------------------------
+
+
+def poi_number(leaf_no: Column, city_no: Column, hood_no: Column, rank: Column, *, city: CitySettings) -> Column:
+    """Returns the number of the POI of a leaf, city, neighbourhood and rank."""
+    layout, cycle = lay_out(city), MAIN_WIDTH + city.num_other_cities
+    in_city = rank * per_city(layout.num_hoods, city_no) + hood_no
+    in_main = F.floor(in_city / MAIN_WIDTH).cast("int") * cycle + F.pmod(in_city, F.lit(MAIN_WIDTH))
+    in_other = in_city * cycle + F.lit(MAIN_WIDTH - 1) + city_no
+    number = leaf_no + F.lit(len(LEAVES)) * F.when(city_no == 0, in_main).otherwise(in_other)
+    # In a catalogue too small for one POI of every leaf and city, others stand in.
+    return F.pmod(number, F.lit(city.num_pois)).cast("int")
+
+
+def with_poi(frame: DataFrame, *, city: CitySettings) -> DataFrame:
+    """Adds what follows from `poi_no`: leaf_no, city_no, hood_no, rank, opened_date, closed_date, moved_date, attribute_no.
+
+    The dates are null for what never happens; `opened_date` is a day before the city's first for most.
+    """
+    seed, layout = city.seed, lay_out(city)
+    number, leaves, cycle = F.col("poi_no"), len(LEAVES), MAIN_WIDTH + city.num_other_cities
+    among = F.floor(number / leaves).cast("int")
+    turn, place = F.floor(among / cycle).cast("int"), F.pmod(among, F.lit(cycle))
+    city_no = F.greatest(place - (MAIN_WIDTH - 1), F.lit(0))
+    in_city = F.when(city_no == 0, turn * MAIN_WIDTH + place).otherwise(turn)
+    hoods = per_city(layout.num_hoods, F.col("city_no"))
+    return (
+        frame.withColumn("leaf_no", F.pmod(number, F.lit(leaves)))
+        .withColumn("city_no", city_no)
+        .withColumn("_in_city", in_city)
+        .withColumn("hood_no", F.pmod(F.col("_in_city"), hoods))
+        .withColumn("rank", F.floor(F.col("_in_city") / hoods).cast("int"))
+        .withColumn("attribute_no", whole(uniform(seed, "poi attribute", number), len(ATTRIBUTES)))
+        .withColumns(_life(city))
+        .drop("_in_city")
+    )
+
+
+def is_open(on: Column) -> Column:
+    """Tells whether the POI of the row (see `with_poi`) takes visitors on a day."""
+    return (F.col("opened_date") <= on) & (F.col("closed_date").isNull() | (F.col("closed_date") > on))
+
+
+def place_of_poi(on: Column, *, city: CitySettings) -> tuple[Column, Column]:
+    """Returns longitude and latitude of the POI of the row (see `with_poi`) on a day: a move changes them."""
+    seed, number, layout = city.seed, F.col("poi_no"), lay_out(city)
+    hood_lon, hood_lat = hood_center(F.col("city_no"), F.col("hood_no"), city=city)
+    has_moved = F.coalesce(F.col("moved_date") <= on, F.lit(False))
+    # A move is a kilometre or two; the logged place then still is the catalogue's within tolerance.
+    east = F.lit(0.6) * normal(seed, "poi east", number) + F.when(has_moved, 1.5).otherwise(0.0)
+    north = F.lit(0.6) * normal(seed, "poi north", number)
+    return shift(hood_lon, hood_lat, east, north, at_lat=_center_lat(layout, F.col("city_no")))
+
+
+def hood_center(city_no: Column, hood_no: Column, *, city: CitySettings) -> tuple[Column, Column]:
+    """Returns the centre of a neighbourhood; number 0 is the centre of its city."""
+    layout = lay_out(city)
+    radius = F.when(hood_no == 0, F.lit(0.0)).otherwise(
+        per_city(layout.radius_km, city_no) * F.sqrt(uniform(city.seed, "hood radius", city_no, hood_no))
+    )
+    angle = F.lit(2 * math.pi) * uniform(city.seed, "hood angle", city_no, hood_no)
+    lon = per_city(tuple(lon for lon, _ in layout.centers), city_no)
+    lat = _center_lat(layout, city_no)
+    return shift(lon, lat, radius * F.cos(angle), radius * F.sin(angle), at_lat=lat)
+
+
+def shift(lon: Column, lat: Column, east_km: Column, north_km: Column, *, at_lat: Column) -> tuple[Column, Column]:
+    """Moves a point by some kilometres; `at_lat` is a latitude nearby that sets the length of a degree eastwards."""
+    return lon + east_km / (F.lit(KM_PER_DEGREE) * F.cos(F.radians(at_lat))), lat + north_km / F.lit(KM_PER_DEGREE)
+
+
+def _center_lat(layout: Layout, city_no: Column) -> Column:
+    return per_city(tuple(lat for _, lat in layout.centers), city_no)
+
+
+def _life(city: CitySettings) -> dict[str, Column]:
+    """Opening, closing and move. The most popular POI of a leaf and neighbourhood stays for ever: visitors fall back on it."""
+    seed, number, days = city.seed, F.col("poi_no"), city.num_days
+    changes = (F.col("rank") > 0) & (F.col("leaf_no") >= STABLE_LEAVES)
+    happens = {what: changes & (uniform(seed, what, number) < share) for what, share in CHURN_SHARES.items()}
+    first = F.lit(city.first_day)
+    before = F.date_sub(first, whole(uniform(seed, "age", number), 700) + 1)
+    opened = F.date_add(first, whole(uniform(seed, "opening day", number), max(1, days // 2)) + 1)
+    closed = F.date_add(first, whole(uniform(seed, "closing day", number), max(1, days // 2)) + days // 2 + 2)
+    moved = F.date_add(first, whole(uniform(seed, "moving day", number), max(1, days // 2)) + days // 2 + 1)
+    return {
+        "opened_date": F.when(happens["opened"], opened).otherwise(before),
+        "closed_date": F.when(happens["closed"], closed),
+        "moved_date": F.when(happens["moved"], moved),
+    }
+
+
+def build_pois(pois: DataFrame, *, city: CitySettings, day: date) -> DataFrame:
+    """Builds the catalogue as of a day from the numbers of the POIs (`poi_no`): rows of `raw_pois` and their dates."""
+    known = with_poi(pois, city=city)
+    lon, lat = place_of_poi(F.lit(day), city=city)
+    leaf = F.element_at(F.array(*map(F.lit, LEAVES)), F.col("leaf_no") + 1)
+    attribute = F.element_at(F.array(*map(F.lit, ATTRIBUTES)), F.col("attribute_no") + 1)
+    return known.select(
+        poi_id(F.col("poi_no")).alias("poi_id"),
+        F.concat_ws(" ", leaf, (F.col("poi_no") + 1).cast("string")).alias("name"),
+        F.concat_ws(" ", (F.col("poi_no") % 200 + 1).cast("string"), F.lit("Street"), F.col("hood_no").cast("string")).alias("address"),
+        leaf.alias("category"),
+        F.element_at(F.array(*map(F.lit, PATHS)), F.col("leaf_no") + 1).alias("category_path"),
+        lon.alias("poi_lon"),
+        lat.alias("poi_lat"),
+        # Homes and offices have no character; of the others only the text tells it.
+        F.when(F.col("leaf_no") < STABLE_LEAVES, F.lit(""))
+        .otherwise(F.concat(F.lit("A "), attribute, F.lit(" place: "), F.lower(leaf), F.lit(".")))
+        .alias("description"),
+        F.col("opened_date").alias("first_seen_date"),
+        F.coalesce(F.col("closed_date") <= F.lit(day), F.lit(False)).alias("is_closed"),
+        F.lit(True).alias("is_simulated"),
+        "closed_date",
+        "moved_date",
+    )
+
+
+def poi_id(number: Column) -> Column:
+    """Returns the catalogue id of a POI."""
+    return F.format_string("p%08d", number)
