@@ -5,8 +5,8 @@ looks at the lengths first. Ids are the tables' own (from 0); the shift by `NUM_
 model only.
 """
 
-# Shape letters: B = sequences, L = actions of the longest, P = profile attributes, C = candidates, M = length of
-# multimodal vectors, V = blocks, I = inner ids of a block.
+# Shape letters: B = sequences, L = actions of the longest, P = profile attributes, C = candidates,
+# M = length of multimodal vectors, V = blocks, I = inner ids of a block.
 
 from typing import NamedTuple, Self
 

@@ -30,7 +30,7 @@ class MemoryConfig(Section):
 
 
 class DecoderConfig(Section):
-    """Shape of the decoder. Keys have the names of `conventions`; twins in transformers' LlamaConfig are obvious."""
+    """Shape of the decoder; most keys have an obvious twin in transformers' LlamaConfig."""
 
     hidden_dim: int = Field(64, ge=2, description="model width")
     ffn_dim: int = Field(192, ge=1, description="inner width of the SwiGLU")

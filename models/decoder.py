@@ -1,5 +1,4 @@
-"""SpacetimeDecoder: one decoder-only transformer for next-POI probabilities, generation, ranking and
-embeddings.
+"""SpacetimeDecoder: one decoder for next-POI probabilities, generation, ranking and embeddings.
 
 Tokens: a user token and profile tokens (all at position 0), then four tokens per action from position 1. The
 state at an action token predicts the block, the state at a block token the inner id. Training runs over
@@ -9,7 +8,7 @@ rounding (trap 4): a step being predicted always sees the last `window_actions` 
 its window holds.
 """
 
-# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, D = model width, V = blocks,
+# Shape letters: B = sequences, L = actions, W = actions of the window, D = model width, V = blocks,
 # I = inner ids, C = candidates, K = blocks looked into, Q = steps being predicted.
 
 import torch
@@ -79,11 +78,10 @@ class SpacetimeDecoder(nn.Module):
             if vectors is not None:
                 vectors.assign_rows(slots.count_inners())
 
-    # --- training
-    # ---------------------------------------------------------------------------------------------------
+    # --- training ---------------------------------------------------------------------------------------
 
     def forward_history(self, history: HistoryBatch) -> Tensor:
-        """Returns the states of the window's tokens, (B, 4 W, D); window = the last `window_actions` actions."""
+        """Returns the states of the window's tokens, (B, 4 W, D)."""
         spacetime, inner = self.trunk.embed_history(history)
         index_BW, _ = window_index(
             history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions
@@ -136,8 +134,7 @@ class SpacetimeDecoder(nn.Module):
             log_block.masked_fill(is_padding, 0.0), log_inner.masked_fill(is_padding, 0.0), is_target_BQ
         )
 
-    # --- serving
-    # ----------------------------------------------------------------------------------------------------
+    # --- serving ----------------------------------------------------------------------------------------
 
     def encode_prefix(self, history: HistoryBatch) -> Prefix:
         """Reads the user part: user and profile tokens, and the last `window_actions` - 1 actions."""
@@ -178,8 +175,12 @@ class SpacetimeDecoder(nn.Module):
         )
         pairs = None
         if self.memory is not None and prefix.bank is not None:
-            asked = Steps(history.lengths_B[:, None], request.timestamps_B[:, None], request.tz_offsets_B[:, None],
-                          request.user_lonlat_B2[:, None])  # fmt: skip
+            asked = Steps(
+                history.lengths_B[:, None],
+                request.timestamps_B[:, None],
+                request.tz_offsets_B[:, None],
+                request.user_lonlat_B2[:, None],
+            )
             # Without a request the clock and the place are those of the user's last action.
             steps = Steps(
                 *(torch.where(_like(neutral_B, own), old, own) for own, old in zip(asked, last, strict=True))
@@ -219,7 +220,7 @@ class SpacetimeDecoder(nn.Module):
         candidates: CandidateBatch,
         live: LiveSlots | None = None,
     ) -> CandidateStates:
-        """Reads each candidate's block and inner tokens below the request, isolated from the others (trap 3)."""
+        """Reads each candidate's block and inner tokens below the request, isolated from the others."""
         state = self.request_state(prefix, request, live)
         B, C = candidates.blocks_BC.shape
         embedded = torch.stack(
@@ -264,8 +265,7 @@ class SpacetimeDecoder(nn.Module):
         vectors = self.poi_projection(states[:, -1]).float().view(*candidates.blocks_BC.shape, -1)
         return nn.functional.normalize(vectors, dim=-1)
 
-    # --- shared
-    # -----------------------------------------------------------------------------------------------------
+    # --- shared -----------------------------------------------------------------------------------------
 
     def _look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
@@ -277,15 +277,17 @@ class SpacetimeDecoder(nn.Module):
         return states
 
     def _score_inside(self, state: RequestState, states_BKD: Tensor, blocks_BK: Tensor) -> Tensor:
-        """Returns the inner scores of the past actions inside each block, (B, K, L); -inf for those outside."""
-        assert self.memory is not None and state.bank is not None and state.pairs is not None
+        """Returns the inner scores of the past actions inside each block, (B, K, L); -inf outside."""
+        assert self.memory is not None
+        assert state.bank is not None
+        assert state.pairs is not None
         scores = self.memory.score(INNER, states_BKD, state.bank, state.pairs)
         return scores.masked_fill(state.bank.past.blocks_BL[:, None] != blocks_BK[..., None], -torch.inf)
 
     def _memory_features(
         self, state: RequestState, at_block_BCD: Tensor, candidates: CandidateBatch
     ) -> Tensor:
-        """Returns the log of the share that the memory gives each candidate's POI and its block, (B, C, 2)."""
+        """Returns the log share that the memory gives each candidate's POI and its block, (B, C, 2)."""
         if self.memory is None or state.bank is None or state.pairs is None:
             return at_block_BCD.new_zeros(*candidates.blocks_BC.shape, NUM_MEMORY_FEATURES)
         past = state.bank.past

@@ -65,8 +65,7 @@ class TimeEmbedding(nn.Module):
 
 
 class GeoEmbedding(nn.Module):
-    """Embeds a place: hashed cells at several scales plus continuous coordinates; one vector for unknown
-    places.
+    """Embeds a place: hashed cells at several scales plus continuous coordinates.
 
     Shape:
         lonlat: float, (..., 2), degrees; NaN = unknown.
@@ -221,5 +220,5 @@ class TokenEmbedding(nn.Module):
 
 
 def _shift(ids: Tensor, capacity: int) -> Tensor:
-    """Moves ids of real things behind the special ones; ids beyond the capacity become padding, the zero vector."""
+    """Moves ids of real things behind the special ones; those beyond the capacity become padding (zero)."""
     return torch.where((ids >= 0) & (ids < capacity), ids + NUM_SPECIAL, PAD)

@@ -22,7 +22,7 @@ NUM_GAP_BUCKETS = 32
 
 
 class Clock(NamedTuple):
-    """Local time, split. All int64: hour 0-23, weekday 0-6 from Monday, hour of week 0-167, month 0-11, minute 0-1439."""
+    """Local time, split; all int64, all from 0, weekdays from Monday."""
 
     hour: Tensor
     weekday: Tensor
@@ -60,7 +60,7 @@ def _split_days(days: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bucket_gap(gap_ms: Tensor, has_previous: Tensor) -> Tensor:
-    """Returns the log bucket of the time since the previous action: two per doubling of minutes; 0 = no previous."""
+    """Returns the log bucket of the time since the previous action, two per doubling; 0 = no previous."""
     minutes = gap_ms.clamp(min=0).float() / MINUTE_MS
     bucket = (1 + 2 * torch.log2(minutes + 1)).long().clamp(max=NUM_GAP_BUCKETS - 1)
     return torch.where(has_previous, bucket, 0)
@@ -98,7 +98,7 @@ def hash_slots(block_ids: Tensor, inner_ids: Tensor, num_rows: int) -> Tensor:
 
 
 def _mix(keys: Tensor) -> Tensor:
-    """Spreads integers over 0 to 2^31 - 1 (two rounds of a 31-bit multiplicative hash; no overflow of int64)."""
+    """Spreads integers over 0 to 2^31 - 1: two rounds of a multiplicative hash that int64 can hold."""
     low_bits = 2**31 - 1
     mixed = ((keys ^ (keys >> 31)) & low_bits) * 73_244_475 % low_bits
     mixed = ((mixed ^ (mixed >> 15)) & low_bits) * 1_376_312_589 % low_bits
@@ -114,8 +114,7 @@ def place_on_sphere(lonlat: Tensor) -> Tensor:
 
 
 def encode_fourier(lonlat: Tensor, waves_km: Sequence[float]) -> Tensor:
-    """Returns continuous coordinates, (..., 2) -> (..., 6 * waves): sine and cosine of the place on the
-    sphere.
+    """Returns continuous coordinates, sines and cosines on the sphere: (..., 2) -> (..., 6 * waves).
 
     Unknown places become zeros. Smooth over the poles and 180 degrees, since the sphere is.
     """

@@ -16,7 +16,7 @@ from models.slots import LiveSlots
 
 
 class Generator(nn.Module):
-    """The two softmax heads. Both mask what does not exist: unused capacity, and dead slots if `live` is given."""
+    """The two softmax heads; both give no probability to slots that are not live."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

@@ -1,11 +1,10 @@
-"""The block of layers of the Llama family, small: RMSNorm, rotary positions, grouped-query attention,
-SwiGLU, no biases.
+"""The layers of the Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU; no biases.
 
 Agrees with transformers' LlamaDecoderLayer to rounding (tests/models/test_layers.py).
 """
 
-# Shape letters: B = sequences, T = new tokens, S = cached tokens, D = model width, H = heads, G = key/value heads,
-# E = width of a head.
+# Shape letters: B = sequences, T = new tokens, S = cached tokens, D = model width, H = heads,
+# G = key/value heads, E = width of a head.
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Losses of the stages, from what the decoder returns. Sums of logs in nats; the trainer divides by the targets."""
+"""Losses of the stages, in nats, summed; the trainer divides by the number of targets."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,7 @@ from models.states import StepLogProbs
 
 
 def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
-    """Sums the cross-entropy of block and inner tokens over loss targets (paper 3.2.2; functional actions
-    masked).
+    """Sums the cross-entropy of block and inner tokens over the loss targets (paper 3.2.2).
 
     Returns:
         The summed negative log-likelihood of the target POIs, and how many there are.

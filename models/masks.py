@@ -1,5 +1,4 @@
-"""Who sees whom: the causal mask over a padded user part, and candidates that see the user and themselves
-only.
+"""Who sees whom: the causal mask over a padded user part, and candidates isolated from each other.
 
 True = may look. Rows that stand for padding see at least themselves, so that no softmax is over nothing.
 """
@@ -19,7 +18,7 @@ def build_causal_mask(valid_BT: Tensor) -> Tensor:
 
 
 def build_extension_mask(valid_BT: Tensor, own_NN: Tensor) -> Tensor:
-    """Returns (B, 1, N, T + N): new tokens see the valid tokens of the user part, and one another by `own_NN`."""
+    """Returns (B, 1, N, T + N): new tokens see the user part's valid tokens, and one another by `own_NN`."""
     B, T = valid_BT.shape
     N = own_NN.shape[0]
     past_BNT = valid_BT[:, None, :].expand(B, N, T)
@@ -27,7 +26,7 @@ def build_extension_mask(valid_BT: Tensor, own_NN: Tensor) -> Tensor:
 
 
 def build_candidate_mask(num_candidates: int, tokens_each: int, device: torch.device) -> Tensor:
-    """Returns (N, N) for N = candidates x tokens each: causal inside a candidate, nothing between two (trap 3)."""
+    """Returns (N, N), N = candidates x tokens each: causal inside a candidate, nothing between two."""
     owner_N = torch.arange(num_candidates, device=device).repeat_interleave(tokens_each)
     causal_NN = torch.ones(len(owner_N), len(owner_N), dtype=torch.bool, device=device).tril()
     return (owner_N[:, None] == owner_N[None, :]) & causal_NN

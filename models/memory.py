@@ -10,7 +10,8 @@ so it stays one exact distribution. The block's and the inner id's scores have m
 their own.
 """
 
-# Shape letters: B = sequences, Q = steps, L = past actions, D = model width, K = key width, V = ids of a vocabulary.
+# Shape letters: B = sequences, Q = steps, L = past actions, D = model width, K = key width, V = ids of a
+# vocabulary, R = table rows, P = pairs, F = tables.
 
 import math
 from typing import Literal, NamedTuple
@@ -140,21 +141,19 @@ class PairTables(nn.Module):
 
 
 class SumRows(torch.autograd.Function):
-    """Sum of table rows: (R, 2) and (P, F) -> (P, 2). The gradient is a histogram, faster than scattered additions."""
+    """Sum of table rows, (R, 2) and (P, F) -> (P, 2); the gradient is a histogram, which is fast."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight_R2: Tensor, rows_PF: Tensor) -> Tensor:
-        ctx.save_for_backward(rows_PF)
-        ctx.num_rows = len(weight_R2)  # type: ignore[attr-defined]
+        ctx.save_for_backward(weight_R2, rows_PF)
         return F.embedding_bag(rows_PF, weight_R2, mode="sum")
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad_P2: Tensor) -> tuple[Tensor, None]:
-        (rows_PF,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        flat = rows_PF.flatten()
+        weight_R2, rows_PF = ctx.saved_tensors  # type: ignore[attr-defined]
+        rows, tables = rows_PF.flatten(), rows_PF.shape[1]
         columns = [
-            torch.bincount(flat, grad_P2[:, column].repeat_interleave(rows_PF.shape[1]), ctx.num_rows)  #
-            type: ignore[attr-defined] for column in range(2)
+            torch.bincount(rows, g.repeat_interleave(tables), len(weight_R2)) for g in grad_P2.unbind(1)
         ]
         return torch.stack(columns, dim=-1).to(grad_P2.dtype), None
 
@@ -167,7 +166,7 @@ def mix_target(log_gen_BQ: Tensor, scores_BQL: Tensor, is_target_BQL: Tensor) ->
 
 
 def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids_BL: Tensor) -> Tensor:
-    """Returns the mixture's log probability of every id, (B, Q, V); ids of actions that may not be copied are ignored."""
+    """Returns the mixture's log probability of every id, (B, Q, V); scores of -inf copy nothing."""
     B, Q, L = scores_BQL.shape
     largest = F.pad(scores_BQL, (1, 0)).amax(dim=-1, keepdim=True)  # the generator's own score is 0
     mass = (scores_BQL - largest).exp()

@@ -1,5 +1,4 @@
-"""Pair features of the memory of places: each step being predicted x each past action -> one row number per
-table.
+"""Pair features of the memory of places: step x past action -> one row number per learned table.
 
 The measured form (clock quantities are local time; "previous" is the user's action before): age, clock
 difference, day relation, visits, gaps, distance, same previous POI or category. No parameters, no gradients;
@@ -119,7 +118,7 @@ TABLES = (
 
 
 def start_table(table: PairTable) -> Tensor:
-    """Returns the rows at which a table starts: the weights of the kernel counter (design 5), else zero; (rows,)."""
+    """Returns the start of a table, (rows,): the weights of the kernel counter (design 5), else zero."""
     if table.name == "age_match":
         hours = 2 ** ((torch.arange(NUM_AGES) + 0.5) / 2) - 1
         return (torch.exp(-hours / (60 * 24)) + 0.05).log().repeat_interleave(6)
@@ -198,7 +197,7 @@ def _bucket_signed(signed_min: Tensor) -> Tensor:
 
 
 def _bucket_distance(past: Past, steps: Steps) -> Tensor:
-    """Log bucket of the distance from the user's place to each POI; the last one for far and for unknown places."""
+    """Returns the log bucket of the distance from user to POI; the last one for unknown places too."""
     chord = torch.cdist(
         place_on_sphere(steps.user_lonlat_BQ2),
         place_on_sphere(past.poi_lonlat_BL2),
@@ -234,7 +233,7 @@ def _shift_right(values_BL: Tensor, by: int, fill: int) -> Tensor:
 
 
 def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns is_current, previous match, two back: what happened before the step against before the action."""
+    """Compares what came before the step with what came before the action: current, match, two back."""
     last_slot = _take(slots_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
     last_category = _take(past.categories_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
     slot_before_last = _take(slots_BL, steps.num_past_BQ - 2, fill=-1)[..., None]
@@ -247,7 +246,7 @@ def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor,
 
 
 def _count_visits(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns visits to each action's POI before the step and the time of the last of them, (B, Q, L) each."""
+    """Returns visits to each action's POI before the step, and the time of the last of them."""
     B, L = slots_BL.shape
     Q = steps.num_past_BQ.shape[1]
     group = _group_equal(slots_BL)[:, None].expand(B, Q, L)

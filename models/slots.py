@@ -1,4 +1,4 @@
-"""Which (block, inner) slots of the index there are: masks for generator and memory, as of a request or a training."""
+"""Which (block, inner) slots there are, as of a request or a training: masks for generator and memory."""
 
 # Shape letters: N = slots, V = blocks, I = inner ids of a block.
 
@@ -43,7 +43,7 @@ class LiveSlots:
         return self.count_inners() > 0
 
     def mask_inners(self, block_ids: Tensor) -> Tensor:
-        """Returns the inner ids that exist in each given block, (...) -> (..., I) bool; none in unknown blocks."""
+        """Returns the inner ids that exist in each block, (...) -> (..., I) bool; none in unknown blocks."""
         flat = block_ids.reshape(-1)
         known = flat < self.num_blocks
         block = torch.where(known, flat, 0)

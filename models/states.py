@@ -1,7 +1,7 @@
-"""What passes between the steps of the decoder: caches, states, and which actions and steps they are about."""
+"""What passes between the steps of the decoder: caches, states, and which actions they are about."""
 
-# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, D = model width, G = key/value heads,
-# E = width of a head, C = candidates, Q = steps being predicted.
+# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, D = model width,
+# G = key/value heads, E = width of a head, C = candidates, Q = steps being predicted.
 
 from typing import NamedTuple
 
@@ -55,14 +55,14 @@ class RequestState(NamedTuple):
 
 
 class CandidateStates(NamedTuple):
-    """States at the candidates' inner tokens (B, C, D), and the memory's log mass of POI and block (B, C, 2)."""
+    """States at the candidates' inner tokens, and the memory's log shares of POI and block."""
 
     states_BCD: Tensor
     memory_BC2: Tensor
 
 
 class StepLogProbs(NamedTuple):
-    """Log probabilities at the loss targets, in nats, (B, Q) each; 0 where `is_target_BQ` is False (padding)."""
+    """Log probabilities at the loss targets, in nats; 0 where `is_target_BQ` is False (padding)."""
 
     block_BQ: Tensor
     inner_BQ: Tensor
@@ -70,7 +70,7 @@ class StepLogProbs(NamedTuple):
 
 
 def window_index(lengths_B: Tensor, num_actions: int, window: int) -> tuple[Tensor, Tensor]:
-    """Returns which actions the window holds, (B, W), and which of its places are real; W = longest window."""
+    """Returns which actions the window holds, (B, W), and which of its places are real."""
     longest = min(window, num_actions)
     index = (lengths_B - window).clamp(min=0)[:, None] + torch.arange(longest, device=lengths_B.device)
     valid = index < lengths_B[:, None]
@@ -78,7 +78,7 @@ def window_index(lengths_B: Tensor, num_actions: int, window: int) -> tuple[Tens
 
 
 def pack_steps(is_target_BW: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the places of the targets, (B, Q) with Q = most targets of a row, and which of them are real."""
+    """Returns the places of the targets, (B, Q), Q = most of a row, and which of them are real."""
     most = int(is_target_BW.sum(dim=1).max()) if is_target_BW.numel() else 0
     places = torch.argsort(is_target_BW.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
     return places, is_target_BW.gather(1, places)
@@ -94,14 +94,24 @@ def valid_user(history: HistoryBatch) -> Tensor:
 
 
 def past_of(history: HistoryBatch) -> Past:
-    return Past(history.timestamps_BL, history.tz_offsets_BL, history.blocks_BL, history.inners_BL,
-                history.categories_BL, history.poi_lonlat_BL2)  # fmt: skip
+    return Past(
+        history.timestamps_BL,
+        history.tz_offsets_BL,
+        history.blocks_BL,
+        history.inners_BL,
+        history.categories_BL,
+        history.poi_lonlat_BL2,
+    )
 
 
 def steps_of(history: HistoryBatch, index_BQ: Tensor) -> Steps:
     """Steps that predict actions of the history: their own time and user place are the request's (trap 2)."""
-    return Steps(index_BQ, history.timestamps_BL.gather(1, index_BQ), history.tz_offsets_BL.gather(1, index_BQ),
-                 take_rows(history.user_lonlat_BL2, index_BQ))  # fmt: skip
+    return Steps(
+        index_BQ,
+        history.timestamps_BL.gather(1, index_BQ),
+        history.tz_offsets_BL.gather(1, index_BQ),
+        take_rows(history.user_lonlat_BL2, index_BQ),
+    )
 
 
 def last_steps(history: HistoryBatch) -> Steps:
@@ -116,8 +126,13 @@ def last_steps(history: HistoryBatch) -> Steps:
 def neutral_request(history: HistoryBatch) -> RequestBatch:
     last = last_steps(history)
     is_neutral = torch.ones_like(history.lengths_B, dtype=torch.bool)
-    return RequestBatch(last.timestamps_BQ[:, 0], last.tz_offsets_BQ[:, 0], last.user_lonlat_BQ2[:, 0],
-                        torch.zeros_like(history.lengths_B), is_neutral)  # fmt: skip
+    return RequestBatch(
+        last.timestamps_BQ[:, 0],
+        last.tz_offsets_BQ[:, 0],
+        last.user_lonlat_BQ2[:, 0],
+        torch.zeros_like(history.lengths_B),
+        is_neutral,
+    )
 
 
 def _like(mask_B: Tensor, other: Tensor) -> Tensor:

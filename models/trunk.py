@@ -3,7 +3,8 @@
 Tokens: a user token and profile tokens (all at position 0), then four tokens per action from position 1.
 """
 
-# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, N = new tokens, D = model width.
+# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, N = new tokens,
+# D = model width.
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_dim, config.norm_eps)
 
     def embed_history(self, history: HistoryBatch) -> tuple[Tensor, Tensor]:
-        """Embeds the spacetime and inner tokens of all actions, (B, L, D) each: the memory reads more than the window."""
+        """Embeds the spacetime and inner tokens of all actions: the memory reads more than the window."""
         gaps = nn.functional.pad(history.timestamps_BL.diff(dim=1), (1, 0))[
             :, : history.timestamps_BL.shape[1]
         ]
@@ -58,14 +59,17 @@ class Trunk(nn.Module):
     def embed_candidates(self, candidates: CandidateBatch) -> Tensor:
         """Embeds the candidates' inner tokens, (B, C, D)."""
         return self.embedding.embed_inners(
-            candidates.blocks_BC, candidates.inners_BC, candidates.categories_BC, candidates.lonlat_BC2,
+            candidates.blocks_BC,
+            candidates.inners_BC,
+            candidates.categories_BC,
+            candidates.lonlat_BC2,
             candidates.vectors_BCM,
-        )  # fmt: skip
+        )
 
     def read_window(
         self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
     ) -> tuple[Tensor, tuple[KeyValues, ...]]:
-        """Runs the transformer over user tokens and window; returns the states of the window's tokens only."""
+        """Runs the layers over user tokens and window; returns the states of the window's tokens."""
         user = self.embedding.embed_user(history.profile_ids_BP)
         tokens = [
             take_rows(spacetime_BLD, index_BW),
@@ -102,7 +106,7 @@ class Trunk(nn.Module):
     def run(
         self, embedded: Tensor, positions: Tensor, mask: Tensor | None, past: tuple[KeyValues, ...] | None
     ) -> tuple[Tensor, tuple[KeyValues, ...]]:
-        """Runs embedded tokens through the layers; returns normed states, and keys and values of the new tokens."""
+        """Runs tokens through the layers; returns normed states, and keys and values of the new tokens."""
         head_dim = self.config.hidden_dim // self.config.num_heads
         rotation = rotate_positions(positions, head_dim=head_dim, theta=self.config.rope_theta)
         x, caches = self.embedding_dropout(embedded), []
