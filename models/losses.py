@@ -1,5 +1,7 @@
 """Losses of the stages, in nats, summed; the trainer divides by the number of targets."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,3 +16,122 @@ def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
     """
     loss = -(log_probs.block_BQ.sum() + log_probs.inner_BQ.sum())
     return loss, int(torch.count_nonzero(log_probs.is_target_BQ))
+
+
+def info_nce_loss(
+    users_BE: Tensor, pois_BCE: Tensor, labels_BC: Tensor, poi_keys_BC: Tensor, temperature: Tensor | float
+) -> tuple[Tensor, int]:
+    """Sums InfoNCE over clicks: each clicked POI against the unclicked ones of its request and the batch's other clicks.
+
+    A click of another request is no negative where this request shows that POI itself; a POI clicked by several
+    others counts once.
+
+    Args:
+        users_BE: unit vectors of the requests.
+        pois_BCE: unit vectors of the exposed POIs.
+        labels_BC: 1 clicked, 0 shown, negative = padding.
+        poi_keys_BC: a number per POI, equal for equal POIs.
+        temperature: tau; similarities are divided by it.
+
+    Returns:
+        The summed negative log-likelihood of the clicks, and how many there are.
+    """
+    own_BC = (users_BE[:, None] * pois_BCE).sum(dim=-1) / temperature
+    is_click_BC = labels_BC == 1
+    others_NE, other_keys_N = _distinct(pois_BCE[is_click_BC], poi_keys_BC[is_click_BC])
+    is_shown_here_BN = ((poi_keys_BC[..., None] == other_keys_N) & (labels_BC >= 0)[..., None]).any(dim=1)
+    others_BN = (users_BE @ others_NE.T / temperature).masked_fill(is_shown_here_BN, -torch.inf)
+    unclicked_BC = own_BC.masked_fill(labels_BC != 0, -torch.inf)
+    negatives_B = torch.cat([unclicked_BC, others_BN], dim=1).logsumexp(dim=1)
+    clicks = is_click_BC.nonzero(as_tuple=True)
+    positives, against = own_BC[clicks], negatives_B[clicks[0]]
+    return (torch.logaddexp(positives, against) - positives).sum(), len(positives)
+
+
+def click_loss(logits_BC: Tensor, labels_BC: Tensor) -> tuple[Tensor, int]:
+    """Sums the binary cross-entropy of clicks over candidates; negative labels are padding."""
+    is_real_BC = labels_BC >= 0
+    logits, labels = logits_BC[is_real_BC], labels_BC[is_real_BC]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+    return loss, int(is_real_BC.sum())
+
+
+class PreferenceLogProbs(NamedTuple):
+    """log P(POI) of chosen and rejected POIs by one model.
+
+    Attributes:
+        chosen_B: (B,), nats.
+        rejected_BC: (B, C), nats; anything where `is_rejected_BC` of the loss is False.
+    """
+
+    chosen_B: Tensor
+    rejected_BC: Tensor
+
+
+class PreferenceLoss(NamedTuple):
+    """Sums over pairs of a request with its rejected POIs.
+
+    Attributes:
+        loss: summed loss.
+        num_pairs: requests that count: the reference can produce the chosen POI and at least one rejected one.
+        margin: summed mean reward of chosen minus rejected, beta-scaled.
+        accuracy: summed share of rejected POIs with a smaller reward than the chosen one.
+    """
+
+    loss: Tensor
+    num_pairs: int
+    margin: Tensor
+    accuracy: Tensor
+
+
+def preference_loss(
+    policy: PreferenceLogProbs,
+    reference: PreferenceLogProbs,
+    is_rejected_BC: Tensor,
+    *,
+    beta: float,
+    multi_negative: bool,
+) -> PreferenceLoss:
+    """Sums DPO (each rejected POI a pair, averaged per request) or S-DPO (all rejected POIs in one softmax) losses.
+
+    POIs that the reference cannot produce (newer than its capacities) have no log ratio and are left out.
+
+    Args:
+        policy: of the model in training.
+        reference: of the frozen one.
+        is_rejected_BC: False = padding.
+        beta: strength of the pull towards the reference.
+        multi_negative: S-DPO instead of DPO.
+    """
+    can_choose_B = reference.chosen_B.isfinite()
+    counts_BC = is_rejected_BC & reference.rejected_BC.isfinite() & can_choose_B[:, None]
+    counts_B = counts_BC.any(dim=1)
+    chosen_B = beta * _log_ratio(policy.chosen_B, reference.chosen_B, counts_B)
+    rejected_BC = beta * _log_ratio(policy.rejected_BC, reference.rejected_BC, counts_BC)
+    gaps_BC = chosen_B[:, None] - rejected_BC
+    shares_BC = counts_BC / counts_BC.sum(dim=1, keepdim=True).clamp(min=1)
+    if multi_negative:
+        worst_B = (-gaps_BC).masked_fill(~counts_BC, -torch.inf)[counts_B].logsumexp(dim=1)
+        loss = -torch.nn.functional.logsigmoid(-worst_B).sum()
+    else:
+        loss = -(torch.nn.functional.logsigmoid(gaps_BC) * shares_BC).sum()
+    return PreferenceLoss(
+        loss=loss,
+        num_pairs=int(counts_B.sum()),
+        margin=(gaps_BC * shares_BC).sum().detach(),
+        accuracy=((gaps_BC > 0) * shares_BC).sum().detach(),
+    )
+
+
+def _log_ratio(policy: Tensor, reference: Tensor, counts: Tensor) -> Tensor:
+    """log policy - log reference where it counts, else 0; infinities elsewhere must not reach the gradient."""
+    return torch.where(counts, policy, 0.0) - torch.where(counts, reference, 0.0)
+
+
+def _distinct(vectors_NE: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Keeps the first vector of each key."""
+    keys, inverse = torch.unique(keys_N, return_inverse=True)
+    first = torch.full_like(keys, len(keys_N)).scatter_reduce_(
+        0, inverse, torch.arange(len(keys_N), device=keys_N.device), reduce="amin"
+    )
+    return vectors_NE[first], keys

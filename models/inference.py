@@ -1,0 +1,182 @@
+"""What the feature jobs call: Arrow rows in, numpy out; no Spark, no files but the bundle's.
+
+Rows are batched by history length and put back in the order in which they came, so a figure depends on its own row
+only: batch size and row order move it by float32 rounding, nothing else. Columns are those of the contracts in
+`conf/tables.py`. For incremental use every function may be called on any subset of rows.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from models.batch import collate_candidates, collate_history, collate_requests
+from models.bundle import ModelBundle, load_bundle
+from models.catalogue import Catalogue
+from models.decoder import SpacetimeDecoder
+from models.generate import find_top_pois, rank_pois
+from models.metrics import Ranks
+from models.states import RequestState
+
+__all__ = [
+    "Catalogue",
+    "ModelBundle",
+    "encode_pois",
+    "encode_user_requests",
+    "encode_users",
+    "generate_candidates",
+    "load_bundle",
+    "rank_targets_by_model",
+    "score_candidates",
+]
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+POI_COLUMNS = {
+    "block_id": "candidate_block_ids",
+    "inner_id": "candidate_inner_ids",
+    "poi_lon": "candidate_lons",
+    "poi_lat": "candidate_lats",
+    "category_id": "candidate_category_ids",
+}
+
+
+@torch.inference_mode()
+def encode_users(
+    bundle: ModelBundle, sequences: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
+) -> FloatArray:
+    """Returns unit vectors of users as of their last action (neutral request), (rows, embedding_dim)."""
+    model = bundle.model("sft_embedding", device)
+    vectors = np.zeros((sequences.num_rows, bundle.embedding_dim), dtype=np.float32)
+    for rows in batch_by_length(history_lengths(sequences), micro_batch):
+        history = collate_history(sequences.take(pa.array(rows))).to(device)
+        vectors[rows] = model.user_state(model.encode_prefix(history)).cpu().numpy()
+    return vectors
+
+
+@torch.inference_mode()
+def encode_user_requests(
+    bundle: ModelBundle, requests: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
+) -> FloatArray:
+    """Returns unit vectors of users at the time and place of a request, (rows, embedding_dim)."""
+    model = bundle.model("sft_embedding", device)
+    vectors = np.zeros((requests.num_rows, bundle.embedding_dim), dtype=np.float32)
+    for rows in batch_by_length(history_lengths(requests), micro_batch):
+        part = requests.take(pa.array(rows))
+        prefix = model.encode_prefix(collate_history(part).to(device))
+        vectors[rows] = model.user_state(prefix, collate_requests(part).to(device)).cpu().numpy()
+    return vectors
+
+
+@torch.inference_mode()
+def encode_pois(bundle: ModelBundle, pois: pa.RecordBatch, *, micro_batch: int = 1024, device: str = "cpu") -> FloatArray:
+    """Returns unit vectors of POIs, (rows, embedding_dim); columns as in `poi_index`."""
+    model = bundle.model("sft_embedding", device)
+    vectors = np.zeros((pois.num_rows, bundle.embedding_dim), dtype=np.float32)
+    for start in range(0, pois.num_rows, micro_batch):
+        part = pois.slice(start, micro_batch)
+        single = pa.array(np.arange(part.num_rows + 1, dtype=np.int32))
+        lists = {
+            new: pa.ListArray.from_arrays(single, pa.concat_arrays([part.column(old)]))
+            for old, new in POI_COLUMNS.items()
+        }
+        candidates = collate_candidates(pa.record_batch(lists)).to(device)
+        vectors[start : start + part.num_rows] = model.poi_state(candidates)[:, 0].cpu().numpy()
+    return vectors
+
+
+@torch.inference_mode()
+def score_candidates(
+    bundle: ModelBundle, requests: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
+) -> list[FloatArray]:
+    """Returns the click logits of each request's candidates, in their order."""
+    model = bundle.model("sft_ranking", device)
+    scores: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * requests.num_rows
+    for rows in batch_by_length(history_lengths(requests), micro_batch):
+        part = requests.take(pa.array(rows))
+        candidates = collate_candidates(part).to(device)
+        prefix = model.encode_prefix(collate_history(part).to(device))
+        states = model.candidate_states(prefix, collate_requests(part).to(device), candidates)
+        logits = model.click_logits(states).cpu().numpy()
+        for row, own, length in zip(rows, logits, candidates.lengths_B.tolist(), strict=True):
+            scores[row] = own[:length]
+    return scores
+
+
+@torch.inference_mode()
+def generate_candidates(
+    bundle: ModelBundle,
+    requests: pa.RecordBatch,
+    catalogue: Catalogue,
+    *,
+    top_k: int,
+    micro_batch: int = 64,
+    device: str = "cpu",
+) -> list[tuple[IntArray, FloatArray]]:
+    """Returns per request the rows of its `top_k` most probable live POIs in the catalogue, and their log probabilities.
+
+    The list is exact, best first, and shorter than `top_k` only if fewer POIs are live.
+    """
+    model = bundle.model(bundle.generator_stage, device)
+    found: list[tuple[IntArray, FloatArray]] = [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * requests.num_rows
+    for rows, state in _request_states(model, requests, catalogue, micro_batch, device):
+        top = find_top_pois(model, state, top_k=top_k)
+        pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
+        log_probs = top.log_probs_BN.cpu().numpy()
+        for row, own_pois, own_log_probs in zip(rows, pois, log_probs, strict=True):
+            is_found = own_log_probs > -np.inf
+            found[row] = (own_pois[is_found], own_log_probs[is_found].astype(np.float32))
+    return found
+
+
+@torch.inference_mode()
+def rank_targets_by_model(
+    model: SpacetimeDecoder,
+    requests: pa.RecordBatch,
+    targets: IntArray,
+    catalogue: Catalogue,
+    *,
+    micro_batch: int = 64,
+    device: str = "cpu",
+) -> Ranks:
+    """Returns the exact rank of each request's target (a row of the catalogue) among all POIs live on its day."""
+    higher, equal = np.zeros(requests.num_rows, np.int64), np.ones(requests.num_rows, np.int64)
+    for rows, state in _request_states(model, requests, catalogue, micro_batch, device):
+        blocks, inners = (
+            torch.from_numpy(ids[targets[rows]]).to(device) for ids in (catalogue.block_ids, catalogue.inner_ids)
+        )
+        ranks = rank_pois(model, state, blocks, inners)
+        higher[rows], equal[rows] = ranks.num_higher, ranks.num_equal
+    return Ranks(higher, equal)
+
+
+def history_lengths(rows: pa.RecordBatch) -> IntArray:
+    """Returns the number of past actions of each row."""
+    column = rows.column("timestamps_ms")
+    return np.diff(column.offsets.to_numpy()).astype(np.int64)
+
+
+def batch_by_length(lengths: IntArray, size: int, groups: IntArray | None = None) -> Iterator[IntArray]:
+    """Yields row numbers, at most `size` at a time, of one group each, short histories first: little padding."""
+    groups = np.zeros(len(lengths), np.int64) if groups is None else groups
+    order = np.lexsort((lengths, groups))
+    for group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _request_states(
+    model: SpacetimeDecoder, requests: pa.RecordBatch, catalogue: Catalogue, micro_batch: int, device: str
+) -> Iterator[tuple[IntArray, RequestState]]:
+    """Yields (rows, their request states); rows of one batch see one set of live slots."""
+    times = requests.column("request_ts_ms").to_numpy().astype(np.int64)
+    epochs = catalogue.live_epochs(times)
+    capacities = {"num_blocks": model.config.num_blocks, "max_inner": model.config.max_inner}
+    for rows in batch_by_length(history_lengths(requests), micro_batch, epochs):
+        part = requests.take(pa.array(rows))
+        live = catalogue.live_slots(int(times[rows[0]]), **capacities).to(device)
+        prefix = model.encode_prefix(collate_history(part).to(device))
+        yield rows, model.request_state(prefix, collate_requests(part).to(device), live)
