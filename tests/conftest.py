@@ -8,6 +8,13 @@ import pytest
 from conf.settings import Settings, SparkSettings, StorageSettings
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks every test that asks for the Spark session, so that `make test-fast` can leave it out."""
+    for item in items:
+        if "spark" in getattr(item, "fixturenames", ()):
+            item.add_marker("spark")
+
+
 @pytest.fixture(scope="session")
 def spark_settings() -> SparkSettings:
     """Small and serial enough for a laptop; no compiled UI, no warehouse in the checkout."""

@@ -1,0 +1,95 @@
+"""Settings are layered, frozen, and refuse what they do not know."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from conf.errors import MissingInputError, SettingsError
+from conf.settings import IndexSettings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_layers_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPACETIME_CONF", raising=False)
+
+
+def write_layer(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_unknown_key_is_refused_with_the_keys_that_exist(tmp_path: Path) -> None:
+    layer = write_layer(tmp_path / "my.yaml", "index: {cel_km: 3.0}\n")
+
+    with pytest.raises(SettingsError) as caught:
+        load_settings([layer])
+
+    known = ", ".join(sorted(IndexSettings.model_fields))
+    assert str(caught.value) == (
+        f"setting 'index.cel_km' in {layer} cannot be used: no such key. Nothing was run, since a setting that is "
+        f"not understood would silently change the tables. Known keys here: {known}. "
+        "python -m conf.settings prints every key, its default and unit."
+    )
+
+
+def test_unknown_section_on_the_command_line_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match=r"setting 'indx' in --set indx.cell_km=3 cannot be used: no such key"
+    ):
+        load_settings(overrides=["indx.cell_km=3"])
+
+
+def test_value_out_of_range_names_the_key_and_the_layer() -> None:
+    with pytest.raises(SettingsError, match=r"'index.cell_km' in --set index.cell_km=-1 .* greater than 0"):
+        load_settings(overrides=["index.cell_km=-1"])
+
+
+def test_override_without_equals_sign_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"it is not of the form a\.b=value"):
+        load_settings(overrides=["index.cell_km"])
+
+
+def test_later_layer_wins_and_the_command_line_wins_over_layers(tmp_path: Path) -> None:
+    first = write_layer(tmp_path / "first.yaml", "index: {cell_km: 3.0, max_inner: 100}\n")
+    second = write_layer(tmp_path / "second.yaml", "index: {cell_km: 4.0}\n")
+
+    settings = load_settings([first, second], ["index.version=2"])
+
+    assert (settings.index.cell_km, settings.index.max_inner, settings.index.version) == (4.0, 100, 2)
+
+
+def test_layers_of_the_environment_lie_between_base_and_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = write_layer(tmp_path / "environment.yaml", "index: {cell_km: 3.0, max_inner: 100}\n")
+    option = write_layer(tmp_path / "option.yaml", "index: {cell_km: 4.0}\n")
+    monkeypatch.setenv("SPACETIME_CONF", str(environment))
+
+    settings = load_settings([option])
+
+    assert (settings.index.cell_km, settings.index.max_inner) == (4.0, 100)
+
+
+def test_missing_layer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"the settings file was not found at .*gone.yaml"):
+        load_settings([tmp_path / "gone.yaml"])
+
+
+def test_layer_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
+    layer = write_layer(tmp_path / "broken.yaml", "index: {cell_km: [\n")
+
+    with pytest.raises(SettingsError, match="the file is not YAML"):
+        load_settings([layer])
+
+
+def test_layer_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    layer = write_layer(tmp_path / "list.yaml", "- index\n")
+
+    with pytest.raises(SettingsError, match="does not hold a mapping"):
+        load_settings([layer])
+
+
+def test_settings_cannot_be_changed_after_loading() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings().index.cell_km = 1.0
