@@ -1,0 +1,239 @@
+"""The tables of one release as small Arrow tables and counts: what the report is made of.
+
+In: the table root and a day or release id. Out: a `Release`, and a `ReleaseTables` that reads every table at the Delta
+version that the release names (at the latest version where it names none), only the columns asked for, only the rows
+of its day or up to it. Nothing here knows HTML or plots.
+
+A section of the report whose input is not there is not an error of the release: `NothingToShowError` says why, and
+the section prints it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timezone
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from conf.errors import MissingInputError, NoReleaseError
+from conf.tables import TABLES
+
+CATALOG_PREFIX = "catalog:"
+
+
+class NothingToShowError(Exception):
+    """An input of one section is not there; the text is printed in the section's place."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One row of `releases`.
+
+    Attributes:
+        table_versions: Delta version of every table that the release was made from or consists of.
+        published: when it became visible, UTC.
+        rollback_of: the release that this one takes back, if any.
+    """
+
+    release_id: int
+    day: date
+    published: datetime
+    table_versions: dict[str, int]
+    model_version: str
+    index_version: int
+    rollback_of: int | None
+    run_id: str
+    is_simulated: bool
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The Delta commit behind a table of the release."""
+
+    version: int
+    is_pinned: bool
+    job: str
+    day: str
+    run_id: str
+
+
+def load_releases(root: str) -> list[Release]:
+    """Returns all releases, oldest first; none if the table has never been written."""
+    table = open_table(root, "releases")
+    if table is None:
+        return []
+    rows = table.to_pyarrow_table().sort_by("release_id").to_pylist()
+    return [
+        Release(
+            release_id=row["release_id"],
+            day=row["day"],
+            published=datetime.fromtimestamp(row["published_ts_ms"] / 1000, tz=timezone.utc),
+            table_versions=dict(row["table_versions"]),
+            model_version=row["model_version"],
+            index_version=row["index_version"],
+            rollback_of=row["rollback_of"],
+            run_id=row["run_id"],
+            is_simulated=row["is_simulated"],
+        )
+        for row in rows
+    ]
+
+
+def find_release(root: str, *, day: date, release_id: int | None = None) -> tuple[Release, Release | None]:
+    """Finds a release and the one before it.
+
+    Args:
+        root: table root.
+        day: take the last release of this day, unless `release_id` is given.
+        release_id: take this release.
+
+    Raises:
+        NoReleaseError: there is none.
+    """
+    releases = load_releases(root)
+    wanted = [
+        release
+        for release in releases
+        if (release.day == day if release_id is None else release.release_id == release_id)
+    ]
+    if not wanted:
+        name = f"a release of {day}" if release_id is None else f"release {release_id}"
+        raise NoReleaseError(root=root, wanted=name, known=[release.release_id for release in releases])
+    before = [release for release in releases if release.release_id < wanted[-1].release_id]
+    return wanted[-1], before[-1] if before else None
+
+
+def open_table(root: str, name: str, version: int | None = None) -> DeltaTable | None:
+    """Opens a table at a version (None = the latest); None if it has never been written.
+
+    Raises:
+        MissingInputError: the root is a catalog, which only Spark can resolve.
+    """
+    if root.startswith(CATALOG_PREFIX):
+        raise MissingInputError(
+            what="a folder of Delta tables",
+            where=root,
+            needed_by="The report",
+            remedy="Give the folder or URI under the catalog with --set storage.root=PATH.",
+        )
+    location = f"{root.rstrip('/')}/{name}"
+    return DeltaTable(location, version=version) if DeltaTable.is_deltatable(location) else None
+
+
+@dataclass(frozen=True)
+class ReleaseTables:
+    """Reads the tables of one release.
+
+    Attributes:
+        root: table root.
+        release: whose versions are read.
+    """
+
+    root: str
+    release: Release
+    _open: dict[str, DeltaTable] = field(default_factory=dict, repr=False)
+
+    @property
+    def day(self) -> date:
+        return self.release.day
+
+    @cached_property
+    def until(self) -> ds.Expression:
+        """Rows of the release's day and of all days before."""
+        return ds.field("day") <= pa.scalar(self.day)
+
+    @cached_property
+    def today(self) -> ds.Expression:
+        """Rows of the release's day."""
+        return ds.field("day") == pa.scalar(self.day)
+
+    def exists(self, name: str) -> bool:
+        """Tells whether the table has been written."""
+        return open_table(self.root, name) is not None
+
+    def scan(self, name: str, columns: Sequence[str], where: ds.Expression | None = None) -> pa.Table:
+        """Reads some columns of the rows that meet `where`."""
+        return self._dataset(name).to_table(columns=list(columns), filter=where)
+
+    def batches(self, name: str, columns: Sequence[str], where: ds.Expression) -> "list[pa.RecordBatch]":
+        """Reads as `scan`, one batch at a time."""
+        return self._dataset(name).to_batches(columns=list(columns), filter=where)
+
+    def count(self, name: str, where: ds.Expression | None = None) -> int:
+        """Counts the rows that meet `where`; 0 if the table has never been written."""
+        return self._dataset(name).count_rows(filter=where) if self.exists(name) else 0
+
+    def count_distinct(self, name: str, column: str, where: ds.Expression) -> int:
+        """Counts the values of a column; 0 if the table has never been written."""
+        return pc.count_distinct(self.scan(name, [column], where)[column]).as_py() if self.exists(name) else 0
+
+    def latest(self, name: str, key: str, columns: Sequence[str], where: ds.Expression | None = None) -> pd.DataFrame:
+        """Returns the last row per key as of the release's day, sorted by key: what readers of a feature table see.
+
+        Args:
+            name: a table written by day.
+            key: column that names the entity.
+            columns: further columns; arrays are better fetched for a sample of keys.
+            where: further condition.
+        """
+        condition = self.until if where is None else self.until & where
+        rows = self.scan(name, ["day", key, *columns], condition).to_pandas()
+        return rows.sort_values([key, "day"], kind="stable").drop_duplicates(key, keep="last").reset_index(drop=True)
+
+    def commit(self, name: str) -> Commit:
+        """Returns the commit that made the version read, with the job and run that storage noted in it."""
+        table = self._table(name)
+        last = table.history(limit=1)[0]
+        try:
+            note = json.loads(last.get("userMetadata") or "{}")
+        except json.JSONDecodeError:  # somebody else's note, for example of a manual repair
+            note = {}
+        return Commit(
+            version=table.version(),
+            is_pinned=name in self.release.table_versions,
+            job=str(note.get("job", last.get("operation", ""))),
+            day=str(note.get("day", "")),
+            run_id=str(note.get("run_id", "")),
+        )
+
+    def _table(self, name: str) -> DeltaTable:
+        if name not in self._open:
+            version = self.release.table_versions.get(name)
+            try:
+                table = open_table(self.root, name, version)
+            except DeltaError as error:
+                raise NothingToShowError(f"Version {version} of table {name} can no longer be read: {error}") from error
+            if table is None:
+                raise NothingToShowError(f"Table {name} has not been written.")
+            self._open[name] = table
+        return self._open[name]
+
+    def _dataset(self, name: str) -> ds.Dataset:
+        return self._table(name).to_pyarrow_dataset()
+
+
+def count_by(table: pa.Table, column: str) -> dict[str, int]:
+    """Counts the rows per value, most frequent first, ties by name."""
+    counted = table.group_by(column).aggregate([([], "count_all")]).to_pydict()
+    pairs = zip(counted[column], counted["count_all"], strict=True)
+    return dict(sorted(((str(value), int(count)) for value, count in pairs), key=lambda pair: (-pair[1], pair[0])))
+
+
+def sample_keys(keys: np.ndarray, size: int) -> np.ndarray:
+    """Picks at most `size` keys by their hash: the same keys on every run and machine, whatever their order."""
+    if len(keys) <= size:
+        return np.sort(keys)
+    hashes = pd.util.hash_array(keys.astype(object), categorize=False)
+    return np.sort(keys[np.argsort(hashes, kind="stable")[:size]])
+
+
+def known_tables() -> list[str]:
+    """Returns the names of all tables of the contract but the log of releases, in order of flow."""
+    return [name for name in TABLES if name != "releases"]

@@ -1,0 +1,176 @@
+"""Where the POIs lie and what the users' histories look like: the second and third section of the report.
+
+In: the tables of a release. Out: a section with the map of blocks, one with lengths, richness and patterns.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+
+from conf.settings import Settings
+from conf.tables import PATTERNS
+from models.report_data import NothingToShowError, ReleaseTables
+from models.report_page import Figure, Section, TableView, Tile, Topic, format_count, format_share, list_counts
+from models.report_plots import SERIES, Cells, draw_histogram, draw_map
+
+KM_PER_DEGREE = math.pi * 6371.0088 / 180.0
+NUM_TOP_BLOCKS = 10
+FOCUS_SHARE = 0.8
+"""The close-up of the map shows the blocks nearest to the densest one that hold this share of the POIs."""
+MAX_FOCUS_DEGREES = 1.5
+
+MAP = Topic(
+    "map",
+    "Map of blocks",
+    sees="Every cell of the grid that holds live POIs, coloured by how many; numbers mark the blocks of the table.",
+    alarm="POIs in the sea, at (0, 0) or mirrored across the diagonal: swapped coordinates got through.",
+)
+SEQUENCES = Topic(
+    "sequences",
+    "Sequences",
+    sees="How long and how varied the histories of all users are, each as of the user's last active day.",
+    alarm="A pile of users at length 1, or most users below the richness threshold: little is left to learn from.",
+)
+
+
+@dataclass(frozen=True)
+class BlockMap:
+    """Blocks with live POIs, most POIs first.
+
+    Attributes:
+        blocks: block_id, center_lon, center_lat, num_pois, num_slots, top_category.
+    """
+
+    blocks: pd.DataFrame
+    cells: Cells
+
+    @property
+    def focus(self) -> tuple[float, float, float, float]:
+        """Window around the densest block: west, south, east, north."""
+        lon, lat = self.blocks["center_lon"].to_numpy(), self.blocks["center_lat"].to_numpy()
+        away = np.hypot((lon - lon[0]) * np.cos(np.radians(lat[0])), lat - lat[0])
+        order = np.argsort(away, kind="stable")
+        held = np.cumsum(self.blocks["num_pois"].to_numpy()[order])
+        last = order[: int(np.searchsorted(held, FOCUS_SHARE * held[-1])) + 1]
+        near = last[away[last] <= MAX_FOCUS_DEGREES]
+        return _window(self.cells, near)
+
+    @property
+    def everything(self) -> tuple[float, float, float, float]:
+        """Window that holds all blocks."""
+        return _window(self.cells, np.arange(len(self.blocks)))
+
+
+def summarise_blocks(tables: ReleaseTables, *, cell_km: float) -> BlockMap:
+    """Counts the POIs that are live on the release's day, by block."""
+    version = ds.field("index_version") == tables.release.index_version
+    slots = tables.scan("poi_index", ["block_id", "category_id", "valid_from", "valid_to"], version).to_pandas()
+    day = pd.Timestamp(tables.day)
+    starts, stops = pd.to_datetime(slots["valid_from"]), pd.to_datetime(slots["valid_to"])
+    slots["is_live"] = (starts <= day) & (stops.isna() | (stops > day))
+    live = slots[slots["is_live"]]
+    columns = ["block_id", "center_lon", "center_lat"]
+    blocks = tables.scan("blocks", columns, version).to_pandas().set_index("block_id")
+    blocks["num_pois"] = live.groupby("block_id").size()
+    blocks["num_slots"] = slots.groupby("block_id").size()
+    common = live.groupby("block_id")["category_id"].agg(lambda ids: ids.value_counts().sort_index().idxmax())
+    blocks["top_category"] = common.map(load_category_names(tables)).fillna("unknown")
+    blocks = blocks.dropna(subset=["num_pois"]).reset_index().sort_values(["num_pois", "block_id"], ascending=[False, True])
+    blocks = blocks.reset_index(drop=True).astype({"num_pois": "int64", "num_slots": "int64"})
+    half_lat = cell_km / KM_PER_DEGREE / 2
+    lat = blocks["center_lat"].to_numpy()
+    around = np.maximum(np.round(2 * math.pi * 6371.0088 / cell_km * np.cos(np.radians(lat))), 1)
+    half_lon, lon = 180.0 / around, blocks["center_lon"].to_numpy()
+    cells = Cells(lon - half_lon, lat - half_lat, lon + half_lon, lat + half_lat, blocks["num_pois"].to_numpy())
+    return BlockMap(blocks, cells)
+
+
+def load_category_names(tables: ReleaseTables, *, top_level: bool = False) -> dict[int, str]:
+    """Returns the name of every category id, the leaf or the top of its path; nothing if there is no such table."""
+    if not tables.exists("categories"):
+        return {}
+    version = ds.field("index_version") == tables.release.index_version
+    rows = tables.scan("categories", ["category_id", "category", "category_path"], version).to_pylist()
+    return {
+        row["category_id"]: row["category_path"].split(" > ")[0] if top_level else row["category"] for row in rows
+    }
+
+
+def build_map(tables: ReleaseTables, settings: Settings) -> Section:
+    """Builds the section with the map."""
+    summary = summarise_blocks(tables, cell_km=settings.index.cell_km)
+    blocks = summary.blocks
+    if blocks.empty:
+        raise NothingToShowError(f"No POI is live on {tables.day}.")
+    top = blocks.head(NUM_TOP_BLOCKS)
+    marks = {str(number): (row.center_lon, row.center_lat) for number, row in enumerate(top.itertuples(), start=1)}
+    focus, everything = summary.focus, summary.everything
+    inside = {text: place for text, place in marks.items() if _holds(focus, place)}
+    outside = {text: place for text, place in marks.items() if text not in inside}
+    figures = [Figure(draw_map(summary.cells, focus, inside), "Around the densest block")]
+    if focus != everything:
+        figures.append(Figure(draw_map(summary.cells, everything, outside), "All blocks"))
+    total = int(blocks["num_pois"].sum())
+    rows = tuple(
+        (str(number), str(row.block_id), format_count(row.num_pois), format_share(row.num_pois, total),
+         format_count(row.num_slots), f"{row.center_lat:.3f}, {row.center_lon:.3f}", row.top_category)
+        for number, row in enumerate(top.itertuples(), start=1)
+    )
+    header = ("", "block", "live POIs", "share", "slots ever", "centre (lat, lon)", "most frequent category")
+    return Section(
+        MAP,
+        tiles=(
+            Tile("live POIs", format_count(total)),
+            Tile("blocks", format_count(len(blocks)), f"index version {tables.release.index_version}"),
+            Tile("fullest block", format_count(int(blocks["num_slots"].max())),
+                 f"slots, of {format_count(settings.index.max_inner)} that fit"),
+            Tile("median block", format_count(int(blocks["num_pois"].median())), "live POIs"),
+        ),
+        figures=tuple(figures),
+        tables=(TableView("Blocks with the most live POIs", header, rows, text_columns=(0, 6)),),
+    )
+
+
+def build_sequences(tables: ReleaseTables, settings: Settings) -> Section:
+    """Builds the section about histories."""
+    users = tables.latest("action_sequences", "user_id", ["seq_len", "num_actions", "richness", "pattern"])
+    low = settings.samples.min_richness
+    num_poor = int((users["richness"] < low).sum())
+    num_active = tables.count("action_sequences", tables.today)
+    patterns = users["pattern"].value_counts()
+    lengths, richness = users["seq_len"].to_numpy(np.float64), users["richness"].to_numpy(np.float64)
+    edges = {f"window {settings.samples.window_actions}": float(settings.samples.window_actions)}
+    if lengths.max(initial=0) > settings.sequences.max_actions / 2:
+        edges[f"kept at most {settings.sequences.max_actions}"] = float(settings.sequences.max_actions)
+    shown = np.minimum(richness, np.quantile(richness, 0.995)) if len(richness) else richness
+    return Section(
+        SEQUENCES,
+        tiles=(
+            Tile("users", format_count(len(users)), f"{format_count(num_active)} active on the day"),
+            Tile("median length", f"{np.median(lengths):.0f}" if len(lengths) else "-", "actions in the arrays"),
+            Tile("median richness", f"{np.median(richness):.1f}" if len(richness) else "-", "effective number of interest POIs"),
+            Tile(f"richness below {low:g}", format_share(num_poor, len(users)),
+                 f"{format_count(num_poor)} users; features, but no pre-training"),
+        ),
+        figures=(
+            Figure(draw_histogram(lengths, label="actions in the sequence", unit="users", marks=edges), "Length"),
+            Figure(draw_histogram(shown, label="richness (the top 0.5 % drawn at the edge)", unit="users",
+                                  marks={f"threshold {low:g}": low}, color=SERIES[2]), "Richness"),
+        ),
+        bars=(list_counts("Users by pattern", {name: int(patterns.get(name, 0)) for name in PATTERNS}),),
+    )
+
+
+def _window(cells: Cells, rows: np.ndarray) -> tuple[float, float, float, float]:
+    west, south = float(cells.west[rows].min()), float(cells.south[rows].min())
+    east, north = float(cells.east[rows].max()), float(cells.north[rows].max())
+    margin = 0.04 * max(east - west, north - south)
+    return west - margin, south - margin, east + margin, north + margin
+
+
+def _holds(window: tuple[float, float, float, float], place: tuple[float, float]) -> bool:
+    west, south, east, north = window
+    return west <= place[0] <= east and south <= place[1] <= north
