@@ -78,6 +78,12 @@ class SpacetimeDecoder(nn.Module):
             if vectors is not None:
                 vectors.assign_rows(slots.count_inners())
 
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Parts of parameter names whose learning rate is scaled, for the trainer."""
+        memory = self.config.memory
+        return {"memory.small.": memory.table_rate, "memory.large.": memory.large_table_rate}
+
     # --- training ---------------------------------------------------------------------------------------
 
     def forward_history(self, history: HistoryBatch) -> Tensor:

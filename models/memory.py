@@ -14,7 +14,7 @@ their own.
 # vocabulary, R = table rows, P = pairs, F = tables.
 
 import math
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ from models.pairs import TABLES, PairFeatures, PairTable, Past, Steps, compare_p
 from models.slots import LiveSlots
 
 LARGE_TABLE_ROWS = 1000
-BLOCK, INNER = 0, 1
+BLOCK: Final = 0
+INNER: Final = 1
 """Which prediction a score serves: the column of tables, and of the content maps."""
 
 Which = Literal[0, 1]
@@ -80,6 +81,7 @@ class PlaceMemory(nn.Module):
     def reset_gates(self) -> None:
         """Starts at the kernel counter: gates 0, constant 1."""
         for gate in self.gate:
+            assert isinstance(gate, nn.Linear)
             nn.init.zeros_(gate.weight)
             nn.init.ones_(gate.bias)
 

@@ -77,7 +77,7 @@ class PairFeatures(NamedTuple):
     is_current: Tensor
     half_hours: Tensor
     day_relation: Tensor
-    count: Tensor
+    visits: Tensor
     last_visit: Tensor
     gap_BQ1: Tensor
     distance: Tensor
@@ -100,7 +100,7 @@ class PairTable:
 
 TABLES = (
     PairTable("age_match", NUM_AGES * 6, lambda f: (f.age * 3 + f.match) * 2 + f.is_current),
-    PairTable("clock_count", 25 * 3 * 4, lambda f: (f.half_hours * 3 + f.day_relation) * 4 + f.count // 2),
+    PairTable("clock_count", 25 * 3 * 4, lambda f: (f.half_hours * 3 + f.day_relation) * 4 + f.visits // 2),
     PairTable("gap_match", NUM_GAPS * 6, lambda f: (f.gap_BQ1 * 3 + f.match) * 2 + f.is_current),
     PairTable(
         "gap_distance_match",
@@ -108,7 +108,7 @@ TABLES = (
         lambda f: (f.gap_BQ1 * NUM_DISTANCES + f.distance) * 3 + f.match,
     ),
     PairTable("last_visit_gap", NUM_AGES * NUM_GAPS, lambda f: f.last_visit * NUM_GAPS + f.gap_BQ1),
-    PairTable("count", NUM_COUNTS, lambda f: f.count),
+    PairTable("count", NUM_COUNTS, lambda f: f.visits),
     PairTable("gap_difference_match", NUM_FINE_GAPS * 3, lambda f: f.gap_difference * 3 + f.match),
     PairTable("two_back", 2, lambda f: f.two_back),
     PairTable("hour_pair", 24 * 24 * 3, lambda f: f.hour_pair * 3 + f.day_relation, is_clock=True),
@@ -150,7 +150,7 @@ def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
         is_current=is_current,
         half_hours=(signed.abs() + 15) // 30,
         day_relation=day_relation,
-        count=visits.clamp(min=1).float().log2().long().clamp(max=NUM_COUNTS - 1),
+        visits=visits.clamp(min=1).float().log2().long().clamp(max=NUM_COUNTS - 1),
         last_visit=_bucket_age(now - last_ms),
         gap_BQ1=_bucket_gap(gap_q)[..., None],
         distance=_bucket_distance(past, steps),

@@ -184,7 +184,8 @@ class ReleaseTables:
             where: further condition.
         """
         condition = self.until if where is None else self.until & where
-        rows = self.scan(name, ["day", key, *columns], condition).to_pandas()
+        found = self.scan(name, ["day", key, *columns], condition)
+        rows = found.set_column(0, "day", found["day"].cast(pa.int32())).to_pandas()  # dates would be Python objects
         return rows.sort_values([key, "day"], kind="stable").drop_duplicates(key, keep="last").reset_index(drop=True)
 
     def commit(self, name: str) -> Commit:

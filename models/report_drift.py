@@ -20,6 +20,7 @@ FEATURES = {
     "ranking_scores": "scores of the day",
     "poi_candidates": "generated candidates of the day",
 }
+COLORS = {"POI": SERIES[0], "user": SERIES[1]}
 MAX_COMPARED = 4000
 COSINE_LOW = 0.9
 PSI_SMALL, PSI_LARGE = 0.1, 0.25
@@ -51,9 +52,9 @@ def build_drift(tables: ReleaseTables, before: Release | None) -> Section:
             mean = float(cosines.mean())
             tiles.append(Tile(f"mean cosine, same {label}", format_figure(mean), f"{format_count(num_both)} in both",
                               "good" if mean >= COSINE_LOW else "bad"))
-            figures.append(Figure(
-                draw_histogram(np.clip(cosines, -1, 1), label="cosine of the vector now and before", unit=f"{label}s", marks={}, color=SERIES[0 if label == "POI" else 1]),
-                f"Same {label} in both releases"))  # fmt: skip
+            svg = draw_histogram(np.clip(cosines, -1, 1), label="cosine of the vector now and before", unit=f"{label}s",
+                                 marks={}, color=COLORS[label], starts_at_data=True)  # fmt: skip
+            figures.append(Figure(svg, f"Same {label} in both releases"))
     else:
         notes.append(
             f"The model changed from {before.model_version} to {tables.release.model_version}: their vectors have no "

@@ -69,6 +69,10 @@ class TableView:
     text_columns: tuple[int, ...] = (0,)
     strong_rows: tuple[int, ...] = ()
 
+    @property
+    def is_wide(self) -> bool:
+        return len(self.header) > 4 or any(len(cell) > 60 for row in self.rows for cell in row)
+
 
 @dataclass(frozen=True)
 class Topic:

@@ -26,6 +26,7 @@ OTHER = "#94a3b8"
 INK, GRID, PAPER = "#010203", "#010204", "#010205"
 """Placeholders; no drawing uses these colours otherwise."""
 VARIABLES = {INK: "var(--ink-soft)", GRID: "var(--line)", PAPER: "var(--card)"}
+NUM_BINS = 40
 MAX_VECTOR_SHAPES = 1500
 """More shapes than this are drawn as pixels."""
 
@@ -82,7 +83,10 @@ def draw_map(cells: Cells, window: tuple[float, float, float, float], marks: Map
         window: west, south, east, north of what is shown, degrees.
         marks: short text -> lon, lat.
     """
-    figure, axes = _start(5.4, 4.3)
+    west, south, east, north = window
+    stretch = 1 / max(0.15, np.cos(np.radians((south + north) / 2)))
+    height = float(np.clip(4.4 * stretch * (north - south) / (east - west), 2.2, 5.0))
+    figure, axes = _start(5.4, height)
     corners = np.stack([cells.west, cells.south, cells.west, cells.north, cells.east, cells.north, cells.east, cells.south])
     shapes = PolyCollection(
         corners.T.reshape(-1, 4, 2),
@@ -94,9 +98,9 @@ def draw_map(cells: Cells, window: tuple[float, float, float, float], marks: Map
         rasterized=len(cells.counts) > MAX_VECTOR_SHAPES,
     )
     axes.add_collection(shapes)
-    west, south, east, north = window
     axes.set(xlim=(west, east), ylim=(south, north), xlabel="longitude, degrees", ylabel="latitude, degrees")
-    axes.set_aspect(1 / max(0.15, np.cos(np.radians((south + north) / 2))), adjustable="datalim")
+    axes.set_aspect(stretch, adjustable="box")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     for text, (lon, lat) in marks.items():
         axes.annotate(text, (lon, lat), ha="center", va="center", fontsize=6.5, color="#ffffff", weight="bold",
                       bbox={"boxstyle": "circle,pad=0.18", "fc": "#111827", "ec": "none", "alpha": 0.72})
@@ -107,13 +111,15 @@ def draw_map(cells: Cells, window: tuple[float, float, float, float], marks: Map
 
 
 def draw_histogram(
-    values: FloatArray, *, label: str, unit: str, marks: Mapping[str, float], bins: int = 40, color: str = SERIES[0]
+    values: FloatArray, *, label: str, unit: str, marks: Mapping[str, float], color: str = SERIES[0],
+    starts_at_data: bool = False,
 ) -> str:
-    """Draws how often values occur, with named vertical lines at thresholds."""
+    """Draws how often values occur, with named vertical lines at thresholds; the axis starts at 0 or at the data."""
     figure, axes = _start(4.2, 2.5)
     top = float(max([*values, *marks.values()], default=1.0)) * 1.02 or 1.0
-    low = min(0.0, float(values.min(initial=0.0)))
-    axes.hist(values, bins=np.linspace(low, top, bins + 1), color=color, alpha=0.85)
+    low = float(np.min(values, initial=top)) if starts_at_data else min(0.0, float(np.min(values, initial=0.0)))
+    low = min(low, top - 0.02)
+    axes.hist(values, bins=np.linspace(low, top, NUM_BINS + 1), color=color, alpha=0.85)
     for number, (name, place) in enumerate(marks.items()):
         axes.axvline(place, color=INK, linewidth=1, linestyle="--")
         right = place > low + 0.6 * (top - low)

@@ -1,0 +1,353 @@
+"""The one training loop of all stages: step, accumulate, clip, schedule, validate, checkpoint, resume.
+
+A stage says what a batch is and what its loss; the loop owns everything else. Interrupted at any step and
+started again, it goes on to the same weights, bit by bit on a CPU: weights, optimiser, random state and
+place in the data come back from the last checkpoint, and the order of the data depends on seed and epoch
+alone.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from conf.errors import LossNotFiniteError
+from models.checkpoint import CheckpointStore, Snapshot, TrainState
+from models.config import TrainConfig
+
+LOGGER = logging.getLogger(__name__)
+LOG_EVERY_STEPS = 20
+LOG_EVERY_S = 15.0
+VALIDATION_KEY = "val/loss"
+
+Log = Callable[[Mapping[str, float], int], None]
+
+
+class Stage(Protocol):
+    """What a stage tells the loop."""
+
+    name: str
+
+    def num_batches(self) -> int:
+        """Returns the batches of an epoch, `batch_size` rows each."""
+        ...
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
+        """Yields the batches of an epoch from the `start`-th on; a function of its arguments alone."""
+        ...
+
+    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+        """Returns the summed loss, the number of targets it is summed over, and further sums to be logged."""
+        ...
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Returns metrics; `val/loss` decides, lower is better."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training went.
+
+    Attributes:
+        steps: optimiser steps done.
+        best_value: lowest validation loss.
+        best_step: its step; the model has these weights.
+        validations: metrics of every validation, with their step.
+        seconds: spent, earlier sittings included.
+        is_resumed: did it go on from a checkpoint.
+    """
+
+    steps: int
+    best_value: float
+    best_step: int
+    validations: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    is_resumed: bool = False
+
+
+def train(
+    stage: Stage,
+    model: nn.Module,
+    config: TrainConfig,
+    folder: str | Path,
+    log: Log,
+    *,
+    fingerprint: str = "",
+) -> TrainResult:
+    """Trains a model in place and leaves it with the weights of the best validation.
+
+    Args:
+        stage: data and loss.
+        model: on any device; moved to the configured one.
+        config: of the stage.
+        folder: for checkpoints; a training found there is continued.
+        log: takes metrics and their step.
+        fingerprint: what else must be equal for a resume to make sense (token layout, data versions).
+
+    Raises:
+        LossNotFiniteError: the loss became NaN; the batch is in the folder.
+        DamagedCheckpointError, FingerprintError: the training in the folder cannot be continued.
+    """
+    return _Training(stage, model, config, Path(folder), log, fingerprint).run()
+
+
+def pick_device(config: TrainConfig) -> torch.device:
+    """Returns the configured device; `auto` is CUDA where there is some."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def scale_rate(config: TrainConfig, step: int, num_steps: int) -> float:
+    """Returns the learning rate of a step (from 0): linear warm-up, then half a cosine."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1))
+    span = config.learning_rate - config.min_learning_rate
+    return config.min_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
+    """Groups parameters for AdamW: matrices decay, vectors and scaled tables do not.
+
+    A model may have `rate_scales`, parts of parameter names -> factor on the learning rate.
+    """
+    scales: Mapping[str, float] = getattr(model, "rate_scales", {})
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = next((scale for part, scale in scales.items() if part in name), None)
+        decay = config.weight_decay if parameter.dim() > 1 and scale is None else 0.0
+        groups.setdefault((scale or 1.0, decay), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "scale": scale}
+        for (scale, decay), parameters in groups.items()
+    ]
+
+
+class _Training:
+    """One sitting of a training."""
+
+    def __init__(
+        self, stage: Stage, model: nn.Module, config: TrainConfig, folder: Path, log: Log, fingerprint: str
+    ) -> None:
+        self.stage, self.config, self.folder, self.log = stage, config, folder, log
+        self.device = pick_device(config)
+        self.model = model.to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            group_parameters(model, config), lr=config.learning_rate, betas=(config.beta1, config.beta2)
+        )
+        self.store = CheckpointStore(folder / "checkpoints", _fingerprint_training(config, fingerprint))
+        self.state = TrainState()
+        self.num_batches = stage.num_batches()
+        self.num_steps = config.max_steps or config.epochs * self.num_batches
+        self.sums: dict[str, float] = {}
+
+    def run(self) -> TrainResult:
+        is_resumed = self._start()
+        started = time.perf_counter() - self.state.seconds
+        with _show_progress(self.stage.name, self.num_steps) as advance:
+            if not self.state.is_finished and self.state.step == 0 and self.state.best_value is None:
+                # The start is the first to beat: a stage may begin from a trained model.
+                self._validate()
+            while not self.state.is_finished and self.state.step < self.num_steps:
+                for rows in self.stage.train_batches(self.state.epoch, self.state.position):
+                    self._step(rows)
+                    self.state.seconds = time.perf_counter() - started
+                    advance(self.state.step, self.state.best_value)
+                    if self.state.is_finished or self.state.step >= self.num_steps:
+                        break
+                else:
+                    assert self.state.position == 0, "the stage yields fewer batches than it says"
+        return self._finish(is_resumed)
+
+    def _start(self) -> bool:
+        """Seeds, or goes on from the last checkpoint; tells which."""
+        torch.manual_seed(self.config.seed)
+        snapshot = self.store.load_last()
+        if snapshot is None:
+            return False
+        self.state = snapshot.state
+        self.model.load_state_dict(snapshot.model)
+        _load_optimizer(self.optimizer, snapshot.optimizer)
+        _restore_random(snapshot.random)
+        LOGGER.info("%s goes on at step %d of %d", self.stage.name, self.state.step, self.num_steps)
+        return True
+
+    def _step(self, rows: pa.Table) -> None:
+        """One optimiser step, and what is due after it."""
+        rate = scale_rate(self.config, self.state.step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.model.train()
+        loss, num_targets = self._accumulate(rows)
+        norm = torch.nan_to_num(self._normalise_gradients(num_targets), nan=math.inf)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._refuse_batch(rows)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state = self.state
+        state.step, state.position = state.step + 1, state.position + 1
+        if state.position == self.num_batches:
+            state.epoch, state.position = state.epoch + 1, 0
+        self._log_training(loss, num_targets, float(norm), rate)
+        every = self.config.val_every
+        is_due = state.step % every == 0 if every else state.position == 0
+        if is_due or state.step == self.num_steps:
+            self._validate()
+        if state.step % self.config.checkpoint_every == 0:
+            self._save()
+
+    def _accumulate(self, rows: pa.Table) -> tuple[float, int]:
+        """Adds up gradients of the summed loss, so that micro-batches make no difference."""
+        size = self.config.micro_batch_size or rows.num_rows
+        total, num_targets = 0.0, 0
+        for first in range(0, rows.num_rows, size):
+            with self._autocast():
+                loss, count, sums = self.stage.loss(self.model, rows.slice(first, size))
+            if loss.requires_grad:
+                loss.backward()
+            total, num_targets = total + float(loss.detach()), num_targets + count
+            for name, value in sums.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        return total, num_targets
+
+    def _normalise_gradients(self, num_targets: int) -> Tensor:
+        """Turns gradients of the sum into those of the mean, clips them, and returns their norm before."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.div_(max(num_targets, 1))
+        return nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+
+    def _autocast(self) -> torch.autocast:
+        wants = self.config.dtype == "bfloat16"
+        can = self.device.type == "cpu" or torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wants and can)
+
+    def _refuse_batch(self, rows: pa.Table) -> None:
+        path = self.folder / f"not-finite-step-{self.state.step}.arrow"
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        raise LossNotFiniteError(stage=self.stage.name, step=self.state.step, batch_file=path)
+
+    def _log_training(self, loss: float, num_targets: int, norm: float, rate: float) -> None:
+        for name, value in (("train/loss", loss), ("targets", num_targets), ("steps", 1)):
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if self.state.step % LOG_EVERY_STEPS and self.state.position:
+            return
+        targets = max(self.sums.pop("targets"), 1.0)
+        steps = self.sums.pop("steps")
+        means = {name: value / targets for name, value in self.sums.items()}
+        means["train/grad_norm"], means["train/learning_rate"] = norm, rate
+        means["train/targets_per_step"] = targets / steps
+        self.log(means, self.state.step)
+        self.sums = {}
+
+    def _validate(self) -> None:
+        state = self.state
+        self.model.eval()
+        with torch.no_grad():
+            metrics = self.stage.validate(self.model)
+        state.validations.append({"step": float(state.step), **metrics})
+        self.log(metrics, state.step)
+        value = metrics[VALIDATION_KEY]
+        if state.best_value is None or value < state.best_value:
+            state.best_value, state.best_step, state.bad_validations = value, state.step, 0
+            self.store.save_best(state.step, self.model.state_dict())
+        else:
+            state.bad_validations += 1
+            state.is_finished = state.bad_validations >= self.config.patience
+        LOGGER.info("%s step %d: %s", self.stage.name, state.step, _format(metrics))
+
+    def _save(self) -> None:
+        optimizer = {
+            f"{number}.{name}": value
+            for number, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        self.store.save(Snapshot(self.state, self.model.state_dict(), optimizer, _read_random()))
+
+    def _finish(self, is_resumed: bool) -> TrainResult:
+        state = self.state
+        if not state.is_finished or state.step % self.config.checkpoint_every:
+            state.is_finished = True
+            self._save()
+        self.model.load_state_dict(self.store.load_best(state.best_step))
+        self.model.eval()
+        assert state.best_value is not None
+        return TrainResult(
+            state.step, state.best_value, state.best_step, list(state.validations), state.seconds, is_resumed
+        )
+
+
+class _show_progress:  # noqa: N801 - used like a function
+    """A bar in a terminal, a log line now and then elsewhere."""
+
+    def __init__(self, name: str, num_steps: int) -> None:
+        self.name, self.num_steps, self.last_line = name, num_steps, time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Callable[[int, float | None], None]:
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task(self.name, total=self.num_steps)
+        return self.advance
+
+    def advance(self, step: int, best: float | None) -> None:
+        best_text = "" if best is None else f"best {best:.4f}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=f"{self.name} {best_text}")
+        elif time.monotonic() - self.last_line > LOG_EVERY_S:
+            self.last_line = time.monotonic()
+            LOGGER.info("%s step %d of %d %s", self.name, step, self.num_steps, best_text)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _fingerprint_training(config: TrainConfig, fingerprint: str) -> str:
+    """Names what must be equal for a resume; where and how often to save may change."""
+    content = config.model_dump(mode="json", exclude={"device", "checkpoint_every", "in_memory_rows"})
+    return hashlib.sha256(json.dumps([content, fingerprint], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".")
+        states.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _read_random() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _restore_random(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and "cuda0" in states:
+        torch.cuda.set_rng_state_all([states[f"cuda{number}"] for number in range(len(states) - 1)])
+
+
+def _format(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
