@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-demo bench-test results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-demo bench-test results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -106,14 +106,17 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-demo bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(WORK)
-	@$(PY) tests/bench/measure.py demo -- make demo SOURCE=$(SOURCE) DATA=$(DATA)
+	@$(PY) -m tests.bench.measure demo -- make demo SOURCE=$(SOURCE) DATA=$(DATA)
+
+bench-dags: setup .venv-airflow/.stamp ## Seconds that Airflow takes to parse the DAG files
+	@$(PY) -m tests.bench.dag_parse
 
 bench-test: setup .venv-airflow/.stamp ## Seconds of make test
-	@$(PY) tests/bench/measure.py test -- make test
+	@$(PY) -m tests.bench.measure test -- make test
 
 results: .venv/.installed.stamp ## Prints the ledger of results/; marks what falls short
 	@$(PY) -m conf.results

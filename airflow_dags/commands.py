@@ -29,7 +29,7 @@ TAGS = (FEATURES, TRAINING, BACKFILL)
 """Closed list: a DAG carries one of these."""
 
 START_DATE = datetime(2026, 1, 1, tzinfo=UTC)
-RELEASE = Asset("spacetime://releases")
+RELEASE = Asset("spacetime://features/releases")
 """Updated by every published release; ranking DAGs are scheduled on it."""
 
 FINAL_EXIT_CODES = ("2", "3", "4")

@@ -9,7 +9,7 @@ forward. **Exit codes** 2 (settings), 3 (data gate) and 4 (versions) are not ret
 what to do. The model is the registry's champion; if it changes while the night runs, `publish` refuses the
 mixture (exit code 4).
 
-The asset `spacetime://releases` is updated by `publish`; schedule ranking DAGs on it.
+The asset `spacetime://features/releases` is updated by `publish`; schedule ranking DAGs on it.
 """
 
 from datetime import timedelta

@@ -1,6 +1,6 @@
 """Runs a command and records how long it took and how much memory its processes held, at most, at one moment.
 
-    python tests/bench/measure.py demo -- make demo
+    python -m tests.bench.measure demo -- make demo
 
 writes `demo-seconds` and `demo-peak-gib` to results/.
 
