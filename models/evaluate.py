@@ -1,0 +1,234 @@
+"""Evaluates models beside their floors on the same rows: table for people, JSON for programs, MLflow for both.
+
+    python -m models evaluate --day D                                   held-out split of the day's samples
+    python -m models evaluate --protocol nyc-table6 --data FOLDER       rows and floors of a public protocol
+
+Full ranking over all POIs live as of the request, never sampled; returns and discoveries apart; intervals by user.
+A bundle's ranking and embedding stages are evaluated on `ranking_samples` of the same split.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from conf.tokens import ACTION_TYPES
+from models.baselines import count_training, score_by_distance
+from models.bundle import ModelBundle
+from models.figures import (
+    HIT_KS,
+    Figures,
+    compare_next_poi,
+    describe_next_poi,
+    describe_ranking,
+    rank_floors,
+    without_nan,
+)
+from models.inference import encode_pois, encode_user_requests, rank_targets_by_model, score_candidates
+from models.metrics import FloatArray, IntArray, Ranks
+from models.protocols import PROTOCOLS, build_rows
+from models.release_split import EvaluationRows
+from models.tracking import RunLog
+
+LOGGER = logging.getLogger(__name__)
+RELEASE_SPLIT = "release-split"
+ROWS_PER_BATCH = 2_048
+EVALUATION_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """One row per shown POI of ranking samples.
+
+    Attributes:
+        requests: the samples.
+        request_rows: sample of each impression.
+        positions: place of each impression in its sample's candidates.
+        labels: 1 clicked, 0 shown.
+    """
+
+    requests: pa.Table
+    request_rows: IntArray
+    positions: IntArray
+    labels: IntArray
+
+    @classmethod
+    def from_samples(cls, samples: pa.Table) -> "Impressions":
+        """Flattens `ranking_samples`."""
+        labels = samples["labels"].combine_chunks()
+        lengths = np.array([len(row) for row in labels], dtype=np.int64)
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        positions = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        flat = np.array([label for row in labels.to_pylist() for label in row], dtype=np.int64)
+        return cls(samples, rows, positions, flat)
+
+    def flat(self, column: str) -> np.ndarray:
+        """Returns a candidate column, one value per impression."""
+        return np.array([value for row in self.requests[column].to_pylist() for value in row])
+
+    def per_request(self, column: str) -> np.ndarray:
+        """Returns a request column repeated for every impression."""
+        return self.requests[column].to_numpy()[self.request_rows]
+
+
+def evaluate_next_poi(rows: EvaluationRows, bundle: ModelBundle | None, *, seed: int = 0, device: str = "cpu") -> Figures:
+    """Ranks the targets by every floor and by every generating stage of the bundle."""
+    ranks = rank_floors(rows.requests, rows.counts, catalogue=rows.catalogue)
+    stages = [stage for stage in ("pretrain", "align_dpo") if bundle and stage in bundle.stage_names]
+    for stage in stages:
+        assert bundle is not None
+        LOGGER.info("ranking %d targets by %s", len(rows.requests), stage)
+        ranks[stage] = _rank_by_stage(rows, bundle, stage, device)
+    figures = describe_next_poi(rows.requests, ranks, seed=seed)
+    figures["not_live"] = rows.num_not_live
+    figures["action_type"] = ACTION_TYPES[rows.action_type_id]
+    figures["is_simulated"] = rows.is_simulated
+    figures["minus_kernel_counter"] = {
+        stage: compare_next_poi(rows.requests, ranks[stage], ranks["kernel_counter"], seed=seed) for stage in stages
+    }
+    return figures
+
+
+def evaluate_ranking(
+    samples: pa.Table, popularity: dict[str, float], bundle: ModelBundle | None, *, seed: int = 0, device: str = "cpu"
+) -> Figures:
+    """Scores the impressions of ranking samples by the floors and by the SFT stages of the bundle.
+
+    Args:
+        samples: `ranking_samples` of one split.
+        popularity: training visits by POI id.
+        bundle: its `sft_ranking` and `sft_embedding` stages are scored, as far as there are any.
+        seed: of the bootstrap.
+        device: of the models.
+    """
+    shown = Impressions.from_samples(samples)
+    poi_ids = shown.flat("candidate_poi_ids")
+    scores = {
+        "distance": score_by_distance(
+            _as_floats(shown.per_request("user_lon")), _as_floats(shown.per_request("user_lat")),
+            shown.flat("candidate_lons").astype(np.float64), shown.flat("candidate_lats").astype(np.float64),
+        ),
+        "popularity": np.array([popularity.get(poi_id, 0.0) for poi_id in poi_ids]),
+    }  # fmt: skip
+    probabilities = None
+    if bundle and "sft_embedding" in bundle.stage_names:
+        scores["sft_embedding"] = _score_by_embeddings(shown, bundle, device)
+    if bundle and "sft_ranking" in bundle.stage_names:
+        batch = samples.combine_chunks().to_batches()
+        logits = [np.concatenate(score_candidates(bundle, part, device=device)) for part in batch if part.num_rows]
+        scores["sft_ranking"] = np.concatenate(logits).astype(np.float64)
+        probabilities = 1.0 / (1.0 + np.exp(-scores["sft_ranking"]))
+    row_ids = [f"{request}|{poi}" for request, poi in zip(shown.per_request("request_id"), poi_ids, strict=True)]
+    users = shown.per_request("user_id").astype(str)
+    figures = describe_ranking(row_ids, users, shown.labels, scores, probabilities=probabilities, seed=seed)
+    figures["requests"] = samples.num_rows
+    figures["is_simulated"] = any(samples["is_simulated"].to_pylist())
+    return figures
+
+
+def evaluate_protocol(name: str, folder: Path, *, split: str = "test", seed: int = 0) -> Figures:
+    """Builds the rows of a public protocol and scores its floors.
+
+    Raises:
+        MissingInputError: the folder has no check-ins.
+    """
+    protocol = PROTOCOLS[name]
+    built = build_rows(protocol, folder)
+    requests = built.requests[split]
+    counts = count_training(built.training_visits, num_pois=len(built.poi_ids))
+    ranks = rank_floors(requests, counts, hide_request_time=protocol.hides_request_time)
+    figures = describe_next_poi(requests, ranks, seed=seed)
+    figures["rows_by_split"] = dict(built.num_rows)
+    figures["published_digest"] = protocol.digest if split == "test" else ""
+    return figures
+
+
+def print_figures(evaluation: Figures, console: Console | None = None) -> None:
+    """Prints one table per task, floors first."""
+    console = console or Console(stderr=True)
+    next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
+    label = " (simulated)" if evaluation.get("is_simulated") else ""
+    if isinstance(next_poi, dict):
+        for group, count in next_poi["rows_by_group"].items():
+            title = f"next POI, {evaluation['protocol']}, {evaluation['split']}{label}: {group}, {count} rows"
+            console.print(_next_poi_table(title, next_poi, group))
+        console.print(f"{next_poi['rows']} rows of {next_poi['users']} users, digest {next_poi['digest']}")
+    if isinstance(ranking, dict):
+        console.print(_ranking_table(f"clicks, {evaluation['split']}{label}: {ranking['rows']} impressions", ranking))
+        console.print(f"{ranking['rows']} impressions of {ranking['users']} users, digest {ranking['digest']}")
+
+
+def save_figures(evaluation: Figures, path: Path) -> Path:
+    """Writes the figures as JSON (nan becomes null)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(without_nan(evaluation), indent=2, sort_keys=True) + "\n")
+    return path
+
+
+def log_figures(evaluation: Figures, log: RunLog) -> None:
+    """Logs the figures of all rows to MLflow as `test/METHOD/hr_at_1` and so on."""
+    split = str(evaluation["split"])
+    metrics: dict[str, float] = {}
+    next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
+    if isinstance(next_poi, dict):
+        for method, groups in next_poi["methods"].items():
+            figures = {name: value for name, value in groups["all"].items() if isinstance(value, float)}
+            metrics |= {f"{split}/{method}/{name}": value for name, value in figures.items()}
+    if isinstance(ranking, dict):
+        for method, figures in ranking["methods"].items():
+            metrics |= {f"{split}/{method}/auc": figures["auc"]["value"], f"{split}/{method}/gauc": figures["gauc"]}
+    log.log_metrics({name: value for name, value in metrics.items() if not np.isnan(value)})
+    log.log_tags({"simulated": str(bool(evaluation.get("is_simulated"))).lower(), "protocol": str(evaluation["protocol"])})
+    log.flush()
+
+
+def _rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str, device: str) -> Ranks:
+    higher, equal = np.zeros(len(rows.requests), np.int64), np.ones(len(rows.requests), np.int64)
+    model = bundle.model(stage, device)
+    for own, batch in rows.batches(ROWS_PER_BATCH):
+        found = rank_targets_by_model(model, batch, rows.requests.targets[own], rows.catalogue, device=device)
+        higher[own], equal[own] = found.num_higher, found.num_equal
+    return Ranks(higher, equal)
+
+
+def _score_by_embeddings(shown: Impressions, bundle: ModelBundle, device: str) -> FloatArray:
+    """Dot product of the user's vector at the request and the POI's vector."""
+    batches = [part for part in shown.requests.combine_chunks().to_batches() if part.num_rows]
+    users = np.concatenate([encode_user_requests(bundle, part, device=device) for part in batches])
+    columns = {"block_id": "block_ids", "inner_id": "inner_ids", "category_id": "category_ids",
+               "poi_lon": "lons", "poi_lat": "lats"}  # fmt: skip
+    pois = pa.record_batch({name: pa.array(shown.flat(f"candidate_{old}")) for name, old in columns.items()})
+    vectors = encode_pois(bundle, pois, device=device)
+    return (users[shown.request_rows].astype(np.float64) * vectors).sum(axis=1)
+
+
+def _next_poi_table(title: str, figures: dict[str, dict], group: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    for name in (*(f"Acc@{k}" for k in HIT_KS), "MRR", "Acc@1, 95 %"):
+        table.add_column(name, justify="right")
+    for method, groups in figures["methods"].items():
+        own = groups[group]
+        interval = own["hr_at_1_interval"]
+        values = [own[f"hr_at_{k}"] for k in HIT_KS] + [own["mrr"]]
+        table.add_row(method, *(f"{value:.4f}" for value in values), f"{interval['low']:.3f} to {interval['high']:.3f}")
+    return table
+
+
+def _ranking_table(title: str, figures: dict[str, dict]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("method", "AUC", "AUC, 95 %", "GAUC"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for method, own in figures["methods"].items():
+        auc = own["auc"]
+        table.add_row(method, f"{auc['value']:.4f}", f"{auc['low']:.3f} to {auc['high']:.3f}", f"{own['gauc']:.4f}")
+    return table
+
+
+def _as_floats(values: np.ndarray) -> FloatArray:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,134 @@
+"""Stage 2a: embedding SFT (paper 3.3.1): the one decoder as two towers, InfoNCE.
+
+User tower: profile, history and request; POI tower: the POI's tokens alone; unit vectors. Each clicked POI is told from
+the unclicked POIs of its request and from the other clicks of the batch. A share of the training requests is made
+neutral, so that the vector of a user as of the last action, without a request, is trained too. Reads
+`ranking_samples` at a pinned version; starts from the pre-trained weights.
+
+    python -m models sft_embedding --day 2026-01-31
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from models.batch import collate_candidates, collate_history, collate_requests, pad_lists
+from models.config import EmbeddingSftConfig, Recipe
+from models.dataset import TableAt
+from models.decoder import SpacetimeDecoder
+from models.losses import info_nce_loss
+from models.metrics import auc, gauc
+from models.posttraining import NO_LABEL, SampleSource, Splits, flatten_by_label, run_stage
+from models.pretrain import load_pretrained
+from models.sft_ranking import RANKING_COLUMNS
+from models.trainer import Log, TrainResult
+
+LOWEST_TEMPERATURE = 0.01
+_INNER_BITS = 24
+
+
+class TwoTowers(nn.Module):
+    """The decoder with a temperature beside it; only the decoder is saved."""
+
+    def __init__(self, decoder: SpacetimeDecoder, *, temperature: float, is_learned: bool) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=is_learned)
+
+    @property
+    def temperature(self) -> Tensor:
+        """InfoNCE tau; never so small that one pair takes all gradient."""
+        return self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
+
+    @property
+    def rate_scales(self) -> Mapping[str, float]:
+        """Learning rates of the decoder's parts, as the trainer asks for them."""
+        return getattr(self.decoder, "rate_scales", {})
+
+
+class EmbeddingStage:
+    """Batches and loss of embedding SFT."""
+
+    name = "sft_embedding"
+
+    def __init__(self, splits: Splits, config: EmbeddingSftConfig) -> None:
+        self.splits, self.config = splits, config
+
+    def num_batches(self) -> int:
+        """Returns the batches of an epoch."""
+        return self.splits.num_batches()
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
+        """Yields the batches of an epoch from the `start`-th on."""
+        return self.splits.train_batches(epoch, start)
+
+    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+        """Returns the summed InfoNCE and the number of clicks; some requests are made neutral."""
+        assert isinstance(model, TwoTowers)
+        users, pois, labels, keys = embed_rows(model.decoder, rows, drop_request=self.config.drop_request)
+        loss, count = info_nce_loss(users, pois, labels, keys, model.temperature)
+        return loss, count, {"train/temperature": float(model.temperature.detach()) * count}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Returns loss per click, and AUC and GAUC of the dot product."""
+        assert isinstance(model, TwoTowers)
+        total, count, scored = 0.0, 0, []
+        for rows in self.splits.val.read():
+            users, pois, labels, keys = embed_rows(model.decoder, rows)
+            loss, num_clicks = info_nce_loss(users, pois, labels, keys, model.temperature)
+            total, count = total + float(loss), count + num_clicks
+            similarity = (users[:, None] * pois).sum(dim=-1)
+            scored.append((similarity.float().cpu().numpy(), labels.cpu().numpy(), rows["user_id"].to_pylist()))
+        scores, flat_labels, user_ids = flatten_by_label(scored)
+        metrics = {"val/loss": total / max(count, 1), "val/auc": auc(scores, flat_labels),
+                   "val/gauc": gauc(scores, flat_labels, user_ids)}  # fmt: skip
+        return {name: value for name, value in metrics.items() if not np.isnan(value)}
+
+
+def embed_rows(
+    decoder: SpacetimeDecoder, rows: pa.Table, *, drop_request: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns user vectors (B, E), POI vectors (B, C, E), labels and POI keys (B, C) of ranking samples."""
+    device = next(decoder.parameters()).device
+    requests = collate_requests(rows)
+    if drop_request:
+        requests = requests._replace(is_neutral_B=torch.rand(rows.num_rows) < drop_request)
+    candidates = collate_candidates(rows).to(device)
+    users = decoder.user_state(decoder.encode_prefix(collate_history(rows).to(device)), requests.to(device))
+    labels = pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
+    keys = (candidates.blocks_BC << _INNER_BITS) | candidates.inners_BC
+    return users, decoder.poi_state(candidates), labels, keys
+
+
+def run_sft_embedding(
+    samples: TableAt, *, day: str, recipe: Recipe, pretrained: Path, folder: Path, log: Log
+) -> TrainResult:
+    """Trains the embedding stage from pre-trained weights; leaves it in `folder/model`.
+
+    Args:
+        samples: `ranking_samples` at a pinned version.
+        day: day as of which the samples were made, YYYY-MM-DD.
+        recipe: how to train.
+        pretrained: folder of the pre-training stage.
+        folder: of this stage.
+        log: takes metrics and their step.
+
+    Raises:
+        NoTrainingDataError: a split has no sample.
+    """
+    config = recipe.sft_embedding
+    source = SampleSource(samples, day, "request_id", RANKING_COLUMNS)
+    splits = Splits(source, config, folder / "scratch")
+    torch.manual_seed(config.seed)
+    towers = TwoTowers(
+        load_pretrained(pretrained), temperature=config.temperature, is_learned=config.learn_temperature
+    )
+    return run_stage(
+        EmbeddingStage(splits, config), splits, towers, config, folder=folder, log=log, made_of=[asdict(samples), day]
+    )

@@ -1,0 +1,107 @@
+"""Stage 2b: ranking SFT (paper 3.3.2): the user part, then all candidates of a request, isolated from each other.
+
+The state at a candidate's inner token gives its click logit; loss is binary cross-entropy. Reads `ranking_samples` at a
+pinned version; starts from the pre-trained weights. Validation: loss per candidate, AUC and GAUC on split `val`.
+
+    python -m models sft_ranking --day 2026-01-31
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from models.batch import collate_candidates, collate_history, collate_requests, pad_lists
+from models.config import Recipe
+from models.dataset import TableAt
+from models.decoder import SpacetimeDecoder
+from models.losses import click_loss
+from models.metrics import auc, gauc
+from models.posttraining import (
+    CANDIDATE_INPUTS,
+    HISTORY_INPUTS,
+    NO_LABEL,
+    REQUEST_INPUTS,
+    SampleSource,
+    Splits,
+    flatten_by_label,
+    run_stage,
+)
+from models.pretrain import load_pretrained
+from models.trainer import Log, TrainResult
+
+RANKING_COLUMNS = ("user_id", "labels", *REQUEST_INPUTS, *CANDIDATE_INPUTS, *HISTORY_INPUTS)
+
+
+class RankingStage:
+    """Batches and loss of ranking SFT."""
+
+    name = "sft_ranking"
+
+    def __init__(self, splits: Splits) -> None:
+        self.splits = splits
+
+    def num_batches(self) -> int:
+        """Returns the batches of an epoch."""
+        return self.splits.num_batches()
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
+        """Yields the batches of an epoch from the `start`-th on."""
+        return self.splits.train_batches(epoch, start)
+
+    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+        """Returns the summed cross-entropy and the number of candidates."""
+        logits, labels = score_rows(model, rows)
+        loss, count = click_loss(logits, labels)
+        return loss, count, {}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Returns loss per candidate, AUC and GAUC."""
+        total, count, scored = 0.0, 0, []
+        for rows in self.splits.val.read():
+            logits, labels = score_rows(model, rows)
+            loss, num_candidates = click_loss(logits, labels)
+            total, count = total + float(loss), count + num_candidates
+            scored.append((logits.float().cpu().numpy(), labels.cpu().numpy(), rows["user_id"].to_pylist()))
+        scores, flat_labels, users = flatten_by_label(scored)
+        metrics = {"val/loss": total / max(count, 1), "val/auc": auc(scores, flat_labels),
+                   "val/gauc": gauc(scores, flat_labels, users)}  # fmt: skip
+        return {name: value for name, value in metrics.items() if not np.isnan(value)}
+
+
+def score_rows(model: nn.Module, rows: pa.Table) -> tuple[Tensor, Tensor]:
+    """Returns click logits and labels of ranking samples, (B, C) each; the label of padding is `NO_LABEL`."""
+    assert isinstance(model, SpacetimeDecoder)
+    device = next(model.parameters()).device
+    prefix = model.encode_prefix(collate_history(rows).to(device))
+    states = model.candidate_states(prefix, collate_requests(rows).to(device), collate_candidates(rows).to(device))
+    return model.click_logits(states), pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
+
+
+def run_sft_ranking(
+    samples: TableAt, *, day: str, recipe: Recipe, pretrained: Path, folder: Path, log: Log
+) -> TrainResult:
+    """Trains the ranking stage from pre-trained weights; leaves it in `folder/model`.
+
+    Args:
+        samples: `ranking_samples` at a pinned version.
+        day: day as of which the samples were made, YYYY-MM-DD.
+        recipe: how to train.
+        pretrained: folder of the pre-training stage.
+        folder: of this stage.
+        log: takes metrics and their step.
+
+    Raises:
+        NoTrainingDataError: a split has no sample.
+    """
+    source = SampleSource(samples, day, "request_id", RANKING_COLUMNS)
+    splits = Splits(source, recipe.sft_ranking, folder / "scratch")
+    torch.manual_seed(recipe.sft_ranking.seed)
+    model = load_pretrained(pretrained)
+    return run_stage(
+        RankingStage(splits), splits, model, recipe.sft_ranking, folder=folder, log=log, made_of=[asdict(samples), day]
+    )

@@ -1,0 +1,256 @@
+"""One training: its folder, its pinned tables, its stages in order, and the bundle made of them.
+
+    {storage.artifacts}/training/{day}/
+        training.json           pins, and what each stage was made of
+        mlflow_run.json         parent run
+        pretrain/ sft_embedding/ sft_ranking/ align_dpo/       model/ and checkpoints/ of each stage
+        bundle/                 what is registered
+        evaluation.json
+
+A training that is started again goes on where it stopped. A stage whose recipe or rows have changed since is trained
+anew, and with it the stages that start from it. A stage without data is skipped by `train`, with a warning that the
+bundle records.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from conf.errors import MissingInputError, NoTrainingDataError
+from conf.settings import Settings
+from models.align_dpo import run_align_dpo
+from models.bundle import save_bundle
+from models.checkpoint import load_stage
+from models.config import Recipe
+from models.dataset import TableAt, read_table
+from models.pins import Pin, locate_table, pin_table
+from models.pretrain import PretrainTables, run_pretrain
+from models.release_split import most_common_action_type
+from models.sft_embedding import run_sft_embedding
+from models.sft_ranking import run_sft_ranking
+from models.tracking import RunLog, TableInput, open_stage_run
+from models.trainer import Log, TrainResult
+
+LOGGER = logging.getLogger(__name__)
+TRAINING_FILE = "training.json"
+STAGE_TABLES = {
+    "pretrain": ("pretrain_samples", "poi_index", "blocks"),
+    "sft_embedding": ("ranking_samples",),
+    "sft_ranking": ("ranking_samples",),
+    "align_dpo": ("preference_pairs",),
+}
+"""Stages in order, and the tables that each reads."""
+
+
+@dataclass
+class Training:
+    """A training of one day.
+
+    Attributes:
+        folder: of the training.
+        day: YYYY-MM-DD.
+        recipe: decoder and stages.
+        settings: where tables and the tracking store are.
+        pins: tables pinned so far.
+        made_of: digest of everything that each stage depends on.
+        skipped: why a stage was left out.
+    """
+
+    folder: Path
+    day: str
+    recipe: Recipe
+    settings: Settings
+    pins: dict[str, Pin] = field(default_factory=dict)
+    made_of: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def table(self, name: str) -> TableAt:
+        """Returns a pinned table."""
+        return TableAt(locate_table(self.settings.storage.root, name), self.pins[name].version)
+
+    def stage_folder(self, stage: str) -> Path:
+        """Returns the folder of a stage."""
+        return self.folder / stage
+
+    def is_trained(self, stage: str) -> bool:
+        """Tells whether a stage has left a model."""
+        return (self.stage_folder(stage) / "model").is_dir()
+
+    @property
+    def bundle_folder(self) -> Path:
+        """Folder of the bundle."""
+        return self.folder / "bundle"
+
+    @property
+    def is_simulated(self) -> bool:
+        """Is any row that the training read made by a simulation."""
+        return any(pin.num_simulated for pin in self.pins.values())
+
+
+def open_training(settings: Settings, day: str, recipe: Recipe) -> Training:
+    """Opens the training of a day, one begun earlier if there is one."""
+    folder = Path(settings.storage.artifacts) / "training" / day
+    training = Training(folder, day, recipe, settings)
+    path = folder / TRAINING_FILE
+    if path.is_file():
+        content = json.loads(path.read_text())
+        training.pins = {name: Pin(**pin) for name, pin in content["pins"].items()}
+        training.made_of, training.skipped = content["made_of"], content["skipped"]
+    return training
+
+
+def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
+    """Trains one stage in an MLflow run of its own, nested in the training's.
+
+    Raises:
+        MissingInputError: a table, or the pre-trained model, is not there.
+        NoTrainingDataError: the stage has no sample.
+    """
+    prepare_stage(training, stage)
+    started = time.perf_counter()
+    with open_stage_run(training.settings.mlflow, parent, stage=stage) as log:
+        log.log_params({"stage": stage, "day": training.day, "made_of": training.made_of[stage]})
+        log.log_params({"train": getattr(training.recipe, stage).model_dump(mode="json")})
+        log.log_tables(_table_inputs(training, stage))
+        log.log_tags({"simulated": str(training.is_simulated).lower()})
+        result = _RUNNERS[stage](training, log.log_metrics)
+        log.log_metrics({"best/val_loss": result.best_value, "seconds": time.perf_counter() - started}, result.steps)
+    training.skipped.pop(stage, None)
+    _save_training(training)
+    return result
+
+
+def train_all(training: Training, parent: RunLog) -> dict[str, TrainResult]:
+    """Trains every stage; those after pre-training are skipped where they have no data."""
+    results = {"pretrain": train_stage(training, "pretrain", parent)}
+    for stage in list(STAGE_TABLES)[1:]:
+        try:
+            results[stage] = train_stage(training, stage, parent)
+        except (NoTrainingDataError, MissingInputError) as error:
+            LOGGER.warning("stage %s is skipped: %s", stage, error)
+            training.skipped[stage] = str(error)
+            shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
+            _save_training(training)
+    return results
+
+
+def prepare_stage(training: Training, stage: str) -> None:
+    """Pins the stage's tables; removes what an earlier start left of it if recipe or rows have changed.
+
+    Raises:
+        MissingInputError: a table is not there, or the stage starts from a model that is not.
+    """
+    if stage != "pretrain" and not training.is_trained("pretrain"):
+        raise MissingInputError(
+            what="the pre-trained model",
+            where=str(training.stage_folder("pretrain")),
+            needed_by=f"Stage {stage}",
+            remedy=f"Run: python -m models pretrain --day {training.day}, or python -m models train.",
+        )
+    for name in STAGE_TABLES[stage]:
+        root = training.settings.storage.root
+        training.pins[name] = pin_table(root, name, training.day, training.pins.get(name))
+    made_of = _describe_stage(training, stage)
+    before = training.made_of.get(stage)
+    if before is not None and before != made_of:
+        LOGGER.warning("stage %s is trained anew: its recipe or its rows have changed", stage)
+        shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
+    training.made_of[stage] = made_of
+    _save_training(training)
+
+
+def build_bundle(training: Training) -> Path:
+    """Gathers the trained stages into `bundle/`."""
+    stages = {stage: training.stage_folder(stage) / "model" for stage in STAGE_TABLES if training.is_trained(stage)}
+    layout = load_stage(stages["pretrain"]).config.layout
+    samples = read_table(training.table("pretrain_samples"), ("action_type_ids", "is_targets"))
+    return save_bundle(
+        training.bundle_folder,
+        stages,
+        layout=layout,
+        content={
+            "day": training.day,
+            "embedding_dim": training.recipe.decoder.embedding_dim,
+            "action_type_id": most_common_action_type(samples),
+            "is_simulated": training.is_simulated,
+            "recipe": training.recipe.model_dump(mode="json"),
+            "data": {name: asdict(pin) for name, pin in training.pins.items()},
+            "made_of": training.made_of,
+            "skipped": training.skipped,
+        },
+    )
+
+
+def _run_pretrain(training: Training, log: Log) -> TrainResult:
+    return run_pretrain(
+        _index_tables(training), day=training.day, recipe=training.recipe, layout=None,
+        folder=training.stage_folder("pretrain"), log=log,
+    )  # fmt: skip
+
+
+def _run_sft_embedding(training: Training, log: Log) -> TrainResult:
+    return run_sft_embedding(
+        training.table("ranking_samples"), day=training.day, recipe=training.recipe,
+        pretrained=training.stage_folder("pretrain"), folder=training.stage_folder("sft_embedding"), log=log,
+    )  # fmt: skip
+
+
+def _run_sft_ranking(training: Training, log: Log) -> TrainResult:
+    return run_sft_ranking(
+        training.table("ranking_samples"), day=training.day, recipe=training.recipe,
+        pretrained=training.stage_folder("pretrain"), folder=training.stage_folder("sft_ranking"), log=log,
+    )  # fmt: skip
+
+
+def _run_align_dpo(training: Training, log: Log) -> TrainResult:
+    return run_align_dpo(
+        training.table("preference_pairs"), _index_tables(training), day=training.day, recipe=training.recipe,
+        pretrained=training.stage_folder("pretrain"), folder=training.stage_folder("align_dpo"), log=log,
+    )  # fmt: skip
+
+
+_RUNNERS: dict[str, Callable[[Training, Log], TrainResult]] = {
+    "pretrain": _run_pretrain,
+    "sft_embedding": _run_sft_embedding,
+    "sft_ranking": _run_sft_ranking,
+    "align_dpo": _run_align_dpo,
+}
+
+
+def _index_tables(training: Training) -> PretrainTables:
+    return PretrainTables(training.table("pretrain_samples"), training.table("poi_index"), training.table("blocks"))
+
+
+def _describe_stage(training: Training, stage: str) -> str:
+    """Digest of recipe and rows of a stage, and of the pre-training it starts from."""
+    recipe = training.recipe.model_dump(mode="json")
+    content = {
+        "decoder": recipe["decoder"],
+        "stage": recipe[stage],
+        "rows": {name: training.pins[name].digest for name in STAGE_TABLES[stage]},
+        "from": "" if stage == "pretrain" else training.made_of.get("pretrain", ""),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _table_inputs(training: Training, stage: str) -> list[TableInput]:
+    root = training.settings.storage.root
+    return [
+        TableInput(name, locate_table(root, name), pin.version, pin.num_rows, pin.digest)
+        for name, pin in ((name, training.pins[name]) for name in STAGE_TABLES[stage])
+    ]
+
+
+def _save_training(training: Training) -> None:
+    training.folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "pins": {name: asdict(pin) for name, pin in training.pins.items()},
+        "made_of": training.made_of,
+        "skipped": training.skipped,
+    }
+    (training.folder / TRAINING_FILE).write_text(json.dumps(content, indent=1, sort_keys=True))
