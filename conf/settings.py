@@ -78,6 +78,7 @@ class PlacesSettings(Section):
     """Home and work inference (design 2)."""
 
     cell_m: int = Field(300, ge=50, description="actions in the same cell of this size are at the same place")
+    at_place_m: int = Field(50, ge=0, description="a POI nearer than this to home or work is home or work, not taste")
     min_days: int = Field(3, ge=1, description="days of evidence needed")
     lookback_days: int = Field(120, ge=7, description="days of actions that are looked at")
     night_from_h: int = Field(20, ge=0, le=23, description="local hour from which an action speaks for home")

@@ -147,7 +147,7 @@ def build_poi_index(
 
     Returns:
         Rows of the contract: new slots, ended and updated ones, and slots that an earlier run of this day had ended
-        and this one has not. Inner ids may lie beyond the limit; `fullest_block` says so.
+        and this one has not. Inner ids may lie beyond the limit: the job checks.
     """
     before = state_before(index, day=day)
     new = _new_slots(compared, before, blocks, day=day, index_version=index_version)
@@ -158,12 +158,6 @@ def build_poi_index(
     )
     restored = reopened.join(touched.select("poi_id", "valid_from"), ["poi_id", "valid_from"], "left_anti")
     return changed.unionByName(restored.withColumn("changed_day", F.lit(day)).select(*SLOT_COLUMNS))
-
-
-def fullest_block(slots: DataFrame) -> DataFrame:
-    """Returns one row: `block_id` and `num_pois` of the block with the largest inner id among these slots."""
-    largest = F.max_by("block_id", "inner_id").alias("block_id")
-    return slots.agg(largest, (F.max("inner_id") + 1).alias("num_pois"))
 
 
 def poi_text() -> Column:

@@ -23,7 +23,11 @@ def spark_settings() -> SparkSettings:
         driver_memory="1g",
         shuffle_partitions=2,
         ivy_dir=str(Path(__file__).parents[1] / ".ivy"),
-        conf={"spark.sql.warehouse.dir": "/tmp/spacetime-tests-warehouse"},
+        conf={
+            "spark.sql.warehouse.dir": "/tmp/spacetime-tests-warehouse",
+            # Short queries on few rows: compiling them well costs more than running them.
+            "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1",
+        },
     )
 
 

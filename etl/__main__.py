@@ -1,0 +1,165 @@
+"""Spark jobs of the data half: python -m etl JOB --day D (see --help).
+
+The order of a night: a source (synthetic, checkins, tsmc, getnext or actions), poi_index, clean_actions,
+action_sequences; `night` runs them in one session. Before a training: pretrain_samples, ranking_samples,
+preference_pairs, or `samples` for all three. This file holds the job table; the work is in `etl/nightly.py`,
+`etl/sampling.py` and the table files.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conf.cli import Job, JobContext, JobSummary, main
+from conf.tables import TABLES
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+SOURCES = {
+    "synthetic": ("etl.synthetic", "deliver", "a planted city, seeded, of any size (settings city.*)"),
+    "checkins": ("etl.checkins", "deliver", "a folder with checkins.parquet and pois.parquet (source.path)"),
+    "tsmc": ("etl.checkins", "deliver_tsmc", "the raw 8-column TSMC2014 Foursquare TSV (source.path)"),
+    "getnext": ("etl.checkins", "deliver_getnext", "the check-in CSV of GETNext (source.path)"),
+    "actions": ("etl.checkins", "deliver_actions", "JSON or Parquet actions in the paper's form (source.path)"),
+}
+"""Source -> module and function that writes the raw tables of a day, and what it reads."""
+
+NIGHT_STEPS = {
+    "poi_index": ("etl.nightly", "index_pois"),
+    "clean_actions": ("etl.nightly", "clean_day"),
+    "action_sequences": ("etl.nightly", "sequence_day"),
+}
+SAMPLE_STEPS = {
+    "pretrain_samples": ("etl.sampling", "sample_windows"),
+    "ranking_samples": ("etl.sampling", "sample_requests"),
+    "preference_pairs": ("etl.sampling", "sample_pairs"),
+}
+Step = Callable[[JobContext, "SparkSession"], JobSummary]
+
+
+def run_one(module: str, function: str) -> Callable[[JobContext], JobSummary]:
+    """Returns a job of one step; pyspark is imported when it runs, so that --help is quick."""
+
+    def run(context: JobContext) -> JobSummary:
+        return _load(module, function)(context, _open(context))
+
+    return run
+
+
+def run_night(context: JobContext) -> JobSummary:
+    """Runs a source, if one is given, and the three jobs of a night in one session."""
+    source = context.options.source
+    steps = {**({source: SOURCES[source][:2]} if source else {}), **NIGHT_STEPS}
+    return _run_steps(context, steps)
+
+
+def run_samples(context: JobContext) -> JobSummary:
+    """Runs the three sample jobs in one session."""
+    return _run_steps(context, SAMPLE_STEPS)
+
+
+def run_docs(context: JobContext) -> JobSummary:
+    """Writes the table pages made from the contracts."""
+    from etl.tables_page import write_page
+
+    written = write_page(context.options.readme, check=context.dry_run)
+    return JobSummary(rows_out=len(TABLES), notes={"file": str(context.options.readme), "changed": written})
+
+
+def run_digest(context: JobContext) -> JobSummary:
+    """Digests the tables of a day: equal digests, equal tables."""
+    from etl.digests import digest_tables
+
+    wanted = context.options.tables or list(TABLES)
+    digests = digest_tables(_open(context), context.settings.storage.root, wanted, day=context.day)
+    return JobSummary(rows_out=len(digests), notes={"digests": digests})
+
+
+def _run_steps(context: JobContext, steps: dict[str, tuple[str, str]]) -> JobSummary:
+    """Runs steps one after the other and puts their summaries together; the first one's rows are the rows in."""
+    spark, total = _open(context), JobSummary()
+    for number, (name, (module, function)) in enumerate(steps.items()):
+        step = JobContext(name, context.day, context.settings, context.run_id, context.dry_run, context.options)
+        done = _load(module, function)(step, spark)
+        total.rows_in = done.rows_in if number == 0 else total.rows_in
+        total.rows_out = done.rows_out
+        total.rows_refused += done.rows_refused
+        total.rows_dropped += done.rows_dropped
+        total.tables |= done.tables
+        rows = {"in": done.rows_in, "out": done.rows_out, "refused": done.rows_refused, "dropped": done.rows_dropped}
+        total.notes[name] = {"rows": rows, **done.notes}
+        total.steps |= {f"{name}.{step_name}": seconds for step_name, seconds in done.steps.items()}
+    return total
+
+
+def _load(module: str, function: str) -> Step:
+    loaded: Step = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def _open(context: JobContext) -> "SparkSession":
+    from etl.session import open_session
+
+    return open_session(context.settings, f"etl {context.job} {context.day}")
+
+
+def _add_source_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", choices=tuple(SOURCES), help="deliver the raw tables from here first; without it they are there")
+
+
+def _add_docs_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--readme", type=Path, default=Path("etl/README.md"), help="file that holds the table pages")
+
+
+def _add_digest_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tables", nargs="*", choices=tuple(TABLES), metavar="TABLE", help="tables to digest; all if none")
+
+
+JOBS: dict[str, Job] = {
+    **{
+        name: Job(f"{reads} -> raw_actions, raw_pois, raw_profiles, raw_impressions, ranking_requests", run_one(module, function))
+        for name, (module, function, reads) in SOURCES.items()
+    },
+    "poi_index": Job(
+        "raw_pois -> poi_index, blocks, categories: every POI gets a block and an inner id, append-only; runs strictly "
+        "forward, a rerun of the last day gives the same ids",
+        run_one(*NIGHT_STEPS["poi_index"]),
+    ),
+    "clean_actions": Job(
+        "raw_actions + poi_index -> cleaned_actions, user_places, quarantined_rows: rows in = accepted + quarantined + "
+        "exact duplicates dropped, or the job fails (exit code 3); reasons are in conf/rules.py",
+        run_one(*NIGHT_STEPS["clean_actions"]),
+    ),
+    "action_sequences": Job(
+        "cleaned_actions + user_places -> action_sequences: the history of every user active on the day, its richness "
+        "and pattern",
+        run_one(*NIGHT_STEPS["action_sequences"]),
+    ),
+    "pretrain_samples": Job(
+        "action_sequences -> pretrain_samples: windows in train, val and test by time", run_one(*SAMPLE_STEPS["pretrain_samples"])
+    ),
+    "ranking_samples": Job(
+        "raw_impressions + cleaned_actions -> ranking_samples: requests with the history strictly before them",
+        run_one(*SAMPLE_STEPS["ranking_samples"]),
+    ),
+    "preference_pairs": Job(
+        "ranking_samples -> preference_pairs: clicked POIs beside those shown and not clicked",
+        run_one(*SAMPLE_STEPS["preference_pairs"]),
+    ),
+    "night": Job(
+        "a source (--source, optional), then poi_index, clean_actions, action_sequences in one Spark session",
+        run_night, _add_source_option,
+    ),
+    "samples": Job("pretrain_samples, ranking_samples, preference_pairs in one Spark session", run_samples),
+    "docs": Job("conf/tables.py and conf/rules.py -> the table pages of etl/README.md", run_docs, _add_docs_options, needs_day=False),
+    "digest": Job("prints a digest of every table's rows of the day: equal digests, equal tables", run_digest, _add_digest_options),
+}
+
+
+if __name__ == "__main__":
+    assert __doc__ is not None
+    sys.exit(main("etl", __doc__, JOBS))
