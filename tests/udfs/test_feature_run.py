@@ -1,0 +1,224 @@
+"""The four feature jobs over real Spark, Delta and a small model."""
+
+import math
+from datetime import date
+
+import pytest
+
+from conf.errors import CapacityError, GateFailedError, IndexVersionError, MissingInputError
+from conf.tables import FEATURE_TABLES, TABLES
+from tests.udfs.town import DAY_1, DAY_2, request, sequence, slot
+
+pytestmark = pytest.mark.spark
+
+
+def test_rerun_of_a_day_gives_equal_tables(first_night):
+    first_night.run("features", DAY_1, run_id="first")
+    before = {name: first_night.digest(name) for name in FEATURE_TABLES}
+
+    first_night.run("features", DAY_1, run_id="second")
+
+    assert {name: first_night.digest(name) for name in FEATURE_TABLES} == before
+
+
+def test_first_night_embeds_every_user_and_every_live_poi(first_night):
+    first_night.deliver(DAY_1, poi_index=[slot(9, valid_to=DAY_1, closed_day=DAY_1)])  # closed before the day
+
+    summary = first_night.run("features", DAY_1)
+
+    assert [row["user_id"] for row in first_night.read("user_embeddings")] == ["u1", "u2", "u3"]
+    assert [row["poi_id"] for row in first_night.read("poi_embeddings")] == [
+        f"p{number}" for number in range(8)
+    ]
+    assert summary.rows_refused == 0
+    assert summary.notes["index_version"] == 1
+
+
+def test_next_night_embeds_only_who_acted_and_what_changed(first_night):
+    first_night.run("features", DAY_1)
+    first_night.deliver(
+        DAY_2,
+        action_sequences=[sequence("u2", DAY_2, [4, 5, 4, 6, 4])],
+        poi_index=[slot(8, indexed_day=DAY_2, valid_from=DAY_2, changed_day=DAY_2)],
+        ranking_requests=[],
+    )
+
+    first_night.run("features", DAY_2)
+
+    assert [row["user_id"] for row in first_night.read("user_embeddings", DAY_2)] == ["u2"]
+    assert [row["poi_id"] for row in first_night.read("poi_embeddings", DAY_2)] == ["p8"]
+    assert len(first_night.read("user_embeddings", DAY_1)) == 3  # their rows stay as they were
+
+
+def test_incremental_vectors_equal_those_of_a_full_refresh(first_night, other_town):
+    second = {"action_sequences": [sequence("u2", DAY_2, [4, 5, 4, 6, 4])], "ranking_requests": []}
+    first_night.run("user_embeddings", DAY_1)
+    first_night.deliver(DAY_2, **second)
+    first_night.run("user_embeddings", DAY_2)
+    other_town.deliver_first_night()
+    other_town.deliver(DAY_2, **second)
+    other_town.run("user_embeddings", DAY_2)  # the model's first night: everyone
+
+    latest = {
+        row["user_id"]: row["embedding"] for row in first_night.read("user_embeddings")
+    }  # sorted by day
+    full = {row["user_id"]: row["embedding"] for row in other_town.read("user_embeddings")}
+    assert latest.keys() == full.keys() == {"u1", "u2", "u3"}
+    assert all(latest[user] == pytest.approx(full[user], abs=1e-6) for user in full)
+
+
+def test_rerun_of_an_earlier_day_sees_the_index_of_that_day(first_night):
+    first_night.run("poi_embeddings", DAY_1)
+    before = first_night.digest("poi_embeddings")
+    first_night.deliver(DAY_2, poi_index=[slot(1, valid_to=DAY_2, closed_day=DAY_2, changed_day=DAY_2)])
+
+    first_night.run("poi_embeddings", DAY_1)
+
+    assert first_night.digest("poi_embeddings") == before
+
+
+def test_output_has_the_columns_and_types_of_the_contract(first_night):
+    from etl.storage import read_table, spark_schema
+
+    first_night.run("features", DAY_1)
+
+    for name in FEATURE_TABLES:
+        found = read_table(first_night.spark, first_night.root, name).schema
+        expected = spark_schema(TABLES[name])
+        assert [(field.name, field.dataType.simpleString()) for field in found] == [
+            (field.name, field.dataType.simpleString()) for field in expected
+        ]
+
+
+def test_vectors_have_unit_length_and_scores_are_probabilities(first_night):
+    first_night.run("features", DAY_1)
+
+    for name in ("user_embeddings", "poi_embeddings"):
+        for row in first_night.read(name):
+            assert math.hypot(*row["embedding"]) == pytest.approx(1, abs=1e-5)
+    for row in first_night.read("ranking_scores"):
+        assert row["score"] == pytest.approx(1 / (1 + math.exp(-row["click_logit"])), abs=1e-6)
+
+
+def test_candidates_are_scored_or_refused_with_a_reason(first_night):
+    first_night.deliver(
+        DAY_1,
+        ranking_requests=[
+            request("r1", "u1", DAY_1, [0, 99, 0]),  # p99 is not in the index; p0 is listed twice
+            request("r2", "new", DAY_1, [2]),  # a user without a past is scored too
+            request("r3", "u1", DAY_1, [1], action_type="hover"),
+            request("r4", "u1", DAY_1, []),  # nothing to score
+        ],
+    )
+
+    summary = first_night.run("ranking_scores", DAY_1)
+
+    assert [(row["request_id"], row["poi_id"]) for row in first_night.read("ranking_scores")] == [
+        ("r1", "p0"),
+        ("r2", "p2"),
+    ]
+    refused = {(row["reason"], row["detail"]) for row in first_night.read("quarantined_rows")}
+    assert refused == {("score_no_live_slot", "p99"), ("score_unknown_action_type", "hover")}
+    assert (summary.rows_in, summary.rows_out, summary.rows_refused) == (4, 2, 2)
+
+
+def test_scores_do_not_see_actions_after_the_request(first_night):
+    early = request(
+        "r1", "u2", DAY_1, [4, 5], request_ts_ms=sequence("u2", DAY_1, [4, 5, 4, 6])["timestamps_ms"][2]
+    )
+    first_night.deliver(DAY_1, ranking_requests=[early])
+    first_night.run("ranking_scores", DAY_1)
+    with_all = [row["click_logit"] for row in first_night.read("ranking_scores")]
+    known = sequence("u2", DAY_1, [4, 5, 4, 6])
+    past = {name: value[:2] if isinstance(value, list) else value for name, value in known.items()}
+    first_night.deliver(DAY_1, action_sequences=[past])  # the two actions before the request, nothing else
+
+    first_night.run("ranking_scores", DAY_1)
+
+    assert [row["click_logit"] for row in first_night.read("ranking_scores")] == pytest.approx(
+        with_all, abs=1e-6
+    )
+
+
+def test_generated_pois_are_live_as_of_the_request(first_night):
+    first_night.deliver(
+        DAY_1,
+        poi_index=[
+            slot(number, valid_to=DAY_1, closed_day=DAY_1) for number in range(6)
+        ],  # two are left: p6, p7
+        ranking_requests=[
+            request("r1", "u1", DAY_1, []),
+            request("r0", "u1", date(2026, 2, 28), []),  # made the day before they closed
+        ],
+    )
+
+    first_night.run("poi_candidates", DAY_1)
+
+    rows = first_night.read("poi_candidates")
+    assert [row["rank"] for row in rows] == [1, 2, 3, 1, 2]  # top 3 of eight, then the two that are left
+    assert {row["poi_id"] for row in rows if row["request_id"] == "r1"} == {"p6", "p7"}
+    assert all(row["log_probability"] <= 0 for row in rows)
+
+
+def test_a_row_that_makes_the_model_fail_is_quarantined_and_the_rest_is_finished(first_night):
+    poison = sequence("u2", DAY_1, [4, 5])
+    poison["block_ids"] = [4, 10_000]  # no such row in the embedding table
+    first_night.deliver(
+        DAY_1, action_sequences=[sequence("u1", DAY_1, [0]), poison, sequence("u3", DAY_1, [7])]
+    )
+
+    summary = first_night.run("user_embeddings", DAY_1)
+
+    assert [row["user_id"] for row in first_night.read("user_embeddings")] == ["u1", "u3"]
+    (refused,) = first_night.read("quarantined_rows")
+    assert (refused["source_table"], refused["reason"]) == ("action_sequences", "embed_user_failed")
+    assert '"user_id": "u2"' in refused["payload"]
+    assert (summary.rows_in, summary.rows_out, summary.rows_refused) == (3, 2, 1)
+
+    first_night.deliver(DAY_1, action_sequences=[sequence("u1", DAY_1, [0])])
+    first_night.run("user_embeddings", DAY_1)
+    assert first_night.read("quarantined_rows") == []  # mended input, rerun: nothing is left of the refusal
+
+
+def test_a_night_in_which_most_rows_fail_stops(first_night):
+    poison = [sequence(user, DAY_1, [4], block_ids=[10_000]) for user in ("u1", "u2", "u3")]
+    first_night.deliver(DAY_1, action_sequences=poison)
+
+    with pytest.raises(GateFailedError, match="3 of 3 rows made the model fail"):
+        first_night.run("user_embeddings", DAY_1)
+
+
+def test_a_worker_process_loads_the_model_once(first_night):
+    loads = first_night.run("features", DAY_1).notes["model_loads"]
+
+    again = first_night.run("features", DAY_1).notes["model_loads"]
+
+    assert 1 <= loads <= 2  # local[2]: two worker processes
+    assert again == 0  # they live on
+
+
+def test_an_index_with_reassigned_ids_is_refused(first_night):
+    index = first_night.settings.index.model_copy(update={"version": 2})
+    first_night.settings = first_night.settings.model_copy(update={"index": index})
+
+    with pytest.raises(IndexVersionError):
+        first_night.run("features", DAY_1)
+
+
+def test_histories_of_another_index_version_are_refused(first_night):
+    first_night.deliver(DAY_1, action_sequences=[sequence("u1", DAY_1, [0], index_version=2)])
+
+    with pytest.raises(IndexVersionError):
+        first_night.run("user_embeddings", DAY_1)
+
+
+def test_an_index_that_outgrew_the_model_is_refused(first_night):
+    first_night.deliver(DAY_1, poi_index=[slot(9, block_id=10_000)])
+
+    with pytest.raises(CapacityError, match="blocks"):
+        first_night.run("poi_embeddings", DAY_1)
+
+
+def test_a_missing_input_is_named(town):
+    with pytest.raises(MissingInputError, match="action_sequences"):
+        town.run("user_embeddings", DAY_1)

@@ -1,0 +1,183 @@
+"""Audit, publish, rollback, and what readers see of it."""
+
+import json
+
+import pytest
+
+from conf.errors import AuditMissingError, GateFailedError, NoReleaseError, ReleaseSkewError
+from tests.udfs.town import DAY_1, DAY_2, Town, request, sequence, slot
+from udfs.read_release import read_release
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture
+def published(first_night: Town) -> Town:
+    """A town whose DAY_1 is release 1."""
+    for job in ("features", "audit", "publish"):
+        first_night.run(job, DAY_1)
+    return first_night
+
+
+def run_second_night(town: Town) -> None:
+    """Publishes DAY_2 as release 2: u2 acts again, p0 closes, p8 opens."""
+    town.deliver(
+        DAY_2,
+        cleaned_actions=[],
+        action_sequences=[sequence("u2", DAY_2, [4, 5, 4, 6, 4])],
+        poi_index=[
+            slot(0, valid_to=DAY_2, closed_day=DAY_2, changed_day=DAY_2),
+            slot(8, valid_from=DAY_2, indexed_day=DAY_2, changed_day=DAY_2),
+        ],
+        ranking_requests=[],
+    )
+    for job in ("features", "audit", "publish"):
+        town.run(job, DAY_2)
+
+
+def test_readers_see_nothing_before_the_first_release(first_night):
+    first_night.run("features", DAY_1)
+
+    with pytest.raises(NoReleaseError):
+        read_release(first_night.spark, first_night.root, "user_embeddings")
+    with pytest.raises(NoReleaseError):
+        read_release(None, first_night.root, "user_embeddings")
+
+
+def test_readers_see_whole_releases_only(published):
+    before = read_release(published.spark, published.root, "user_embeddings").collect()
+    published.deliver(DAY_2, action_sequences=[sequence("u2", DAY_2, [4, 5])], ranking_requests=[])
+    published.run("user_embeddings", DAY_2)  # written, not published
+
+    after = read_release(published.spark, published.root, "user_embeddings").collect()
+
+    assert sorted(after) == sorted(before)
+
+
+def test_vectors_of_several_nights_complete_each_other(published):
+    run_second_night(published)
+
+    users = read_release(published.spark, published.root, "user_embeddings").collect()
+    pois = read_release(published.spark, published.root, "poi_embeddings").collect()
+    assert {(row["user_id"], row["day"]) for row in users} == {("u1", DAY_1), ("u2", DAY_2), ("u3", DAY_1)}
+    assert {row["poi_id"] for row in pois} == {f"p{number}" for number in range(1, 9)}  # p0 has closed
+
+
+def test_an_older_release_can_still_be_read(published):
+    run_second_night(published)
+
+    pois = read_release(published.spark, published.root, "poi_embeddings", release=1).collect()
+
+    assert {row["poi_id"] for row in pois} == {f"p{number}" for number in range(8)}
+
+
+@pytest.mark.parametrize("release", [1, 2])
+def test_readers_without_spark_see_the_same_rows(published, release):
+    run_second_night(published)
+
+    for table in ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates"):
+        by_spark = read_release(published.spark, published.root, table, release=release)
+        by_arrow = read_release(None, published.root, table, release=release)
+        assert by_arrow.schema.names == by_spark.columns
+        rows = sorted(by_arrow.to_pylist(), key=repr)
+        assert rows == sorted((row.asDict() for row in by_spark.collect()), key=repr)
+        assert rows or (table, release) in {("ranking_scores", 2), ("poi_candidates", 2)}
+
+
+def test_publishing_the_same_content_again_is_a_no_op(published):
+    assert published.run("publish", DAY_1).notes == {"release_id": 1, "is_new": False}
+    published.run("features", DAY_1, run_id="cleared and rerun")  # equal rows, new Delta versions
+    published.run("audit", DAY_1)
+
+    assert published.run("publish", DAY_1).notes == {"release_id": 1, "is_new": False}
+    assert len(published.read("releases")) == 1
+
+
+def test_a_release_says_what_it_was_made_from(published):
+    (release,) = published.read("releases")
+
+    assert release["day"] == DAY_1
+    assert release["rollback_of"] is None
+    assert set(release["table_versions"]) >= {
+        "user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates",
+        "cleaned_actions", "poi_index", "action_sequences", "ranking_requests",
+    }  # fmt: skip
+
+
+def test_rollback_shows_the_release_before_and_can_be_repeated(published):
+    run_second_night(published)
+
+    assert published.run("rollback", DAY_1).notes["release_id"] == 3
+
+    one, _, three = published.read("releases")
+    assert three["rollback_of"] == 2
+    assert (three["day"], three["table_versions"]) == (one["day"], one["table_versions"])
+    users = read_release(published.spark, published.root, "user_embeddings").collect()
+    assert {row["day"] for row in users} == {DAY_1}
+    with pytest.raises(NoReleaseError, match="before 1"):
+        published.run("rollback", DAY_1)  # nothing is older than release 1, whose content is shown
+
+
+def test_rollback_goes_to_a_named_release(published):
+    run_second_night(published)
+    published.run("rollback", DAY_1)
+
+    assert published.run("rollback", DAY_1, to=2).notes["release_id"] == 4
+
+    assert published.read("releases")[-1]["day"] == DAY_2
+    with pytest.raises(NoReleaseError, match="release 9"):
+        published.run("rollback", DAY_1, to=9)
+
+
+def test_tables_of_two_models_are_refused(first_night, other_bundle):
+    first_night.run("features", DAY_1)
+    first_night.run("poi_embeddings", DAY_1, model=str(other_bundle))
+
+    with pytest.raises(GateFailedError):
+        first_night.run("audit", DAY_1)
+    with pytest.raises(ReleaseSkewError, match="poi_embeddings by model"):
+        first_night.run("publish", DAY_1)
+
+
+def test_a_second_night_by_another_model_for_users_only_is_refused(published, other_bundle):
+    published.deliver(
+        DAY_2, cleaned_actions=[], action_sequences=[sequence("u2", DAY_2, [4])], ranking_requests=[]
+    )
+    published.run("user_embeddings", DAY_2, model=str(other_bundle))
+
+    with pytest.raises(GateFailedError, match="poi_ids without a vector"):
+        published.run("audit", DAY_2)
+    with pytest.raises(ReleaseSkewError, match="poi_embeddings holds vectors"):
+        published.run("publish", DAY_2)
+
+
+def test_only_what_was_audited_is_published(first_night):
+    first_night.run("features", DAY_1)
+    with pytest.raises(AuditMissingError, match="never audited"):
+        first_night.run("publish", DAY_1)
+    first_night.run("audit", DAY_1)
+    first_night.run("user_embeddings", DAY_1)
+
+    with pytest.raises(AuditMissingError, match="user_embeddings changed after the audit"):
+        first_night.run("publish", DAY_1)
+
+
+def test_a_failed_audit_is_recorded_and_nothing_is_published(first_night):
+    first_night.run("features", DAY_1)
+    first_night.deliver(DAY_1, action_sequences=[sequence("u4", DAY_1, [0]), sequence("u1", DAY_1, [0])])
+
+    with pytest.raises(GateFailedError, match="1 user_ids without a vector"):
+        first_night.run("audit", DAY_1)  # u4 has kept actions and no vector
+
+    record = json.loads(next((first_night.artifacts / "audits").glob("*.json")).read_text())
+    assert record["is_passed"] is False
+    with pytest.raises(AuditMissingError, match="audit failed"):
+        first_night.run("publish", DAY_1)
+
+
+def test_a_candidate_without_a_score_fails_the_audit(first_night):
+    first_night.run("features", DAY_1)
+    first_night.deliver(DAY_1, ranking_requests=[request("r1", "u1", DAY_1, [0, 1, 4, 5])])  # p5 came later
+
+    with pytest.raises(GateFailedError, match="1 candidates neither scored nor refused"):
+        first_night.run("audit", DAY_1)

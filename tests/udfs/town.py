@@ -1,0 +1,158 @@
+"""A town of eight POIs in two blocks, three users and a few requests: small enough to check by hand."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from conf.cli import JobContext, JobSummary
+from conf.settings import Settings
+from conf.tables import TABLES
+
+DAY_1, DAY_2 = date(2026, 3, 1), date(2026, 3, 2)
+NUM_POIS = 8
+Row = dict[str, object]
+
+
+def at(day: date, hour: int) -> int:
+    """Returns an hour of a UTC day in epoch milliseconds."""
+    return int(datetime(day.year, day.month, day.day, hour, tzinfo=UTC).timestamp() * 1000)
+
+
+def slot(number: int, **changes: object) -> Row:
+    """Returns the slot of POI `p{number}`: four POIs to a block, live since 2025."""
+    row: Row = {
+        "index_version": 1,
+        "poi_id": f"p{number}",
+        "block_id": number // 4,
+        "inner_id": number % 4,
+        "poi_lon": 4.9 + 0.01 * number,
+        "poi_lat": 52.37,
+        "category_id": 1 + number % 3,
+        "valid_from": date(2025, 1, 1),
+        "valid_to": None,
+        "indexed_day": DAY_1,
+        "closed_day": None,
+        "name": f"POI {number}",
+        "text": f"POI {number}",
+        "changed_day": DAY_1,
+        "is_simulated": False,
+    }
+    return {**row, **changes}
+
+
+def sequence(user_id: str, day: date, numbers: Sequence[int], **changes: object) -> Row:
+    """Returns the state of a user on a day: one click per number, an hour apart, the last at noon."""
+    size = len(numbers)
+    slots = [slot(number) for number in numbers]
+    row: Row = {
+        "user_id": user_id,
+        "index_version": 1,
+        "num_actions": size,
+        "seq_len": size,
+        "richness": 1.0,
+        "pattern": "local",
+        "profile_ids": [],
+        "poi_ids": [row["poi_id"] for row in slots],
+        "timestamps_ms": [at(day, 12) - 3_600_000 * (size - 1 - step) for step in range(size)],
+        "tz_offsets_min": [60] * size,
+        "user_lons": [4.9] * size,
+        "user_lats": [52.37] * size,
+        "action_type_ids": [0] * size,
+        "block_ids": [row["block_id"] for row in slots],
+        "inner_ids": [row["inner_id"] for row in slots],
+        "poi_lons": [row["poi_lon"] for row in slots],
+        "poi_lats": [row["poi_lat"] for row in slots],
+        "category_ids": [row["category_id"] for row in slots],
+        "is_interests": [True] * size,
+        "is_travels": [False] * size,
+        "is_simulated": False,
+    }
+    return {**row, **changes}
+
+
+def request(request_id: str, user_id: str, day: date, candidates: Sequence[int], **changes: object) -> Row:
+    """Returns a request at 18 h of the day with the candidates `p{number}`."""
+    row: Row = {
+        "request_id": request_id,
+        "user_id": user_id,
+        "request_ts_ms": at(day, 18),
+        "tz_offset_min": 60,
+        "user_lon": 4.91,
+        "user_lat": 52.37,
+        "action_type": "click",
+        "candidate_poi_ids": [f"p{number}" for number in candidates],
+        "is_simulated": False,
+    }
+    return {**row, **changes}
+
+
+@dataclass
+class Town:
+    """Writes input tables, runs jobs of `python -m udfs`, reads tables."""
+
+    spark: object
+    settings: Settings
+    bundle: Path
+
+    @property
+    def root(self) -> str:
+        return self.settings.storage.root
+
+    @property
+    def artifacts(self) -> Path:
+        return Path(self.settings.storage.artifacts)
+
+    def frame(self, name: str, rows: Sequence[Row]) -> object:
+        from etl.storage import spark_schema
+
+        schema = spark_schema(TABLES[name])
+        return self.spark.createDataFrame(
+            [tuple(row.get(field) for field in schema.names) for row in rows], schema
+        )
+
+    def deliver(self, day: date, **tables: Sequence[Row]) -> None:
+        """Writes the day's rows of input tables."""
+        from etl.storage import merge_rows, replace_day
+
+        for name, rows in tables.items():
+            write = merge_rows if TABLES[name].write == "merge" else replace_day
+            frame = self.frame(name, [{"day": day, **row} for row in rows])
+            write(frame, name, self.root, day=day, run_id="test", job=name)
+
+    def deliver_first_night(self) -> None:
+        """Writes DAY_1: eight POIs, three users, a request of a user with a past, one of a user without."""
+        self.deliver(
+            DAY_1,
+            poi_index=[slot(number) for number in range(NUM_POIS)],
+            cleaned_actions=[],
+            action_sequences=[
+                sequence("u1", DAY_1, [0, 1, 0]),
+                sequence("u2", DAY_1, [4, 5, 4, 6]),
+                sequence("u3", DAY_1, [7]),
+            ],
+            ranking_requests=[request("r1", "u1", DAY_1, [0, 1, 4]), request("r2", "new", DAY_1, [2, 3])],
+        )
+
+    def run(self, job: str, day: date, run_id: str = "run", **options: object) -> JobSummary:
+        """Runs a job as the command line does, without the process."""
+        from udfs.__main__ import JOBS
+
+        defaults: dict[str, object] = {"model": str(self.bundle), "to": None}
+        namespace = argparse.Namespace(**{**defaults, **options})
+        context = JobContext(job, day, self.settings, run_id, dry_run=False, options=namespace)
+        return JOBS[job].run(context)
+
+    def read(self, name: str, day: date | None = None) -> list[Row]:
+        """Reads a table, sorted by key."""
+        from etl.storage import read_table
+
+        rows = [row.asDict() for row in read_table(self.spark, self.root, name).collect()]
+        kept = [row for row in rows if day is None or row["day"] == day]
+        return sorted(kept, key=lambda row: [str(row[key]) for key in TABLES[name].key])
+
+    def digest(self, name: str) -> str:
+        from etl.storage import digest_table, read_table
+
+        return digest_table(read_table(self.spark, self.root, name), TABLES[name])

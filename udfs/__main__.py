@@ -1,0 +1,105 @@
+"""Feature jobs on the command line: `python -m udfs JOB --day D`.
+
+python -m udfs features --day 2026-03-01       all four feature tables, one session, one model
+python -m udfs audit --day 2026-03-01          may this night be published?
+python -m udfs publish --day 2026-03-01        one row of releases makes it visible
+python -m udfs rollback                        back to the release before
+python -m udfs releases                        what was published when
+"""
+
+import importlib
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+
+from conf.cli import Job, JobContext, JobSummary, main
+
+FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
+"""In the order in which `features` makes them."""
+
+
+def add_model_option(parser: ArgumentParser) -> None:
+    """Adds `--model`."""
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="URI",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION or the folder of a bundle; empty for features.model",
+    )
+
+
+def add_rollback_option(parser: ArgumentParser) -> None:
+    """Adds `--to`."""
+    parser.add_argument("--to", type=int, metavar="N", help="release to go back to; default: the one before")
+
+
+def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:
+    """Returns a job that makes the named feature tables; torch and pyspark are imported when it runs."""
+
+    def run(context: JobContext) -> JobSummary:
+        from udfs.feature_run import run_features
+
+        return run_features(context, names)
+
+    return run
+
+
+def release_job(module: str, function: str) -> Callable[[JobContext], JobSummary]:
+    """Returns a job that is a function of a module, imported when it runs, so that --help is quick."""
+
+    def run(context: JobContext) -> JobSummary:
+        job: Callable[[JobContext], JobSummary] = getattr(importlib.import_module(module), function)
+        return job(context)
+
+    return run
+
+
+JOBS = {
+    "user_embeddings": Job(
+        help="action_sequences -> user_embeddings: users who acted since their last vector",
+        run=feature_job("user_embeddings"),
+        add_options=add_model_option,
+    ),
+    "poi_embeddings": Job(
+        help="poi_index -> poi_embeddings: POIs that are new or changed",
+        run=feature_job("poi_embeddings"),
+        add_options=add_model_option,
+    ),
+    "ranking_scores": Job(
+        help="ranking_requests -> ranking_scores: a click probability per request and candidate",
+        run=feature_job("ranking_scores"),
+        add_options=add_model_option,
+    ),
+    "poi_candidates": Job(
+        help="ranking_requests -> poi_candidates: the top-k live POIs per request",
+        run=feature_job("poi_candidates"),
+        add_options=add_model_option,
+    ),
+    "features": Job(
+        help="all four feature tables in one session with one model",
+        run=feature_job(*FEATURES),
+        add_options=add_model_option,
+    ),
+    "audit": Job(
+        help="checks the day's feature tables and their inputs; exit 3 if they must not be published",
+        run=release_job("udfs.audit", "run_audit"),
+    ),
+    "publish": Job(
+        help="audited feature tables of the day -> one row of releases",
+        run=release_job("udfs.publish", "run_publish"),
+    ),
+    "rollback": Job(
+        help="shows the release before the current one again",
+        run=release_job("udfs.publish", "run_rollback"),
+        add_options=add_rollback_option,
+        needs_day=False,
+    ),
+    "releases": Job(
+        help="lists what was published",
+        run=release_job("udfs.list_releases", "run_releases"),
+        needs_day=False,
+    ),
+}
+
+if __name__ == "__main__":
+    sys.exit(main("udfs", __doc__ or "", JOBS))

@@ -1,0 +1,168 @@
+"""What an audit counts across tables: rows that are missing, stale, not live, of several models or indexes.
+
+Everything is read at Delta versions that are pinned when the audit starts. Each check counts what must not be
+there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from conf.tables import FEATURE_TABLES, TABLES
+from etl.storage import read_table, spark_schema, table_exists, table_version
+from udfs.feature_run import FEATURE_JOBS, pin_version, refused_where
+from udfs.poi_embeddings import pending_pois
+from udfs.requests import prepare_requests
+from udfs.slots import is_live, keep_known
+from udfs.user_embeddings import pending_users
+
+UPSTREAM_TABLES = ("cleaned_actions", "poi_index", "action_sequences", "ranking_requests")
+UNIT_LENGTH_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must not be there: `found` of it, 0 allowed."""
+
+    table: str
+    name: str
+    found: int
+
+    @property
+    def is_passed(self) -> bool:
+        return self.found == 0
+
+
+class AuditedDay:
+    """The tables of one day at pinned versions."""
+
+    def __init__(self, spark: SparkSession, root: str, day: date) -> None:
+        self.spark, self.root, self.day = spark, root, day
+        self.versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
+        self.versions |= {name: pin_version(spark, root, name, day) for name in UPSTREAM_TABLES}
+
+    def read(self, name: str) -> DataFrame:
+        """Reads a table at its pinned version."""
+        return read_table(self.spark, self.root, name, version=self.versions[name])
+
+    def rows(self, name: str) -> DataFrame:
+        """Reads the day's rows of a table."""
+        return self.read(name).where(F.col("day") == F.lit(self.day))
+
+    def refused(self, job: str) -> DataFrame:
+        """Reads what a feature job refused on the day; the quarantine is not pinned, it is only counted."""
+        if not table_exists(self.spark, self.root, "quarantined_rows"):
+            return self.spark.createDataFrame([], spark_schema(TABLES["quarantined_rows"]))
+        rows = read_table(self.spark, self.root, "quarantined_rows").where(F.col("day") == F.lit(self.day))
+        return rows.where(refused_where(FEATURE_JOBS[job]))
+
+
+def find_stamps(audited: AuditedDay) -> list[tuple[str, int, bool]]:
+    """Returns the pairs of model and index version in the day's feature rows, and if any are simulated."""
+    stamps = [
+        audited.rows(name).select("model_version", "index_version", "is_simulated") for name in FEATURE_TABLES
+    ]
+    grouped = (
+        reduce(DataFrame.union, stamps)
+        .groupBy("model_version", "index_version")
+        .agg(F.bool_or("is_simulated").alias("is_simulated"))
+    )
+    return sorted(
+        (row["model_version"], row["index_version"], row["is_simulated"]) for row in grouped.collect()
+    )
+
+
+def check_stamps(stamps: Sequence[tuple[str, int, bool]]) -> list[Check]:
+    """Checks that the day has rows, all of one model on one index."""
+    return [
+        Check("feature tables", "missing: no row of the day in any of them", int(not stamps)),
+        Check("feature tables", "pairs of model and index version too many", max(len(stamps) - 1, 0)),
+    ]
+
+
+def check_across_tables(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Check]:
+    """Counts what must not be there when all tables of the day are put beside each other."""
+    return [
+        *check_vectors(audited, model_version=model_version, index_version=index_version),
+        *check_scores(audited),
+        *check_candidates(audited, index_version=index_version),
+    ]
+
+
+def check_vectors(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Check]:
+    """Counts vectors not of unit length, and users and live POIs whose vector is missing or stale."""
+    done = (F.col("model_version") == model_version) & (F.col("day") <= F.lit(audited.day))
+    users = pending_users(
+        audited.read("action_sequences"), audited.read("user_embeddings").where(done), day=audited.day
+    )
+    slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
+    pois = pending_pois(slots, audited.read("poi_embeddings").where(done), day=audited.day)
+    checks = []
+    for table, key, pending in (("user_embeddings", "user_id", users), ("poi_embeddings", "poi_id", pois)):
+        refused = audited.refused(table).select(F.get_json_object("payload", f"$.{key}").alias(key))
+        missing = pending.join(refused, key, "left_anti").count()
+        checks.append(Check(table, f"{key}s without a vector as of the day", missing))
+        checks.append(
+            Check(
+                table,
+                "vectors that are not of unit length",
+                audited.rows(table).where(is_bad_vector()).count(),
+            )
+        )
+    return checks
+
+
+def is_bad_vector() -> Column:
+    """Tells whether `embedding` is not finite or not of unit length."""
+    squared = F.aggregate(
+        "embedding", F.lit(0.0), lambda total, x: total + x.cast("double") * x.cast("double")
+    )
+    return ~F.coalesce(F.abs(squared - 1) <= UNIT_LENGTH_TOLERANCE, F.lit(False))
+
+
+def check_scores(audited: AuditedDay) -> list[Check]:
+    """Counts candidates of the day that are neither scored nor refused."""
+    delivered = audited.rows("ranking_requests").select(
+        "request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")
+    )
+    refused = audited.refused("ranking_scores").select(
+        F.get_json_object("payload", "$.request_id").alias("request_id"),
+        F.get_json_object("payload", "$.poi_id").alias("poi_id"),
+    )
+    scored = audited.rows("ranking_scores").select("request_id", "poi_id")
+    key = ["request_id", "poi_id"]
+    return [
+        Check("ranking_scores", "candidates neither scored nor refused",
+              delivered.join(scored.unionByName(refused), key, "left_anti").count()),
+        Check("ranking_scores", "scores of pairs that nobody asked for",
+              scored.join(delivered, key, "left_anti").count()),
+    ]  # fmt: skip
+
+
+def check_candidates(audited: AuditedDay, *, index_version: int) -> list[Check]:
+    """Counts requests without generated POIs, and generated POIs that are not live as of their request."""
+    requests = prepare_requests(audited.read("ranking_requests"), day=audited.day)
+    generated = audited.rows("poi_candidates").select("request_id", "rank", "poi_id", "log_probability")
+    refused = audited.refused("poi_candidates").select(
+        F.get_json_object("payload", "$.request_id").alias("request_id")
+    )
+    answered = generated.select("request_id").union(refused)
+    slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
+    live = (
+        requests.select("request_id", "request_date")
+        .join(generated, "request_id")
+        .join(slots.select("poi_id", "valid_from", "valid_to"), "poi_id")
+        .where(is_live(F.col("request_date")))
+    )
+    ranks = generated.groupBy("request_id").agg(F.max("rank").alias("last"), F.count("*").alias("n"))
+    return [
+        Check("poi_candidates", "requests neither answered nor refused",
+              requests.join(answered, "request_id", "left_anti").count()),
+        Check("poi_candidates", "generated POIs that are not live as of the request",
+              generated.join(live, ["request_id", "rank"], "left_anti").count()),
+        Check("poi_candidates", "requests with gaps in their ranks", ranks.where("last <> n").count()),
+    ]  # fmt: skip

@@ -1,0 +1,335 @@
+"""Runs the feature jobs of a night: pins inputs, checks model against index, computes, counts, writes.
+
+Every job is one line of `FEATURE_JOBS`; the runner does the rest. Units in = units done + units refused is
+checked before anything is committed, and a night in which too many rows make the model fail stops instead of
+publishing gaps.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from conf.cli import JobContext, JobSummary
+from conf.errors import GateFailedError, IndexVersionError, RowsLostError
+from conf.settings import Settings
+from conf.tables import TABLES
+from etl.session import open_session
+from etl.storage import (
+    read_table,
+    replace_day,
+    spark_schema,
+    table_exists,
+    table_location,
+    table_version,
+    table_version_of_day,
+)
+from udfs import poi_candidates, poi_embeddings, ranking_scores, user_embeddings
+from udfs.feature_rows import FeatureBuild, build_refused, keep_accepted
+from udfs.model_cache import ServedModel, check_index, serve_model
+from udfs.slots import keep_known
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Night:
+    """What the feature jobs of one night share.
+
+    Attributes:
+        spark: open session.
+        settings: all settings.
+        day: the job's day.
+        run_id: goes into every row.
+        model: checked against the index.
+        versions: Delta version of every input, pinned at the start.
+        dry_run: compute and count, write nothing.
+    """
+
+    spark: SparkSession
+    settings: Settings
+    day: date
+    run_id: str
+    model: ServedModel
+    versions: dict[str, int]
+    dry_run: bool
+
+    def read(self, name: str) -> DataFrame:
+        """Reads an input at its pinned version."""
+        return read_table(self.spark, self.settings.storage.root, name, version=self.versions[name])
+
+    def read_output(self, name: str) -> DataFrame:
+        """Reads what earlier nights wrote into a feature table; no rows before the first night."""
+        root = self.settings.storage.root
+        if table_exists(self.spark, root, name):
+            return read_table(self.spark, root, name)
+        return self.spark.createDataFrame([], spark_schema(TABLES[name]))
+
+
+@dataclass(frozen=True)
+class FeatureJob:
+    """One feature table.
+
+    Attributes:
+        inputs: tables that are read.
+        source_table: where the rows that may be refused come from.
+        reasons: all reason codes of the job.
+        model_failure: the reason code of rows that made the model fail.
+        build: plans the rows of a night.
+    """
+
+    inputs: tuple[str, ...]
+    source_table: str
+    reasons: tuple[str, ...]
+    model_failure: str
+    build: Callable[[Night], FeatureBuild]
+
+
+def plan_user_embeddings(night: Night) -> FeatureBuild:
+    """Plans `user_embeddings` from the tables of a night."""
+    return user_embeddings.build_user_embeddings(
+        night.read("action_sequences"),
+        night.read_output("user_embeddings"),
+        day=night.day,
+        model=night.model,
+        run_id=night.run_id,
+        micro_batch=night.settings.features.micro_batch,
+        num_partitions=night.settings.spark.shuffle_partitions,
+    )
+
+
+def plan_poi_embeddings(night: Night) -> FeatureBuild:
+    """Plans `poi_embeddings` from the tables of a night."""
+    return poi_embeddings.build_poi_embeddings(
+        night.read("poi_index"),
+        night.read_output("poi_embeddings"),
+        day=night.day,
+        model=night.model,
+        run_id=night.run_id,
+        micro_batch=night.settings.features.micro_batch,
+        num_partitions=night.settings.spark.shuffle_partitions,
+    )
+
+
+def plan_ranking_scores(night: Night) -> FeatureBuild:
+    """Plans `ranking_scores` from the tables of a night."""
+    return ranking_scores.build_ranking_scores(
+        night.read("ranking_requests"),
+        night.read("action_sequences"),
+        night.read("poi_index"),
+        day=night.day,
+        model=night.model,
+        run_id=night.run_id,
+        micro_batch=night.settings.features.micro_batch,
+        num_partitions=night.settings.spark.shuffle_partitions,
+    )
+
+
+def plan_poi_candidates(night: Night) -> FeatureBuild:
+    """Plans `poi_candidates` from the tables of a night; sends the catalogue to the workers."""
+    catalogue = poi_candidates.ship_catalogue(
+        night.spark, night.read("poi_index"), day=night.day, index_version=night.model.index_version
+    )
+    return poi_candidates.build_poi_candidates(
+        night.read("ranking_requests"),
+        night.read("action_sequences"),
+        catalogue,
+        day=night.day,
+        model=night.model,
+        run_id=night.run_id,
+        micro_batch=night.settings.features.micro_batch,
+        num_partitions=night.settings.spark.shuffle_partitions,
+        top_k=night.settings.features.top_k,
+    )
+
+
+FEATURE_JOBS: dict[str, FeatureJob] = {
+    "user_embeddings": FeatureJob(
+        inputs=("action_sequences", "poi_index"),
+        source_table="action_sequences",
+        reasons=(user_embeddings.REASON,),
+        model_failure=user_embeddings.REASON,
+        build=plan_user_embeddings,
+    ),
+    "poi_embeddings": FeatureJob(
+        inputs=("poi_index",),
+        source_table="poi_index",
+        reasons=(poi_embeddings.REASON,),
+        model_failure=poi_embeddings.REASON,
+        build=plan_poi_embeddings,
+    ),
+    "ranking_scores": FeatureJob(
+        inputs=("ranking_requests", "action_sequences", "poi_index"),
+        source_table="ranking_requests",
+        reasons=ranking_scores.REASONS,
+        model_failure=ranking_scores.REASON,
+        build=plan_ranking_scores,
+    ),
+    "poi_candidates": FeatureJob(
+        inputs=("ranking_requests", "action_sequences", "poi_index"),
+        source_table="ranking_requests",
+        reasons=poi_candidates.REASONS,
+        model_failure=poi_candidates.REASON,
+        build=plan_poi_candidates,
+    ),
+}
+
+
+def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
+    """Runs feature jobs one after another in one session with one model and sums them up."""
+    started = time.perf_counter()
+    night = open_night(context, names)
+    total = JobSummary(steps={"open": time.perf_counter() - started})
+    for name in names:
+        started = time.perf_counter()
+        summary = run_feature(night, name)
+        total.rows_in += summary.rows_in
+        total.rows_out += summary.rows_out
+        total.rows_refused += summary.rows_refused
+        total.tables |= summary.tables
+        total.notes |= summary.notes
+        total.steps[name] = time.perf_counter() - started
+    total.notes |= {
+        "model_version": night.model.model_version,
+        "index_version": night.model.index_version,
+        "model_loads": night.model.loads.value,
+        "inputs": night.versions,
+    }
+    return total
+
+
+def open_night(context: JobContext, names: Sequence[str]) -> Night:
+    """Opens the session, pins the inputs of the jobs and checks that model and index fit each other.
+
+    Raises:
+        MissingInputError: an input or the model is not there.
+        IndexVersionError, CapacityError, FingerprintError: the model does not fit the index.
+    """
+    settings = context.settings
+    spark = open_session(settings, f"spacetime-gr {context.job} {context.day}")
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", settings.features.batch_rows)
+    inputs = sorted({table for name in names for table in FEATURE_JOBS[name].inputs})
+    versions = {name: pin_version(spark, settings.storage.root, name, context.day) for name in inputs}
+    model = serve_model(spark, context.options.model or settings.features.model, settings)
+    night = Night(spark, settings, context.day, context.run_id, model, versions, context.dry_run)
+    check_poi_index(night)
+    return night
+
+
+def pin_version(spark: SparkSession, root: str, name: str, day: date) -> int:
+    """Returns the version of an input to read: the latest; as of the day if rows are changed in place."""
+    if TABLES[name].write == "merge":
+        return table_version_of_day(spark, root, name, day)
+    return table_version(spark, root, name)
+
+
+def check_poi_index(night: Night) -> None:
+    """Checks version and size of tonight's index against the model; raises as `check_index`."""
+    model, version = night.model, night.settings.index.version
+    known = keep_known(night.read("poi_index"), day=night.day, index_version=version)
+    size = known.agg(
+        *(F.coalesce(F.max(name) + 1, F.lit(0)) for name in ("block_id", "inner_id", "category_id"))
+    ).first()
+    assert size is not None
+    check_index(model, index_version=version, num_blocks=size[0], max_inner=size[1], num_categories=size[2])
+
+
+def run_feature(night: Night, name: str) -> JobSummary:
+    """Computes and writes one feature table for the night's day.
+
+    Raises:
+        IndexVersionError: histories were made with another index version.
+        GateFailedError: too many rows made the model fail.
+        RowsLostError: units in are not units done + refused.
+    """
+    started = time.perf_counter()
+    job = FEATURE_JOBS[name]
+    build = job.build(night)
+    for row in build.index_versions.collect():
+        if row["index_version"] != night.model.index_version:
+            raise IndexVersionError(
+                model_uri=night.model.uri, trained_on=night.model.index_version, found=row["index_version"]
+            )
+    outcomes = build.outcomes.persist(StorageLevel.DISK_ONLY)
+    try:
+        counts = count_outcomes(outcomes, build.unit, job)
+        rows_in = build.todo.count()
+        summary = JobSummary(rows_in=rows_in, rows_out=counts["rows"], rows_refused=counts["refused"])
+        if rows_in != counts["done"] + counts["refused"]:
+            raise RowsLostError(
+                table=name,
+                day=str(night.day),
+                rows_in=rows_in,
+                rows_out=counts["done"],
+                rows_refused=counts["refused"],
+                rows_dropped=0,
+            )
+        if not night.dry_run:
+            _write_refused(night, job, outcomes, name)
+            _stop_if_model_fails(night, job, name, failed=counts["failed"], rows_in=rows_in)
+            # Last, because Spark drops a cached frame when a table that it was read from changes.
+            summary.tables[name] = replace_day(
+                keep_accepted(outcomes), name, night.settings.storage.root,
+                day=night.day, run_id=night.run_id, job=name,
+            )  # fmt: skip
+    finally:
+        outcomes.unpersist()
+    LOGGER.info(
+        "%s %s: %d in, %d rows out, %d refused, model %s, %.1f s",
+        name, night.day, rows_in, counts["rows"], counts["refused"], night.model.model_version,
+        time.perf_counter() - started,
+    )  # fmt: skip
+    return summary
+
+
+def count_outcomes(outcomes: DataFrame, unit: Sequence[str], job: FeatureJob) -> dict[str, int]:
+    """Counts rows written, units done, units refused and units that made the model fail, in one pass."""
+    is_good = F.col("reason").isNull()
+    key = F.struct(*unit)
+    row = outcomes.agg(
+        F.count_if(is_good).alias("rows"),
+        F.count_distinct(F.when(is_good, key)).alias("done"),
+        F.count_distinct(F.when(~is_good, key)).alias("refused"),
+        F.count_distinct(F.when(F.col("reason") == job.model_failure, key)).alias("failed"),
+    ).first()
+    assert row is not None
+    return {name: int(value) for name, value in row.asDict().items()}
+
+
+def refused_where(job: FeatureJob) -> str:
+    """Returns the condition that tells a job's rows of `quarantined_rows` from those of other jobs."""
+    reasons = ", ".join(f"'{reason}'" for reason in job.reasons)
+    return f"source_table = '{job.source_table}' AND reason IN ({reasons})"
+
+
+def _write_refused(night: Night, job: FeatureJob, outcomes: DataFrame, name: str) -> None:
+    """Replaces what this job refused on the day; no commit where nothing was and nothing is refused."""
+    refused = build_refused(outcomes, day=night.day, source_table=job.source_table)
+    before = (
+        night.read_output("quarantined_rows")
+        .where(F.col("day") == F.lit(night.day))
+        .where(refused_where(job))
+    )
+    if refused.isEmpty() and before.isEmpty():
+        return
+    replace_day(
+        refused, "quarantined_rows", night.settings.storage.root,
+        day=night.day, run_id=night.run_id, job=name, where=refused_where(job),
+    )  # fmt: skip
+
+
+def _stop_if_model_fails(night: Night, job: FeatureJob, name: str, *, failed: int, rows_in: int) -> None:
+    limit = night.settings.features.max_failed_share
+    if failed > limit * rows_in:
+        raise GateFailedError(
+            table=name,
+            day=str(night.day),
+            failures=[f"{failed} of {rows_in} rows made the model fail ({job.model_failure}), "
+                      f"more than features.max_failed_share={limit} allows"],
+            docs=table_location(night.settings.storage.root, "quarantined_rows"),
+        )  # fmt: skip

@@ -1,0 +1,58 @@
+"""Runs the model over a batch so that a row that makes it fail costs that row alone.
+
+The batch is cut into forward passes of similar length. One that fails is halved until the row is found
+(bisection); every other row gets its result. What a row's failure was is returned in its place, as text, for
+the quarantine.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+
+T = TypeVar("T")
+MAX_ERROR_CHARS = 500
+
+
+@dataclass(frozen=True)
+class RowFailure:
+    """Why the model gave no result for a row."""
+
+    error: str
+
+
+class BadResultError(Exception):
+    """The model returned something that is not a feature, for example a vector with NaN."""
+
+
+def run_isolated(
+    compute: Callable[[pa.RecordBatch], Sequence[T]], batch: pa.RecordBatch, *, micro_batch: int
+) -> list[T | RowFailure]:
+    """Computes a result for each row of a batch, or the reason why there is none.
+
+    Args:
+        compute: gives one result per row of the batch that it gets, in order; it must not depend on the other
+            rows.
+        batch: any number of rows, best sorted by length, since neighbours are padded to each other.
+        micro_batch: rows per call. Small enough, a failing row makes few others be computed twice.
+
+    Returns:
+        One entry per row, in order.
+    """
+    results: list[T | RowFailure] = []
+    for start in range(0, batch.num_rows, micro_batch):
+        results += _bisect(compute, batch.slice(start, micro_batch))
+    return results
+
+
+def _bisect(compute: Callable[[pa.RecordBatch], Sequence[T]], batch: pa.RecordBatch) -> list[T | RowFailure]:
+    try:
+        results = list(compute(batch))
+    except Exception as error:  # whatever a row does to the model, the rest of the night goes on
+        if batch.num_rows == 1:
+            return [RowFailure(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])]
+        half = batch.num_rows // 2
+        return [*_bisect(compute, batch.slice(0, half)), *_bisect(compute, batch.slice(half))]
+    assert len(results) == batch.num_rows, f"{len(results)} results for {batch.num_rows} rows"
+    return [*results]

@@ -1,0 +1,41 @@
+"""Shows the log of releases as a table: what was published when, from which versions, what was taken back."""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.table import Table
+
+from conf.cli import JobContext, JobSummary
+from etl.session import open_session
+from udfs.release_log import Release, load_releases
+
+
+def run_releases(context: JobContext) -> JobSummary:
+    """Prints all releases to stderr, the current one marked."""
+    spark = open_session(context.settings, "spacetime-gr releases")
+    releases = load_releases(spark, context.settings.storage.root)
+    Console(file=sys.stderr).print(build_listing(releases))
+    return JobSummary(rows_in=len(releases), notes={"current": releases[-1].release_id if releases else None})
+
+
+def build_listing(releases: Sequence[Release]) -> Table:
+    """Builds the table that people read."""
+    listing = Table(
+        "release", "day", "published (UTC)", "model", "index", "takes back", "simulated", "tables at version"
+    )
+    for release in releases:
+        mark = " (current)" if release == releases[-1] else ""
+        published = datetime.fromtimestamp(release.published_ts_ms / 1000, UTC)
+        listing.add_row(
+            f"{release.release_id}{mark}",
+            str(release.day),
+            f"{published:%Y-%m-%d %H:%M:%S}",
+            release.model_version,
+            str(release.index_version),
+            str(release.rollback_of or ""),
+            "yes" if release.is_simulated else "no",
+            "\n".join(f"{name} {version}" for name, version in sorted(release.table_versions.items())),
+        )
+    return listing

@@ -1,0 +1,141 @@
+"""The model as Spark meets it: resolved and checked on the driver, loaded once per Python worker process.
+
+The driver resolves a model URI to a folder of safetensors and JSON (`serve_model`), checks that the index of
+tonight fits it (`check_index`) and sends a small `ServedModel` with the tasks. A worker loads the folder when
+its first batch arrives and keeps it for as long as the process lives (`load_model`), on the device that Spark
+gave to its task.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pyspark import Accumulator, SparkFiles, TaskContext
+from pyspark.sql import SparkSession
+
+from conf.errors import CapacityError, FingerprintError, IndexVersionError
+from conf.settings import Settings
+from conf.tokens import TokenLayout
+from models.bundle import ModelBundle, digest_folder, load_bundle, resolve_model
+
+LOGGER = logging.getLogger(__name__)
+
+_loaded: dict[tuple[str, str], ModelBundle] = {}
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a worker must know to load the model, and what every row says about it.
+
+    Attributes:
+        uri: what the user asked for; named in errors.
+        folder: the bundle's folder on the driver, or its name among Spark's files if `is_shipped`.
+        is_shipped: was the folder sent to the executors, because they do not see the driver's disk.
+        model_version: goes into every row.
+        layout: token layout that the weights were made for.
+        digest: over all files of the bundle; a retrained bundle in the same folder is another model.
+        is_simulated: was it trained on simulated data.
+        loads: counts how often a worker process loaded the weights.
+    """
+
+    uri: str
+    folder: str
+    is_shipped: bool
+    model_version: str
+    layout: TokenLayout
+    digest: str
+    is_simulated: bool
+    loads: Accumulator[int]
+
+    @property
+    def index_version(self) -> int:
+        return self.layout.index_version
+
+
+def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedModel:
+    """Resolves a model URI on the driver and makes its folder reachable for the workers.
+
+    Args:
+        spark: session whose workers will load the model.
+        uri: MLflow URI (`models:/name@alias`, `models:/name/3`) or the folder of a bundle.
+        settings: where MLflow keeps models.
+
+    Raises:
+        MissingInputError: no such model or folder.
+        FingerprintError: the bundle was written for another token layout than this code makes.
+    """
+    path, model_version = resolve_model(uri, settings)
+    bundle = load_bundle(path)
+    expected, found = bundle.layout.fingerprint(), str(bundle.content.get("fingerprint"))
+    if found != expected:
+        raise FingerprintError(path=path, expected=expected, found=found)
+    folder, is_shipped = str(path.absolute()), False
+    if not spark.sparkContext.master.startswith("local"):
+        spark.sparkContext.addFile(folder, recursive=True)
+        folder, is_shipped = path.name, True
+    return ServedModel(
+        uri=uri,
+        folder=folder,
+        is_shipped=is_shipped,
+        model_version=model_version,
+        layout=bundle.layout,
+        digest=digest_folder(path),
+        is_simulated=bundle.is_simulated,
+        loads=spark.sparkContext.accumulator(0),
+    )
+
+
+def check_index(
+    model: ServedModel, *, index_version: int, num_blocks: int, max_inner: int, num_categories: int
+) -> None:
+    """Checks that an index of this version and size can be read by the model.
+
+    Raises:
+        IndexVersionError: its ids were assigned anew since the model was trained.
+        CapacityError: it has outgrown an embedding table.
+    """
+    layout = model.layout
+    if index_version != layout.index_version:
+        raise IndexVersionError(model_uri=model.uri, trained_on=layout.index_version, found=index_version)
+    for what, capacity, found in (
+        ("blocks", layout.num_blocks, num_blocks),
+        ("inner ids", layout.max_inner, max_inner),
+        ("categories", layout.num_categories, num_categories),
+    ):
+        if found > capacity:
+            raise CapacityError(model_uri=model.uri, what=what, capacity=capacity, found=found)
+
+
+def load_model(model: ServedModel) -> ModelBundle:
+    """Returns the model of this worker process, loading it if this is its first task.
+
+    Raises:
+        FingerprintError: the folder on this worker is not the one that the driver checked.
+    """
+    key = (model.folder, model.digest)
+    if key not in _loaded:
+        path = Path(SparkFiles.get(model.folder)) if model.is_shipped else Path(model.folder)
+        found = digest_folder(path)
+        if found != model.digest:
+            raise FingerprintError(path=path, expected=model.digest, found=found)
+        # One thread per task: Spark already runs a task per core, and two threads on busy cores are slower
+        # than one.
+        torch.set_num_threads(1)
+        _loaded.clear()
+        _loaded[key] = load_bundle(path)
+        model.loads.add(1)
+        LOGGER.info("loaded model %s from %s", model.model_version, path)
+    return _loaded[key]
+
+
+def task_device() -> str:
+    """Returns the GPU that Spark assigned to the running task, or the CPU if it assigned none.
+
+    Spark does not set CUDA_VISIBLE_DEVICES, so the address itself names the device.
+    """
+    context = TaskContext.get()
+    gpu = context.resources().get("gpu") if context is not None else None
+    return (
+        torch.device(f"cuda:{gpu.addresses[0]}") if gpu is not None and gpu.addresses else torch.device("cpu")
+    )

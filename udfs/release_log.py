@@ -1,0 +1,131 @@
+"""Releases as rows of the log table `releases`: which one is current, which one a rollback goes back to.
+
+Reads through Spark if a session is given, else through the `deltalake` library; nothing of the model is
+imported, so that a reader of features stays light.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+from pyspark.sql import SparkSession
+
+from conf.errors import MissingInputError, NoReleaseError
+from etl.storage import CATALOG_PREFIX, read_table, table_exists, table_location
+
+
+@dataclass(frozen=True)
+class Release:
+    """One row of `releases`; see its contract."""
+
+    release_id: int
+    day: date
+    published_ts_ms: int
+    table_versions: dict[str, int]
+    model_version: str
+    index_version: int
+    rollback_of: int | None
+    run_id: str
+    is_simulated: bool
+
+    def has_content_of(self, other: "Release") -> bool:
+        """Tells whether readers see the same rows through both releases, by versions alone."""
+        mine = (self.day, self.table_versions, self.model_version, self.index_version)
+        return mine == (other.day, other.table_versions, other.model_version, other.index_version)
+
+
+def load_releases(spark: SparkSession | None, root: str) -> list[Release]:
+    """Reads all releases, oldest first; empty if none was ever published."""
+    if spark is not None:
+        if not table_exists(spark, root, "releases"):
+            return []
+        rows = [row.asDict() for row in read_table(spark, root, "releases").collect()]
+    else:
+        try:
+            rows = read_arrow(root, "releases").to_pylist(maps_as_pydicts="strict")
+        except MissingInputError:
+            return []
+    return sorted((Release(**row) for row in rows), key=lambda release: release.release_id)
+
+
+def find_release(releases: Sequence[Release], root: str, release_id: int | None = None) -> Release:
+    """Returns the current release, or the one asked for.
+
+    Raises:
+        NoReleaseError: there is none, or none of this number.
+    """
+    if releases and release_id is None:
+        return releases[-1]
+    for release in releases:
+        if release.release_id == release_id:
+            return release
+    wanted = "the current release" if release_id is None else f"release {release_id}"
+    raise NoReleaseError(root=root, wanted=wanted, known=[release.release_id for release in releases])
+
+
+def find_previous(releases: Sequence[Release], root: str) -> Release:
+    """Returns the release that a rollback goes to: the last before the current that was not taken back.
+
+    Raises:
+        NoReleaseError: there is nothing to go back to.
+    """
+    current = _origin(find_release(releases, root), releases)
+    by_id = {release.release_id: release for release in releases}
+    taken_back = {
+        _origin(by_id[release.rollback_of], releases).release_id
+        for release in releases
+        if release.rollback_of
+    }
+    earlier = [
+        release
+        for release in releases
+        if release.rollback_of is None
+        and release.release_id < current.release_id
+        and release.release_id not in taken_back
+    ]
+    if not earlier:
+        known = [release.release_id for release in releases]
+        raise NoReleaseError(
+            root=root, wanted=f"a release before {current.release_id} to roll back to", known=known
+        )
+    return earlier[-1]
+
+
+def read_arrow(
+    root: str, name: str, *, version: int | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Reads a table without Spark.
+
+    Raises:
+        MissingInputError: the table has never been written, or lies in a metastore that only Spark can open.
+    """
+    location = table_location(root, name)
+    if root.startswith(CATALOG_PREFIX):
+        raise MissingInputError(
+            what=f"table {name}",
+            where=location,
+            needed_by="A reader without Spark",
+            remedy="A metastore needs Spark: pass a session, or give the folder of the tables as root.",
+        )
+    try:
+        return DeltaTable(location, version=version).to_pyarrow_table(
+            columns=list(columns) if columns else None
+        )
+    except TableNotFoundError as error:
+        raise MissingInputError(
+            what=f"table {name}",
+            where=location,
+            needed_by="A reader without Spark",
+            remedy="Check the table root.",
+        ) from error
+
+
+def _origin(release: Release, releases: Sequence[Release]) -> Release:
+    """Returns the first release of this content: itself, or the one that a rollback went back to."""
+    return next(
+        first for first in releases if first.release_id == release.release_id
+        or (first.rollback_of is None and first.has_content_of(release))
+    )  # fmt: skip

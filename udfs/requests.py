@@ -1,0 +1,75 @@
+"""Requests of a day with what was known at their time: action type, history strictly before, nothing later.
+
+Shared by `ranking_scores` and `poi_candidates`. Columns out are those that the model reads.
+"""
+
+from datetime import date
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from conf.tables import ACTION_SEQUENCES, HISTORY_NAMES, PROFILE_IDS
+from conf.tokens import ACTION_TYPES
+from udfs.slots import request_date
+
+REQUEST_NAMES = ("request_id", "user_id", "request_ts_ms", "tz_offset_min", "user_lon", "user_lat")
+PAYLOAD_NAMES = (*REQUEST_NAMES, "action_type")
+
+
+def prepare_requests(ranking_requests: DataFrame, *, day: date) -> DataFrame:
+    """Keeps the requests of a day and adds what is looked up for them.
+
+    Returns:
+        The columns of `ranking_requests` but `day`, plus `action_type_id` (null if unknown), `request_date`
+        (UTC) and `request_payload`, the request as JSON for the quarantine.
+    """
+    type_ids = F.create_map(*(F.lit(item) for pair in enumerate(ACTION_TYPES) for item in reversed(pair)))
+    return (
+        ranking_requests.where(F.col("day") == F.lit(day))
+        .drop("day")
+        .withColumn("action_type_id", type_ids[F.col("action_type")])
+        .withColumn("request_date", request_date(F.col("request_ts_ms")))
+    )
+
+
+def with_history(requests: DataFrame, sequences: DataFrame, *, day: date) -> DataFrame:
+    """Adds each user's actions strictly before the request, as known at the end of `day`.
+
+    Args:
+        requests: with `user_id`, `request_ts_ms` and `is_simulated`.
+        sequences: `action_sequences`, any days; the latest row per user up to `day` is used.
+        day: the job's day.
+
+    Returns:
+        The rows of `requests` plus `profile_ids`, `seq_len` and the history arrays, empty for users without a
+        past; a request is simulated if it or the history is.
+    """
+    users = requests.select("user_id").distinct()
+    latest = latest_sequences(sequences, users, day=day).withColumnRenamed(
+        "is_simulated", "is_history_simulated"
+    )
+    joined = requests.join(latest.drop("day", "index_version"), "user_id", "left")
+    num_before = F.size(F.filter("timestamps_ms", lambda timestamp_ms: timestamp_ms < F.col("request_ts_ms")))
+    joined = joined.withColumn("seq_len", F.coalesce(num_before, F.lit(0)))
+    arrays = {name: _or_empty(F.slice(name, F.lit(1), F.col("seq_len")), name) for name in HISTORY_NAMES}
+    return (
+        joined.withColumns(arrays)
+        .withColumn("profile_ids", F.coalesce("profile_ids", F.array().cast(PROFILE_IDS.type)))
+        .withColumn("is_simulated", F.col("is_simulated") | F.coalesce("is_history_simulated", F.lit(False)))
+        .drop("is_history_simulated")
+    )
+
+
+def latest_sequences(sequences: DataFrame, users: DataFrame, *, day: date) -> DataFrame:
+    """Returns the latest row per user up to `day`, of the given users only.
+
+    The day is found on two narrow columns first; the arrays are read and moved for rows that are used.
+    """
+    known = sequences.where(F.col("day") <= F.lit(day))
+    state = known.join(users, "user_id", "left_semi").groupBy("user_id").agg(F.max("day").alias("day"))
+    columns = ("user_id", "day", "index_version", "profile_ids", *HISTORY_NAMES, "is_simulated")
+    return known.select(*columns).join(state, ["user_id", "day"], "left_semi")
+
+
+def _or_empty(array: Column, name: str) -> Column:
+    return F.coalesce(array, F.array().cast(ACTION_SEQUENCES.column(name).type))

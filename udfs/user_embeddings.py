@@ -1,0 +1,107 @@
+"""action_sequences -> user_embeddings: a unit vector per user, made anew only when the user has acted since.
+
+In: the latest row of `action_sequences` per user as of the day, and the vectors that this model has made on
+earlier days. Out: rows of the day for users whose state is newer than their vector; on a model's first night
+that is everyone. The vector is as of the user's last action with a neutral request, so it does not age, and
+rows of several days complete each other. Run it with `python -m udfs user_embeddings --day D`.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from conf.tables import HISTORY_NAMES, USER_EMBEDDINGS
+from models.inference import encode_users
+from udfs.feature_rows import (
+    FeatureBuild,
+    complete_outcomes,
+    outcome_schema,
+    require_unit_vectors,
+    vectors_to_arrow,
+)
+from udfs.isolation import run_isolated
+from udfs.model_cache import ServedModel, load_model, task_device
+
+EMITTED = ("user_id", "embedding", "sequence_day", "is_simulated")
+REASON = "embed_user_failed"
+
+
+def pending_users(sequences: DataFrame, embedded: DataFrame, *, day: date) -> DataFrame:
+    """Finds the users whose state is newer than their vector.
+
+    Args:
+        sequences: `action_sequences`, any days.
+        embedded: rows of `user_embeddings` that count as done; all of one model.
+        day: the state is looked at as of this day.
+
+    Returns:
+        `user_id` and `sequence_day`, the day of the user's latest row of `sequences`.
+    """
+    state = (
+        sequences.where(F.col("day") <= F.lit(day)).groupBy("user_id").agg(F.max("day").alias("sequence_day"))
+    )
+    done = embedded.groupBy("user_id").agg(F.max("sequence_day").alias("done_day"))
+    is_newer = F.col("done_day").isNull() | (F.col("done_day") < F.col("sequence_day"))
+    return state.join(done, "user_id", "left").where(is_newer).select("user_id", "sequence_day")
+
+
+def build_user_embeddings(
+    sequences: DataFrame,
+    embedded: DataFrame,
+    *,
+    day: date,
+    model: ServedModel,
+    run_id: str,
+    micro_batch: int,
+    num_partitions: int,
+) -> FeatureBuild:
+    """Plans the vectors of the day.
+
+    Args:
+        sequences: `action_sequences`, any days.
+        embedded: `user_embeddings`, any days and models; only earlier days of this model count, so that a
+            rerun of the day finds the same users to do.
+        day: the job's day.
+        model: the model to run.
+        run_id: the job's run.
+        micro_batch: rows per forward pass.
+        num_partitions: tasks.
+    """
+    earlier = (F.col("model_version") == model.model_version) & (F.col("day") < F.lit(day))
+    todo = pending_users(sequences, embedded.where(earlier), day=day)
+    states = sequences.withColumnRenamed("day", "sequence_day").join(todo, ["user_id", "sequence_day"])
+    # Fixed partitions and a total order: the same rows meet in the same forward pass on every rerun, so that
+    # padding rounds alike; neighbours have similar lengths, so that little is padded.
+    ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions("seq_len", "user_id")
+    emitted = ordered.select(
+        "user_id", "sequence_day", "seq_len", "profile_ids", *HISTORY_NAMES, "is_simulated"
+    ).mapInArrow(
+        partial(embed_users, model=model, micro_batch=micro_batch),
+        outcome_schema(USER_EMBEDDINGS, EMITTED),
+    )
+    return FeatureBuild(
+        unit=("user_id",),
+        todo=todo,
+        outcomes=complete_outcomes(emitted, USER_EMBEDDINGS, day=day, model=model, run_id=run_id),
+        index_versions=states.select("index_version").distinct(),
+    )
+
+
+def embed_users(
+    batches: Iterator[pa.RecordBatch], *, model: ServedModel, micro_batch: int
+) -> Iterator[pa.RecordBatch]:
+    """Runs the user tower in a worker: histories in, vectors or failures out, in the same order."""
+    bundle, device = load_model(model), task_device()
+
+    def encode(batch: pa.RecordBatch) -> Sequence[np.ndarray]:
+        return require_unit_vectors(encode_users(bundle, batch, micro_batch=micro_batch, device=device))
+
+    for batch in batches:
+        yield vectors_to_arrow(
+            batch, run_isolated(encode, batch, micro_batch=micro_batch), EMITTED, reason=REASON
+        )
