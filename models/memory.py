@@ -177,7 +177,10 @@ def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids_BL: Tensor) -> Tensor:
     # Where nothing is copied the generator's log is kept as it is: the round trip through exp would lose
     # small ones.
     copied = torch.zeros_like(numerator).scatter_add(2, ids, mass)
-    mixed = torch.where(copied > 0, numerator.log() + largest, log_gen_BQV)
+    is_copied = copied > 0
+    # The log of an unused 0 has an infinite gradient, which torch.where would turn into nan.
+    log_mixed = torch.where(is_copied, numerator, 1.0).log() + largest
+    mixed = torch.where(is_copied, log_mixed, log_gen_BQV)
     return mixed - log_mass(scores_BQL)[..., None]
 
 
