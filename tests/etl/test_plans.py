@@ -1,0 +1,51 @@
+"""The plans of the ETL are Catalyst's own: no Python runs per row, nothing is multiplied out."""
+
+import pytest
+
+from conf.settings import CleanSettings, PlacesSettings, SequenceSettings
+from conf.tables import TABLES
+from conf.taxonomy import load_taxonomy
+from etl import action_sequences, categories, clean_actions, nightly, poi_index, user_places
+from etl.refusal import to_quarantine
+from etl.storage import spark_schema
+from tests.rows import DAY
+
+FORBIDDEN = ("PythonUDF", "BatchEvalPython", "ArrowEvalPython", "MapInPandas", "MapInArrow", "CartesianProduct")
+
+
+@pytest.fixture(scope="module")
+def plans(spark):
+    tables = {name: spark.createDataFrame([], spark_schema(contract)) for name, contract in TABLES.items()}
+    cleaned, known = tables["cleaned_actions"], tables["categories"]
+    judged_pois = poi_index.judge_pois(tables["raw_pois"], max_text_length=100)
+    pois = nightly._describe_pois(judged_pois)
+    indexed = pois.join(known.selectExpr("category AS leaf", "category_id"), "leaf", "left")
+    before = poi_index.state_before(tables["poi_index"], day=DAY)
+    compared = poi_index.compare_with_index(indexed, before, day=DAY, moved_km=0.2, cell_km=5.0)
+    judged = clean_actions.judge_actions(
+        tables["raw_actions"], tables["poi_index"], cleaned, day=DAY, settings=CleanSettings()
+    )
+    accepted = clean_actions.keep_accepted(judged)
+    taxonomy = load_taxonomy()
+    frames = {
+        "categories": categories.build_categories(pois, known, day=DAY, index_version=1, first_id=1, taxonomy=taxonomy),
+        "blocks": poi_index.build_blocks(compared, tables["blocks"], day=DAY, index_version=1, first_id=0, cell_km=5.0),
+        "poi_index": poi_index.build_poi_index(compared, tables["poi_index"], tables["blocks"], day=DAY, index_version=1),
+        "quarantined_rows": to_quarantine(judged, source_table="raw_actions", payload_columns=clean_actions.PAYLOAD_COLUMNS),
+        "cleaned_actions": clean_actions.with_interest(accepted, known, tables["user_places"], at_place_km=0.05),
+        "user_places": user_places.build_user_places(
+            cleaned, cleaned.select("user_id").distinct(), known, settings=PlacesSettings(), taxonomy=taxonomy
+        ),
+        "action_sequences": action_sequences.build_action_sequences(
+            cleaned, tables["user_places"], tables["raw_profiles"], index_version=1, settings=SequenceSettings()
+        ),
+    }
+    # Adaptive execution would cut empty inputs away: the plan as first made is what is read.
+    return {name: frame._jdf.queryExecution().sparkPlan().toString() for name, frame in frames.items()}
+
+
+@pytest.mark.parametrize(
+    "table", ["categories", "blocks", "poi_index", "quarantined_rows", "cleaned_actions", "user_places", "action_sequences"]
+)
+def test_no_python_and_no_cartesian_product(plans, table):
+    assert not [word for word in FORBIDDEN if word in plans[table]]
