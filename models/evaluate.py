@@ -9,6 +9,7 @@ A bundle's ranking and embedding stages are evaluated on `ranking_samples` of th
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def evaluate_next_poi(rows: EvaluationRows, bundle: ModelBundle | None, *, seed:
 
 
 def evaluate_ranking(
-    samples: pa.Table, popularity: dict[str, float], bundle: ModelBundle | None, *, seed: int = 0, device: str = "cpu"
+    samples: pa.Table, popularity: Mapping[str, float], bundle: ModelBundle | None, *, seed: int = 0, device: str = "cpu"
 ) -> Figures:
     """Scores the impressions of ranking samples by the floors and by the SFT stages of the bundle.
 

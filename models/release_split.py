@@ -7,7 +7,7 @@ that is not live then cannot be asked for and is counted apart.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,16 @@ class EvaluationRows:
     is_simulated: bool = False
     num_not_live: int = 0
 
+    def take(self, rows: IntArray) -> "EvaluationRows":
+        """Returns some of the rows; catalogue, counts and visits are shared."""
+        return replace(
+            self,
+            requests=self.requests.take(rows),
+            user_lons=self.user_lons[rows],
+            user_lats=self.user_lats[rows],
+            profile_ids=self.profile_ids.take(pa.array(rows)),
+        )
+
     def batches(self, num_rows: int) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
         """Yields (rows, requests as a model takes them), at most `num_rows` at a time, short histories first."""
         order = np.argsort(self.requests.stops - self.requests.starts, kind="stable")
@@ -77,13 +87,16 @@ class EvaluationRows:
         return pa.record_batch(columns)
 
 
-def build_rows(training: pa.Table, held_out: pa.Table, catalogue: Catalogue) -> EvaluationRows:
+def build_rows(
+    training: pa.Table, held_out: pa.Table, catalogue: Catalogue, *, action_type_id: int | None = None
+) -> EvaluationRows:
     """Builds the requests of a held-out split.
 
     Args:
         training: `pretrain_samples` of the training split (windows only are counted, context is not).
         held_out: `pretrain_samples` of the split to score.
         catalogue: all slots of the index.
+        action_type_id: the action type asked for; None = the most common one of the training targets.
     """
     lists = {name: _as_lists(held_out, name) for name in (*MODEL_COLUMNS, "is_targets")}
     offsets = lists["timestamps_ms"].offsets.to_numpy().astype(np.int64)
@@ -102,7 +115,7 @@ def build_rows(training: pa.Table, held_out: pa.Table, catalogue: Catalogue) -> 
         user_lons=flat["user_lons"].to_numpy()[kept].astype(np.float64),
         user_lats=flat["user_lats"].to_numpy()[kept].astype(np.float64),
         profile_ids=_as_lists(held_out, "profile_ids").take(pa.array(sample[kept])),
-        action_type_id=most_common_action_type(training),
+        action_type_id=most_common_action_type(training) if action_type_id is None else action_type_id,
         is_simulated=bool(held_out.num_rows) and any(held_out["is_simulated"].to_pylist()),
         num_not_live=int((~is_live).sum()),
     )

@@ -19,7 +19,10 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
+
+import pyarrow.dataset as pds
 
 from conf.errors import MissingInputError, NoTrainingDataError
 from conf.settings import Settings
@@ -168,7 +171,8 @@ def build_bundle(training: Training) -> Path:
     """Gathers the trained stages into `bundle/`."""
     stages = {stage: training.stage_folder(stage) / "model" for stage in STAGE_TABLES if training.is_trained(stage)}
     layout = load_stage(stages["pretrain"]).config.layout
-    samples = read_table(training.table("pretrain_samples"), ("action_type_ids", "is_targets"))
+    held_out = (pds.field("split") == "val") & (pds.field("day") == date.fromisoformat(training.day))
+    samples = read_table(training.table("pretrain_samples"), ("action_type_ids", "is_targets"), held_out)
     return save_bundle(
         training.bundle_folder,
         stages,

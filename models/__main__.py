@@ -1,0 +1,72 @@
+"""The model stages: python -m models STAGE --day D --recipe conf/models/tiny.yaml.
+
+`train` runs all of them in one process with one parent run in MLflow. A stage that was interrupted goes on where it
+stopped; a stage that is finished and whose rows have not changed is not trained again.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from conf.cli import Job, main
+from conf.settings import CONF_DIR
+from models.evaluate import RELEASE_SPLIT
+from models.jobs import run_evaluate_job, run_register_job, run_report_job, run_stage_job, run_train_job
+from models.protocols import PROTOCOLS
+
+DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, metavar="PATH", help="shape of the model and how it is trained")
+    parser.add_argument("--set-recipe", action="append", default=[], metavar="a.b=value", help="one key of the recipe; repeatable")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of torch")
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    protocols = (RELEASE_SPLIT, *PROTOCOLS)
+    parser.add_argument("--protocol", choices=protocols, default=RELEASE_SPLIT, help="rows to score")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="held-out split; select on val only")
+    parser.add_argument("--data", default="", metavar="FOLDER", help="check-in folder of a public protocol")
+    parser.add_argument("--model", default="", metavar="URI", help="bundle; empty = the day's training")
+
+
+def _add_register(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    _add_strict(parser)
+
+
+def _add_strict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--strict", action="store_true", help="fail if the model is not promoted")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    _add_evaluation(parser)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    _add_evaluation(parser)
+    _add_strict(parser)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--release", type=int, default=None, metavar="ID", help="release; default = the last one of the day")
+
+
+JOBS = {
+    "pretrain": Job("pretrain_samples -> pre-trained decoder", run_stage_job, _add_recipe),
+    "sft_embedding": Job("ranking_samples -> user and POI towers", run_stage_job, _add_recipe),
+    "sft_ranking": Job("ranking_samples -> click logits of candidates", run_stage_job, _add_recipe),
+    "align_dpo": Job("preference_pairs -> aligned generator", run_stage_job, _add_recipe),
+    "evaluate": Job("figures of floors and model on the same held-out rows", run_evaluate_job, _add_evaluate),
+    "register": Job("bundle -> registered model version, champion if the gate lets it pass", run_register_job, _add_register),
+    "train": Job("all stages, evaluate, register, in one parent run", run_train_job, _add_train),
+    "report": Job("release -> one HTML file", run_report_job, _add_report),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main("models", __doc__.splitlines()[0], JOBS))

@@ -1,0 +1,250 @@
+"""The jobs of `python -m models`: settings and options in, a summary out; the work is done elsewhere."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.dataset as pds
+import torch
+
+from conf.cli import JobContext, JobSummary
+from conf.errors import MissingInputError, NoTrainingDataError
+from models.bundle import ModelBundle, load_bundle, resolve_model
+from models.catalogue import Catalogue
+from models.config import load_recipe
+from models.dataset import TableAt, read_table
+from models.evaluate import (
+    EVALUATION_FILE,
+    RELEASE_SPLIT,
+    evaluate_next_poi,
+    evaluate_protocol,
+    evaluate_ranking,
+    log_figures,
+    print_figures,
+    save_figures,
+)
+from models.figures import Figures
+from models.pins import locate_table, pin_table
+from models.register import find_champion, judge_challenger, register_bundle
+from models.release_split import EvaluationRows, build_rows
+from models.tracking import RunLog, open_training_run
+from models.trainer import TrainResult
+from models.training import STAGE_TABLES, Training, build_bundle, open_training, train_all, train_stage
+
+LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
+CATALOGUE_COLUMNS = ("poi_id", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id", "valid_from", "valid_to")
+
+
+def run_stage_job(context: JobContext) -> JobSummary:
+    """Trains the stage that the job is named after, and remakes the bundle."""
+    training = _open(context)
+    if context.dry_run:
+        return _plan(training, (context.job,))
+    with _open_run(context, training) as log:
+        result = train_stage(training, context.job, log)
+        build_bundle(training)
+    return _summarise(training, {context.job: result})
+
+
+def run_train_job(context: JobContext) -> JobSummary:
+    """Trains all stages, evaluates and registers, in one parent run."""
+    training = _open(context)
+    if context.dry_run:
+        return _plan(training, tuple(STAGE_TABLES))
+    steps: dict[str, float] = {}
+    with _open_run(context, training) as log:
+        results = _timed(steps, "stages", lambda: train_all(training, log))
+        build_bundle(training)
+        evaluation = _timed(steps, "evaluate", lambda: _evaluate(context, training, log))
+        registration = _timed(steps, "register", lambda: _register(context, training, log))
+    summary = _summarise(training, results)
+    summary.steps |= steps
+    summary.notes |= {**_headline(evaluation), **registration}
+    return summary
+
+
+def run_evaluate_job(context: JobContext) -> JobSummary:
+    """Evaluates a bundle on the day's held-out rows, or the floors on a public protocol."""
+    options = context.options
+    if options.protocol != RELEASE_SPLIT:
+        if not options.data:
+            raise MissingInputError(
+                what="the folder of check-ins", where="--data", needed_by=f"Protocol {options.protocol}",
+                remedy="Give the folder that holds checkins.parquet with --data.",
+            )  # fmt: skip
+        figures = evaluate_protocol(options.protocol, Path(options.data), split=options.split)
+        evaluation: Figures = {"protocol": options.protocol, "split": options.split, "next_poi": figures}
+        print_figures(evaluation)
+        folder = Path(context.settings.storage.artifacts) / "evaluations"
+        if not context.dry_run:
+            save_figures(evaluation, folder / f"{options.protocol}-{options.split}.json")
+        return JobSummary(rows_in=int(str(figures["rows"])), notes=_headline(evaluation))
+    training = _open(context)
+    with _open_run(context, training) as log:
+        evaluation = _evaluate(context, training, log)
+    return JobSummary(notes=_headline(evaluation))
+
+
+def run_register_job(context: JobContext) -> JobSummary:
+    """Registers the bundle of the day's training."""
+    training = _open(context)
+    with _open_run(context, training) as log:
+        return JobSummary(notes=_register(context, training, log))
+
+
+def run_report_job(context: JobContext) -> JobSummary:
+    """Writes the report of a release."""
+    from models.report import run_report  # plots take a second to import, and only this job needs them
+
+    return run_report(context)
+
+
+def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle | None) -> EvaluationRows:
+    """Reads the requests of a split of the day's samples.
+
+    Raises:
+        NoTrainingDataError: the split has no row.
+    """
+    samples = _table(training, "pretrain_samples")
+    of_day = pds.field("day") == date.fromisoformat(training.day)
+    names = ("user_id", "num_context", "is_targets", "profile_ids", "poi_ids", "timestamps_ms", "tz_offsets_min",
+             "user_lons", "user_lats", "action_type_ids", "block_ids", "inner_ids", "poi_lons", "poi_lats",
+             "category_ids", "is_simulated")  # fmt: skip
+    train, held_out = (read_table(samples, names, of_day & (pds.field("split") == name)) for name in ("train", split))
+    if held_out.num_rows == 0:
+        raise NoTrainingDataError(
+            table="pretrain_samples", split=split, day=training.day,
+            remedy="Check the split dates (settings samples.*), or deliver more days.",
+        )  # fmt: skip
+    catalogue = Catalogue.from_arrow(read_table(_table(training, "poi_index"), CATALOGUE_COLUMNS))
+    action_type_id = bundle.action_type_id if bundle else None
+    return build_rows(train, held_out, catalogue, action_type_id=action_type_id)
+
+
+def _open(context: JobContext) -> Training:
+    torch.set_num_threads(context.options.threads or torch.get_num_threads())
+    recipe = load_recipe(context.options.recipe, context.options.set_recipe)
+    return open_training(context.settings, str(context.day), recipe)
+
+
+def _open_run(context: JobContext, training: Training) -> AbstractContextManager[RunLog]:
+    tags = {"day": training.day, "run_id": context.run_id, "recipe": training.recipe.name}
+    return open_training_run(context.settings.mlflow, training.folder, name=f"training {training.day}", tags=tags)
+
+
+def _table(training: Training, name: str) -> TableAt:
+    """The table as the training pinned it, else its newest version."""
+    if name in training.pins:
+        return training.table(name)
+    return TableAt(locate_table(training.settings.storage.root, name))
+
+
+def _evaluate(context: JobContext, training: Training, log: RunLog) -> Figures:
+    options, split = context.options, context.options.split
+    bundle = _load_for_evaluation(context, training)
+    rows = read_evaluation_rows(training, split, bundle)
+    evaluation: Figures = {
+        "protocol": RELEASE_SPLIT,
+        "split": split,
+        "day": training.day,
+        "model": str(options.model or bundle.folder),
+        "is_simulated": rows.is_simulated or bundle.is_simulated,
+        "next_poi": evaluate_next_poi(rows, bundle),
+    }
+    impressions = _read_impressions(training, split)
+    if impressions is not None:
+        popularity: Counter[str] = Counter()  # by POI, whatever slots it has had
+        for poi_id, visits in zip(rows.catalogue.poi_ids, rows.counts.popularity, strict=True):
+            popularity[poi_id] += visits
+        evaluation["ranking"] = evaluate_ranking(impressions, popularity, bundle)
+    print_figures(evaluation)
+    if not context.dry_run:
+        log.log_file(save_figures(evaluation, training.folder / EVALUATION_FILE))
+        log_figures(evaluation, log)
+    return evaluation
+
+
+def _load_for_evaluation(context: JobContext, training: Training) -> ModelBundle:
+    uri = context.options.model or str(training.bundle_folder)
+    return load_bundle(resolve_model(uri, context.settings)[0])
+
+
+def _read_impressions(training: Training, split: str) -> pa.Table | None:
+    """Ranking samples of a split; None where there are none."""
+    condition = (pds.field("day") == date.fromisoformat(training.day)) & (pds.field("split") == split)
+    try:
+        table = _table(training, "ranking_samples")
+        columns = ("request_id", "user_id", "request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "action_type_id",
+                   "candidate_poi_ids", "candidate_block_ids", "candidate_inner_ids", "candidate_lons",
+                   "candidate_lats", "candidate_category_ids", "labels", "seq_len", "profile_ids", "timestamps_ms",
+                   "tz_offsets_min", "user_lons", "user_lats", "action_type_ids", "block_ids", "inner_ids",
+                   "poi_lons", "poi_lats", "category_ids", "is_simulated")  # fmt: skip
+        found = read_table(table, columns, condition)
+    except MissingInputError as error:
+        LOGGER.warning("clicks are not evaluated: %s", error)
+        return None
+    return found if found.num_rows else None
+
+
+def _register(context: JobContext, training: Training, log: RunLog) -> dict[str, object]:
+    bundle = load_bundle(training.bundle_folder)
+    champion = find_champion(context.settings, bundle.layout.index_version)
+    verdict = judge_challenger(read_evaluation_rows(training, "val", bundle), bundle, champion)
+    if context.dry_run:
+        return {"gate": asdict(verdict)}
+    strict = getattr(context.options, "strict", False)
+    registration = register_bundle(bundle, verdict, context.settings, log, strict=strict)
+    return {
+        "model_version": registration.model_version,
+        "is_champion": registration.is_champion,
+        "gate": asdict(verdict),
+    }
+
+
+def _plan(training: Training, stages: tuple[str, ...]) -> JobSummary:
+    """Says what would be read; trains and writes nothing."""
+    root = training.settings.storage.root
+    names = dict.fromkeys(name for stage in stages for name in STAGE_TABLES[stage])
+    pins = {name: pin_table(root, name, training.day, training.pins.get(name)) for name in names}
+    rows = sum(pins[name].num_rows for name in dict.fromkeys(STAGE_TABLES[stage][0] for stage in stages))
+    notes: dict[str, object] = {"folder": str(training.folder), "recipe": training.recipe.name}
+    return JobSummary(rows_in=rows, tables={name: pin.version for name, pin in pins.items()}, notes=notes)
+
+
+def _summarise(training: Training, results: dict[str, TrainResult]) -> JobSummary:
+    rows = sum(training.pins[STAGE_TABLES[stage][0]].num_rows for stage in results)
+    notes: dict[str, object] = {"bundle": str(training.bundle_folder), "simulated": training.is_simulated}
+    notes |= {f"{stage}_val_loss": round(result.best_value, 4) for stage, result in results.items()}
+    if training.skipped:
+        notes["skipped"] = dict(training.skipped)
+    steps = {stage: result.seconds for stage, result in results.items()}
+    return JobSummary(rows_in=rows, notes=notes, steps=steps)
+
+
+def _headline(evaluation: Figures) -> dict[str, object]:
+    """The few figures worth a line."""
+    found: dict[str, object] = {}
+    next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
+    if isinstance(next_poi, dict):
+        found["digest"] = next_poi["digest"]
+        found |= {f"{method}_acc1": round(own["all"]["hr_at_1"], 4) for method, own in next_poi["methods"].items()}
+    if isinstance(ranking, dict):
+        found |= {f"{method}_auc": round(own["auc"]["value"], 4) for method, own in ranking["methods"].items()}
+    return found
+
+
+def _timed(steps: dict[str, float], name: str, work: Callable[[], T]) -> T:
+    started = time.perf_counter()
+    try:
+        return work()
+    finally:
+        steps[name] = time.perf_counter() - started
+
