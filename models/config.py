@@ -110,9 +110,7 @@ class DecoderConfig(Section):
 class TrainConfig(Section):
     """How one stage is trained."""
 
-    epochs: int = Field(
-        4, ge=0, description="passes over the training split; a curriculum spends one on its first part"
-    )
+    epochs: int = Field(4, ge=0, description="passes over the training split")
     max_steps: int = Field(0, ge=0, description="optimiser steps at most; 0 = as many as the epochs need")
     batch_size: int = Field(16, ge=1, description="samples per optimiser step")
     micro_batch_size: int = Field(0, ge=0, description="samples per forward pass; 0 = batch_size")
@@ -130,6 +128,9 @@ class TrainConfig(Section):
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto = cuda if there is one")
     val_every: int = Field(0, ge=0, description="optimiser steps between validations; 0 = once an epoch")
     patience: int = Field(2, ge=1, description="validations without a better one before training stops")
+    validate_start: bool = Field(
+        False, description="validate before the first step: the start may be the best"
+    )
     checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints")
     curriculum: bool = Field(
         True, description="local and travel samples first, then mixed ones too (pre-training)"
@@ -153,6 +154,7 @@ class EmbeddingSftConfig(TrainConfig):
 class AlignConfig(TrainConfig):
     """DPO and S-DPO."""
 
+    validate_start: bool = True
     beta: float = Field(0.1, gt=0, description="DPO beta")
     multi_negative: bool = Field(False, description="S-DPO: all rejected POIs of a request in one term")
 

@@ -115,17 +115,16 @@ class SpacetimeDecoder(nn.Module):
         at_action = take_rows(states_BWSD[:, :, Slot.ACTION], window_BQ)
         at_block = take_rows(states_BWSD[:, :, Slot.BLOCK], window_BQ)
         blocks_BQ, inners_BQ = history.blocks_BL.gather(1, index_BQ), history.inners_BL.gather(1, index_BQ)
-        # A target newer than the model has no token: it cannot be learned.
-        is_target_BQ = (
-            is_target_BQ & (blocks_BQ < self.config.num_blocks) & (inners_BQ < self.config.max_inner)
-        )
+        # A target newer than the model, or not live, has no token: it cannot be learned.
+        is_target_BQ = is_target_BQ & self._has_token(blocks_BQ, inners_BQ, live)
         blocks_BQ, inners_BQ = blocks_BQ * is_target_BQ, inners_BQ * is_target_BQ
         embedding = self.trunk.embedding
         log_block = self.generator.block_log_probs(at_action, embedding, live)
         log_block = log_block.gather(2, blocks_BQ[..., None])[..., 0]
         targets = is_target_BQ.nonzero(as_tuple=True)
-        chosen = self.generator.inner_log_probs(at_block[targets], blocks_BQ[targets], embedding, live)
-        chosen = chosen.gather(1, inners_BQ[targets][:, None])[:, 0]
+        chosen = self.generator.target_log_probs(
+            at_block[targets], blocks_BQ[targets], inners_BQ[targets], embedding, live
+        )
         log_inner = torch.zeros_like(log_block).index_put(targets, chosen)
         if self.memory is not None:
             bank = self.memory.remember(past_of(history), spacetime, inner)
@@ -213,7 +212,7 @@ class SpacetimeDecoder(nn.Module):
 
     def poi_log_probs(self, state: RequestState, blocks_BC: Tensor, inners_BC: Tensor) -> Tensor:
         """Returns log P(POI) of given POIs, (B, C); -inf where a POI is newer than the model or not live."""
-        fits = (blocks_BC < self.config.num_blocks) & (inners_BC < self.config.max_inner)
+        fits = self._has_token(blocks_BC, inners_BC, state.live)
         blocks, inners = blocks_BC * fits, inners_BC * fits
         log_block = self.block_log_probs(state).gather(1, blocks)
         log_inner = self.inner_log_probs(state, blocks).gather(2, inners[..., None])[..., 0]
@@ -272,6 +271,10 @@ class SpacetimeDecoder(nn.Module):
         return nn.functional.normalize(vectors, dim=-1)
 
     # --- shared -----------------------------------------------------------------------------------------
+
+    def _has_token(self, block_ids: Tensor, inner_ids: Tensor, live: LiveSlots | None) -> Tensor:
+        fits = (block_ids < self.config.num_blocks) & (inner_ids < self.config.max_inner)
+        return fits if live is None else fits & live.contains(block_ids, inner_ids)
 
     def _look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""

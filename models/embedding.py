@@ -86,7 +86,7 @@ class GeoEmbedding(nn.Module):
         cells = hash_geo_cells(lonlat, self.scales_km, self.num_buckets)
         flat = nn.functional.embedding_bag(cells.flatten(0, -2), self.cell.weight, mode="sum")
         continuous = self.fourier(encode_fourier(lonlat, self.waves_km).to(self.fourier.weight.dtype))
-        return flat.view(*lonlat.shape[:-1], -1) + continuous
+        return flat.view_as(continuous) + continuous
 
 
 class PoiVectors(nn.Module):

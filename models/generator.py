@@ -42,28 +42,43 @@ class Generator(nn.Module):
 
         In a block without a live slot every inner id has log probability -inf.
         """
+        max_inner = self.config.max_inner
+        order, parts = self._each_block(states.flatten(0, -2), block_ids.flatten(), embedding, live)
+        whole = [nn.functional.pad(part, (0, max_inner - part.shape[1]), value=-torch.inf) for part in parts]
+        log_probs = torch.cat([states.new_zeros(0, max_inner, dtype=torch.float32), *whole])
+        return log_probs[torch.argsort(order)].view(*block_ids.shape, max_inner)
+
+    def target_log_probs(
+        self,
+        states_ND: Tensor,
+        blocks_N: Tensor,
+        inners_N: Tensor,
+        embedding: TokenEmbedding,
+        live: LiveSlots | None,
+    ) -> Tensor:
+        """Returns log P(inner | block) of one live slot per state, (N,): never holds (N, I) at once."""
+        order, parts = self._each_block(states_ND, blocks_N, embedding, live)
+        inners = inners_N[order].split([len(part) for part in parts])
+        chosen = [part.gather(1, inner[:, None])[:, 0] for part, inner in zip(parts, inners, strict=True)]
+        return torch.cat([states_ND.new_zeros(0, dtype=torch.float32), *chosen])[torch.argsort(order)]
+
+    def _each_block(
+        self, states_ND: Tensor, blocks_N: Tensor, embedding: TokenEmbedding, live: LiveSlots | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Sorts states by block and returns the order and each block's log probabilities, (n, inner ids)."""
         weight = embedding.inners.weight[NUM_SPECIAL:] if self.is_tied else self.inners.weight
         poi_vectors = embedding.poi_vectors if self.is_tied else self.poi_vectors
-        logits = (states @ weight.to(states.dtype).T).float()
-        if poi_vectors is not None:
-            flat = self._poi_logits(states.reshape(-1, states.shape[-1]), block_ids.reshape(-1), poi_vectors)
-            logits = logits + flat.view_as(logits)
-        if live is None:
-            return logits.log_softmax(dim=-1)
-        is_live = live.mask_inners(block_ids)
-        is_empty = ~is_live.any(dim=-1, keepdim=True)
-        log_probs = logits.masked_fill(~is_live & ~is_empty, -torch.inf).log_softmax(dim=-1)
-        return log_probs.masked_fill(is_empty, -torch.inf)
-
-    def _poi_logits(self, states_ND: Tensor, blocks_N: Tensor, poi_vectors: PoiVectors) -> Tensor:
-        """Multiplies each state with the POI vectors of its block, one product per distinct block; (N, I)."""
         order = torch.argsort(blocks_N, stable=True)
         blocks, counts = torch.unique_consecutive(blocks_N[order], return_counts=True)
-        inners_I = torch.arange(self.config.max_inner, device=states_ND.device)
-        products = []
+        parts = []
         for block, states in zip(blocks, states_ND[order].split(counts.tolist()), strict=True):
-            vectors_ID = poi_vectors(block.expand_as(inners_I), inners_I)
-            products.append(states @ vectors_ID.to(states.dtype).T)
-        if not products:
-            return states_ND.new_zeros(0, self.config.max_inner, dtype=torch.float32)
-        return torch.cat(products).float()[torch.argsort(order)]
+            is_live_I = (
+                torch.ones_like(weight[:, 0], dtype=torch.bool) if live is None else live.mask_block(block)
+            )
+            vectors = weight[: len(is_live_I)]
+            if poi_vectors is not None and len(is_live_I):
+                inners = torch.arange(len(is_live_I), device=blocks.device)
+                vectors = vectors + poi_vectors(block.expand_as(inners), inners)
+            logits = (states @ vectors.to(states.dtype).T).float()
+            parts.append(logits.masked_fill(~is_live_I, -torch.inf).log_softmax(dim=-1))
+        return order, parts

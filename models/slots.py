@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _INNER_BITS = 24
+_INNER_MASK = (1 << _INNER_BITS) - 1
 
 
 class LiveSlots:
@@ -28,6 +29,8 @@ class LiveSlots:
 
     def to(self, device: torch.device | str) -> "LiveSlots":
         """Returns the set on another device."""
+        if self.keys_N.device == torch.device(device):
+            return self
         keys = self.keys_N.to(device)
         mask = (1 << _INNER_BITS) - 1
         return LiveSlots(
@@ -42,21 +45,15 @@ class LiveSlots:
         """Returns the blocks with at least one slot, (V,) bool."""
         return self.count_inners() > 0
 
-    def mask_inners(self, block_ids: Tensor) -> Tensor:
-        """Returns the inner ids that exist in each block, (...) -> (..., I) bool; none in unknown blocks."""
-        flat = block_ids.reshape(-1)
-        known = flat < self.num_blocks
-        block = torch.where(known, flat, 0)
-        start, stop = (
-            self.starts_V1[block],
-            torch.where(known, self.starts_V1[block + 1], self.starts_V1[block]),
-        )
-        mask = torch.zeros(len(flat), self.max_inner, dtype=torch.bool, device=flat.device)
-        owner = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), stop - start)
-        firsts = torch.cumsum(stop - start, 0) - (stop - start)
-        within = torch.arange(len(owner), device=flat.device) - firsts[owner]
-        mask[owner, self.keys_N[start[owner] + within] & ((1 << _INNER_BITS) - 1)] = True
-        return mask.view(*block_ids.shape, self.max_inner)
+    def mask_block(self, block_id: Tensor) -> Tensor:
+        """Returns which inner ids exist in a block, (largest + 1,) bool; empty if there is no slot."""
+        if block_id >= self.num_blocks:
+            return torch.zeros(0, dtype=torch.bool, device=self.keys_N.device)
+        inners = self.keys_N[self.starts_V1[block_id] : self.starts_V1[block_id + 1]] & _INNER_MASK
+        size = int(inners[-1]) + 1 if len(inners) else 0
+        mask = torch.zeros(size, dtype=torch.bool, device=inners.device)
+        mask[inners] = True
+        return mask
 
     def contains(self, block_ids: Tensor, inner_ids: Tensor) -> Tensor:
         """Tells elementwise whether (block, inner) is in the set."""

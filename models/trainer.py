@@ -161,8 +161,7 @@ class _Training:
         is_resumed = self._start()
         started = time.perf_counter() - self.state.seconds
         with _show_progress(self.stage.name, self.num_steps) as advance:
-            if not self.state.is_finished and self.state.step == 0 and self.state.best_value is None:
-                # The start is the first to beat: a stage may begin from a trained model.
+            if self.config.validate_start and self.state.step == 0 and self.state.best_value is None:
                 self._validate()
             while not self.state.is_finished and self.state.step < self.num_steps:
                 for rows in self.stage.train_batches(self.state.epoch, self.state.position):
