@@ -11,13 +11,15 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from etl.quality import gate
-
 from conf.cli import JobContext, JobSummary
 from conf.errors import GateFailedError
+from conf.tables import FEATURE_TABLES
+from etl.quality import gate
 from etl.session import open_session
 from udfs.audit_checks import AuditedDay, check_across_tables, check_stamps, find_stamps
 from udfs.audit_record import Audit, save_audit
+
+MAY_BE_EMPTY = (*FEATURE_TABLES, "ranking_requests")
 
 
 def run_audit(context: JobContext) -> JobSummary:
@@ -59,5 +61,15 @@ def run_audit(context: JobContext) -> JobSummary:
 
 
 def run_gates(audited: AuditedDay, docs: Path) -> list[str]:
-    """Runs the Great Expectations gate of every table; returns what failed."""
-    return [failure for name in audited.versions for failure in gate(audited.rows(name), name, docs)]
+    """Runs the Great Expectations gate of every table; returns what failed, in words.
+
+    A night may have no requests and nothing to embed anew, so tables that follow from those are judged only
+    if they have rows; a night without a single action is a delivery that failed.
+    """
+    failures = []
+    for name in audited.versions:
+        rows = audited.rows(name)
+        if name in MAY_BE_EMPTY and rows.isEmpty():
+            continue
+        failures += gate(rows, name, docs)
+    return failures

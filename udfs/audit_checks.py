@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import reduce
 
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.tables import FEATURE_TABLES, TABLES
@@ -21,7 +21,6 @@ from udfs.slots import is_live, keep_known
 from udfs.user_embeddings import pending_users
 
 UPSTREAM_TABLES = ("cleaned_actions", "poi_index", "action_sequences", "ranking_requests")
-UNIT_LENGTH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,9 @@ class AuditedDay:
         return read_table(self.spark, self.root, name, version=self.versions[name])
 
     def rows(self, name: str) -> DataFrame:
-        """Reads the day's rows of a table."""
-        return self.read(name).where(F.col("day") == F.lit(self.day))
+        """Reads the day's rows of a table; all rows of one that is not written by day."""
+        rows = self.read(name)
+        return rows.where(F.col("day") == F.lit(self.day)) if TABLES[name].write == "day" else rows
 
     def refused(self, job: str) -> DataFrame:
         """Reads what a feature job refused on the day; the quarantine is not pinned, it is only counted."""
@@ -94,7 +94,7 @@ def check_across_tables(audited: AuditedDay, *, model_version: str, index_versio
 
 
 def check_vectors(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Check]:
-    """Counts vectors not of unit length, and users and live POIs whose vector is missing or stale."""
+    """Counts users and live POIs whose vector is missing or stale, unless it was refused."""
     done = (F.col("model_version") == model_version) & (F.col("day") <= F.lit(audited.day))
     users = pending_users(
         audited.read("action_sequences"), audited.read("user_embeddings").where(done), day=audited.day
@@ -106,22 +106,7 @@ def check_vectors(audited: AuditedDay, *, model_version: str, index_version: int
         refused = audited.refused(table).select(F.get_json_object("payload", f"$.{key}").alias(key))
         missing = pending.join(refused, key, "left_anti").count()
         checks.append(Check(table, f"{key}s without a vector as of the day", missing))
-        checks.append(
-            Check(
-                table,
-                "vectors that are not of unit length",
-                audited.rows(table).where(is_bad_vector()).count(),
-            )
-        )
     return checks
-
-
-def is_bad_vector() -> Column:
-    """Tells whether `embedding` is not finite or not of unit length."""
-    squared = F.aggregate(
-        "embedding", F.lit(0.0), lambda total, x: total + x.cast("double") * x.cast("double")
-    )
-    return ~F.coalesce(F.abs(squared - 1) <= UNIT_LENGTH_TOLERANCE, F.lit(False))
 
 
 def check_scores(audited: AuditedDay) -> list[Check]:

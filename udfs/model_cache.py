@@ -136,6 +136,4 @@ def task_device() -> str:
     """
     context = TaskContext.get()
     gpu = context.resources().get("gpu") if context is not None else None
-    return (
-        torch.device(f"cuda:{gpu.addresses[0]}") if gpu is not None and gpu.addresses else torch.device("cpu")
-    )
+    return f"cuda:{gpu.addresses[0]}" if gpu is not None and gpu.addresses else "cpu"

@@ -1,12 +1,13 @@
 """Fixtures of the feature jobs: small bundles with random weights, and towns to run the jobs in."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from conf.settings import Settings, StorageSettings
-from tests.udfs.town import NUM_POIS, Town
+from conf.settings import FeatureSettings, Settings, SparkSettings, StorageSettings
+from tests.udfs.town import DAY_1, NUM_POIS, Town
 
 
 @pytest.fixture(scope="session")
@@ -41,25 +42,99 @@ def make_bundle(folder: Path, *, seed: int) -> Path:
     return save_bundle(folder / "bundle", dict.fromkeys(STAGE_FOLDERS, stage), layout=layout, content=content)
 
 
+@pytest.fixture(scope="session")
+def night_settings(spark_settings: SparkSettings) -> Settings:
+    """Three candidates a request, four rows a forward pass, and half of the rows may make the model fail."""
+    return Settings(
+        spark=spark_settings, features=FeatureSettings(top_k=3, micro_batch=4, max_failed_share=0.5)
+    )
+
+
+@pytest.fixture(scope="session")
+def delivered_folder(
+    spark: object, night_settings: Settings, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Tables of a town with the inputs of DAY_1. Tests copy the folder: Delta tables may be moved about."""
+    folder = tmp_path_factory.mktemp("delivered")
+    open_town(spark, night_settings, folder, bundle).deliver_first_night()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def computed_folder(
+    spark: object,
+    night_settings: Settings,
+    bundle: Path,
+    delivered_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The same after the feature jobs of DAY_1."""
+    folder = copy_tables(delivered_folder, tmp_path_factory.mktemp("computed"))
+    open_town(spark, night_settings, folder, bundle).run("features", DAY_1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published_folder(
+    spark: object,
+    night_settings: Settings,
+    bundle: Path,
+    computed_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The same after audit and publish: DAY_1 is release 1."""
+    folder = copy_tables(computed_folder, tmp_path_factory.mktemp("published"))
+    town = open_town(spark, night_settings, folder, bundle)
+    town.run("audit", DAY_1)
+    town.run("publish", DAY_1)
+    return folder
+
+
 @pytest.fixture
-def town(spark: object, settings: Settings, bundle: Path) -> Town:
+def town(spark: object, night_settings: Settings, tmp_path: Path, bundle: Path) -> Town:
     """An empty town."""
-    features = settings.features.model_copy(update={"top_k": 3, "micro_batch": 4, "max_failed_share": 0.5})
-    return Town(spark, settings.model_copy(update={"features": features}), bundle)
+    return open_town(spark, night_settings, tmp_path, bundle)
 
 
 @pytest.fixture
-def first_night(town: Town) -> Town:
+def first_night(town: Town, delivered_folder: Path, tmp_path: Path) -> Town:
     """A town with the inputs of DAY_1."""
-    town.deliver_first_night()
+    copy_tables(delivered_folder, tmp_path)
     return town
 
 
 @pytest.fixture
-def other_town(town: Town, tmp_path: Path) -> Town:
-    """Another empty town with the same settings."""
-    storage = StorageSettings(root=str(tmp_path / "other"), artifacts=str(tmp_path / "other_artifacts"))
-    return Town(town.spark, town.settings.model_copy(update={"storage": storage}), town.bundle)
+def computed(town: Town, computed_folder: Path, tmp_path: Path) -> Town:
+    """A town after the feature jobs of DAY_1."""
+    copy_tables(computed_folder, tmp_path)
+    return town
+
+
+@pytest.fixture
+def published(town: Town, published_folder: Path, tmp_path: Path) -> Town:
+    """A town whose DAY_1 is release 1."""
+    copy_tables(published_folder, tmp_path)
+    return town
+
+
+@pytest.fixture
+def other_town(
+    spark: object, night_settings: Settings, delivered_folder: Path, tmp_path: Path, bundle: Path
+) -> Town:
+    """Another town with the inputs of DAY_1."""
+    return open_town(spark, night_settings, copy_tables(delivered_folder, tmp_path / "other"), bundle)
+
+
+def open_town(spark: object, settings: Settings, folder: Path, bundle: Path) -> Town:
+    """Returns a town whose tables and artifacts lie in a folder."""
+    storage = StorageSettings(root=str(folder / "warehouse"), artifacts=str(folder / "artifacts"))
+    return Town(spark, settings.model_copy(update={"storage": storage}), bundle)
+
+
+def copy_tables(source: Path, target: Path) -> Path:
+    """Copies all tables and artifacts of a town into a folder and returns it."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return target
 
 
 @pytest.fixture

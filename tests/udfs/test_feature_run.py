@@ -12,13 +12,12 @@ from tests.udfs.town import DAY_1, DAY_2, request, sequence, slot
 pytestmark = pytest.mark.spark
 
 
-def test_rerun_of_a_day_gives_equal_tables(first_night):
-    first_night.run("features", DAY_1, run_id="first")
-    before = {name: first_night.digest(name) for name in FEATURE_TABLES}
+def test_rerun_of_a_day_gives_equal_tables(computed):
+    before = {name: computed.digest(name) for name in FEATURE_TABLES}
 
-    first_night.run("features", DAY_1, run_id="second")
+    computed.run("features", DAY_1, run_id="second")
 
-    assert {name: first_night.digest(name) for name in FEATURE_TABLES} == before
+    assert {name: computed.digest(name) for name in FEATURE_TABLES} == before
 
 
 def test_first_night_embeds_every_user_and_every_live_poi(first_night):
@@ -34,69 +33,59 @@ def test_first_night_embeds_every_user_and_every_live_poi(first_night):
     assert summary.notes["index_version"] == 1
 
 
-def test_next_night_embeds_only_who_acted_and_what_changed(first_night):
-    first_night.run("features", DAY_1)
-    first_night.deliver(
+def test_next_night_embeds_only_who_acted_and_what_changed(computed):
+    computed.deliver(
         DAY_2,
         action_sequences=[sequence("u2", DAY_2, [4, 5, 4, 6, 4])],
         poi_index=[slot(8, indexed_day=DAY_2, valid_from=DAY_2, changed_day=DAY_2)],
         ranking_requests=[],
     )
 
-    first_night.run("features", DAY_2)
+    computed.run("features", DAY_2)
 
-    assert [row["user_id"] for row in first_night.read("user_embeddings", DAY_2)] == ["u2"]
-    assert [row["poi_id"] for row in first_night.read("poi_embeddings", DAY_2)] == ["p8"]
-    assert len(first_night.read("user_embeddings", DAY_1)) == 3  # their rows stay as they were
+    assert [row["user_id"] for row in computed.read("user_embeddings", DAY_2)] == ["u2"]
+    assert [row["poi_id"] for row in computed.read("poi_embeddings", DAY_2)] == ["p8"]
+    assert len(computed.read("user_embeddings", DAY_1)) == 3  # their rows stay as they were
 
 
-def test_incremental_vectors_equal_those_of_a_full_refresh(first_night, other_town):
+def test_incremental_vectors_equal_those_of_a_full_refresh(computed, other_town):
     second = {"action_sequences": [sequence("u2", DAY_2, [4, 5, 4, 6, 4])], "ranking_requests": []}
-    first_night.run("user_embeddings", DAY_1)
-    first_night.deliver(DAY_2, **second)
-    first_night.run("user_embeddings", DAY_2)
-    other_town.deliver_first_night()
+    computed.deliver(DAY_2, **second)
+    computed.run("user_embeddings", DAY_2)
     other_town.deliver(DAY_2, **second)
     other_town.run("user_embeddings", DAY_2)  # the model's first night: everyone
 
-    latest = {
-        row["user_id"]: row["embedding"] for row in first_night.read("user_embeddings")
-    }  # sorted by day
+    latest = {row["user_id"]: row["embedding"] for row in computed.read("user_embeddings")}  # sorted by day
     full = {row["user_id"]: row["embedding"] for row in other_town.read("user_embeddings")}
     assert latest.keys() == full.keys() == {"u1", "u2", "u3"}
     assert all(latest[user] == pytest.approx(full[user], abs=1e-6) for user in full)
 
 
-def test_rerun_of_an_earlier_day_sees_the_index_of_that_day(first_night):
-    first_night.run("poi_embeddings", DAY_1)
-    before = first_night.digest("poi_embeddings")
-    first_night.deliver(DAY_2, poi_index=[slot(1, valid_to=DAY_2, closed_day=DAY_2, changed_day=DAY_2)])
+def test_rerun_of_an_earlier_day_sees_the_index_of_that_day(computed):
+    before = computed.digest("poi_embeddings")
+    computed.deliver(DAY_2, poi_index=[slot(1, valid_to=DAY_2, closed_day=DAY_2, changed_day=DAY_2)])
 
-    first_night.run("poi_embeddings", DAY_1)
+    computed.run("poi_embeddings", DAY_1)
 
-    assert first_night.digest("poi_embeddings") == before
+    assert computed.digest("poi_embeddings") == before
 
 
-def test_output_has_the_columns_and_types_of_the_contract(first_night):
+def test_output_has_the_columns_and_types_of_the_contract(computed):
     from etl.storage import read_table, spark_schema
 
-    first_night.run("features", DAY_1)
-
     for name in FEATURE_TABLES:
-        found = read_table(first_night.spark, first_night.root, name).schema
+        found = read_table(computed.spark, computed.root, name).schema
         expected = spark_schema(TABLES[name])
         assert [(field.name, field.dataType.simpleString()) for field in found] == [
             (field.name, field.dataType.simpleString()) for field in expected
         ]
 
 
-def test_vectors_have_unit_length_and_scores_are_probabilities(first_night):
-    first_night.run("features", DAY_1)
-
+def test_vectors_have_unit_length_and_scores_are_probabilities(computed):
     for name in ("user_embeddings", "poi_embeddings"):
-        for row in first_night.read(name):
+        for row in computed.read(name):
             assert math.hypot(*row["embedding"]) == pytest.approx(1, abs=1e-5)
-    for row in first_night.read("ranking_scores"):
+    for row in computed.read("ranking_scores"):
         assert row["score"] == pytest.approx(1 / (1 + math.exp(-row["click_logit"])), abs=1e-6)
 
 

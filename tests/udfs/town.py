@@ -72,6 +72,27 @@ def sequence(user_id: str, day: date, numbers: Sequence[int], **changes: object)
     return {**row, **changes}
 
 
+def action(action_id: str, user_id: str, day: date, number: int) -> Row:
+    """Returns a click on POI `p{number}` at noon of the day."""
+    place = {
+        name: slot(number)[name]
+        for name in ("poi_id", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id")
+    }
+    return {
+        "action_id": action_id,
+        "user_id": user_id,
+        "action_ts_ms": at(day, 12),
+        "event_date": day,
+        "tz_offset_min": 60,
+        "index_version": 1,
+        **place,
+        "action_type_id": 0,
+        "is_interest": True,
+        "repairs": [],
+        "is_simulated": False,
+    }
+
+
 def request(request_id: str, user_id: str, day: date, candidates: Sequence[int], **changes: object) -> Row:
     """Returns a request at 18 h of the day with the candidates `p{number}`."""
     row: Row = {
@@ -126,7 +147,7 @@ class Town:
         self.deliver(
             DAY_1,
             poi_index=[slot(number) for number in range(NUM_POIS)],
-            cleaned_actions=[],
+            cleaned_actions=[action("a1", "u1", DAY_1, 0)],
             action_sequences=[
                 sequence("u1", DAY_1, [0, 1, 0]),
                 sequence("u2", DAY_1, [4, 5, 4, 6]),

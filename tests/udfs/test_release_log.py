@@ -1,0 +1,65 @@
+"""Which release is current and where a rollback goes; no Spark, no tables."""
+
+from datetime import date
+
+import pytest
+
+from conf.errors import AuditMissingError, NoReleaseError
+from udfs.release_log import Release, find_previous, find_release
+
+
+def release(release_id: int, version: int, rollback_of: int | None = None) -> Release:
+    """Returns a release whose content is told by one Delta version."""
+    return Release(
+        release_id=release_id, day=date(2026, 3, version), published_ts_ms=release_id,
+        table_versions={"user_embeddings": version}, model_version="m/1", index_version=1,
+        rollback_of=rollback_of, run_id="run", is_simulated=False,
+    )  # fmt: skip
+
+
+def test_the_current_release_is_the_last_one():
+    assert find_release([release(1, 1), release(2, 2)], "root").release_id == 2
+
+
+def test_a_release_is_found_by_number():
+    assert find_release([release(1, 1), release(2, 2)], "root", 1).release_id == 1
+
+
+def test_a_missing_release_is_named_with_those_there_are():
+    with pytest.raises(NoReleaseError, match=r"release 7 was not found.*Releases there: 1, 2"):
+        find_release([release(1, 1), release(2, 2)], "root", 7)
+
+
+def test_rollback_goes_one_release_back():
+    assert find_previous([release(1, 1), release(2, 2)], "root").release_id == 1
+
+
+def test_two_rollbacks_go_two_releases_back():
+    log = [release(1, 1), release(2, 2), release(3, 3), release(4, 2, rollback_of=3)]
+
+    assert find_previous(log, "root").release_id == 1
+
+
+def test_rollback_passes_over_what_was_taken_back():
+    log = [release(1, 1), release(2, 2), release(3, 1, rollback_of=2), release(4, 4)]
+
+    assert find_previous(log, "root").release_id == 1  # 2 was bad
+
+
+def test_there_is_nothing_before_the_first_release():
+    with pytest.raises(NoReleaseError, match="a release before 1"):
+        find_previous([release(1, 1)], "root")
+
+
+def test_text_of_a_publish_without_an_audit():
+    error = AuditMissingError(
+        day="2026-03-01", record="artifacts/audits/2026-03-01.json", problem="never audited"
+    )
+
+    assert error.exit_code == 3
+    assert str(error) == (
+        "the feature tables of 2026-03-01 cannot be published: never audited "
+        "(record artifacts/audits/2026-03-01.json). A release shows exactly what an audit has looked at, so "
+        "nothing was published and readers still see the last release. Run python -m udfs audit --day "
+        "2026-03-01, then publish again."
+    )
