@@ -1,7 +1,8 @@
 """Interest or functional, by category: the rules of `conf/taxonomy.yaml` and how they are applied.
 
-In: a leaf category and its path (levels joined by ' > '). Out: a `Verdict`. `etl/poi_index.py` applies the same rules
-as column expressions, made from `names` and `word_patterns`; a test holds both to the same answers.
+In: a leaf category and its path (levels joined by ' > '). Out: a `Verdict`. `etl/categories.py` applies the
+same rules as column expressions, made from `names` and `word_patterns`; a test holds both to the same
+answers.
 """
 
 import re
@@ -50,8 +51,8 @@ class Taxonomy:
 
     Attributes:
         names: lower-case name of a level -> does it show taste.
-        word_patterns: (regular expression over the lower-case leaf, does it show taste), first match wins. Plain
-            enough to mean the same in Python and Java.
+        word_patterns: (regular expression over the lower-case leaf, does it show taste), first match wins.
+            Plain enough to mean the same in Python and Java.
         default_interest: answer for what no rule knows.
         home_names: lower-case categories of places where people live.
         work_names: lower-case categories of places where people work.
@@ -64,9 +65,12 @@ class Taxonomy:
     work_names: tuple[str, ...]
 
     def resolve(self, category: str, category_path: str = "") -> Verdict:
-        """Decides one category: its leaf, then its path from the deepest level up, then words, then the default."""
+        """Decides one category: by its leaf, then its path from the deepest level up, then words."""
         leaf = category.strip().lower()
-        for level in (leaf, *(part.strip().lower() for part in reversed(category_path.split(LEVEL_SEPARATOR)))):
+        for level in (
+            leaf,
+            *(part.strip().lower() for part in reversed(category_path.split(LEVEL_SEPARATOR))),
+        ):
             if level in self.names:
                 return Verdict(self.names[level], True)
         for pattern, is_interest in self.word_patterns:
@@ -85,7 +89,9 @@ def load_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
             if name in names:
                 raise ValueError(f"{path}: {name!r} is listed twice; a category has one kind")
             names[name] = kind == "interest"
-    patterns = tuple((rf"\b({'|'.join(words.any_of)})s?\b", words.kind == "interest") for words in content.words)
+    patterns = tuple(
+        (rf"\b({'|'.join(words.any_of)})s?\b", words.kind == "interest") for words in content.words
+    )
     return Taxonomy(
         names=names,
         word_patterns=patterns,

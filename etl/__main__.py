@@ -24,7 +24,11 @@ SOURCES = {
     "checkins": ("etl.checkins", "deliver", "a folder with checkins.parquet and pois.parquet (source.path)"),
     "tsmc": ("etl.checkins", "deliver_tsmc", "the raw 8-column TSMC2014 Foursquare TSV (source.path)"),
     "getnext": ("etl.checkins", "deliver_getnext", "the check-in CSV of GETNext (source.path)"),
-    "actions": ("etl.checkins", "deliver_actions", "JSON or Parquet actions in the paper's form (source.path)"),
+    "actions": (
+        "etl.checkins",
+        "deliver_actions",
+        "JSON or Parquet actions in the paper's form (source.path)",
+    ),
 }
 """Source -> module and function that writes the raw tables of a day, and what it reads."""
 
@@ -80,17 +84,24 @@ def run_digest(context: JobContext) -> JobSummary:
 
 
 def _run_steps(context: JobContext, steps: dict[str, tuple[str, str]]) -> JobSummary:
-    """Runs steps one after the other and puts their summaries together; the first one's rows are the rows in."""
+    """Runs steps in order and puts their summaries together; rows in are those of the first one."""
     spark, total = _open(context), JobSummary()
     for number, (name, (module, function)) in enumerate(steps.items()):
-        step = JobContext(name, context.day, context.settings, context.run_id, context.dry_run, context.options)
+        step = JobContext(
+            name, context.day, context.settings, context.run_id, context.dry_run, context.options
+        )
         done = _load(module, function)(step, spark)
         total.rows_in = done.rows_in if number == 0 else total.rows_in
         total.rows_out = done.rows_out
         total.rows_refused += done.rows_refused
         total.rows_dropped += done.rows_dropped
         total.tables |= done.tables
-        rows = {"in": done.rows_in, "out": done.rows_out, "refused": done.rows_refused, "dropped": done.rows_dropped}
+        rows = {
+            "in": done.rows_in,
+            "out": done.rows_out,
+            "refused": done.rows_refused,
+            "dropped": done.rows_dropped,
+        }
         total.notes[name] = {"rows": rows, **done.notes}
         total.steps |= {f"{name}.{step_name}": seconds for step_name, seconds in done.steps.items()}
     return total
@@ -108,42 +119,54 @@ def _open(context: JobContext) -> "SparkSession":
 
 
 def _add_source_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", choices=tuple(SOURCES), help="deliver the raw tables from here first; without it they are there")
+    parser.add_argument(
+        "--source",
+        choices=tuple(SOURCES),
+        help="deliver the raw tables from here first; without it they are there",
+    )
 
 
 def _add_docs_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--readme", type=Path, default=Path("etl/README.md"), help="file that holds the table pages")
+    parser.add_argument(
+        "--readme", type=Path, default=Path("etl/README.md"), help="file that holds the table pages"
+    )
 
 
 def _add_digest_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tables", nargs="*", choices=tuple(TABLES), metavar="TABLE", help="tables to digest; all if none")
+    parser.add_argument(
+        "--tables", nargs="*", choices=tuple(TABLES), metavar="TABLE", help="tables to digest; all if none"
+    )
 
 
 JOBS: dict[str, Job] = {
     **{
-        name: Job(f"{reads} -> raw_actions, raw_pois, raw_profiles, raw_impressions, ranking_requests", run_one(module, function))
+        name: Job(
+            f"{reads} -> raw_actions, raw_pois, raw_profiles, raw_impressions, ranking_requests",
+            run_one(module, function),
+        )
         for name, (module, function, reads) in SOURCES.items()
     },
     "poi_index": Job(
-        "raw_pois -> poi_index, blocks, categories: every POI gets a block and an inner id, append-only; runs strictly "
-        "forward, a rerun of the last day gives the same ids",
+        "raw_pois -> poi_index, blocks, categories: every POI gets a block and an inner id, append-only; "
+        "runs strictly forward, a rerun of the last day gives the same ids",
         run_one(*NIGHT_STEPS["poi_index"]),
     ),
     "clean_actions": Job(
-        "raw_actions + poi_index -> cleaned_actions, user_places, quarantined_rows: rows in = accepted + quarantined + "
-        "exact duplicates dropped, or the job fails (exit code 3); reasons are in conf/rules.py",
+        "raw_actions + poi_index -> cleaned_actions, user_places, quarantined_rows: rows in = accepted + "
+        "quarantined + exact duplicates dropped, or the job fails (exit code 3); reasons: conf/rules.py",
         run_one(*NIGHT_STEPS["clean_actions"]),
     ),
     "action_sequences": Job(
-        "cleaned_actions + user_places -> action_sequences: the history of every user active on the day, its richness "
-        "and pattern",
+        "cleaned_actions + user_places -> action_sequences: the history of every user active on the day, "
+        "its richness and pattern",
         run_one(*NIGHT_STEPS["action_sequences"]),
     ),
     "pretrain_samples": Job(
-        "action_sequences -> pretrain_samples: windows in train, val and test by time", run_one(*SAMPLE_STEPS["pretrain_samples"])
+        "action_sequences -> pretrain_samples: windows in train, val and test by time",
+        run_one(*SAMPLE_STEPS["pretrain_samples"]),
     ),
     "ranking_samples": Job(
-        "raw_impressions + cleaned_actions -> ranking_samples: requests with the history strictly before them",
+        "raw_impressions + cleaned_actions -> ranking_samples: requests with the history before each",
         run_one(*SAMPLE_STEPS["ranking_samples"]),
     ),
     "preference_pairs": Job(
@@ -152,11 +175,21 @@ JOBS: dict[str, Job] = {
     ),
     "night": Job(
         "a source (--source, optional), then poi_index, clean_actions, action_sequences in one Spark session",
-        run_night, _add_source_option,
+        run_night,
+        _add_source_option,
     ),
     "samples": Job("pretrain_samples, ranking_samples, preference_pairs in one Spark session", run_samples),
-    "docs": Job("conf/tables.py and conf/rules.py -> the table pages of etl/README.md", run_docs, _add_docs_options, needs_day=False),
-    "digest": Job("prints a digest of every table's rows of the day: equal digests, equal tables", run_digest, _add_digest_options),
+    "docs": Job(
+        "conf/tables.py and conf/rules.py -> the table pages of etl/README.md",
+        run_docs,
+        _add_docs_options,
+        needs_day=False,
+    ),
+    "digest": Job(
+        "prints a digest of every table's rows of the day: equal digests, equal tables",
+        run_digest,
+        _add_digest_options,
+    ),
 }
 
 

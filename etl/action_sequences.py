@@ -1,8 +1,9 @@
-"""Table `action_sequences`: the history of every user active on the day, as parallel arrays (design section 2).
+"""Table `action_sequences`: histories of the users active on the day, as parallel arrays (design 2).
 
-In: `cleaned_actions` up to the day, `user_places` and `raw_profiles` as of the day. Out: one row per user active on the
-day with the last actions, oldest first, the richness of their POIs and the pattern local, travel or mixed. Cost: the
-histories of the users of the day, nobody else's. Run: python -m etl action_sequences --day D.
+In: `cleaned_actions` up to the day, `user_places` and `raw_profiles` as of the day. Out: one row per user
+active on the day with the last actions, oldest first, the richness of their POIs and the pattern local,
+travel or mixed. Cost: the histories of the users of the day, nobody else's. Run: python -m etl
+action_sequences --day D.
 """
 
 from pyspark.sql import Column, DataFrame, Window
@@ -31,7 +32,12 @@ VISIT_FIELDS = {
 
 
 def build_action_sequences(
-    actions: DataFrame, places: DataFrame, profiles: DataFrame, *, index_version: int, settings: SequenceSettings
+    actions: DataFrame,
+    places: DataFrame,
+    profiles: DataFrame,
+    *,
+    index_version: int,
+    settings: SequenceSettings,
 ) -> DataFrame:
     """Builds the sequences.
 
@@ -56,8 +62,10 @@ def build_action_sequences(
     )
     is_travels = F.transform(
         "visits",
-        lambda visit: spacetime.distance_km(visit["poi_lon"], visit["poi_lat"], F.col("near_lon"), F.col("near_lat"))
-        > settings.travel_km,
+        lambda visit: (
+            spacetime.distance_km(visit["poi_lon"], visit["poi_lat"], F.col("near_lon"), F.col("near_lat"))
+            > settings.travel_km
+        ),
     )
     arrays = {name: F.col(f"visits.{field}") for name, field in VISIT_FIELDS.items()}
     return (
@@ -78,7 +86,7 @@ def build_action_sequences(
 
 
 def pattern_of(is_travels: Column, *, mixed_share: float) -> Column:
-    """Names the pattern of a sequence by its share of travel: local, travel, or mixed if both kinds are frequent."""
+    """Names the pattern of a sequence: local, travel, or mixed if both kinds are frequent."""
     share = F.size(F.filter(is_travels, lambda is_travel: is_travel)) / F.size(is_travels)
     return F.when(share < mixed_share, "local").when(share > 1 - mixed_share, "travel").otherwise("mixed")
 
@@ -93,9 +101,9 @@ def build_profile_ids(profiles: DataFrame) -> DataFrame:
 def _keep_last(actions: DataFrame, *, max_actions: int) -> DataFrame:
     """Keeps the last actions of each user and adds `num_actions` (all of them) and `from_lon`, `from_lat`.
 
-    The user's place is the delivered one, else the place of the previous action's POI, never the action's own; NaN
-    for a first action without place. One window, newest first, serves all three, and so nothing is collected that is
-    not kept.
+    The user's place is the delivered one, else the place of the previous action's POI, never the action's
+    own; NaN for a first action without place. One window, newest first, serves all three, and so nothing is
+    collected that is not kept.
     """
     newest_first = Window.partitionBy("user_id").orderBy(F.desc("action_ts_ms"), F.desc("action_id"))
     columns = {"newness": F.row_number().over(newest_first)}
@@ -111,7 +119,11 @@ def _collect(last: DataFrame) -> DataFrame:
 
     Grouping by user and POI first gives the visits per POI for the entropy; both steps run on one shuffle.
     """
-    fields = ("action_ts_ms", "action_id", *(field for field in VISIT_FIELDS.values() if field != "action_ts_ms"))
+    fields = (
+        "action_ts_ms",
+        "action_id",
+        *(field for field in VISIT_FIELDS.values() if field != "action_ts_ms"),
+    )
     by_poi = last.groupBy("user_id", "poi_id").agg(
         F.collect_list(F.struct(*fields)).alias("poi_visits"),
         F.count_if("is_interest").alias("num_interest"),
@@ -129,10 +141,12 @@ def _collect(last: DataFrame) -> DataFrame:
 def _richness(visits: Column) -> Column:
     """Returns exp(Shannon entropy) of the visits per POI; 0 without any.
 
-    exp(ln n - sum(c ln c) / n). The sum runs over whole numbers (units of 1e-9), so that the order in which groups
-    arrive cannot move its last digit.
+    exp(ln n - sum(c ln c) / n). The sum runs over whole numbers (units of 1e-9), so that the order in which
+    groups arrive cannot move its last digit.
     """
-    logs = F.when(visits > 0, F.round(visits * F.log(visits) * 1e9).cast("bigint")).otherwise(F.lit(0).cast("bigint"))
+    logs = F.when(visits > 0, F.round(visits * F.log(visits) * 1e9).cast("bigint")).otherwise(
+        F.lit(0).cast("bigint")
+    )
     total = F.sum(visits)
     entropy = F.log(F.nullif(total, F.lit(0))) - F.sum(logs) / F.lit(1e9) / F.nullif(total, F.lit(0))
     return F.coalesce(F.exp(entropy), F.lit(0.0))

@@ -1,7 +1,7 @@
 """Table `categories`: leaf categories with append-only ids and the taxonomy's verdict.
 
-In: accepted POIs of the day (with `leaf` and `category_path`) and the categories known before. Out: the new rows.
-Part of job `poi_index`.
+In: accepted POIs of the day (with `leaf` and `category_path`) and the categories known before. Out: the new
+rows. Part of job `poi_index`.
 """
 
 from datetime import date
@@ -14,7 +14,7 @@ from conf.taxonomy import LEVEL_SEPARATOR, Taxonomy
 
 
 def leaf_category(category: Column, category_path: Column) -> Column:
-    """Returns the leaf: the category as delivered, else the last level of its path; null if there is neither."""
+    """Returns the leaf: the category as delivered, else the last level of its path, else null."""
     last_level = F.element_at(F.split(category_path, LEVEL_SEPARATOR), -1)
     return F.coalesce(F.nullif(F.trim(category), F.lit("")), F.nullif(F.trim(last_level), F.lit("")))
 
@@ -33,8 +33,8 @@ def build_categories(
         taxonomy: says which categories are of interest.
 
     Returns:
-        Rows of the contract. Ids follow the alphabet within a day; a leaf delivered with several paths keeps the
-        most frequent one, then the first by alphabet.
+        Rows of the contract. Ids follow the alphabet within a day; a leaf delivered with several paths keeps
+        the most frequent one, then the first by alphabet.
     """
     new = (
         pois.where("leaf IS NOT NULL")
@@ -57,7 +57,9 @@ def build_categories(
 
 def is_of_interest(leaf: Column, category_path: Column, taxonomy: Taxonomy) -> Column:
     """Decides a category as `Taxonomy.resolve` does, in columns."""
-    verdicts = F.create_map(*chain.from_iterable((F.lit(name), F.lit(kind)) for name, kind in taxonomy.names.items()))
+    verdicts = F.create_map(
+        *chain.from_iterable((F.lit(name), F.lit(kind)) for name, kind in taxonomy.names.items())
+    )
     levels = F.concat(F.array(leaf), F.reverse(F.split(category_path, LEVEL_SEPARATOR)))
     by_level = F.transform(levels, lambda level: F.element_at(verdicts, F.trim(F.lower(level))))
     by_name = F.get(F.filter(by_level, lambda verdict: verdict.isNotNull()), F.lit(0))

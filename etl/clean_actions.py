@@ -1,8 +1,9 @@
-"""Table `cleaned_actions`: accepted actions with their slot of the index; refused ones go to `quarantined_rows`.
+"""Table `cleaned_actions`: accepted actions with their slot of the index; others are quarantined.
 
-In: `raw_actions` of the day, the slots of `poi_index`, actions accepted on the days before. Out: the day's rows
-judged (accepted, refused, dropped), from which the accepted and the quarantined rows and one count of all are made:
-rows in = accepted + quarantined + exact duplicates dropped. Run: python -m etl clean_actions --day D.
+In: `raw_actions` of the day, the slots of `poi_index`, actions accepted on the days before. Out: the day's
+rows judged (accepted, refused, dropped), from which the accepted and the quarantined rows and one count of
+all are made: rows in = accepted + quarantined + exact duplicates dropped. Run: python -m etl clean_actions
+--day D.
 """
 
 from datetime import UTC, date, datetime, timedelta
@@ -21,7 +22,7 @@ PAYLOAD_COLUMNS = tuple(name for name in RAW_ACTIONS.column_names if name != "da
 SWAPPED_USER_FAR_KM = 1000.0
 """A user's place is taken for swapped only if it is farther than this from the POI as given ..."""
 SWAPPED_USER_NEAR_KM = 100.0
-"""... and nearer than this the other way round. People do search POIs of far cities; few of them mirrored ones."""
+"""... and nearer than this the other way round. People search POIs of far cities, hardly of mirrored ones."""
 MAX_TZ_OFFSET_MIN = 840
 SLOT_FIELDS = ("index_version", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id")
 SAME_ACTION = ("user_id", "action_ts_ms", "poi_id", "action_type_id", "user_lon", "user_lat", "tz_offset_min")
@@ -41,8 +42,8 @@ def judge_actions(
         settings: bounds of what is accepted.
 
     Returns:
-        The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, and for accepted rows the
-        columns of the contract but `is_interest`; raw values that were mended are under `clean_*` names.
+        The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, and for accepted rows
+        the columns of the contract but `is_interest`; raw values that were mended are under `clean_*` names.
     """
     placed = _with_slot(raw, slots)
     checked = with_reason(placed, _row_rules(), _refusals(day=day, settings=settings))
@@ -68,7 +69,9 @@ def keep_accepted(judged: DataFrame) -> DataFrame:
     )
 
 
-def with_interest(accepted: DataFrame, categories: DataFrame, places: DataFrame, *, at_place_km: float) -> DataFrame:
+def with_interest(
+    accepted: DataFrame, categories: DataFrame, places: DataFrame, *, at_place_km: float
+) -> DataFrame:
     """Adds `is_interest`: taste by the category, and not at the user's own home or work (paper 3.1, t_i).
 
     Args:
@@ -81,7 +84,10 @@ def with_interest(accepted: DataFrame, categories: DataFrame, places: DataFrame,
     own = places.select("user_id", "home_lon", "home_lat", "work_lon", "work_lat")
     poi = (F.col("poi_lon"), F.col("poi_lat"))
     is_own = [
-        F.coalesce(spacetime.distance_km(*poi, F.col(f"{name}_lon"), F.col(f"{name}_lat")) <= at_place_km, F.lit(False))
+        F.coalesce(
+            spacetime.distance_km(*poi, F.col(f"{name}_lon"), F.col(f"{name}_lat")) <= at_place_km,
+            F.lit(False),
+        )
         for name in ("home", "work")
     ]
     is_interest = F.coalesce("by_category", F.lit(True)) & ~is_own[0] & ~is_own[1]
@@ -100,7 +106,7 @@ def _row_rules():
 
 
 def _with_slot(raw: DataFrame, slots: DataFrame) -> DataFrame:
-    """Adds `slot`: the POI's slot live on the day of the action, else the one nearest in time; null if unknown."""
+    """Adds `slot`: the POI's slot live on the day of the action, else the nearest in time, else null."""
     fields = F.struct("valid_from", "valid_to", *SLOT_FIELDS)
     by_poi = slots.groupBy("poi_id").agg(F.collect_list(fields).alias("slots"))
     when = spacetime.event_date(F.col("action_ts_ms"))
@@ -117,7 +123,9 @@ def _with_slot(raw: DataFrame, slots: DataFrame) -> DataFrame:
 
 
 def _refusals(*, day: date, settings: CleanSettings) -> dict[str, Column]:
-    user_lon, user_lat, poi_lon, poi_lat = (F.col(name) for name in ("user_lon", "user_lat", "poi_lon", "poi_lat"))
+    user_lon, user_lat, poi_lon, poi_lat = (
+        F.col(name) for name in ("user_lon", "user_lat", "poi_lon", "poi_lat")
+    )
     at = (F.col("slot.poi_lon"), F.col("slot.poi_lat"))
     shift = settings.max_poi_shift_km
     poi_seems_swapped = (_km(poi_lon, poi_lat, *at) > shift) & (_km(poi_lat, poi_lon, *at) <= shift)
@@ -130,7 +138,9 @@ def _refusals(*, day: date, settings: CleanSettings) -> dict[str, Column]:
         "missing_user": is_blank(F.col("user_id")),
         "missing_poi": is_blank(F.col("poi_id")),
         "missing_time": F.col("action_ts_ms").isNull(),
-        "text_too_long": is_too_long(("action_id", "user_id", "poi_id", "action_type"), settings.max_text_length),
+        "text_too_long": is_too_long(
+            ("action_id", "user_id", "poi_id", "action_type"), settings.max_text_length
+        ),
         "unknown_action_type": ~F.coalesce(F.col("action_type").isin(*ACTION_TYPES), F.lit(False)),
         **_time_refusals(day=day, settings=settings),
         "poi_place_swapped": has_poi_place & (_is_swapped_range(poi_lon, poi_lat) | poi_seems_swapped),
@@ -179,7 +189,9 @@ def _with_repairs(checked: DataFrame, *, settings: CleanSettings) -> DataFrame:
             "clean_tz_offset_min": F.when(tz_in_range, tz).otherwise(derived_tz),
             "action_type_id": (F.array_position(types, F.col("action_type")) - 1).cast("int"),
             "repairs": codes,
-            "clean_action_id": F.when(is_blank(F.col("action_id")), F.sha2(content, 256)).otherwise(F.col("action_id")),
+            "clean_action_id": F.when(is_blank(F.col("action_id")), F.sha2(content, 256)).otherwise(
+                F.col("action_id")
+            ),
         }
     )
 
@@ -187,8 +199,8 @@ def _with_repairs(checked: DataFrame, *, settings: CleanSettings) -> DataFrame:
 def _with_duplicates(mended: DataFrame, known: DataFrame) -> DataFrame:
     """Adds `status`, and the reason of rows whose id belongs to another action.
 
-    The first row of an id by time, then content, stands for it, unless an earlier day has accepted one. Rows that
-    equal it are dropped, others refused.
+    The first row of an id by time, then content, stands for it, unless an earlier day has accepted one. Rows
+    that equal it are dropped, others refused.
     """
     is_good = F.col("reason").isNull()
     content = F.xxhash64(*PAYLOAD_COLUMNS)
@@ -199,15 +211,23 @@ def _with_duplicates(mended: DataFrame, known: DataFrame) -> DataFrame:
     )
     ranked = (
         mended.withColumn("content_hash", content)
-        .withColumns({"first_hash": F.first("content_hash").over(same_id), "nth": F.row_number().over(same_id)})
+        .withColumns(
+            {"first_hash": F.first("content_hash").over(same_id), "nth": F.row_number().over(same_id)}
+        )
         .join(kept, "clean_action_id", "left")
     )
-    mine = {"user_lon": "clean_user_lon", "user_lat": "clean_user_lat", "tz_offset_min": "clean_tz_offset_min"}
+    mine = {
+        "user_lon": "clean_user_lon",
+        "user_lat": "clean_user_lat",
+        "tz_offset_min": "clean_tz_offset_min",
+    }
     equals_kept = F.lit(True)
     for name in SAME_ACTION:
         equals_kept &= F.col(mine.get(name, name)).eqNullSafe(F.col(f"kept.{name}"))
     was_kept = F.col("kept").isNotNull()
-    is_repeat = F.when(was_kept, equals_kept).otherwise((F.col("nth") > 1) & (F.col("content_hash") == F.col("first_hash")))
+    is_repeat = F.when(was_kept, equals_kept).otherwise(
+        (F.col("nth") > 1) & (F.col("content_hash") == F.col("first_hash"))
+    )
     is_conflict = F.when(was_kept, ~equals_kept).otherwise(F.col("content_hash") != F.col("first_hash"))
     rule = next(rule for rule in rules_of("raw_actions", "refuse") if rule.code == "duplicate_id")
     status = F.when(~is_good | is_conflict, "refused").when(is_repeat, "dropped").otherwise("accepted")

@@ -1,7 +1,7 @@
-"""The jobs of a night: poi_index, clean_actions, action_sequences. Reads their inputs, calls the builders, writes.
+"""The jobs of a night: poi_index, clean_actions, action_sequences; they read, call the builders, write.
 
-Thin ends around the pure builders of the table files. What is written depends on the inputs, the day and the settings
-alone, so a rerun of a day gives the same tables. Counts are taken in one aggregation per job.
+Thin ends around the pure builders of the table files. What is written depends on the inputs, the day and the
+settings alone, so a rerun of a day gives the same tables. Counts are taken in one aggregation per job.
 """
 
 import logging
@@ -22,6 +22,7 @@ from etl import action_sequences, categories, clean_actions, poi_index, storage,
 from etl.refusal import to_quarantine
 
 LOGGER = logging.getLogger(__name__)
+A_SOURCE = "SOURCE (synthetic, checkins, tsmc, getnext or actions)"
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Night:
                 what=f"table {name}",
                 where=storage.table_location(self.root, name),
                 needed_by=f"Job {self.context.job}",
-                remedy=f"Make it with: python -m etl {made_by} --day {self.context.day}, or check storage.root.",
+                remedy=f"Run: python -m etl {made_by} --day {self.context.day} (or check storage.root).",
             )
         return storage.read_table(self.spark, self.root, name)
 
@@ -59,18 +60,20 @@ class Night:
             if self.context.dry_run:
                 frame.write.format("noop").mode("overwrite").save()
                 return
+            run = self.context
             self.summary.tables[name] = storage.replace_day(
-                frame, name, self.root, where=where, **self._commit()
+                frame, name, self.root, day=run.day, run_id=run.run_id, job=run.job, where=where
             )
 
     def merge(self, frame: DataFrame, name: str, *, delete_where: str) -> None:
-        """Merges the changed rows and deletes what an earlier run of the day had added, unless the run is dry."""
+        """Merges changed rows and deletes what an earlier run of the day had added, unless the run is dry."""
         with self.step(f"write_{name}"):
             if self.context.dry_run:
                 frame.write.format("noop").mode("overwrite").save()
                 return
+            run = self.context
             self.summary.tables[name] = storage.merge_rows(
-                frame, name, self.root, delete_where=delete_where, **self._commit()
+                frame, name, self.root, day=run.day, run_id=run.run_id, job=run.job, delete_where=delete_where
             )
 
     def quarantine(self, refused: DataFrame, *, source_table: str, columns: tuple[str, ...]) -> None:
@@ -98,26 +101,35 @@ class Night:
         """
         with self.step("count"):
             rows = counted.collect()
-        by_status = {status: sum(r["count"] for r in rows if r["status"] == status) for status in ("accepted", "refused", "dropped")}
-        found = {"rows_in": rows_in, "rows_out": by_status["accepted"], "rows_refused": by_status["refused"],
-                 "rows_dropped": by_status["dropped"]}
+        by_status = {
+            status: sum(r["count"] for r in rows if r["status"] == status)
+            for status in ("accepted", "refused", "dropped")
+        }
+        found = {
+            "rows_in": rows_in,
+            "rows_out": by_status["accepted"],
+            "rows_refused": by_status["refused"],
+            "rows_dropped": by_status["dropped"],
+        }
         for name, value in found.items():
             setattr(self.summary, name, value)
         if rows_in != sum(by_status.values()):
             raise RowsLostError(table=table, day=str(self.context.day), **found)
-        return {r["reason"]: r["count"] for r in sorted(rows, key=lambda r: (-r["count"], str(r["reason"]))) if r["reason"]}
-
-    def _commit(self) -> dict[str, object]:
-        return {"day": self.context.day, "run_id": self.context.run_id, "job": self.context.job}
+        return {
+            r["reason"]: r["count"]
+            for r in sorted(rows, key=lambda r: (-r["count"], str(r["reason"])))
+            if r["reason"]
+        }
 
 
 def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
-    """Indexes the POIs delivered on the day: `raw_pois` -> `categories`, `blocks`, `poi_index`, `quarantined_rows`."""
+    """Indexes the POIs of the day: `raw_pois` -> `categories`, `blocks`, `poi_index`, `quarantined_rows`."""
     night, day, settings = Night(context, spark), context.day, context.settings
     version = settings.index.version
-    raw = night.read("raw_pois", made_by="SOURCE (synthetic, checkins, tsmc, getnext or actions)").where(F.col("day") == day)
+    raw = night.read("raw_pois", made_by=A_SOURCE).where(F.col("day") == day)
     index, blocks, known = (
-        night.read_or_empty(name).where(F.col("index_version") == version) for name in ("poi_index", "blocks", "categories")
+        night.read_or_empty(name).where(F.col("index_version") == version)
+        for name in ("poi_index", "blocks", "categories")
     )
     _check_order(index, day)
     judged = poi_index.judge_pois(raw, max_text_length=settings.clean.max_text_length).persist()
@@ -126,7 +138,12 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     known = known.where(F.col("first_day") < day)
     pois = _describe_pois(judged.where("status = 'accepted'"))
     new_categories = categories.build_categories(
-        pois, known, day=day, index_version=version, first_id=_next_id(known, "category_id", 1), taxonomy=load_taxonomy()
+        pois,
+        known,
+        day=day,
+        index_version=version,
+        first_id=_next_id(known, "category_id", 1),
+        taxonomy=load_taxonomy(),
     ).persist()
     all_categories = known.unionByName(new_categories).select("category_id", F.col("category").alias("leaf"))
     pois = pois.join(F.broadcast(all_categories), "leaf", "left").fillna(0, ["category_id"])
@@ -137,7 +154,11 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
         pois, before, day=day, moved_km=settings.index.moved_km, cell_km=settings.index.cell_km
     ).persist()
     new_blocks = poi_index.build_blocks(
-        compared, known_blocks, day=day, index_version=version, first_id=_next_id(known_blocks, "block_id", 0),
+        compared,
+        known_blocks,
+        day=day,
+        index_version=version,
+        first_id=_next_id(known_blocks, "block_id", 0),
         cell_km=settings.index.cell_km,
     ).persist()
     slots = poi_index.build_poi_index(
@@ -146,7 +167,9 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     with night.step("build"):
         night.summary.notes |= _check_capacity(slots, day, settings.index.max_inner)
 
-    night.quarantine(judged.where("status = 'refused'"), source_table="raw_pois", columns=poi_index.PAYLOAD_COLUMNS)
+    night.quarantine(
+        judged.where("status = 'refused'"), source_table="raw_pois", columns=poi_index.PAYLOAD_COLUMNS
+    )
     of_day = f"target.first_day = DATE'{day}' AND target.index_version = {version}"
     night.merge(new_categories, "categories", delete_where=of_day)
     night.merge(new_blocks, "blocks", delete_where=of_day)
@@ -157,9 +180,9 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def clean_day(context: JobContext, spark: SparkSession) -> JobSummary:
-    """Cleans the actions delivered on the day: `raw_actions` -> `cleaned_actions`, `user_places`, `quarantined_rows`."""
+    """Cleans the day: `raw_actions` -> `cleaned_actions`, `user_places`, `quarantined_rows`."""
     night, day, settings = Night(context, spark), context.day, context.settings
-    raw = night.read("raw_actions", made_by="SOURCE (synthetic, checkins, tsmc, getnext or actions)").where(F.col("day") == day)
+    raw = night.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
     of_version = F.col("index_version") == settings.index.version
     slots = night.read("poi_index", made_by="poi_index").where(of_version)
     known_categories = night.read("categories", made_by="poi_index").where(of_version)
@@ -179,7 +202,9 @@ def clean_day(context: JobContext, spark: SparkSession) -> JobSummary:
     cleaned = clean_actions.with_interest(
         accepted, known_categories, places, at_place_km=settings.places.at_place_m / 1000
     )
-    night.quarantine(judged.where("status = 'refused'"), source_table="raw_actions", columns=clean_actions.PAYLOAD_COLUMNS)
+    night.quarantine(
+        judged.where("status = 'refused'"), source_table="raw_actions", columns=clean_actions.PAYLOAD_COLUMNS
+    )
     night.replace(places, "user_places")
     night.replace(cleaned, "cleaned_actions")
     night.summary.notes |= {"reasons": reasons}
@@ -203,7 +228,11 @@ def sequence_day(context: JobContext, spark: SparkSession) -> JobSummary:
         settings=settings.sequences,
     ).persist()
     with night.step("build"):
-        counted = sequences.groupBy("pattern").agg(F.count("*").alias("n"), F.sum("seq_len").alias("actions")).collect()
+        counted = (
+            sequences.groupBy("pattern")
+            .agg(F.count("*").alias("n"), F.sum("seq_len").alias("actions"))
+            .collect()
+        )
     night.replace(sequences, "action_sequences")
     night.summary.rows_in = sum(row["actions"] for row in counted)
     night.summary.rows_out = sum(row["n"] for row in counted)
@@ -230,7 +259,7 @@ def _check_capacity(slots: DataFrame, day: date, max_inner: int) -> dict[str, ob
     is_new = F.col("indexed_day") == day
     row = slots.agg(
         F.count_if(is_new).alias("new_slots"),
-        F.count_if((F.col("closed_day") == day)).alias("ended_slots"),
+        F.count_if(F.col("closed_day") == day).alias("ended_slots"),
         F.max(F.when(is_new, F.struct("inner_id", "block_id"))).alias("fullest"),
     ).first()
     assert row is not None

@@ -1,8 +1,9 @@
-"""Tables `poi_index` and `blocks`: every POI gets a block and an inner id, once and for ever (design section 3).
+"""Tables `poi_index` and `blocks`: every POI gets a block and an inner id, for ever (design section 3).
 
-In: `raw_pois` of the day and the index as it stood before the day. Out: the rows that the day adds or changes. New
-POIs are appended in order of first sight, then along Hilbert's curve, then by `poi_id`; so ids depend on the history of
-the catalogue alone. A moved POI gets a new slot, a slot is never reused. Run: python -m etl poi_index --day D.
+In: `raw_pois` of the day and the index as it stood before the day. Out: the rows that the day adds or
+changes. New POIs are appended in order of first sight, then along Hilbert's curve, then by `poi_id`; so ids
+depend on the history of the catalogue alone. A moved POI gets a new slot, a slot is never reused. Run: python
+-m etl poi_index --day D.
 """
 
 from datetime import date
@@ -23,8 +24,8 @@ TEXT_SEPARATOR = ". "
 def judge_pois(raw: DataFrame, *, max_text_length: int) -> DataFrame:
     """Adds `reason`, `detail` and `status` (accepted, refused, dropped) to the day's POI rows.
 
-    Of several good rows of one POI the first by total order is accepted, a closing before all others; the rest is
-    dropped and counted.
+    Of several good rows of one POI the first by total order is accepted, a closing before all others; the
+    rest is dropped and counted.
     """
     lon, lat = F.col("poi_lon"), F.col("poi_lat")
     conditions = {
@@ -53,7 +54,9 @@ def state_before(index: DataFrame, *, day: date) -> DataFrame:
     )
 
 
-def compare_with_index(pois: DataFrame, before: DataFrame, *, day: date, moved_km: float, cell_km: float) -> DataFrame:
+def compare_with_index(
+    pois: DataFrame, before: DataFrame, *, day: date, moved_km: float, cell_km: float
+) -> DataFrame:
     """Puts every accepted POI beside its last slot and says what the day does to it.
 
     Args:
@@ -64,14 +67,16 @@ def compare_with_index(pois: DataFrame, before: DataFrame, *, day: date, moved_k
         cell_km: side of a grid cell.
 
     Returns:
-        The POIs plus `slot` (struct, null if there is none), `is_new_slot`, `is_ended`, `is_updated`, `slot_from`
-        (first day of the new slot), `cell_x`, `cell_y` and `hilbert`.
+        The POIs plus `slot` (struct, null if there is none), `is_new_slot`, `is_ended`, `is_updated`,
+        `slot_from` (first day of the new slot), `cell_x`, `cell_y` and `hilbert`.
     """
     delivered = pois.select("poi_id").distinct()
     last = F.max_by(F.struct(*SLOT_COLUMNS), F.struct("valid_from", "indexed_day")).alias("slot")
     slots = before.join(delivered, "poi_id", "left_semi").groupBy("poi_id").agg(last)
     cell = spacetime.grid_cell(F.col("poi_lon"), F.col("poi_lat"), cell_km=cell_km)
-    far = spacetime.distance_km(F.col("poi_lon"), F.col("poi_lat"), F.col("slot.poi_lon"), F.col("slot.poi_lat"))
+    far = spacetime.distance_km(
+        F.col("poi_lon"), F.col("poi_lat"), F.col("slot.poi_lon"), F.col("slot.poi_lat")
+    )
     is_closed = F.coalesce("is_closed", F.lit(False))
     is_live = F.col("slot").isNotNull() & F.col("slot.valid_to").isNull()
     is_moved = is_live & ~is_closed & F.coalesce(far > moved_km, F.lit(False))
@@ -101,7 +106,8 @@ def build_blocks(
 ) -> DataFrame:
     """Builds the rows of blocks that get their first POI on the day.
 
-    Ids follow the day of the first POI, then the curve over the whole earth, so that near blocks get near ids.
+    Ids follow the day of the first POI, then the curve over the whole earth, so that near blocks get near
+    ids.
 
     Args:
         compared: result of `compare_with_index`.
@@ -118,7 +124,9 @@ def build_blocks(
         .agg(F.min("slot_from").alias("first_seen"))
     )
     lon, lat = spacetime.cell_center(F.col("cell_x"), F.col("cell_y"), cell_km=cell_km)
-    around = spacetime.hilbert_number((lon + 180) / 360, (lat + 90) / 180, order=spacetime.WORLD_HILBERT_ORDER)
+    around = spacetime.hilbert_number(
+        (lon + 180) / 360, (lat + 90) / 180, order=spacetime.WORLD_HILBERT_ORDER
+    )
     placed = new.withColumns({"center_lon": lon, "center_lat": lat, "around": around})
     # One task, but over the new blocks alone: 400 thousand at most, on the first night of a whole country.
     number = F.row_number().over(Window.orderBy("first_seen", "around", "cell_y", "cell_x"))
@@ -146,22 +154,26 @@ def build_poi_index(
         index_version: version of the index.
 
     Returns:
-        Rows of the contract: new slots, ended and updated ones, and slots that an earlier run of this day had ended
-        and this one has not. Inner ids may lie beyond the limit: the job checks.
+        Rows of the contract: new slots, ended and updated ones, and slots that an earlier run of this day had
+        ended and this one has not. Inner ids may lie beyond the limit: the job checks.
     """
     before = state_before(index, day=day)
     new = _new_slots(compared, before, blocks, day=day, index_version=index_version)
-    touched = compared.where("is_ended OR is_updated").select(_changed_slot(day).alias("slot")).select("slot.*")
+    touched = (
+        compared.where("is_ended OR is_updated").select(_changed_slot(day).alias("slot")).select("slot.*")
+    )
     changed = new.unionByName(touched)
     reopened = before.join(
-        index.where(F.col("closed_day") == F.lit(day)).select("poi_id", "valid_from"), ["poi_id", "valid_from"], "left_semi"
+        index.where(F.col("closed_day") == F.lit(day)).select("poi_id", "valid_from"),
+        ["poi_id", "valid_from"],
+        "left_semi",
     )
     restored = reopened.join(touched.select("poi_id", "valid_from"), ["poi_id", "valid_from"], "left_anti")
     return changed.unionByName(restored.withColumn("changed_day", F.lit(day)).select(*SLOT_COLUMNS))
 
 
 def poi_text() -> Column:
-    """Returns what a text encoder reads: name, category path, address, description, as far as they are there."""
+    """Returns what a text encoder reads: name, category path, address, description, if there."""
     parts = ("name", "category_path", "address", "description")
     return F.concat_ws(TEXT_SEPARATOR, *(F.nullif(F.trim(name), F.lit("")) for name in parts))
 
@@ -169,7 +181,9 @@ def poi_text() -> Column:
 def _new_slots(
     compared: DataFrame, before: DataFrame, blocks: DataFrame, *, day: date, index_version: int
 ) -> DataFrame:
-    fresh = compared.where("is_new_slot").join(blocks.select("cell_x", "cell_y", "block_id"), ["cell_x", "cell_y"])
+    fresh = compared.where("is_new_slot").join(
+        blocks.select("cell_x", "cell_y", "block_id"), ["cell_x", "cell_y"]
+    )
     used = before.groupBy("block_id").agg((F.max("inner_id") + 1).alias("num_used"))
     number = F.row_number().over(Window.partitionBy("block_id").orderBy("slot_from", "hilbert", "poi_id")) - 1
     is_closed = F.coalesce("is_closed", F.lit(False))

@@ -1,9 +1,9 @@
 """The gate: what a table holds against its contract, judged by Great Expectations, kept as Data Docs.
 
-In: the rows of one day at one version, a contract of `conf/tables.py`. Out: the failures, readable; none = passed. What
-needs more than one column (keys that occur twice, arrays of unequal length, vectors that are not of unit length) is
-first made a column, so that everything is judged in the one aggregation into which GX gathers its metrics. Row-level
-refusal is not here but in `etl/refusal.py`: GX does not return rows on Spark.
+In: the rows of one day at one version, a contract of `conf/tables.py`. Out: the failures, readable; none =
+passed. What needs more than one column (keys that occur twice, arrays of unequal length, vectors that are not
+of unit length) is first made a column, so that everything is judged in the one aggregation into which GX
+gathers its metrics. Row-level refusal is not here but in `etl/refusal.py`: GX does not return rows on Spark.
 """
 
 import logging
@@ -55,7 +55,7 @@ def gate(rows: DataFrame, name: str, docs_folder: str | Path) -> list[str]:
 
 
 def with_checked_columns(rows: DataFrame, contract: TableContract) -> DataFrame:
-    """Replaces arrays by what is checked of them: adds `key_repeats`, `lengths_differ`, `vector_length` where they apply."""
+    """Replaces arrays by what is checked of them: `lengths_differ`, `vector_length`; adds `key_repeats`."""
     checked: dict[str, SparkColumn] = {}
     if contract.key:
         # One shuffle by key; the counts of all rows are then one more column to aggregate.
@@ -64,14 +64,20 @@ def with_checked_columns(rows: DataFrame, contract: TableContract) -> DataFrame:
         pairs = [F.size(name) != F.size(group[0]) for group in contract.equal_lengths for name in group[1:]]
         checked[LENGTHS_DIFFER] = F.greatest(*(pair.cast("int") for pair in pairs)) == 1
     if "embedding" in contract.column_names:
-        squares = F.aggregate("embedding", F.lit(0.0), lambda total, x: total + x.cast("double") * x.cast("double"))
+        squares = F.aggregate(
+            "embedding", F.lit(0.0), lambda total, x: total + x.cast("double") * x.cast("double")
+        )
         checked[VECTOR_LENGTH] = F.sqrt(squares)
-    kept = [column.name for column in contract.columns if not column.is_array and not column.type.startswith("map<")]
+    kept = [
+        column.name
+        for column in contract.columns
+        if not column.is_array and not column.type.startswith("map<")
+    ]
     return rows.select(*kept, *(column.alias(name) for name, column in checked.items()))
 
 
 def build_expectations(contract: TableContract) -> list["Expectation"]:
-    """Derives the suite of a table from its contract: rows, key, nulls, bounds, closed lists, lengths, unit vectors."""
+    """Derives the suite from the contract: rows, key, nulls, bounds, closed lists, lengths, unit vectors."""
     from great_expectations import expectations as gxe
 
     expectations: list[Expectation] = [gxe.ExpectTableRowCountToBeBetween(min_value=1)]
@@ -82,10 +88,14 @@ def build_expectations(contract: TableContract) -> list["Expectation"]:
             expectations.append(gxe.ExpectColumnValuesToNotBeNull(column=column.name))
         if column.low is not None or column.high is not None:
             expectations.append(
-                gxe.ExpectColumnValuesToBeBetween(column=column.name, min_value=column.low, max_value=column.high)
+                gxe.ExpectColumnValuesToBeBetween(
+                    column=column.name, min_value=column.low, max_value=column.high
+                )
             )
         if column.allowed:
-            expectations.append(gxe.ExpectColumnValuesToBeInSet(column=column.name, value_set=list(column.allowed)))
+            expectations.append(
+                gxe.ExpectColumnValuesToBeInSet(column=column.name, value_set=list(column.allowed))
+            )
     if contract.key:
         expectations.append(gxe.ExpectColumnValuesToBeInSet(column=KEY_REPEATS, value_set=[False]))
     if contract.equal_lengths:
@@ -107,12 +117,20 @@ def _run(prepared: DataFrame, contract: TableContract, docs_folder: Path) -> "Ch
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
     store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs_folder.absolute())}
-    site = {"class_name": "SiteBuilder", "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"}, "store_backend": store}
-    context.add_data_docs_site(site_name=SITE, site_config=site)
+    site = {
+        "class_name": "SiteBuilder",
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "store_backend": store,
+    }
+    context.add_data_docs_site(site_name=SITE, site_config=site)  # type: ignore[arg-type]
     asset = context.data_sources.add_spark("delta").add_dataframe_asset(contract.name)
     batch = asset.add_batch_definition_whole_dataframe("rows_of_the_day")
-    suite = context.suites.add(gx.ExpectationSuite(name=contract.name, expectations=build_expectations(contract)))
-    validation = context.validation_definitions.add(gx.ValidationDefinition(name=contract.name, data=batch, suite=suite))
+    suite = context.suites.add(
+        gx.ExpectationSuite(name=contract.name, expectations=build_expectations(contract))
+    )
+    validation = context.validation_definitions.add(
+        gx.ValidationDefinition(name=contract.name, data=batch, suite=suite)
+    )
     checkpoint = gx.Checkpoint(
         name=contract.name,
         validation_definitions=[validation],
@@ -127,7 +145,9 @@ def _describe_failures(result: "CheckpointResult", name: str) -> list[str]:
     for validation in result.run_results.values():
         for outcome in validation.results:
             if not outcome.success:
-                failures.append(_describe(name, outcome.expectation_config, outcome.result, outcome.exception_info))
+                failures.append(
+                    _describe(name, outcome.expectation_config, outcome.result, outcome.exception_info)
+                )
     return failures
 
 
@@ -140,8 +160,14 @@ def _describe(name: str, config: object, found: dict[str, object], exception: di
     if column is None:
         return f"{name}: {found.get('observed_value')} rows, expected {_limits(kwargs)}"
     examples = list(_as_list(found.get("partial_unexpected_list")))[:MAX_EXAMPLES]
-    expected = {KEY_REPEATS: "keys to be unique", LENGTHS_DIFFER: "arrays of equal length"}.get(str(column), _limits(kwargs))
-    shown = f", for example {', '.join(map(str, examples))}" if examples and column not in (KEY_REPEATS, LENGTHS_DIFFER) else ""
+    expected = {KEY_REPEATS: "keys to be unique", LENGTHS_DIFFER: "arrays of equal length"}.get(
+        str(column), _limits(kwargs)
+    )
+    shown = (
+        f", for example {', '.join(map(str, examples))}"
+        if examples and column not in (KEY_REPEATS, LENGTHS_DIFFER)
+        else ""
+    )
     return f"{name}: {found.get('unexpected_count')} rows break column {column}: expected {expected}{shown}"
 
 

@@ -1,7 +1,7 @@
 """Rows that break a rule: the first matching reason, the offending value, and the quarantined row.
 
-In: a delivered frame and one condition per rule of `conf/rules.py`. Out: the frame with `reason` (null = fine) and
-`detail`, and rows in the shape of table `quarantined_rows`.
+In: a delivered frame and one condition per rule of `conf/rules.py`. Out: the frame with `reason` (null =
+fine) and `detail`, and rows in the shape of table `quarantined_rows`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,10 @@ def with_reason(frame: DataFrame, rules: Sequence[Rule], conditions: Mapping[str
 
 def describe_values(rule: Rule) -> Column:
     """Returns `column=value` for the columns of a rule, shortened."""
-    parts = [F.concat(F.lit(f"{name}="), F.coalesce(F.col(name).cast("string"), F.lit("null"))) for name in rule.columns]
+    parts = [
+        F.concat(F.lit(f"{name}="), F.coalesce(F.col(name).cast("string"), F.lit("null")))
+        for name in rule.columns
+    ]
     return F.substring(F.concat_ws(", ", *parts), 1, MAX_DETAIL)
 
 

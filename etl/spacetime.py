@@ -1,9 +1,10 @@
-"""Where and when, as column expressions: grid cell, Hilbert number, distance, local hour. One definition for all jobs.
+"""Where and when, as column expressions: grid cell, Hilbert number, distance, local hour. One for all.
 
-In and out: Spark columns. No Python runs per row. The grid (design section 3): rows are latitude bands of `cell_km`,
-stretched by less than half a cell over the whole meridian so that they end exactly at the poles; each row is cut into
-round(circumference at its middle / cell_km) columns, at least one. A point on a border belongs to the cell north and
-east of it; the north pole belongs to the last row, longitude 180 is longitude -180.
+In and out: Spark columns. No Python runs per row. The grid (design section 3): rows are latitude bands of
+`cell_km`, stretched by less than half a cell over the whole meridian so that they end exactly at the poles;
+each row is cut into round(circumference at its middle / cell_km) columns, at least one. A point on a border
+belongs to the cell north and east of it; the north pole belongs to the last row, longitude 180 is longitude
+-180.
 """
 
 import math
@@ -81,7 +82,10 @@ def hilbert_number(east: Column, north: Column, *, order: int = HILBERT_ORDER) -
         order: the square is cut into 2^order x 2^order small ones.
     """
     side = 2**order
-    x, y = (F.greatest(F.least(F.floor(part * side), F.lit(side - 1)), F.lit(0)).cast("int") for part in (east, north))
+    x, y = (
+        F.greatest(F.least(F.floor(part * side), F.lit(side - 1)), F.lit(0)).cast("int")
+        for part in (east, north)
+    )
     digits, following = (F.array(*map(F.lit, table)) for table in (_HILBERT_DIGIT, _HILBERT_NEXT))
 
     def descend(state: Column, level: Column) -> Column:

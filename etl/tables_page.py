@@ -1,6 +1,7 @@
 """Pages about every table and every cleansing rule, made from the contracts: python -m etl docs.
 
-In: `conf/tables.py`, `conf/rules.py`. Out: the part of etl/README.md below a marker; what stands above it is kept.
+In: `conf/tables.py`, `conf/rules.py`. Out: the part of etl/README.md below a marker; what stands above it is
+kept.
 """
 
 from pathlib import Path
@@ -10,7 +11,11 @@ from conf.rules import RULES
 from conf.tables import TABLES, Column, TableContract
 
 MARKER = "<!-- below this line: made by `python -m etl docs`, do not edit -->"
-WRITES = {"day": "the rows of a day are replaced", "merge": "rows are updated and added by key", "log": "rows are only added"}
+WRITES = {
+    "day": "the rows of a day are replaced",
+    "merge": "rows are updated and added by key",
+    "log": "rows are only added",
+}
 
 
 def write_page(readme: Path, *, check: bool = False) -> bool:
@@ -40,13 +45,21 @@ def render_page() -> str:
 
 
 def _render_table(contract: TableContract) -> str:
-    facts = [f"One row: {contract.grain}. Key: {_code(contract.key) or 'none, as delivered'}. Writing: {WRITES[contract.write]}."]
+    facts = [
+        f"One row: {contract.grain}. Key: {_code(contract.key) or 'none, as delivered'}.",
+        f"Writing: {WRITES[contract.write]}.",
+    ]
     if contract.partition_by:
         facts.append(f"Partitioned by {_code(contract.partition_by)}.")
     if contract.equal_lengths:
-        facts.append("Arrays beginning with " + ", ".join(f"`{group[0]}`" for group in contract.equal_lengths) + " are parallel.")
+        facts.append(
+            "Arrays beginning with "
+            + ", ".join(f"`{group[0]}`" for group in contract.equal_lengths)
+            + " are parallel."
+        )
     lines = "\n".join(_render_column(column) for column in contract.columns)
-    return f"### {contract.name}\n\n{' '.join(facts)}\n\n| column | type | values | meaning |\n|---|---|---|---|\n{lines}\n"
+    head = "| column | type | values | meaning |\n|---|---|---|---|"
+    return f"### {contract.name}\n\n{' '.join(facts)}\n\n{head}\n{lines}\n"
 
 
 def _render_column(column: Column) -> str:
@@ -66,9 +79,12 @@ def _values(column: Column) -> str:
 
 def _render_rules() -> str:
     lines = "\n".join(
-        f"| {rule.table} | `{rule.code}` | {rule.severity} | {_cell(rule.explanation)} | {_cell(rule.example)} |" for rule in RULES
+        f"| {rule.table} | `{rule.code}` | {rule.severity} | {_cell(rule.explanation)} | "
+        f"{_cell(rule.example)} |"
+        for rule in RULES
     )
-    return f"The first rule that matches gives the reason.\n\n| table | code | severity | meaning | example |\n|---|---|---|---|---|\n{lines}\n"
+    head = "| table | code | severity | meaning | example |\n|---|---|---|---|---|"
+    return f"The first rule that matches gives the reason.\n\n{head}\n{lines}\n"
 
 
 def _code(names: tuple[str, ...]) -> str:

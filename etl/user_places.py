@@ -1,9 +1,9 @@
-"""Table `user_places`: home and work of the users active on the day, inferred from their actions up to the day.
+"""Table `user_places`: home and work of the users active on the day, inferred from their actions.
 
-In: actions of those users, no older than the look-back, all accepted by the day. Out: one row per user; null where
-there is not enough evidence. Where a user was: at the POI for a check-in, at the user's own place for any other action
-(one can search from anywhere). Home is where most distinct nights speak for it, work where most workdays do, away
-from home; check-ins count if their category allows it. Part of job `clean_actions`.
+In: actions of those users, no older than the look-back, all accepted by the day. Out: one row per user; null
+where there is not enough evidence. Where a user was: at the POI for a check-in, at the user's own place for
+any other action (one can search from anywhere). Home is where most distinct nights speak for it, work where
+most workdays do, away from home; check-ins count if their category allows it. Part of job `clean_actions`.
 """
 
 from pyspark.sql import Column, DataFrame, Window
@@ -19,7 +19,12 @@ HALF_DAY_MIN = 720
 
 
 def build_user_places(
-    actions: DataFrame, users: DataFrame, categories: DataFrame, *, settings: PlacesSettings, taxonomy: Taxonomy
+    actions: DataFrame,
+    users: DataFrame,
+    categories: DataFrame,
+    *,
+    settings: PlacesSettings,
+    taxonomy: Taxonomy,
 ) -> DataFrame:
     """Builds the row of every user in `users`.
 
@@ -41,12 +46,18 @@ def build_user_places(
     by_work = Window.partitionBy("user_id").orderBy(
         F.asc("is_home"), F.desc("work_days"), F.desc("num_work"), F.asc("cell_y"), F.asc("cell_x")
     )
-    is_work = ~F.col("is_home") & (F.row_number().over(by_work) == 1) & (F.col("work_days") >= settings.min_days)
+    is_work = (
+        ~F.col("is_home") & (F.row_number().over(by_work) == 1) & (F.col("work_days") >= settings.min_days)
+    )
     chosen = cells.withColumn("is_home", is_home).withColumn("is_work", is_work)
     columns = [
         F.max(F.when(F.col(f"is_{kind}"), F.col(source))).alias(name)
         for kind in ("home", "work")
-        for source, name in ((f"{kind}_lon", f"{kind}_lon"), (f"{kind}_lat", f"{kind}_lat"), (f"{kind}_days", f"{kind}_days"))
+        for source, name in (
+            (f"{kind}_lon", f"{kind}_lon"),
+            (f"{kind}_lat", f"{kind}_lat"),
+            (f"{kind}_days", f"{kind}_days"),
+        )
     ]
     inferred = chosen.groupBy("user_id").agg(*columns)
     return users.join(inferred, "user_id", "left").fillna(0, ["home_days", "work_days"])
@@ -55,7 +66,7 @@ def build_user_places(
 def _with_evidence(
     actions: DataFrame, categories: DataFrame, settings: PlacesSettings, taxonomy: Taxonomy
 ) -> DataFrame:
-    """Keeps actions that speak for a home or a work place: adds where the user was, for what, on which day."""
+    """Keeps actions that speak for a home or a work place, with where, for what, on which day."""
     kinds = categories.select(
         "category_id",
         F.lower("category").isin(*taxonomy.home_names).alias("is_home_category"),
@@ -68,10 +79,14 @@ def _with_evidence(
     time, zone = F.col("action_ts_ms"), F.col("tz_offset_min")
     hour = spacetime.local_hour(time, zone)
     is_night = (hour >= settings.night_from_h) | (hour < settings.night_to_h)
-    is_workday = (spacetime.local_weekday(time, zone) <= FRIDAY) & (hour >= settings.work_from_h) & (
-        hour < settings.work_to_h
+    is_workday = (
+        (spacetime.local_weekday(time, zone) <= FRIDAY)
+        & (hour >= settings.work_from_h)
+        & (hour < settings.work_to_h)
     )
-    home_category, work_category = (F.coalesce(name, F.lit(False)) for name in ("is_home_category", "is_work_category"))
+    home_category, work_category = (
+        F.coalesce(name, F.lit(False)) for name in ("is_home_category", "is_work_category")
+    )
     # A night is one night before and after midnight: it is named by the day on which it began.
     night = spacetime.local_date(time, zone - HALF_DAY_MIN)
     for_home = F.when(is_checkin & known_category, home_category).otherwise(is_night)
@@ -90,7 +105,7 @@ def _with_evidence(
 
 
 def _evidence_by_cell(evidence: DataFrame, settings: PlacesSettings) -> DataFrame:
-    """Sums the evidence of each user by cell; the place is the exact median, which no order of rows can move."""
+    """Sums the evidence of each user by cell; the place is the exact median, whatever the order."""
     cell = spacetime.grid_cell(F.col("lon"), F.col("lat"), cell_km=settings.cell_m / 1000)
 
     def median(column: str, day: str) -> Column:

@@ -12,7 +12,11 @@ from conf.taxonomy import Verdict, load_taxonomy
     ("category", "path", "is_interest"),
     [
         ("Thai Restaurant", "Food > Thai Restaurant", True),
-        ("Gas Station / Garage", "Shop & Service > Gas Station / Garage", False),  # the leaf beats its top level
+        (
+            "Gas Station / Garage",
+            "Shop & Service > Gas Station / Garage",
+            False,
+        ),  # the leaf beats its top level
         ("Hotel", "Travel & Transport > Hotel", True),
         ("Bus Stop", "Travel & Transport > Bus Stop", False),
         ("Home (private)", "", False),

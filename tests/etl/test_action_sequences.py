@@ -16,8 +16,18 @@ VISITS = [("p1", 4.0), ("p2", 4.1), ("p1", 4.0), ("p3", 6.0), ("p1", 4.0)]
 
 def history(user="ann", **fields):
     return [
-        cleaned(**{"user_id": user, "action_id": f"{user}{n}", "poi_id": poi, "poi_lon": lon, "user_lon": None,
-                   "user_lat": None, "action_ts_ms": NOON_MS + n * HOUR_MS, **fields})
+        cleaned(
+            **{
+                "user_id": user,
+                "action_id": f"{user}{n}",
+                "poi_id": poi,
+                "poi_lon": lon,
+                "user_lon": None,
+                "user_lat": None,
+                "action_ts_ms": NOON_MS + n * HOUR_MS,
+                **fields,
+            }
+        )
         for n, (poi, lon) in enumerate(VISITS)
     ]
 
@@ -82,8 +92,14 @@ def test_travel_is_far_from_home_and_without_a_home_far_from_the_middle(spark):
 
 
 def test_patterns_by_share_of_travel(spark):
-    shares = [([False] * 10, "local"), ([True] * 10, "travel"), ([True] + [False] * 9, "mixed"), ([True] + [False] * 10, "local"),
-              ([False] + [True] * 9, "mixed"), ([False] + [True] * 10, "travel")]
+    shares = [
+        ([False] * 10, "local"),
+        ([True] * 10, "travel"),
+        ([True] + [False] * 9, "mixed"),
+        ([True] + [False] * 10, "local"),
+        ([False] + [True] * 9, "mixed"),
+        ([False] + [True] * 10, "travel"),
+    ]
     frame = spark.createDataFrame(shares, "travels array<boolean>, expected string")
 
     rows = frame.select(pattern_of(F.col("travels"), mixed_share=0.1).alias("found"), "expected").collect()
@@ -97,7 +113,9 @@ def test_profile_ids_are_of_the_latest_values_sorted_from_1(spark):
     other = {**profile, "attribute": "city", "value": "AMS"}
 
     def ids(*rows):
-        return [row["profile_ids"] for row in build_profile_ids(frame_of(spark, "raw_profiles", rows)).collect()]
+        return [
+            row["profile_ids"] for row in build_profile_ids(frame_of(spark, "raw_profiles", rows)).collect()
+        ]
 
     assert ids(profile, older) == ids(profile)
     assert ids(profile) != ids(older)

@@ -20,19 +20,32 @@ NAMES = [
 def test_columns_and_python_give_the_same_verdicts(spark):
     frame = spark.createDataFrame(NAMES, "leaf string, path string")
 
-    rows = frame.select("leaf", "path", is_of_interest(F.col("leaf"), F.col("path"), load_taxonomy()).alias("found")).collect()
+    rows = frame.select(
+        "leaf", "path", is_of_interest(F.col("leaf"), F.col("path"), load_taxonomy()).alias("found")
+    ).collect()
 
-    assert [r["found"] for r in rows] == [load_taxonomy().resolve(r["leaf"], r["path"]).is_interest for r in rows]
+    assert [r["found"] for r in rows] == [
+        load_taxonomy().resolve(r["leaf"], r["path"]).is_interest for r in rows
+    ]
 
 
 def test_new_categories_follow_the_alphabet_after_the_known_ones(spark):
     pois = spark.createDataFrame(
-        [("Zoo", "A > Zoo"), ("Bar", "B > Bar"), ("Bar", "C > Bar"), ("Bar", "C > Bar"), (None, None), ("Cafe", None)],
+        [
+            ("Zoo", "A > Zoo"),
+            ("Bar", "B > Bar"),
+            ("Bar", "C > Bar"),
+            ("Bar", "C > Bar"),
+            (None, None),
+            ("Cafe", None),
+        ],
         "leaf string, category_path string",
     )
     known = spark.createDataFrame([("Zoo",)], "category string")
 
-    rows = build_categories(pois, known, day=DAY, index_version=1, first_id=5, taxonomy=load_taxonomy()).collect()
+    rows = build_categories(
+        pois, known, day=DAY, index_version=1, first_id=5, taxonomy=load_taxonomy()
+    ).collect()
 
     assert [(r["category_id"], r["category"], r["category_path"]) for r in rows] == [
         (5, "Bar", "C > Bar"),  # the more frequent path
@@ -41,7 +54,10 @@ def test_new_categories_follow_the_alphabet_after_the_known_ones(spark):
 
 
 def test_the_leaf_is_the_category_else_the_end_of_the_path(spark):
-    frame = spark.createDataFrame([("Bar", "x > y", "Bar"), (" ", "x > y", "y"), (None, None, None)], "c string, p string, expected string")
+    frame = spark.createDataFrame(
+        [("Bar", "x > y", "Bar"), (" ", "x > y", "y"), (None, None, None)],
+        "c string, p string, expected string",
+    )
 
     rows = frame.select(leaf_category(F.col("c"), F.col("p")).alias("found"), "expected").collect()
 

@@ -12,9 +12,20 @@ from etl.clean_actions import judge_actions, keep_accepted, with_interest
 from etl.refusal import to_quarantine
 from tests.rows import DAY, HOUR_MS, NOON_MS, action, cleaned, frame_of
 
-SLOT = {"index_version": 1, "block_id": 0, "inner_id": 0, "poi_lon": 4.89, "poi_lat": 52.36, "category_id": 1,
-        "valid_from": date(2026, 1, 1), "indexed_day": date(2026, 1, 1), "name": "", "text": "", "changed_day": DAY,
-        "is_simulated": False}
+SLOT = {
+    "index_version": 1,
+    "block_id": 0,
+    "inner_id": 0,
+    "poi_lon": 4.89,
+    "poi_lat": 52.36,
+    "category_id": 1,
+    "valid_from": date(2026, 1, 1),
+    "indexed_day": date(2026, 1, 1),
+    "name": "",
+    "text": "",
+    "changed_day": DAY,
+    "is_simulated": False,
+}
 BAD = {
     "corrupt_record": {"corrupt_record": '{"user_id": "u1", "time', "user_id": None},
     "missing_user": {"user_id": "  "},
@@ -26,12 +37,15 @@ BAD = {
     "time_in_microseconds": {"action_ts_ms": NOON_MS * 1000},
     "time_in_future": {"action_ts_ms": NOON_MS + 13 * HOUR_MS},
     "time_too_early": {"action_ts_ms": NOON_MS // 2},
-    "poi_place_swapped": {"poi_lon": 52.36, "poi_lat": 4.89},  # in range, but at the catalogue's place the other way round
+    "poi_place_swapped": {
+        "poi_lon": 52.36,
+        "poi_lat": 4.89,
+    },  # in range, but at the catalogue's place the other way round
     "poi_place_out_of_range": {"poi_lon": 400.0, "poi_lat": 400.0},
     "poi_place_zero": {"poi_lon": 0.0, "poi_lat": 0.0},
     "unknown_poi": {"poi_id": "p404"},
     "user_place_swapped": {"user_lon": 52.37, "user_lat": 4.90},
-    "duplicate_id": {"action_id": "good", "action_type": "order"},
+    "duplicate_id": {"action_id": "good", "action_ts_ms": NOON_MS + 1},
 }
 MENDED = {
     "user_place_out_of_range": {"user_lat": 252.0},
@@ -50,7 +64,9 @@ def judged(spark):
     raw = frame_of(spark, "raw_actions", rows)
     # Four slots of one POI that moved: the one of the day of the action counts.
     later = {**SLOT, "poi_id": "p1", "valid_from": DAY + timedelta(days=9), "inner_id": 7}
-    slots = frame_of(spark, "poi_index", [{**SLOT, "poi_id": "p1", "valid_to": DAY + timedelta(days=9)}, later])
+    slots = frame_of(
+        spark, "poi_index", [{**SLOT, "poi_id": "p1", "valid_to": DAY + timedelta(days=9)}, later]
+    )
     known = frame_of(spark, "cleaned_actions", [])
     return judge_actions(raw, slots, known, day=DAY, settings=CleanSettings()).cache()
 
@@ -93,7 +109,9 @@ def test_refused_rows_keep_their_payload_and_equal_ones_are_numbered(spark):
     refused = frame_of(spark, "raw_actions", [action(user_id=None), action(user_id=None)])
     refused = refused.withColumns({"reason": F.lit("missing_user"), "detail": F.lit("user_id=null")})
 
-    rows = to_quarantine(refused, source_table="raw_actions", payload_columns=clean_actions.PAYLOAD_COLUMNS).collect()
+    rows = to_quarantine(
+        refused, source_table="raw_actions", payload_columns=clean_actions.PAYLOAD_COLUMNS
+    ).collect()
 
     assert sorted(row["duplicate_no"] for row in rows) == [0, 1]
     assert len({row["row_hash"] for row in rows}) == 1
@@ -101,20 +119,41 @@ def test_refused_rows_keep_their_payload_and_equal_ones_are_numbered(spark):
 
 
 def test_an_errand_is_a_functional_category_or_the_own_home_or_work(spark):
-    actions = frame_of(spark, "cleaned_actions", [
-        cleaned(action_id="cafe"),
-        cleaned(action_id="office", category_id=2, poi_lon=5.5),
-        cleaned(action_id="home", poi_lon=4.0, category_id=0),
-        cleaned(action_id="unknown category", category_id=0),
-        cleaned(action_id="cafe at another's home", user_id="bob", poi_lon=4.0),
-    ]).drop("is_interest", "day")
+    actions = frame_of(
+        spark,
+        "cleaned_actions",
+        [
+            cleaned(action_id="cafe"),
+            cleaned(action_id="office", category_id=2, poi_lon=5.5),
+            cleaned(action_id="home", poi_lon=4.0, category_id=0),
+            cleaned(action_id="unknown category", category_id=0),
+            cleaned(action_id="cafe at another's home", user_id="bob", poi_lon=4.0),
+        ],
+    ).drop("is_interest", "day")
     categories = spark.createDataFrame([(1, True), (2, False)], "category_id int, is_interest boolean")
-    places = frame_of(spark, "user_places", [{"day": DAY, "user_id": "ann", "home_lon": 4.0001, "home_lat": 52.36, "home_days": 5, "work_days": 0}])
+    places = frame_of(
+        spark,
+        "user_places",
+        [
+            {
+                "day": DAY,
+                "user_id": "ann",
+                "home_lon": 4.0001,
+                "home_lat": 52.36,
+                "home_days": 5,
+                "work_days": 0,
+            }
+        ],
+    )
 
     rows = with_interest(actions, categories, places, at_place_km=0.05).collect()
 
     assert {row["action_id"]: row["is_interest"] for row in rows} == {
-        "cafe": True, "office": False, "home": False, "unknown category": True, "cafe at another's home": True,
+        "cafe": True,
+        "office": False,
+        "home": False,
+        "unknown category": True,
+        "cafe at another's home": True,
     }
 
 

@@ -10,7 +10,14 @@ from etl.refusal import to_quarantine
 from etl.storage import spark_schema
 from tests.rows import DAY
 
-FORBIDDEN = ("PythonUDF", "BatchEvalPython", "ArrowEvalPython", "MapInPandas", "MapInArrow", "CartesianProduct")
+FORBIDDEN = (
+    "PythonUDF",
+    "BatchEvalPython",
+    "ArrowEvalPython",
+    "MapInPandas",
+    "MapInArrow",
+    "CartesianProduct",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +35,30 @@ def plans(spark):
     accepted = clean_actions.keep_accepted(judged)
     taxonomy = load_taxonomy()
     frames = {
-        "categories": categories.build_categories(pois, known, day=DAY, index_version=1, first_id=1, taxonomy=taxonomy),
-        "blocks": poi_index.build_blocks(compared, tables["blocks"], day=DAY, index_version=1, first_id=0, cell_km=5.0),
-        "poi_index": poi_index.build_poi_index(compared, tables["poi_index"], tables["blocks"], day=DAY, index_version=1),
-        "quarantined_rows": to_quarantine(judged, source_table="raw_actions", payload_columns=clean_actions.PAYLOAD_COLUMNS),
-        "cleaned_actions": clean_actions.with_interest(accepted, known, tables["user_places"], at_place_km=0.05),
+        "categories": categories.build_categories(
+            pois, known, day=DAY, index_version=1, first_id=1, taxonomy=taxonomy
+        ),
+        "blocks": poi_index.build_blocks(
+            compared, tables["blocks"], day=DAY, index_version=1, first_id=0, cell_km=5.0
+        ),
+        "poi_index": poi_index.build_poi_index(
+            compared, tables["poi_index"], tables["blocks"], day=DAY, index_version=1
+        ),
+        "quarantined_rows": to_quarantine(
+            judged, source_table="raw_actions", payload_columns=clean_actions.PAYLOAD_COLUMNS
+        ),
+        "cleaned_actions": clean_actions.with_interest(
+            accepted, known, tables["user_places"], at_place_km=0.05
+        ),
         "user_places": user_places.build_user_places(
             cleaned, cleaned.select("user_id").distinct(), known, settings=PlacesSettings(), taxonomy=taxonomy
         ),
         "action_sequences": action_sequences.build_action_sequences(
-            cleaned, tables["user_places"], tables["raw_profiles"], index_version=1, settings=SequenceSettings()
+            cleaned,
+            tables["user_places"],
+            tables["raw_profiles"],
+            index_version=1,
+            settings=SequenceSettings(),
         ),
     }
     # Adaptive execution would cut empty inputs away: the plan as first made is what is read.
@@ -45,7 +66,16 @@ def plans(spark):
 
 
 @pytest.mark.parametrize(
-    "table", ["categories", "blocks", "poi_index", "quarantined_rows", "cleaned_actions", "user_places", "action_sequences"]
+    "table",
+    [
+        "categories",
+        "blocks",
+        "poi_index",
+        "quarantined_rows",
+        "cleaned_actions",
+        "user_places",
+        "action_sequences",
+    ],
 )
 def test_no_python_and_no_cartesian_product(plans, table):
     assert not [word for word in FORBIDDEN if word in plans[table]]

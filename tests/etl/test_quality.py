@@ -23,7 +23,9 @@ def test_good_rows_pass_and_leave_a_page(spark, tmp_path):
 
 
 def test_each_defect_is_named_with_how_many_rows_have_it(spark, tmp_path):
-    rows = vectors(spark, [("ann", [0.6, 0.8]), ("ann", [0.6, 0.8]), ("bob", [1.0, 1.0]), ("eve", [float("nan"), 0.0])])
+    rows = vectors(
+        spark, [("ann", [0.6, 0.8]), ("ann", [0.6, 0.8]), ("bob", [1.0, 1.0]), ("eve", [float("nan"), 0.0])]
+    )
 
     failures = gate(rows, "user_embeddings", tmp_path)
 

@@ -3,6 +3,7 @@
 import math
 import random
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from pyspark.sql import functions as F
@@ -86,7 +87,7 @@ def test_the_curve_visits_every_square_once_and_only_steps_to_neighbours(spark):
     path = squares.select(number.alias("number"), "x", "y").orderBy("number").collect()
 
     assert [row["number"] for row in path] == list(range(side * side))
-    assert all(abs(a.x - b.x) + abs(a.y - b.y) == 1 for a, b in zip(path, path[1:], strict=False))
+    assert all(abs(a.x - b.x) + abs(a.y - b.y) == 1 for a, b in pairwise(path))
 
 
 def test_distances_agree_with_known_ones(spark):
@@ -123,7 +124,9 @@ def test_local_time_agrees_with_the_standard_library(spark):
 
 
 def test_a_missing_time_zone_is_the_nautical_one(spark):
-    frame = spark.createDataFrame([(-74.0, -300), (4.9, 0), (139.7, 540), (180.0, 720)], "lon double, expected int")
+    frame = spark.createDataFrame(
+        [(-74.0, -300), (4.9, 0), (139.7, 540), (180.0, 720)], "lon double, expected int"
+    )
 
     rows = frame.select(spacetime.tz_offset_from_longitude(F.col("lon")), "expected").collect()
 
@@ -132,7 +135,14 @@ def test_a_missing_time_zone_is_the_nautical_one(spark):
 
 def test_nothing_missing_or_out_of_range_is_on_earth(spark):
     frame = spark.createDataFrame(
-        [(0.0, 0.0, True), (180.0, -90.0, True), (181.0, 0.0, False), (0.0, 90.1, False), (None, 1.0, False), (float("nan"), 1.0, False)],
+        [
+            (0.0, 0.0, True),
+            (180.0, -90.0, True),
+            (181.0, 0.0, False),
+            (0.0, 90.1, False),
+            (None, 1.0, False),
+            (float("nan"), 1.0, False),
+        ],
         "lon double, lat double, expected boolean",
     )
 

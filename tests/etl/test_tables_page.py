@@ -19,14 +19,14 @@ def test_every_table_column_and_rule_has_a_line():
 
 def test_text_above_the_marker_is_kept_and_a_second_run_changes_nothing(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# ETL\n\nWritten by hand.\n\n{MARKER}\n\nold\n")
+    readme.write_text(f"# ETL\n\nWritten by hand.\n\n{MARKER}\n\nstale page\n")
 
     assert write_page(readme)
     assert not write_page(readme)
 
     text = readme.read_text()
     assert text.startswith(f"# ETL\n\nWritten by hand.\n\n{MARKER}\n")
-    assert "old" not in text
+    assert "stale page" not in text
 
 
 def test_a_missing_folder_is_named(tmp_path):

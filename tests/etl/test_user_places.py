@@ -19,9 +19,13 @@ def places(spark):
     for day in range(3):
         workday = FRIDAY_MS - day * DAY_MS
         rows += [
-            cleaned(user_id="ann", action_ts_ms=workday + 10 * HOUR_MS, user_lon=4.80, user_lat=52.30),  # 23 h local
+            cleaned(
+                user_id="ann", action_ts_ms=workday + 10 * HOUR_MS, user_lon=4.80, user_lat=52.30
+            ),  # 23 h local
             cleaned(user_id="ann", action_ts_ms=workday, user_lon=4.95, user_lat=52.40),  # 13 h local
-            cleaned(user_id="bar", action_ts_ms=workday + 10 * HOUR_MS, action_type_id=CHECKIN, category_id=1),
+            cleaned(
+                user_id="bar", action_ts_ms=workday + 10 * HOUR_MS, action_type_id=CHECKIN, category_id=1
+            ),
             cleaned(user_id="res", action_ts_ms=workday, action_type_id=CHECKIN, category_id=3, poi_lon=4.7),
         ]
     rows += [cleaned(user_id="new", action_ts_ms=FRIDAY_MS + 10 * HOUR_MS)]
