@@ -1,9 +1,9 @@
-"""The report of a release: one self-contained HTML file that says how the data, the model and the features look.
+"""The report of a release: one self-contained HTML page on how its data, model and features look.
 
 In: tables at the versions of the release, the training's metrics and evaluation, the audit record. Out:
-`{storage.artifacts}/reports/release-{id}.html`, which loads nothing from anywhere. An input that is not there leaves a
-note in its section; only a missing release is an error. The same inputs give the same bytes. Run it with
-`python -m models report --day D` (the last release of the day) or with `--release ID`.
+`{storage.artifacts}/reports/release-{id}.html`, which loads nothing from anywhere. An input that is not there
+leaves a note in its section; only a missing release is an error. The same inputs give the same bytes. Run it
+with `python -m models report --day D` (the last release of the day) or with `--release ID`.
 """
 
 import logging
@@ -54,9 +54,11 @@ def run_report(context: JobContext) -> JobSummary:
         path.write_text(report.html, encoding="utf-8")
         LOGGER.info("report of release %d: %s, %.1f MB", release.release_id, path, len(report.html) / 1e6)
     notes = {
-        "report": str(path), "release_id": release.release_id, "bytes": len(report.html.encode()),
+        "report": str(path),
+        "release_id": release.release_id,
+        "bytes": len(report.html.encode()),
         "empty_sections": report.empty_sections,
-    }  # fmt: skip
+    }
     return JobSummary(notes=notes, steps=report.seconds)
 
 

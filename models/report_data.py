@@ -1,17 +1,17 @@
 """The tables of one release as small Arrow tables and counts: what the report is made of.
 
-In: the table root and a day or release id. Out: a `Release`, and a `ReleaseTables` that reads every table at the Delta
-version that the release names (at the latest version where it names none), only the columns asked for, only the rows
-of its day or up to it. Nothing here knows HTML or plots.
+In: the table root and a day or release id. Out: a `Release`, and a `ReleaseTables` that reads every table at
+the Delta version that the release names (at the latest version where it names none), only the columns asked
+for, only the rows of its day or up to it. Nothing here knows HTML or plots.
 
-A section of the report whose input is not there is not an error of the release: `NothingToShowError` says why, and
-the section prints it.
+A section of the report whose input is not there is not an error of the release: `NothingToShowError` says
+why, and the section prints it.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from functools import cached_property
 
 import numpy as np
@@ -74,7 +74,7 @@ def load_releases(root: str) -> list[Release]:
         Release(
             release_id=row["release_id"],
             day=row["day"],
-            published=datetime.fromtimestamp(row["published_ts_ms"] / 1000, tz=timezone.utc),
+            published=datetime.fromtimestamp(row["published_ts_ms"] / 1000, tz=UTC),
             table_versions=dict(row["table_versions"]),
             model_version=row["model_version"],
             index_version=row["index_version"],
@@ -174,8 +174,10 @@ class ReleaseTables:
         """Counts the values of a column; 0 if the table has never been written."""
         return pc.count_distinct(self.scan(name, [column], where)[column]).as_py() if self.exists(name) else 0
 
-    def latest(self, name: str, key: str, columns: Sequence[str], where: ds.Expression | None = None) -> pd.DataFrame:
-        """Returns the last row per key as of the release's day, sorted by key: what readers of a feature table see.
+    def latest(
+        self, name: str, key: str, columns: Sequence[str], where: ds.Expression | None = None
+    ) -> pd.DataFrame:
+        """Returns the last row per key as of the release's day, by key: what readers of a feature table see.
 
         Args:
             name: a table written by day.
@@ -185,8 +187,14 @@ class ReleaseTables:
         """
         condition = self.until if where is None else self.until & where
         found = self.scan(name, ["day", key, *columns], condition)
-        rows = found.set_column(0, "day", found["day"].cast(pa.int32())).to_pandas()  # dates would be Python objects
-        return rows.sort_values([key, "day"], kind="stable").drop_duplicates(key, keep="last").reset_index(drop=True)
+        rows = found.set_column(
+            0, "day", found["day"].cast(pa.int32())
+        ).to_pandas()  # dates would be Python objects
+        return (
+            rows.sort_values([key, "day"], kind="stable")
+            .drop_duplicates(key, keep="last")
+            .reset_index(drop=True)
+        )
 
     def commit(self, name: str) -> Commit:
         """Returns the commit that made the version read, with the job and run that storage noted in it."""
@@ -210,7 +218,9 @@ class ReleaseTables:
             try:
                 table = open_table(self.root, name, version)
             except DeltaError as error:
-                raise NothingToShowError(f"Version {version} of table {name} can no longer be read: {error}") from error
+                raise NothingToShowError(
+                    f"Version {version} of table {name} can no longer be read: {error}"
+                ) from error
             if table is None:
                 raise NothingToShowError(f"Table {name} has not been written.")
             self._open[name] = table
@@ -224,11 +234,13 @@ def count_by(table: pa.Table, column: str) -> dict[str, int]:
     """Counts the rows per value, most frequent first, ties by name."""
     counted = table.group_by(column).aggregate([([], "count_all")]).to_pydict()
     pairs = zip(counted[column], counted["count_all"], strict=True)
-    return dict(sorted(((str(value), int(count)) for value, count in pairs), key=lambda pair: (-pair[1], pair[0])))
+    return dict(
+        sorted(((str(value), int(count)) for value, count in pairs), key=lambda pair: (-pair[1], pair[0]))
+    )
 
 
 def sample_keys(keys: np.ndarray, size: int) -> np.ndarray:
-    """Picks at most `size` keys by their hash: the same keys on every run and machine, whatever their order."""
+    """Picks at most `size` keys by their hash: the same on every run and machine, whatever their order."""
     if len(keys) <= size:
         return np.sort(keys)
     hashes = pd.util.hash_array(keys.astype(object), categorize=False)

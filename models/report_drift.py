@@ -24,16 +24,22 @@ COLORS = {"POI": SERIES[0], "user": SERIES[1]}
 MAX_COMPARED = 4000
 COSINE_LOW = 0.9
 PSI_SMALL, PSI_LARGE = 0.1, 0.25
-"""Customary bounds of the population stability index: below the first stable, above the second another population."""
+"""Customary bounds of the population stability index: stable below, another population above."""
 NUM_PSI_BINS = 10
 PSI_FLOOR = 1e-4
 """Share taken for an empty bin, so that the logarithm exists."""
 
 DRIFT = Topic(
     "drift",
-    "Drift since the release before",
-    sees="What changed for readers since the release before: rows, scores, and the vectors of the same POIs and users.",
-    alarm=f"A PSI above {PSI_LARGE}, a mean cosine below {COSINE_LOW} under one model version, or rows that vanish.",
+    "Drift",
+    sees=(
+        "What changed for readers since the release before: rows, scores, and the vectors of the same POIs "
+        "and users."
+    ),
+    alarm=(
+        f"A PSI above {PSI_LARGE}, a mean cosine below {COSINE_LOW} under one model version, or rows that "
+        "vanish."
+    ),
 )
 
 
@@ -50,34 +56,54 @@ def build_drift(tables: ReleaseTables, before: Release | None) -> Section:
                 notes.append(f"No {label} has a vector in both releases.")
                 continue
             mean = float(cosines.mean())
-            tiles.append(Tile(f"mean cosine, same {label}", format_figure(mean), f"{format_count(num_both)} in both",
-                              "good" if mean >= COSINE_LOW else "bad"))
-            svg = draw_histogram(np.clip(cosines, -1, 1), label="cosine of the vector now and before", unit=f"{label}s",
-                                 marks={}, color=COLORS[label], starts_at_data=True)  # fmt: skip
+            tiles.append(
+                Tile(
+                    f"mean cosine, same {label}",
+                    format_figure(mean),
+                    f"{format_count(num_both)} in both",
+                    "good" if mean >= COSINE_LOW else "bad",
+                )
+            )
+            svg = draw_histogram(
+                np.clip(cosines, -1, 1),
+                label="cosine of the vector now and before",
+                unit=f"{label}s",
+                marks={},
+                color=COLORS[label],
+                starts_at_data=True,
+            )
             figures.append(Figure(svg, f"Same {label} in both releases"))
     else:
         notes.append(
-            f"The model changed from {before.model_version} to {tables.release.model_version}: their vectors have no "
-            "common space, so cosines would be noise and are not shown. Readers switch both together."
+            f"The model changed from {before.model_version} to {tables.release.model_version}: their vectors "
+            "have no common space, so cosines would be noise and are not shown. Readers switch both together."
         )
     return Section(
         DRIFT,
-        tiles=tuple(tiles), figures=tuple(figures), tables=(_compare_rows(tables, earlier),), notes=tuple(notes),
-    )  # fmt: skip
+        tiles=tuple(tiles),
+        figures=tuple(figures),
+        tables=(_compare_rows(tables, earlier),),
+        notes=tuple(notes),
+    )
 
 
 def compute_psi(before: FloatArray, now: FloatArray) -> float:
     """Returns the population stability index of `now` over the deciles of `before`."""
     edges = np.unique(np.quantile(before, np.linspace(0, 1, NUM_PSI_BINS + 1)[1:-1]))
     old, new = (
-        np.maximum(np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1) / len(values), PSI_FLOOR)
+        np.maximum(
+            np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1) / len(values),
+            PSI_FLOOR,
+        )
         for values in (before, now)
     )
     return float(((new - old) * np.log(new / old)).sum())
 
 
-def compare_vectors(tables: ReleaseTables, earlier: ReleaseTables, name: str, key: str) -> tuple[FloatArray, int]:
-    """Returns cosines of the same entities now and before (a sample picked by hash) and how many are in both."""
+def compare_vectors(
+    tables: ReleaseTables, earlier: ReleaseTables, name: str, key: str
+) -> tuple[FloatArray, int]:
+    """Returns cosines of the same entities now and before (a sample by hash) and how many are in both."""
     keys, old_keys = (each.latest(name, key, [])[key].to_numpy() for each in (tables, earlier))
     both = np.intersect1d(keys, old_keys)
     if not len(both):
@@ -94,7 +120,12 @@ def _compare_scores(tables: ReleaseTables, earlier: ReleaseTables) -> Tile:
         return Tile("PSI of the scores", "-", str(missing))
     psi = compute_psi(then, now)
     tone = "good" if psi < PSI_SMALL else "warn" if psi < PSI_LARGE else "bad"
-    return Tile("PSI of the scores", format_figure(psi, 3), f"below {PSI_SMALL:g} stable, above {PSI_LARGE:g} another population", tone)
+    return Tile(
+        "PSI of the scores",
+        format_figure(psi, 3),
+        f"below {PSI_SMALL:g} stable, above {PSI_LARGE:g} another population",
+        tone,
+    )
 
 
 def _compare_rows(tables: ReleaseTables, earlier: ReleaseTables) -> TableView:

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from models.metrics import CalibrationBins, auc, calibration_bins
 from models.report_data import NothingToShowError, ReleaseTables, sample_keys
-from models.report_page import Figure, Section, TableView, Tile, Topic, format_count, format_figure, format_share
+from models.report_page import (
+    Figure,
+    Section,
+    TableView,
+    Tile,
+    Topic,
+    format_count,
+    format_figure,
+    format_share,
+)
 from models.report_plots import OTHER, SERIES, draw_histogram, draw_projection, draw_reliability
 from models.report_sequences import load_category_names
 
@@ -24,14 +33,19 @@ COLLAPSED = 0.9
 
 CALIBRATION = Topic(
     "calibration",
-    "Calibration of the scores",
-    sees="Whether a score of 0.3 is clicked three times in ten: predicted against observed, and how the scores spread.",
+    "Score calibration",
+    sees=(
+        "Whether a score of 0.3 is clicked three times in ten: predicted against observed, and how the "
+        "scores spread."
+    ),
     alarm="Dots far from the dashed line, or all scores in one spike: the probabilities mean nothing.",
 )
 EMBEDDINGS = Topic(
     "embeddings",
     "Embedding space",
-    sees="POI vectors on their two principal axes, coloured by category, users among them as hollow diamonds.",
+    sees=(
+        "POI vectors on their two principal axes, coloured by category, users among them as hollow diamonds."
+    ),
     alarm="One tight ball (collapsed vectors), or users in a region of their own that no POI reaches.",
 )
 
@@ -49,7 +63,7 @@ class Vectors:
         return self.matrix[mine], other.matrix[theirs]
 
 
-# --- calibration ------------------------------------------------------------------------------------------------------
+# --- calibration --------------------------------------------------------------------------------------------
 
 
 def load_scores(tables: ReleaseTables) -> pa.Table:
@@ -66,7 +80,11 @@ def join_labels(tables: ReleaseTables, scores: pa.Table) -> pa.Table:
         return scores.append_column("label", pa.nulls(scores.num_rows, pa.int32())).slice(0, 0)
     asked = ds.field("request_id").isin(scores["request_id"].unique())
     shown = tables.scan("raw_impressions", ["request_id", "poi_id", "label"], asked)
-    labels = shown.group_by(["request_id", "poi_id"]).aggregate([("label", "max")]).rename_columns({"label_max": "label"})
+    labels = (
+        shown.group_by(["request_id", "poi_id"])
+        .aggregate([("label", "max")])
+        .rename_columns({"label_max": "label"})
+    )
     return scores.join(labels, ["request_id", "poi_id"], join_type="inner").sort_by(
         [("request_id", "ascending"), ("poi_id", "ascending")]
     )
@@ -77,28 +95,54 @@ def build_calibration(tables: ReleaseTables) -> Section:
     scores = load_scores(tables)
     values = scores["score"].to_numpy().astype(np.float64)
     labelled = join_labels(tables, scores)
-    spread = Figure(draw_histogram(values, label="score", unit="candidates", marks={}, color=SERIES[3]), "All scores of the day")
+    spread = Figure(
+        draw_histogram(values, label="score", unit="candidates", marks={}, color=SERIES[3]),
+        "All scores of the day",
+    )
     tiles = [
-        Tile("scored candidates", format_count(len(values)), f"{format_count(len(scores['request_id'].unique()))} requests"),
+        Tile(
+            "scored candidates",
+            format_count(len(values)),
+            f"{format_count(len(scores['request_id'].unique()))} requests",
+        ),
         Tile("mean score", format_figure(float(values.mean()), 3)),
     ]
     if not labelled.num_rows:
-        note = "No impressions are known (yet) for the requests scored on this day, so there is nothing to hold the scores against."
+        note = (
+            "No impressions are known (yet) for the requests scored on this day, so there is nothing to "
+            "hold the scores against."
+        )
         return Section(CALIBRATION, tiles=tuple(tiles), figures=(spread,), notes=(note,))
-    predicted, clicked = labelled["score"].to_numpy().astype(np.float64), labelled["label"].to_numpy().astype(np.int64)
+    predicted, clicked = (
+        labelled["score"].to_numpy().astype(np.float64),
+        labelled["label"].to_numpy().astype(np.int64),
+    )
     bins = calibration_bins(predicted, clicked)
     tiles += [
-        Tile("click rate", format_figure(float(clicked.mean()), 3), f"of {format_count(len(clicked))} labelled candidates"),
+        Tile(
+            "click rate",
+            format_figure(float(clicked.mean()), 3),
+            f"of {format_count(len(clicked))} labelled candidates",
+        ),
         Tile("calibration error", format_figure(bins.expected_error), "mean gap, weighted by rows"),
-        Tile("AUC on these rows", format_figure(auc(predicted, clicked)), "serving view; the held-out figure is under Accuracy"),
+        Tile(
+            "AUC on these rows",
+            format_figure(auc(predicted, clicked)),
+            "serving view; the held-out figure is under Accuracy",
+        ),
     ]
     return Section(
         CALIBRATION,
         tiles=tuple(tiles),
-        figures=(Figure(draw_reliability(bins.predicted, bins.observed, bins.counts),
-                        "Reliability: dots grow with their rows, bars are 95 % intervals"), spread),
+        figures=(
+            Figure(
+                draw_reliability(bins.predicted, bins.observed, bins.counts),
+                "Reliability: dots grow with their rows, bars are 95 % intervals",
+            ),
+            spread,
+        ),
         tables=(_bins_table(bins),),
-    )  # fmt: skip
+    )
 
 
 def _bins_table(bins: CalibrationBins) -> TableView:
@@ -108,10 +152,12 @@ def _bins_table(bins: CalibrationBins) -> TableView:
             zip(bins.predicted, bins.observed, bins.counts, strict=True), start=1
         )
     )
-    return TableView("Bins of about equally many rows", ("bin", "predicted", "observed", "rows"), rows, text_columns=())
+    return TableView(
+        "Bins of about equally many rows", ("bin", "predicted", "observed", "rows"), rows, text_columns=()
+    )
 
 
-# --- projection -------------------------------------------------------------------------------------------------------
+# --- projection ---------------------------------------------------------------------------------------------
 
 
 def load_vectors(tables: ReleaseTables, name: str, key: str, *, size: int) -> Vectors:
@@ -138,32 +184,53 @@ def build_projection(tables: ReleaseTables) -> Section:
         raise NothingToShowError(f"Only {len(pois.keys)} POIs have a vector; a projection needs three.")
     center = pois.matrix.mean(axis=0)
     _, strengths, axes = np.linalg.svd(pois.matrix - center, full_matrices=False)
-    axes = axes[:2] * np.sign(axes[:2][np.arange(2), np.abs(axes[:2]).argmax(axis=1)])[:, None]  # SVD leaves the sign open
+    axes = (
+        axes[:2] * np.sign(axes[:2][np.arange(2), np.abs(axes[:2]).argmax(axis=1)])[:, None]
+    )  # SVD leaves the sign open
     shares = strengths**2 / max(float((strengths**2).sum()), 1e-12)
     names = _group_names(tables, pois.keys)
     common = _most_common(names)
     colors = dict(zip(common, SERIES, strict=False))
     likeness = mean_cosine(pois.matrix)
     agreement, chance = neighbour_agreement(pois.matrix, names)
-    svg = draw_projection((pois.matrix - center) @ axes.T, [colors.get(name, OTHER) for name in names],
-                          (users.matrix - center) @ axes.T, (float(shares[0]), float(shares[1])))
+    svg = draw_projection(
+        (pois.matrix - center) @ axes.T,
+        [colors.get(name, OTHER) for name in names],
+        (users.matrix - center) @ axes.T,
+        (float(shares[0]), float(shares[1])),
+    )
     legend = (*colors.items(), *((("others", OTHER),) if len(common) < len(set(names)) else ()))
     return Section(
         EMBEDDINGS,
         tiles=(
-            Tile("vectors", format_count(len(pois.keys)), f"POIs and {format_count(len(users.keys))} users drawn, picked by hash"),
+            Tile(
+                "vectors",
+                format_count(len(pois.keys)),
+                f"POIs and {format_count(len(users.keys))} users drawn, picked by hash",
+            ),
             Tile("dimensions", str(pois.matrix.shape[1]), f"{effective_rank(strengths):.0f} in effect"),
-            Tile("mean cosine of two POIs", format_figure(likeness, 3), "1 = collapsed", "bad" if likeness > COLLAPSED else ""),
-            Tile("nearest POI alike", format_share(agreement, 1.0), f"same category; {format_share(chance, 1.0)} by chance"),
+            Tile(
+                "mean cosine of two POIs",
+                format_figure(likeness, 3),
+                "1 = collapsed",
+                "bad" if likeness > COLLAPSED else "",
+            ),
+            Tile(
+                "nearest POI alike",
+                format_share(agreement, 1.0),
+                f"same category; {format_share(chance, 1.0)} by chance",
+            ),
         ),
         figures=(Figure(svg, "Principal axes of the POI vectors", tuple(legend), is_wide=True),),
-    )  # fmt: skip
+    )
 
 
 def mean_cosine(matrix: FloatArray) -> float:
     """Returns the mean cosine of all pairs of different unit vectors."""
     count = len(matrix)
-    return float((np.square(matrix.sum(axis=0)).sum() - np.square(matrix).sum()) / max(count * (count - 1), 1))
+    return float(
+        (np.square(matrix.sum(axis=0)).sum() - np.square(matrix).sum()) / max(count * (count - 1), 1)
+    )
 
 
 def effective_rank(strengths: FloatArray) -> float:
@@ -188,9 +255,13 @@ def neighbour_agreement(matrix: FloatArray, names: list[str]) -> tuple[float, fl
 
 def _group_names(tables: ReleaseTables, poi_ids: np.ndarray) -> list[str]:
     """Top category of each POI; its block where the release knows no categories."""
-    where = (ds.field("index_version") == tables.release.index_version) & ds.field("poi_id").isin(pa.array(poi_ids))
+    where = (ds.field("index_version") == tables.release.index_version) & ds.field("poi_id").isin(
+        pa.array(poi_ids)
+    )
     slots = tables.scan("poi_index", ["poi_id", "block_id", "category_id", "valid_from"], where).to_pandas()
-    slots = slots.sort_values(["poi_id", "valid_from"]).drop_duplicates("poi_id", keep="last").set_index("poi_id")
+    slots = (
+        slots.sort_values(["poi_id", "valid_from"]).drop_duplicates("poi_id", keep="last").set_index("poi_id")
+    )
     slots = slots.reindex(poi_ids)
     names = load_category_names(tables, top_level=True)
     if not names:

@@ -1,10 +1,11 @@
 """Where the delivered rows went: the first section of the report.
 
-In: the tables of a release. Out: a `Funnel` for the release's day and one for everything up to it, and the section.
+In: the tables of a release. Out: a `Funnel` for the release's day and one for everything up to it, and the
+section.
 
-The accepted and the refused are counted in their tables. Exact duplicates are in no table, so they are counted anew from
-what was delivered: ids (contents, for rows without an id) that occur more often than they were refused, less one of
-each. What then still is missing is unexplained, and has to be 0.
+The accepted and the refused are counted in their tables. Exact duplicates are in no table, so they are
+counted anew from what was delivered: ids (contents, for rows without an id) that occur more often than they
+were refused, less one of each. What then still is missing is unexplained, and has to be 0.
 """
 
 import json
@@ -20,19 +21,43 @@ from numpy.typing import NDArray
 from conf.rules import RULES
 from conf.tables import TABLES
 from models.report_data import ReleaseTables, count_by
-from models.report_page import Bar, BarList, Section, TableView, Tile, Topic, format_count, format_share, list_counts
+from models.report_page import (
+    Bar,
+    BarList,
+    Section,
+    TableView,
+    Tile,
+    Topic,
+    format_count,
+    format_share,
+    list_counts,
+)
 
 Hashes = NDArray[np.uint64]
 ACTIONS = "raw_actions"
-ARROW_TYPES = {"string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_()}
+ARROW_TYPES = {
+    "string": pa.string(),
+    "bigint": pa.int64(),
+    "int": pa.int32(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+}
 CONTENT_SCHEMA = pa.schema(
     [(column.name, ARROW_TYPES[column.type]) for column in TABLES[ACTIONS].columns if column.name != "day"]
 )
 CONTENT = CONTENT_SCHEMA.names
+SAMPLES = {
+    "pretrain_samples": "pre-training windows",
+    "ranking_samples": "ranking requests",
+    "preference_pairs": "preference pairs",
+}
 FUNNEL = Topic(
     "funnel",
     "Funnel of rows",
-    sees="Every delivered action ends as accepted, quarantined with a reason, or dropped as an exact duplicate.",
+    sees=(
+        "Every delivered action ends as accepted, quarantined with a reason, or dropped as an exact "
+        "duplicate."
+    ),
     alarm="Any unexplained row, or a quarantined share several times that of the days before.",
 )
 
@@ -99,17 +124,30 @@ def build_funnel(tables: ReleaseTables) -> Section:
         (reason, explained.get(reason, ""), format_count(today.refused.get(reason, 0)), format_count(count))
         for reason, count in until.refused.items()
     )
-    elsewhere = count_by(
-        tables.scan("quarantined_rows", ["source_table"], tables.until), "source_table"
-    ) if tables.exists("quarantined_rows") else {}
+    elsewhere = (
+        count_by(tables.scan("quarantined_rows", ["source_table"], tables.until), "source_table")
+        if tables.exists("quarantined_rows")
+        else {}
+    )
     others = {name: count for name, count in elsewhere.items() if name != ACTIONS}
     return Section(
         FUNNEL,
         tiles=(
-            Tile("delivered", format_count(today.delivered), f"{format_count(until.delivered)} since the first day"),
-            Tile("accepted", format_count(today.accepted), f"{format_share(today.accepted, today.delivered)} of the day"),
-            Tile("quarantined", format_count(today.num_refused),
-                 f"{format_share(today.num_refused, today.delivered)} of the day"),
+            Tile(
+                "delivered",
+                format_count(today.delivered),
+                f"{format_count(until.delivered)} since the first day",
+            ),
+            Tile(
+                "accepted",
+                format_count(today.accepted),
+                f"{format_share(today.accepted, today.delivered)} of the day",
+            ),
+            Tile(
+                "quarantined",
+                format_count(today.num_refused),
+                f"{format_share(today.num_refused, today.delivered)} of the day",
+            ),
             Tile("exact duplicates", format_count(today.duplicates), "dropped"),
             _unexplained(today, until),
         ),
@@ -119,9 +157,20 @@ def build_funnel(tables: ReleaseTables) -> Section:
         ),
         tables=(
             _balance(today, until),
-            TableView("Reasons", ("reason", "what it means", "this day", "up to it"), reasons, text_columns=(0, 1)),
-            *((TableView("Rows of other tables in quarantine, up to the day", ("table", "rows"),
-                         tuple((name, format_count(count)) for name, count in others.items())),) if others else ()),
+            TableView(
+                "Reasons", ("reason", "what it means", "this day", "up to it"), reasons, text_columns=(0, 1)
+            ),
+            *(
+                (
+                    TableView(
+                        "Rows of other tables in quarantine, up to the day",
+                        ("table", "rows"),
+                        tuple((name, format_count(count)) for name, count in others.items()),
+                    ),
+                )
+                if others
+                else ()
+            ),
         ),
     )
 
@@ -148,25 +197,33 @@ def _flow_bars(tables: ReleaseTables, until: Funnel) -> BarList:
     """How far the rows go on: actions, then users with a history, then samples of the last training day."""
     steps = [("actions delivered", until.delivered), ("actions accepted", until.accepted)]
     if tables.exists("cleaned_actions"):
-        steps.append(("of these of interest", tables.count("cleaned_actions", tables.until & ds.field("is_interest"))))
-    steps.append(("users with a sequence", tables.count_distinct("action_sequences", "user_id", tables.until)))
-    for name, label in (
-        ("pretrain_samples", "pre-training windows"), ("ranking_samples", "ranking requests"), ("preference_pairs", "preference pairs"),
-    ):
-        steps.append(_count_samples(tables, name, label))
+        steps.append(
+            ("of these of interest", tables.count("cleaned_actions", tables.until & ds.field("is_interest")))
+        )
+    steps.append(
+        ("users with a sequence", tables.count_distinct("action_sequences", "user_id", tables.until))
+    )
     largest = max(count for _, count in steps) or 1
-    bars = tuple(Bar(label, format_count(count), count / largest) for label, count in steps)
-    return BarList("From rows to samples, up to the day", bars)
+    bars = [Bar(label, format_count(count), count / largest) for label, count in steps]
+    for name, label in SAMPLES.items():
+        count, last = _count_samples(tables, name)
+        bars.append(
+            Bar(
+                f"{label}, {last}" if last else label,
+                format_count(count) if last else "none yet",
+                count / largest,
+            )
+        )
+    return BarList("From rows to samples, up to the day; samples of the last training day", tuple(bars))
 
 
-def _count_samples(tables: ReleaseTables, name: str, label: str) -> tuple[str, int]:
-    if not tables.exists(name):
-        return f"{label} (none yet)", 0
-    days = tables.scan(name, ["day"], tables.until)["day"]
+def _count_samples(tables: ReleaseTables, name: str) -> tuple[int, str]:
+    """Counts the samples of the last day until the release's on which any were made, and names the day."""
+    days = tables.scan(name, ["day"], tables.until)["day"] if tables.exists(name) else []
     if not len(days):
-        return f"{label} (none yet)", 0
+        return 0, ""
     last = pc.max(days)
-    return f"{label} (as of {last.as_py()})", int(pc.sum(pc.equal(days, last)).as_py())
+    return int(pc.sum(pc.equal(days, last)).as_py()), str(last.as_py())
 
 
 def _scan_refused(tables: ReleaseTables) -> pa.Table:
@@ -180,7 +237,9 @@ def _scan_refused(tables: ReleaseTables) -> pa.Table:
 def _hash_delivered(tables: ReleaseTables, where: ds.Expression) -> Hashes:
     """Hashes what makes each delivered action one and the same: its id, or its content if it has none."""
     has_id = pc.utf8_trim(pc.coalesce(ds.field("action_id"), pa.scalar("")), characters=" ") != ""
-    named = [_hash_rows(batch, ["action_id"]) for batch in tables.batches(ACTIONS, ["action_id"], where & has_id)]
+    named = [
+        _hash_rows(batch, ["action_id"]) for batch in tables.batches(ACTIONS, ["action_id"], where & has_id)
+    ]
     nameless = [_hash_rows(batch, CONTENT) for batch in tables.batches(ACTIONS, CONTENT, where & ~has_id)]
     return np.concatenate([np.zeros(0, np.uint64), *named, *nameless])
 
@@ -196,11 +255,15 @@ def _hash_payloads(payloads: list[str]) -> Hashes:
 
 
 def _hash_rows(rows: pa.RecordBatch | pa.Table, columns: list[str]) -> Hashes:
-    """Hashes each row to 64 bits, every value as text: the same content has one hash whatever else is in the batch."""
+    """Hashes each row to 64 bits, every value as text: its hash does not depend on the rest of the batch."""
     if not rows.num_rows:
         return np.zeros(0, np.uint64)
     texts = {
-        name: rows[name].cast(CONTENT_SCHEMA.field(name).type).cast(pa.string()).fill_null("\0").to_numpy(zero_copy_only=False)
+        name: rows[name]
+        .cast(CONTENT_SCHEMA.field(name).type)
+        .cast(pa.string())
+        .fill_null("\0")
+        .to_numpy(zero_copy_only=False)
         for name in columns
     }
     return pd.util.hash_pandas_object(pd.DataFrame(texts), index=False, categorize=False).to_numpy()

@@ -7,6 +7,7 @@ import json
 import os
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -17,8 +18,13 @@ from models.report_page import Section, TableView, Tile, Topic, format_count
 LINEAGE = Topic(
     "lineage",
     "Lineage and audit",
-    sees="The exact version of every table behind this release, the run that wrote it, and what the audit counted.",
-    alarm="A failed check, a feature table that is not pinned, or more than one run behind one table of a day.",
+    sees=(
+        "The exact version of every table behind this release, the run that wrote it, and what the audit "
+        "counted."
+    ),
+    alarm=(
+        "A failed check, a feature table that is not pinned, or more than one run behind one table of a day."
+    ),
 )
 
 
@@ -46,17 +52,35 @@ def build_lineage(tables: ReleaseTables, *, artifacts: Path, page: Path) -> Sect
         tiles=(
             Tile("run", release.run_id, "published the release"),
             Tile("data day", str(tables.day), f"published {release.published:%Y-%m-%d %H:%M} UTC"),
-            Tile("audit", "passed" if is_good else "failed" if audit else "unknown",
-                 f"{len(checks)} checks across tables", "good" if is_good else "bad" if audit else "warn"),
+            Tile(
+                "audit",
+                "passed" if is_good else "failed" if audit else "unknown",
+                f"{len(checks)} checks across tables",
+                "good" if is_good else "bad" if audit else "warn",
+            ),
             Tile("pinned tables", str(len(release.table_versions)), f"of {len(versions.rows)} that exist"),
         ),
-        tables=(versions, *((TableView("Checks across tables, 0 allowed", ("table", "what must not be", "found"), rows, (0, 1)),) if rows else ())),
+        tables=(
+            versions,
+            *(
+                (
+                    TableView(
+                        "Checks across tables, 0 allowed",
+                        ("table", "what must not be", "found"),
+                        rows,
+                        (0, 1),
+                    ),
+                )
+                if rows
+                else ()
+            ),
+        ),
         notes=tuple(notes),
         links=tuple(_find_docs(audit, artifacts, page)),
-    )  # fmt: skip
+    )
 
 
-def load_audit(artifacts: Path, day: date) -> dict[str, list]:
+def load_audit(artifacts: Path, day: date) -> dict[str, Any]:
     """Reads the audit record of a day; empty if there is none."""
     path = artifacts / "audits" / f"{day}.json"
     try:
@@ -66,7 +90,8 @@ def load_audit(artifacts: Path, day: date) -> dict[str, list]:
 
 
 def _version_table(tables: ReleaseTables) -> TableView:
-    rows, strong = [], []
+    rows: list[tuple[str, ...]] = []
+    strong: list[int] = []
     for name in known_tables():
         if not tables.exists(name):
             continue
@@ -79,13 +104,23 @@ def _version_table(tables: ReleaseTables) -> TableView:
         version = str(commit.version) if commit.is_pinned else f"{commit.version} (latest)"
         rows.append((name, version, commit.job, commit.day, runs or "-"))
     header = ("table", "Delta version", "written by", "for day", "run")
-    return TableView("Tables as read for this report; only the versions that are not marked latest are pinned by the release",
-                     header, tuple(rows), (0, 2, 3, 4), tuple(strong))  # fmt: skip
+    return TableView(
+        (
+            "Tables as read for this report; only the versions that are not marked latest are pinned by the"
+            " release"
+        ),
+        header,
+        tuple(rows),
+        (0, 2, 3, 4),
+        tuple(strong),
+    )
 
 
-def _find_docs(audit: dict[str, object], artifacts: Path, page: Path) -> list[tuple[str, str]]:
-    """Links to the start page of the Data Docs, relative to the page, so that the artifacts can be moved as a whole."""
+def _find_docs(audit: dict[str, Any], artifacts: Path, page: Path) -> list[tuple[str, str]]:
+    """Links to the Data Docs relative to the page, so that the artifacts can be moved as a whole."""
     folder = Path(str(audit.get("docs", artifacts / "data_docs")))
     folder = folder if folder.is_dir() else artifacts / "data_docs"
     found = [folder / "index.html", *sorted(folder.glob("*/index.html"))]
-    return [("Data Docs of the audit", os.path.relpath(path, page.parent)) for path in found if path.is_file()][:1]
+    return [
+        ("Data Docs of the audit", os.path.relpath(path, page.parent)) for path in found if path.is_file()
+    ][:1]

@@ -1,8 +1,8 @@
 """What a page of the report is made of, and how it becomes HTML.
 
-In: sections as plain values (tiles, bars, figures, tables, notes). Out: one HTML text that needs no other file and asks
-nothing from a network. Names from data are only ever text: the template escapes all of them; the one thing taken as
-markup is the SVG that `report_plots.py` draws.
+In: sections as plain values (tiles, bars, figures, tables, notes). Out: one HTML text that needs no other
+file and asks nothing from a network. Names from data are only ever text: the template escapes all of them;
+the one thing taken as markup is the SVG that `report_plots.py` draws.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Figure:
 
     @property
     def markup(self) -> Markup:
-        return Markup(self.svg)  # noqa: S704  drawn by report_plots.py, names in it are escaped there
+        return Markup(self.svg)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def render_page(headline: Headline, sections: Sequence[Section]) -> str:
 
 
 def list_counts(caption: str, counts: dict[str, int], *, tone: str = "", limit: int = 12) -> BarList:
-    """Makes a bar per count, as long as its share of the largest; what is beyond `limit` is summed up in one bar."""
+    """Makes a bar per count, scaled to the largest; what is beyond `limit` is summed up in one bar."""
     shown = dict(list(counts.items())[:limit])
     rest = sum(counts.values()) - sum(shown.values())
     if rest:

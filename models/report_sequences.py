@@ -13,7 +13,16 @@ import pyarrow.dataset as ds
 from conf.settings import Settings
 from conf.tables import PATTERNS
 from models.report_data import NothingToShowError, ReleaseTables
-from models.report_page import Figure, Section, TableView, Tile, Topic, format_count, format_share, list_counts
+from models.report_page import (
+    Figure,
+    Section,
+    TableView,
+    Tile,
+    Topic,
+    format_count,
+    format_share,
+    list_counts,
+)
 from models.report_plots import SERIES, Cells, draw_histogram, draw_map
 
 KM_PER_DEGREE = math.pi * 6371.0088 / 180.0
@@ -25,14 +34,20 @@ MAX_FOCUS_DEGREES = 1.5
 MAP = Topic(
     "map",
     "Map of blocks",
-    sees="Every cell of the grid that holds live POIs, coloured by how many; numbers mark the blocks of the table.",
+    sees=(
+        "Every cell of the grid that holds live POIs, coloured by how many; numbers mark the blocks of the "
+        "table."
+    ),
     alarm="POIs in the sea, at (0, 0) or mirrored across the diagonal: swapped coordinates got through.",
 )
 SEQUENCES = Topic(
     "sequences",
     "Sequences",
     sees="How long and how varied the histories of all users are, each as of the user's last active day.",
-    alarm="A pile of users at length 1, or most users below the richness threshold: little is left to learn from.",
+    alarm=(
+        "A pile of users at length 1, or most users below the richness threshold: little is left to learn "
+        "from."
+    ),
 )
 
 
@@ -67,7 +82,9 @@ class BlockMap:
 def summarise_blocks(tables: ReleaseTables, *, cell_km: float) -> BlockMap:
     """Counts the POIs that are live on the release's day, by block."""
     version = ds.field("index_version") == tables.release.index_version
-    slots = tables.scan("poi_index", ["block_id", "category_id", "valid_from", "valid_to"], version).to_pandas()
+    slots = tables.scan(
+        "poi_index", ["block_id", "category_id", "valid_from", "valid_to"], version
+    ).to_pandas()
     day = pd.Timestamp(tables.day)
     starts, stops = pd.to_datetime(slots["valid_from"]), pd.to_datetime(slots["valid_to"])
     slots["is_live"] = (starts <= day) & (stops.isna() | (stops > day))
@@ -78,24 +95,31 @@ def summarise_blocks(tables: ReleaseTables, *, cell_km: float) -> BlockMap:
     blocks["num_slots"] = slots.groupby("block_id").size()
     common = live.groupby("block_id")["category_id"].agg(lambda ids: ids.value_counts().sort_index().idxmax())
     blocks["top_category"] = common.map(load_category_names(tables)).fillna("unknown")
-    blocks = blocks.dropna(subset=["num_pois"]).reset_index().sort_values(["num_pois", "block_id"], ascending=[False, True])
+    blocks = (
+        blocks.dropna(subset=["num_pois"])
+        .reset_index()
+        .sort_values(["num_pois", "block_id"], ascending=[False, True])
+    )
     blocks = blocks.reset_index(drop=True).astype({"num_pois": "int64", "num_slots": "int64"})
     half_lat = cell_km / KM_PER_DEGREE / 2
     lat = blocks["center_lat"].to_numpy()
     around = np.maximum(np.round(2 * math.pi * 6371.0088 / cell_km * np.cos(np.radians(lat))), 1)
     half_lon, lon = 180.0 / around, blocks["center_lon"].to_numpy()
-    cells = Cells(lon - half_lon, lat - half_lat, lon + half_lon, lat + half_lat, blocks["num_pois"].to_numpy())
+    cells = Cells(
+        lon - half_lon, lat - half_lat, lon + half_lon, lat + half_lat, blocks["num_pois"].to_numpy()
+    )
     return BlockMap(blocks, cells)
 
 
 def load_category_names(tables: ReleaseTables, *, top_level: bool = False) -> dict[int, str]:
-    """Returns the name of every category id, the leaf or the top of its path; nothing if there is no such table."""
+    """Returns the name of every category id, the leaf or the top of its path; none without the table."""
     if not tables.exists("categories"):
         return {}
     version = ds.field("index_version") == tables.release.index_version
     rows = tables.scan("categories", ["category_id", "category", "category_path"], version).to_pylist()
     return {
-        row["category_id"]: row["category_path"].split(" > ")[0] if top_level else row["category"] for row in rows
+        row["category_id"]: row["category_path"].split(" > ")[0] if top_level else row["category"]
+        for row in rows
     }
 
 
@@ -106,7 +130,9 @@ def build_map(tables: ReleaseTables, settings: Settings) -> Section:
     if blocks.empty:
         raise NothingToShowError(f"No POI is live on {tables.day}.")
     top = blocks.head(NUM_TOP_BLOCKS)
-    marks = {str(number): (row.center_lon, row.center_lat) for number, row in enumerate(top.itertuples(), start=1)}
+    marks = {
+        str(number): (row.center_lon, row.center_lat) for number, row in enumerate(top.itertuples(), start=1)
+    }
     focus, everything = summary.focus, summary.everything
     inside = {text: place for text, place in marks.items() if _holds(focus, place)}
     outside = {text: place for text, place in marks.items() if text not in inside}
@@ -115,8 +141,15 @@ def build_map(tables: ReleaseTables, settings: Settings) -> Section:
         figures.append(Figure(draw_map(summary.cells, everything, outside), "All blocks"))
     total = int(blocks["num_pois"].sum())
     rows = tuple(
-        (str(number), str(row.block_id), format_count(row.num_pois), format_share(row.num_pois, total),
-         format_count(row.num_slots), f"{row.center_lat:.3f}, {row.center_lon:.3f}", row.top_category)
+        (
+            str(number),
+            str(row.block_id),
+            format_count(row.num_pois),
+            format_share(row.num_pois, total),
+            format_count(row.num_slots),
+            f"{row.center_lat:.3f}, {row.center_lon:.3f}",
+            row.top_category,
+        )
         for number, row in enumerate(top.itertuples(), start=1)
     )
     header = ("", "block", "live POIs", "share", "slots ever", "centre (lat, lon)", "most frequent category")
@@ -125,8 +158,11 @@ def build_map(tables: ReleaseTables, settings: Settings) -> Section:
         tiles=(
             Tile("live POIs", format_count(total)),
             Tile("blocks", format_count(len(blocks)), f"index version {tables.release.index_version}"),
-            Tile("fullest block", format_count(int(blocks["num_slots"].max())),
-                 f"slots, of {format_count(settings.index.max_inner)} that fit"),
+            Tile(
+                "fullest block",
+                format_count(int(blocks["num_slots"].max())),
+                f"slots, of {format_count(settings.index.max_inner)} that fit",
+            ),
             Tile("median block", format_count(int(blocks["num_pois"].median())), "live POIs"),
         ),
         figures=tuple(figures),
@@ -150,15 +186,34 @@ def build_sequences(tables: ReleaseTables, settings: Settings) -> Section:
         SEQUENCES,
         tiles=(
             Tile("users", format_count(len(users)), f"{format_count(num_active)} active on the day"),
-            Tile("median length", f"{np.median(lengths):.0f}" if len(lengths) else "-", "actions in the arrays"),
-            Tile("median richness", f"{np.median(richness):.1f}" if len(richness) else "-", "effective number of interest POIs"),
-            Tile(f"richness below {low:g}", format_share(num_poor, len(users)),
-                 f"{format_count(num_poor)} users; features, but no pre-training"),
+            Tile(
+                "median length", f"{np.median(lengths):.0f}" if len(lengths) else "-", "actions in the arrays"
+            ),
+            Tile(
+                "median richness",
+                f"{np.median(richness):.1f}" if len(richness) else "-",
+                "effective number of interest POIs",
+            ),
+            Tile(
+                f"richness below {low:g}",
+                format_share(num_poor, len(users)),
+                f"{format_count(num_poor)} users; features, but no pre-training",
+            ),
         ),
         figures=(
-            Figure(draw_histogram(lengths, label="actions in the sequence", unit="users", marks=edges), "Length"),
-            Figure(draw_histogram(shown, label="richness (the top 0.5 % drawn at the edge)", unit="users",
-                                  marks={f"threshold {low:g}": low}, color=SERIES[2]), "Richness"),
+            Figure(
+                draw_histogram(lengths, label="actions in the sequence", unit="users", marks=edges), "Length"
+            ),
+            Figure(
+                draw_histogram(
+                    shown,
+                    label="richness (the top 0.5 % drawn at the edge)",
+                    unit="users",
+                    marks={f"threshold {low:g}": low},
+                    color=SERIES[2],
+                ),
+                "Richness",
+            ),
         ),
         bars=(list_counts("Users by pattern", {name: int(patterns.get(name, 0)) for name in PATTERNS}),),
     )

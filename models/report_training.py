@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from conf.settings import MlflowSettings, Settings
 from models.report_data import NothingToShowError, Release
 from models.report_page import Figure, Section, TableView, Tile, Topic, format_figure
-from models.report_plots import draw_curves
+from models.report_plots import SERIES, draw_curves
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,18 +23,36 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
 TITLES = {
-    "pretrain": "Pre-training", "sft_embedding": "Embedding SFT", "sft_ranking": "Ranking SFT", "align_dpo": "DPO",
-}  # fmt: skip
+    "pretrain": "Pre-training",
+    "sft_embedding": "Embedding SFT",
+    "sft_ranking": "Ranking SFT",
+    "align_dpo": "DPO",
+}
 LOSSES = ("train/loss", "val/loss")
-PREFERRED = ("val/hr_at_10", "val/hr_at_1", "val/auc", "val/gauc", "val/rewards_accuracy", "val/rewards_margin", "val/mrr")
+PREFERRED = (
+    "val/hr_at_10",
+    "val/hr_at_1",
+    "val/auc",
+    "val/gauc",
+    "val/rewards_accuracy",
+    "val/rewards_margin",
+    "val/loss_block",
+    "val/loss_inner",
+)
 """Metrics worth a drawing of their own, best first."""
 MAX_SHOWN = 2
 
 TRAINING = Topic(
     "training",
     "Training",
-    sees="Loss and the metric that counts over optimiser steps, for every stage of the training behind this release.",
-    alarm="A validation loss that turns up while the training loss falls on, or a curve that is still steep at its end.",
+    sees=(
+        "Loss and the validation metrics that count over optimiser steps, for every stage of the training "
+        "behind this release."
+    ),
+    alarm=(
+        "A validation loss that turns up while the training loss falls on, or a curve that is still steep "
+        "at its end."
+    ),
 )
 
 
@@ -55,13 +73,15 @@ class StageCurves:
 
 
 def find_training(settings: Settings, release: Release) -> Path:
-    """Finds the working folder of the training behind a release: the one whose model it is, else the latest until its day.
+    """Finds the folder of the training behind a release: by its MLflow run, else the latest until its day.
 
     Raises:
         NothingToShowError: no training has left anything under the artifacts.
     """
     root = Path(settings.storage.artifacts) / "training"
-    folders = sorted(path for path in root.glob("????-??-??") if path.is_dir() and path.name <= str(release.day))
+    folders = sorted(
+        path for path in root.glob("????-??-??") if path.is_dir() and path.name <= str(release.day)
+    )
     run_id = _find_parent_run(settings.mlflow, release.model_version)
     for folder in reversed(folders):
         if run_id and read_run_id(folder) == run_id:
@@ -79,7 +99,9 @@ def read_run_id(folder: Path) -> str:
 
 def build_curves(settings: Settings, release: Release) -> Section:
     """Builds the section."""
-    run_id = _find_parent_run(settings.mlflow, release.model_version) or read_run_id(find_training(settings, release))
+    run_id = _find_parent_run(settings.mlflow, release.model_version) or read_run_id(
+        find_training(settings, release)
+    )
     if not run_id:
         raise NothingToShowError("The training was not logged to MLflow.")
     if not _has_store(settings.mlflow):
@@ -93,16 +115,33 @@ def build_curves(settings: Settings, release: Release) -> Section:
     for stage in stages:
         figures += draw_stage(stage)
     rows = tuple(
-        (TITLES.get(stage.stage, stage.stage), *(format_figure(stage.last(name)) for name in LOSSES),
-         ", ".join(f"{name.removeprefix('val/')} {format_figure(stage.last(name))}" for name in _headline(stage)) or "-")
+        (
+            TITLES.get(stage.stage, stage.stage),
+            *(format_figure(stage.last(name)) for name in LOSSES),
+            ", ".join(
+                f"{name.removeprefix('val/')} {format_figure(stage.last(name))}" for name in _headline(stage)
+            )
+            or "-",
+        )
         for stage in stages
-    )  # fmt: skip
+    )
     return Section(
         TRAINING,
-        tiles=(Tile("stages", str(len(stages))), Tile("model", release.model_version), Tile("MLflow run", run_id[:8], run_id)),
+        tiles=(
+            Tile("stages", str(len(stages))),
+            Tile("model", release.model_version),
+            Tile("MLflow run", run_id[:8], run_id),
+        ),
         figures=tuple(figures),
-        tables=(TableView("Last values", ("stage", "training loss", "validation loss", "validation metrics"), rows, (0, 3)),),
-    )  # fmt: skip
+        tables=(
+            TableView(
+                "Last values",
+                ("stage", "training loss", "validation loss", "validation metrics"),
+                rows,
+                (0, 3),
+            ),
+        ),
+    )
 
 
 def load_stages(client: "MlflowClient", run_id: str) -> list[StageCurves]:
@@ -113,25 +152,39 @@ def load_stages(client: "MlflowClient", run_id: str) -> list[StageCurves]:
         run_id: the parent run.
     """
     experiment = client.get_run(run_id).info.experiment_id
-    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", order_by=["start_time ASC"])
+    children = client.search_runs(
+        [experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", order_by=["start_time ASC"]
+    )
     collected: dict[str, dict[str, dict[int, float]]] = {}
     for child in children:
         stage = collected.setdefault(child.data.tags.get("stage", child.info.run_name), {})
         for name in child.data.metrics:
             values = stage.setdefault(name, {})
-            values.update({metric.step: metric.value for metric in client.get_metric_history(child.info.run_id, name)})
-    ordered = sorted(collected, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name))
-    return [StageCurves(name, {metric: _as_curve(values) for metric, values in collected[name].items()}) for name in ordered]
+            values.update(
+                {metric.step: metric.value for metric in client.get_metric_history(child.info.run_id, name)}
+            )
+    ordered = sorted(
+        collected, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name)
+    )
+    return [
+        StageCurves(name, {metric: _as_curve(values) for metric, values in collected[name].items()})
+        for name in ordered
+    ]
 
 
 def draw_stage(stage: StageCurves) -> list[Figure]:
     """Draws the losses of a stage, and its metrics that count."""
     title = TITLES.get(stage.stage, stage.stage)
     figures = []
-    for names, label in ((LOSSES, "loss"), (_headline(stage), "metric")):
-        curves = {name: stage.metrics[name] for name in names if name in stage.metrics and len(stage.metrics[name][0]) > 1}
+    for names, label in ((LOSSES, "loss"), (_headline(stage), "validation")):
+        curves = {
+            name: stage.metrics[name]
+            for name in names
+            if name in stage.metrics and len(stage.metrics[name][0]) > 1
+        }
         if curves:
-            figures.append(Figure(draw_curves(curves, ylabel=label), f"{title}: {label}"))
+            legend = tuple(zip(curves, SERIES, strict=False))
+            figures.append(Figure(draw_curves(curves, ylabel=label), f"{title}: {label}", legend))
     return figures
 
 
@@ -153,7 +206,9 @@ def _find_parent_run(settings: MlflowSettings, model_version: str) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(MlflowClient(tracking_uri=settings.tracking_uri).get_model_version(name, version).run_id or "")
+        return str(
+            MlflowClient(tracking_uri=settings.tracking_uri).get_model_version(name, version).run_id or ""
+        )
     except MlflowException:  # the registry of these settings does not know it: the folders of trainings may
         return ""
 

@@ -1,158 +1,31 @@
-"""The release report on a tiny warehouse: its numbers, its notes where inputs are missing, and that it is safe to open."""
+"""The release report on a tiny warehouse: its numbers, its notes where inputs are missing, and that it is
+safe to open."""
 
-import argparse
 import json
 import re
-from datetime import date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
 
-from conf.cli import JobContext
 from conf.errors import NoReleaseError
-from conf.settings import Settings
-from conf.tables import TABLES
-from models.report import run_report
 from models.report_data import ReleaseTables, find_release, sample_keys
 from models.report_drift import compute_psi
 from models.report_features import mean_cosine
 from models.report_funnel import count_funnels, count_repeats
-
-DAY = date(2026, 3, 2)
-HOSTILE = "<script>alert('x')</script> > Caf\u00e9 & $\\frac{1}{0}$"
-ARROW = {
-    "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(), "float": pa.float32(),
-    "boolean": pa.bool_(), "date": pa.date32(),
-}  # fmt: skip
-FILLERS = {"string": "", "bigint": 0, "int": 1, "double": 0.0, "float": 0.0, "boolean": False, "date": DAY}
-
-
-def arrow_type(name):
-    """Arrow type of a Spark SQL type of the contract."""
-    if name == "map<string,bigint>":
-        return pa.map_(pa.string(), pa.int64())
-    return pa.list_(ARROW[name[6:-1]]) if name.startswith("array<") else ARROW[name]
-
-
-def write(root, name, rows, *, mode="append"):
-    """Appends rows, given as far as a test cares, and returns the table's version."""
-    columns = TABLES[name].columns
-    schema = pa.schema([(column.name, arrow_type(column.type)) for column in columns])
-    fill = {column.name: None if column.nullable else FILLERS.get(column.type, []) for column in columns}
-    table = pa.Table.from_pylist([fill | row for row in rows], schema=schema)
-    write_deltalake(f"{root}/{name}", table, mode=mode)
-
-
-def raw_action(action_id, poi_id="p0", *, day=DAY, **more):
-    return {"day": day, "action_id": action_id, "user_id": "u0", "poi_id": poi_id, "action_type": "click",
-            "action_ts_ms": 1_772_409_600_000, "is_simulated": False} | more  # fmt: skip
-
-
-def refuse(row, reason, duplicate_no=0):
-    payload = json.dumps({name: value for name, value in row.items() if name != "day"})
-    return {"day": row["day"], "source_table": "raw_actions", "reason": reason, "detail": "", "payload": payload,
-            "row_hash": str(hash(payload)), "duplicate_no": duplicate_no}  # fmt: skip
-
-
-def write_index(root, num_pois):
-    rng = np.random.default_rng(1)
-    blocks = max(2, num_pois // 12)
-    block = np.minimum(rng.zipf(1.4, num_pois) - 1, blocks - 1)
-    across = max(2, int(blocks**0.5))
-    write(root, "blocks", [
-        {"block_id": b, "center_lon": 4.9 + 0.0737 * (b % across), "center_lat": 52.37 + 0.04497 * (b // across), "first_day": DAY}
-        for b in range(blocks)
-    ])  # fmt: skip
-    tops = [HOSTILE, "Food > Ramen", "Shop > Books", "Nightlife > Bar", "Travel > Station", "Outdoors > Park"]
-    write(root, "categories", [
-        {"category_id": i + 1, "category": path.split(" > ")[-1], "category_path": path} for i, path in enumerate(tops)
-    ])  # fmt: skip
-    write(root, "poi_index", [
-        {"poi_id": f"p{i}", "block_id": int(block[i]), "inner_id": i, "category_id": i % len(tops) + 1, "poi_lon": 4.9,
-         "poi_lat": 52.4, "valid_from": DAY - timedelta(days=30), "name": HOSTILE}
-        for i in range(num_pois)
-    ])  # fmt: skip
-
-
-def write_vectors(root, name, key, prefix, count, *, day, model, seed, dim=16, noise=0.0):
-    rng = np.random.default_rng(seed)
-    centers = rng.normal(size=(6, dim))
-    matrix = centers[np.arange(count) % 6] + rng.normal(size=(count, dim))
-    matrix += noise * np.random.default_rng(day.toordinal()).normal(size=matrix.shape)
-    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
-    write(root, name, [
-        {"day": day, key: f"{prefix}{i}", "embedding": vector.tolist(), "model_version": model, "run_id": "poi-run"}
-        for i, vector in enumerate(matrix)
-    ])  # fmt: skip
-
-
-def write_scores(root, *, day, num_requests, model, shift=0.0):
-    rng = np.random.default_rng(day.toordinal())
-    scored, shown = [], []
-    for request in range(num_requests):
-        for position in range(1, 8):
-            logit = rng.normal() - 1.2 + shift
-            key = {"day": day, "request_id": f"r{day}-{request}", "user_id": f"u{request % 5}", "poi_id": f"p{position}"}
-            score = 1 / (1 + np.exp(-logit))
-            scored.append(key | {"click_logit": logit, "score": score, "model_version": model, "run_id": "rank-run"})
-            shown.append(key | {"position": position, "label": int(rng.random() < score), "is_simulated": True})
-    write(root, "ranking_scores", scored)
-    write(root, "raw_impressions", shown)
-
-
-def build_warehouse(root, *, num_users=30, num_pois=40, num_actions=60):
-    """Two nights: the one before DAY and DAY, one release each; on DAY two rows refused, one exact duplicate."""
-    before = DAY - timedelta(days=1)
-    write_index(root, num_pois)
-    rng = np.random.default_rng(3)
-    for release_id, (day, model) in enumerate([(before, "spacetime-gr/1"), (DAY, "spacetime-gr/1")], start=1):
-        actions = [raw_action(f"{day}-{i}", day=day) for i in range(num_actions)]
-        bad = [raw_action(f"{day}-bad", day=day, action_ts_ms=1_772_409_600), raw_action(None, "", day=day)]
-        write(root, "raw_actions", [*actions, actions[0], *bad])
-        write(root, "quarantined_rows", [refuse(bad[0], "time_in_seconds"), refuse(bad[1], "missing_poi")])
-        write(root, "cleaned_actions", [
-            {"day": day, "action_id": row["action_id"], "user_id": "u0", "is_interest": i % 2 == 0} for i, row in enumerate(actions)
-        ])  # fmt: skip
-        write(root, "action_sequences", [
-            {"day": day, "user_id": f"u{i}", "seq_len": int(min(400, 1 + rng.pareto(1.1) * 20)), "num_actions": 5,
-             "richness": float(rng.gamma(2.0, 4.0)), "pattern": ("local", "local", "mixed", "travel")[i % 4]}
-            for i in range(num_users)
-        ])  # fmt: skip
-        write_scores(root, day=day, num_requests=num_users // 2, model=model, shift=0.1 * release_id)
-        write_vectors(root, "poi_embeddings", "poi_id", "p", num_pois, day=day, model=model, seed=5)
-        write_vectors(root, "user_embeddings", "user_id", "u", num_users, day=day, model=model, seed=5, noise=0.2)
-        write(root, "poi_candidates", [{"day": day, "request_id": "r", "user_id": "u0", "rank": 1, "poi_id": "p1"}])
-        write(root, "releases", [publish(root, release_id, day=day, model=model)])
-
-
-def publish(root, release_id, *, day=DAY, model="spacetime-gr/1"):
-    pinned = ("cleaned_actions", "poi_index", "action_sequences", "user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
-    versions = [(name, 0 if name == "poi_index" else release_id - 1) for name in pinned if (Path(root) / name).exists()]
-    published = int(datetime(2026, 3, 3, 4).timestamp() * 1000)
-    return {"release_id": release_id, "day": day, "published_ts_ms": published, "table_versions": versions,
-            "model_version": model, "run_id": "publish-run", "is_simulated": False}  # fmt: skip
-
-
-def settings_of(folder, **sections):
-    storage = {"root": str(folder / "warehouse"), "artifacts": str(folder / "artifacts")}
-    mlflow = {"tracking_uri": f"sqlite:///{folder}/mlflow.db"}
-    return Settings.model_validate({"storage": storage, "mlflow": mlflow} | sections)
-
-
-def report_of(settings, *, day=DAY, release=None):
-    """Runs the job and returns (summary, page)."""
-    context = JobContext("report", day, settings, "report-run", False, argparse.Namespace(release=release))
-    summary = run_report(context)
-    return summary, Path(summary.notes["report"]).read_text(encoding="utf-8")
-
-
-def text_of(page, key):
-    """Words of one section, tags taken away."""
-    found = re.search(rf'<section id="{key}">(.*?)</section>', page, re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<svg.*?</svg>|<[^>]+>", " ", found[1], flags=re.DOTALL))
+from tests.models.report_city import (
+    DAY,
+    build_warehouse,
+    publish,
+    raw_action,
+    report_of,
+    settings_of,
+    text_of,
+    write,
+    write_evaluation,
+    write_vectors,
+)
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +38,211 @@ def city(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(city):
     return report_of(city)[1]
+
+
+def test_funnel_adds_up_on_the_day_and_up_to_it(city):
+    release, _ = find_release(city.storage.root, day=DAY)
+
+    today, until = count_funnels(ReleaseTables(city.storage.root, release))
+
+    assert (today.delivered, today.accepted, today.duplicates) == (63, 60, 1)
+    assert today.refused == {"missing_poi": 1, "time_in_seconds": 1}
+    assert (until.delivered, until.accepted, until.num_refused, until.duplicates) == (126, 120, 4, 2)
+    assert today.unexplained == until.unexplained == 0
+
+
+def test_a_row_that_vanished_is_shown_as_unexplained(tmp_path):
+    settings = settings_of(tmp_path)
+    root = settings.storage.root
+    write(root, "raw_actions", [raw_action("a1"), raw_action("a2")])
+    write(root, "cleaned_actions", [{"day": DAY, "action_id": "a1", "user_id": "u0"}])  # a2 is nowhere
+    write(root, "releases", [publish(root, 1)])
+
+    _, html = report_of(settings)
+
+    assert "unexplained 1 1 up to the day" in text_of(html, "funnel")
+
+
+def test_redelivered_and_twice_refused_rows_are_told_apart():
+    delivered = np.array([1, 1, 1, 2, 2, 3], dtype=np.uint64)
+
+    assert count_repeats(delivered, np.array([], dtype=np.uint64)) == 3
+    assert (
+        count_repeats(delivered, np.array([2, 2], dtype=np.uint64)) == 2
+    )  # both 2s were refused, no copy was dropped
+    assert count_repeats(delivered, np.array([2], dtype=np.uint64)) == 2  # refused once, accepted once
+
+
+def test_sections_come_in_order_with_what_would_be_alarming(page):
+    keys = re.findall(r'<section id="(\w+)">', page)
+
+    assert keys == [
+        "funnel",
+        "map",
+        "sequences",
+        "training",
+        "accuracy",
+        "calibration",
+        "embeddings",
+        "drift",
+        "lineage",
+    ]
+    assert page.count("<b>Alarming:</b>") == len(keys)
+
+
+def test_headline_names_release_model_index_and_simulation(page):
+    band = re.search(r"<header.*?</header>", page, re.DOTALL)[0]
+
+    for text in ("Release 2", "2026-03-02", "spacetime-gr/1", "SIMULATED", "Impressions"):
+        assert text in band
+
+
+def test_counts_of_pois_users_and_scores_are_in_the_page(page):
+    assert "live POIs 40" in text_of(page, "map")
+    assert "users 30 30 active on the day" in text_of(page, "sequences")
+    assert "scored candidates 105 15 requests" in text_of(
+        page, "calibration"
+    )  # 15 requests with 7 candidates
+    assert "of 105 labelled candidates" in text_of(page, "calibration")
+
+
+def test_page_refers_to_nothing_outside_itself(page):
+    assert "http:" not in page
+    assert "https:" not in page
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", page)
+    assert "<script" not in page
+
+
+def test_hostile_names_are_text(page):
+    assert "&lt;script&gt;alert(" in page
+    assert "Caf\u00e9 &amp; $\\frac{1}{0}$" in page
+
+
+def test_same_inputs_give_the_same_bytes(city, page):
+    assert report_of(city)[1] == page
+
+
+def test_missing_inputs_leave_a_note_in_their_section(tmp_path):
+    settings = settings_of(tmp_path)
+    write(
+        settings.storage.root, "releases", [publish(settings.storage.root, 1)]
+    )  # a release and nothing else
+
+    summary, html = report_of(settings)
+
+    assert summary.notes["empty_sections"] == [
+        "funnel",
+        "map",
+        "sequences",
+        "training",
+        "accuracy",
+        "calibration",
+        "embeddings",
+        "drift",
+    ]
+    assert "Table raw_actions has not been written." in text_of(html, "funnel")
+    assert "first release" in text_of(html, "drift")
+    assert "no audit record" in text_of(html, "lineage")
+
+
+def test_scores_without_known_clicks_are_drawn_with_a_note(tmp_path):
+    settings = settings_of(tmp_path)
+    root = settings.storage.root
+    write(root, "ranking_scores", [{"day": DAY, "request_id": "r1", "poi_id": "p1", "score": 0.5}])
+    write(root, "releases", [publish(root, 1)])
+
+    section = text_of(report_of(settings)[1], "calibration")
+
+    assert "No impressions are known (yet)" in section
+    assert "scored candidates 1" in section
+
+
+def test_a_day_without_release_is_an_error_that_names_the_releases(city):
+    with pytest.raises(
+        NoReleaseError, match=r"a release of 2026-05-01 was not found .* Releases there: 1, 2"
+    ):
+        report_of(city, day=date(2026, 5, 1))
+
+
+def test_an_older_release_is_reported_at_its_own_versions(city):
+    _, html = report_of(city, release=1)
+
+    assert "delivered 63" in text_of(html, "funnel")
+    assert "first release" in text_of(html, "drift")
+
+
+def test_accuracy_prints_model_and_floors_with_protocol_and_digest(tmp_path):
+    settings = settings_of(tmp_path)
+    write(settings.storage.root, "releases", [publish(settings.storage.root, 1)])
+    write_evaluation(settings.storage.artifacts)
+
+    section = text_of(report_of(settings)[1], "accuracy")
+
+    assert "release-split, test, 1,234 rows, 56 users, digest of the row ids 0123456789abcdef" in section
+    assert "all rows pre-trained 1,234 0.4500" in section
+    assert "all rows kernel counter 1,234 0.3700" in section
+    assert "discoveries popularity 234" in section
+    assert "best floor 0.6100 (distance)" in section
+    assert "+0.0800 +0.0100 +0.1500" in section
+    assert "These rows are simulated" in section
+
+
+def test_broken_evaluation_is_a_note(tmp_path):
+    settings = settings_of(tmp_path)
+    write(settings.storage.root, "releases", [publish(settings.storage.root, 1)])
+    write_evaluation(settings.storage.artifacts)
+    (Path(settings.storage.artifacts) / "training" / str(DAY) / "evaluation.json").write_text("{")
+
+    assert "is not JSON" in text_of(report_of(settings)[1], "accuracy")
+
+
+def test_drift_compares_vectors_of_one_model_only(city, page, tmp_path):
+    assert "mean cosine, same POI 1.0000 40 in both" in text_of(
+        page, "drift"
+    )  # planted: POI vectors did not change
+
+    settings = settings_of(tmp_path)
+    root = settings.storage.root
+    for release_id, model in ((1, "spacetime-gr/1"), (2, "spacetime-gr/2")):
+        write_vectors(root, "poi_embeddings", "poi_id", "p", 3, day=DAY, model=model, seed=release_id)
+        write(root, "releases", [publish(root, release_id, model=model)])
+    section = text_of(report_of(settings)[1], "drift")
+    assert "The model changed from spacetime-gr/1 to spacetime-gr/2" in section
+    assert "mean cosine, same" not in section
+
+
+def test_stability_index_is_zero_for_equal_and_large_for_moved_scores():
+    scores = np.linspace(0.0, 1.0, 1001)
+
+    assert compute_psi(scores, scores) == 0.0
+    assert compute_psi(scores, np.clip(scores + 0.5, 0, 1)) > 0.25
+
+
+def test_mean_cosine_leaves_out_a_vector_with_itself():
+    assert mean_cosine(np.array([[1.0, 0.0], [0.0, 1.0]])) == 0.0
+    assert mean_cosine(np.array([[1.0, 0.0], [1.0, 0.0]])) == 1.0
+
+
+def test_samples_do_not_depend_on_the_order_of_the_keys():
+    keys = np.array([f"p{i}" for i in range(100)], dtype=object)
+
+    assert sample_keys(keys, 10).tolist() == sample_keys(keys[::-1], 10).tolist()
+    assert len(sample_keys(keys, 10)) == 10
+
+
+def test_audit_of_the_day_and_its_data_docs_are_shown(tmp_path):
+    settings = settings_of(tmp_path)
+    artifacts = Path(settings.storage.artifacts)
+    write(settings.storage.root, "releases", [publish(settings.storage.root, 1)])
+    (artifacts / "audits").mkdir(parents=True)
+    (artifacts / "data_docs").mkdir()
+    (artifacts / "data_docs" / "index.html").touch()
+    checks = [{"table": "poi_embeddings", "name": "live POIs without a vector", "found": 0}]
+    audit = {"is_passed": True, "checks": checks, "failures": [], "docs": str(artifacts / "data_docs")}
+    (artifacts / "audits" / f"{DAY}.json").write_text(json.dumps(audit))
+
+    html = report_of(settings)[1]
+
+    assert "audit passed 1 checks across tables" in text_of(html, "lineage")
+    assert "live POIs without a vector 0" in text_of(html, "lineage")
+    assert 'href="../data_docs/index.html"' in html
