@@ -184,8 +184,12 @@ def clean_day(context: JobContext, spark: SparkSession) -> JobSummary:
     night, day, settings = Night(context, spark), context.day, context.settings
     raw = night.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
     of_version = F.col("index_version") == settings.index.version
-    slots = night.read("poi_index", made_by="poi_index").where(of_version)
-    known_categories = night.read("categories", made_by="poi_index").where(of_version)
+    # As the index stood on the day, so that a backfill judges as the night did.
+    index = night.read("poi_index", made_by="poi_index").where(of_version)
+    slots = poi_index.state_before(index, day=day + timedelta(days=1))
+    known_categories = night.read("categories", made_by="poi_index").where(
+        of_version & (F.col("first_day") <= day)
+    )
     history = night.read_or_empty("cleaned_actions").where((F.col("day") < day) & of_version)
 
     recent = history.where(F.col("day") >= day - timedelta(days=settings.clean.duplicate_days))

@@ -44,12 +44,12 @@ def judge_pois(raw: DataFrame, *, max_text_length: int) -> DataFrame:
 
 
 def state_before(index: DataFrame, *, day: date) -> DataFrame:
-    """Returns the index as it stood before a day: slots of the day taken out, closings of the day undone."""
-    closed_today = F.col("closed_day") == F.lit(day)
+    """Returns the index as it stood before a day: slots since then taken out, closings since then undone."""
+    is_ended_later = F.coalesce(F.col("closed_day") >= F.lit(day), F.lit(False))
     return index.where(F.col("indexed_day") < F.lit(day)).withColumns(
         {
-            "valid_to": F.when(~F.coalesce(closed_today, F.lit(False)), F.col("valid_to")),
-            "closed_day": F.when(~F.coalesce(closed_today, F.lit(False)), F.col("closed_day")),
+            "valid_to": F.when(~is_ended_later, F.col("valid_to")),
+            "closed_day": F.when(~is_ended_later, F.col("closed_day")),
         }
     )
 
