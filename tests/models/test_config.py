@@ -1,0 +1,51 @@
+"""Recipes: capacities from the layout, refusals, the recipes that ship."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from conf.errors import SettingsError
+from conf.tokens import TokenLayout
+from models.config import DecoderConfig, load_recipe, size_layout
+
+RECIPES = Path(__file__).parents[2] / "conf" / "models"
+
+
+@pytest.mark.parametrize("name", ["tiny", "base"])
+def test_shipped_recipes_load(name):
+    assert load_recipe(RECIPES / f"{name}.yaml").name == name
+
+
+def test_overrides_win_over_the_file():
+    recipe = load_recipe(RECIPES / "tiny.yaml", ["decoder.memory.enabled=false", "pretrain.epochs=1"])
+
+    assert not recipe.decoder.memory.enabled
+    assert recipe.pretrain.epochs == 1
+
+
+def test_a_misspelt_key_names_the_known_ones():
+    with pytest.raises(SettingsError, match=r"decoder\.hiden_dim.*hidden_dim"):
+        load_recipe(RECIPES / "tiny.yaml", ["decoder.hiden_dim=32"])
+
+
+def test_a_layout_leaves_room_to_grow_and_makes_the_fingerprint():
+    layout = size_layout(index_version=2, num_blocks=8, max_inner=100, num_categories=3, headroom=1.5)
+    config = DecoderConfig().with_layout(layout, num_pois=300)
+
+    assert layout == TokenLayout(2, 13, 151, 6)
+    assert config.layout == layout
+    assert config.layout.fingerprint() == layout.fingerprint()
+    assert config.poi_rows >= 300
+
+
+def test_switched_off_poi_vectors_have_no_rows():
+    layout = TokenLayout(1, 5, 7, 4)
+
+    assert DecoderConfig(poi_vectors="off").with_layout(layout, num_pois=30).poi_rows == 0
+
+
+@pytest.mark.parametrize("changes", [{"num_heads": 3}, {"num_kv_heads": 3}, {"hidden_dim": 20}])
+def test_heads_that_do_not_divide_are_refused(changes):
+    with pytest.raises(ValidationError):
+        DecoderConfig(**changes)

@@ -1,0 +1,40 @@
+"""Sets of slots against a dictionary."""
+
+import torch
+
+from models.slots import LiveSlots
+
+
+def slots() -> LiveSlots:
+    return LiveSlots(torch.tensor([3, 0, 3, 9]), torch.tensor([1, 0, 4, 0]), num_blocks=5, max_inner=6)
+
+
+def test_slots_beyond_the_capacity_are_left_out():
+    assert slots().count_inners().tolist() == [1, 0, 0, 2, 0]
+    assert slots().mask_blocks().tolist() == [True, False, False, True, False]
+
+
+def test_a_block_knows_its_inner_ids_up_to_the_largest():
+    assert slots().mask_block(torch.tensor(3)).tolist() == [False, True, False, False, True]
+    assert slots().mask_block(torch.tensor(1)).tolist() == []
+    assert slots().mask_block(torch.tensor(9)).tolist() == []
+
+
+def test_membership_is_elementwise():
+    blocks, inners = torch.tensor([[3, 3], [0, 9]]), torch.tensor([[4, 2], [0, 0]])
+
+    assert slots().contains(blocks, inners).tolist() == [[True, False], [True, False]]
+
+
+def test_an_empty_set_contains_nothing():
+    none = torch.zeros(0, dtype=torch.int64)
+    empty = LiveSlots(none, none, num_blocks=5, max_inner=6)
+
+    assert empty.contains(torch.tensor([0]), torch.tensor([0])).tolist() == [False]
+    assert empty.mask_block(torch.tensor(0)).tolist() == []
+
+
+def test_order_and_repetition_do_not_matter():
+    twice = LiveSlots(torch.tensor([3, 3, 0, 3]), torch.tensor([4, 1, 0, 4]), num_blocks=5, max_inner=6)
+
+    assert torch.equal(twice.keys_N, slots().keys_N)
