@@ -138,8 +138,12 @@ def auc(scores: FloatArray, labels: IntArray, weights: FloatArray | None = None)
         labels: (rows,), 1 clicked, 0 shown.
         weights: (rows,), how often each row counts; None = once.
     """
-    weights = np.ones(len(scores)) if weights is None else weights
     _, group = np.unique(scores, return_inverse=True)
+    return _auc_of_groups(group, labels, np.ones(len(scores)) if weights is None else weights)
+
+
+def _auc_of_groups(group: IntArray, labels: IntArray, weights: FloatArray) -> float:
+    """AUC of rows whose scores are numbered from the lowest; equal scores share a number."""
     num_groups = int(group.max()) + 1 if len(group) else 0
     clicked = np.bincount(group, weights=weights * (labels == 1), minlength=num_groups)
     shown = np.bincount(group, weights=weights * (labels == 0), minlength=num_groups)
@@ -202,9 +206,14 @@ def bootstrap_auc(
 ) -> Interval:
     """Returns the AUC with a 95 % interval from resampling whole users."""
     _, user_of_row = np.unique(users, return_inverse=True)
+    _, group = np.unique(scores, return_inverse=True)
     num_users = int(user_of_row.max()) + 1 if len(user_of_row) else 0
     return _interval(
-        auc(scores, labels), num_users, lambda w: auc(scores, labels, w[user_of_row]), seed, num_resamples
+        auc(scores, labels),
+        num_users,
+        lambda drawn: _auc_of_groups(group, labels, drawn[user_of_row]),
+        seed,
+        num_resamples,
     )
 
 

@@ -107,7 +107,7 @@ def request_rows(num_rows: int, *, seed: int = 0, num_candidates: int = 4) -> li
             {name: values[:length] for name, values in history.items()}
             | {
                 "day": DAY,
-                "split": ("train", "train", "val", "test")[number % 4],
+                "split": ("train", "train", "val", "test")[number // NUM_USERS % 4],
                 "request_id": f"r{number}",
                 "user_id": f"u{user}",
                 "request_ts_ms": FIRST_MS + (5 * length + user) * HOUR_MS,

@@ -104,7 +104,10 @@ def test_a_request_without_history_falls_back_on_popularity():
 def test_requests_score_the_same_alone_and_together():
     two = _request(hours_after=49, stop=3)
     both = Requests(
-        **{name: np.concatenate([value, value]) if name != "visits" else value for name, value in vars(two).items()}
+        **{
+            name: np.concatenate([value, value]) if name != "visits" else value
+            for name, value in vars(two).items()
+        }
     )
     np.testing.assert_array_equal(score_kernel(both, _counts())[1], score_kernel(two, _counts())[0])
 
@@ -115,11 +118,15 @@ def test_returns_are_targets_seen_in_the_history():
 
 
 def test_one_degree_of_latitude_is_111_km_and_the_nearer_candidate_wins():
-    assert distance_km(np.array(0.0), np.array(0.0), np.array(0.0), np.array(1.0)) == pytest.approx(111.195, abs=1e-2)
+    assert distance_km(np.array(0.0), np.array(0.0), np.array(0.0), np.array(1.0)) == pytest.approx(
+        111.195, abs=1e-2
+    )
     scores = score_by_distance(np.array(4.9), np.array(52.4), np.array([4.9, 5.3]), np.array([52.4, 52.4]))
     assert scores[0] > scores[1]
 
 
 def test_an_unknown_place_makes_all_candidates_equal():
-    scores = score_by_distance(np.array(np.nan), np.array(np.nan), np.array([4.9, 5.3]), np.array([52.4, 52.4]))
+    scores = score_by_distance(
+        np.array(np.nan), np.array(np.nan), np.array([4.9, 5.3]), np.array([52.4, 52.4])
+    )
     assert scores.tolist() == [0.0, 0.0]

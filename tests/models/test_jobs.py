@@ -42,7 +42,7 @@ def run(town_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Ru
     ]
 
     def start(job: str, *more: str) -> tuple[int, dict]:
-        arguments = [job, "--day", "2026-03-01", *overrides, "--recipe", str(folder / "recipe.yaml"), *more]
+        arguments = [job, "--day", "2026-03-01", *overrides, "--recipe", str(folder / "recipe.yaml"), "--threads", "1", *more]
         stdout = io.StringIO()
         with contextlib.redirect_stdout(stdout):
             code = main("models", "", JOBS, arguments)

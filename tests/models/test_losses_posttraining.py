@@ -84,7 +84,9 @@ def test_pois_the_reference_cannot_produce_are_left_out_and_leave_gradients_fini
     rejected = torch.tensor([[-2.0, minus], [-1.0, -1.0]], requires_grad=True)
     policy = PreferenceLogProbs(chosen, rejected)
     reference = PreferenceLogProbs(chosen.detach(), rejected.detach())
-    found = preference_loss(policy, reference, torch.ones(2, 2).bool(), beta=1.0, multi_negative=multi_negative)
+    found = preference_loss(
+        policy, reference, torch.ones(2, 2).bool(), beta=1.0, multi_negative=multi_negative
+    )
     found.loss.backward()
     assert found.num_pairs == 1
     assert found.loss.item() == pytest.approx(math.log(2))  # policy = reference

@@ -31,7 +31,8 @@ SCORES = st.lists(st.integers(0, 4), min_size=2, max_size=6)  # few values, so t
 def _orders_with_target(scores: list[int]) -> list[int]:
     """Rank of POI 0 in every order of the POIs that respects the scores."""
     respecting = [
-        order for order in permutations(range(len(scores)))
+        order
+        for order in permutations(range(len(scores)))
         if all(scores[a] >= scores[b] for a, b in zip(order, order[1:], strict=False))
     ]
     return [order.index(0) + 1 for order in respecting]
@@ -109,7 +110,10 @@ def test_calibration_bins_hold_every_row_once_and_a_calibrated_score_has_no_erro
     assert bins.expected_error == pytest.approx(0.0)
 
 
-@given(st.lists(st.tuples(st.floats(-1, 1), st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=30), st.randoms())
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=30),
+    st.randoms(),
+)
 def test_no_figure_moves_with_the_order_of_the_rows(rows, random):
     shuffled = list(rows)
     random.shuffle(shuffled)
@@ -118,9 +122,15 @@ def test_no_figure_moves_with_the_order_of_the_rows(rows, random):
         values, labels, users = (np.array(column) for column in zip(*version, strict=True))
         bins = calibration_bins(values, labels)
         figures.append(
-            [exact_mean(values), auc(values, labels), gauc(values, labels, users), *bins.predicted, *bins.observed,
-             *vars(bootstrap_mean(values, users, num_resamples=20)).values(),
-             *vars(bootstrap_auc(values, labels, users, num_resamples=20)).values()]
+            [
+                exact_mean(values),
+                auc(values, labels),
+                gauc(values, labels, users),
+                *bins.predicted,
+                *bins.observed,
+                *vars(bootstrap_mean(values, users, num_resamples=20)).values(),
+                *vars(bootstrap_auc(values, labels, users, num_resamples=20)).values(),
+            ]
         )
     np.testing.assert_array_equal(figures[0], figures[1])
 

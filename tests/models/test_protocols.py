@@ -24,8 +24,18 @@ def _folder(tmp_path: Path, rows: list[tuple[str, str, int]]) -> Path:
 
 
 def test_rows_are_split_by_time_and_scored_targets_are_known_from_training(tmp_path):
-    rows = [("u1", "p1", 0), ("u1", "p2", 1), ("u1", "p1", 2), ("u1", "p2", 3), ("u1", "p1", 4), ("u1", "p2", 5),
-            ("u1", "p1", 6), ("u1", "p2", 7), ("u1", "p1", 8), ("u1", "p2", 9)]
+    rows = [
+        ("u1", "p1", 0),
+        ("u1", "p2", 1),
+        ("u1", "p1", 2),
+        ("u1", "p2", 3),
+        ("u1", "p1", 4),
+        ("u1", "p2", 5),
+        ("u1", "p1", 6),
+        ("u1", "p2", 7),
+        ("u1", "p1", 8),
+        ("u1", "p2", 9),
+    ]
     built = build_rows(PROTOCOLS["calgary"], _folder(tmp_path, rows))
     assert built.num_rows == {"train": 8, "val": 1, "test": 1}
     assert built.poi_ids == ["p1", "p2"]
