@@ -48,43 +48,40 @@ def build_drift(tables: ReleaseTables, before: Release | None) -> Section:
     if before is None:
         raise NothingToShowError("This is the first release; from the next one on, this section compares.")
     earlier = ReleaseTables(tables.root, before)
-    tiles, notes, figures = [_compare_scores(tables, earlier)], [], []
+    tiles, figures, notes = [_compare_scores(tables, earlier)], [], []
     if before.model_version == tables.release.model_version:
         for name, key, label in ENTITIES:
             cosines, num_both = compare_vectors(tables, earlier, name, key)
             if not len(cosines):
                 notes.append(f"No {label} has a vector in both releases.")
                 continue
-            mean = float(cosines.mean())
-            tiles.append(
-                Tile(
-                    f"mean cosine, same {label}",
-                    format_figure(mean),
-                    f"{format_count(num_both)} in both",
-                    "good" if mean >= COSINE_LOW else "bad",
-                )
-            )
-            svg = draw_histogram(
-                np.clip(cosines, -1, 1),
-                label="cosine of the vector now and before",
-                unit=f"{label}s",
-                marks={},
-                color=COLORS[label],
-                starts_at_data=True,
-            )
-            figures.append(Figure(svg, f"Same {label} in both releases"))
+            tiles.append(_describe_cosines(cosines, num_both, label))
+            figures.append(_draw_cosines(cosines, label))
     else:
         notes.append(
             f"The model changed from {before.model_version} to {tables.release.model_version}: their vectors "
             "have no common space, so cosines would be noise and are not shown. Readers switch both together."
         )
-    return Section(
-        DRIFT,
-        tiles=tuple(tiles),
-        figures=tuple(figures),
-        tables=(_compare_rows(tables, earlier),),
-        notes=tuple(notes),
+    rows = _compare_rows(tables, earlier)
+    return Section(DRIFT, tiles=tuple(tiles), figures=tuple(figures), tables=(rows,), notes=tuple(notes))
+
+
+def _describe_cosines(cosines: FloatArray, num_both: int, label: str) -> Tile:
+    mean = float(cosines.mean())
+    tone = "good" if mean >= COSINE_LOW else "bad"
+    return Tile(f"mean cosine, same {label}", format_figure(mean), f"{format_count(num_both)} in both", tone)
+
+
+def _draw_cosines(cosines: FloatArray, label: str) -> Figure:
+    svg = draw_histogram(
+        np.clip(cosines, -1, 1),
+        label="cosine of the vector now and before",
+        unit=f"{label}s",
+        marks={},
+        color=COLORS[label],
+        starts_at_data=True,
     )
+    return Figure(svg, f"Same {label} in both releases")
 
 
 def compute_psi(before: FloatArray, now: FloatArray) -> float:

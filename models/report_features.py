@@ -95,53 +95,43 @@ def build_calibration(tables: ReleaseTables) -> Section:
     scores = load_scores(tables)
     values = scores["score"].to_numpy().astype(np.float64)
     labelled = join_labels(tables, scores)
-    spread = Figure(
-        draw_histogram(values, label="score", unit="candidates", marks={}, color=SERIES[3]),
-        "All scores of the day",
-    )
-    tiles = [
-        Tile(
-            "scored candidates",
-            format_count(len(values)),
-            f"{format_count(len(scores['request_id'].unique()))} requests",
-        ),
+    svg = draw_histogram(values, label="score", unit="candidates", marks={}, color=SERIES[3])
+    spread = Figure(svg, "All scores of the day")
+    num_requests = format_count(len(scores["request_id"].unique()))
+    tiles = (
+        Tile("scored candidates", format_count(len(values)), f"{num_requests} requests"),
         Tile("mean score", format_figure(float(values.mean()), 3)),
-    ]
+    )
     if not labelled.num_rows:
         note = (
             "No impressions are known (yet) for the requests scored on this day, so there is nothing to "
             "hold the scores against."
         )
-        return Section(CALIBRATION, tiles=tuple(tiles), figures=(spread,), notes=(note,))
-    predicted, clicked = (
-        labelled["score"].to_numpy().astype(np.float64),
-        labelled["label"].to_numpy().astype(np.int64),
-    )
+        return Section(CALIBRATION, tiles=tiles, figures=(spread,), notes=(note,))
+    predicted = labelled["score"].to_numpy().astype(np.float64)
+    clicked = labelled["label"].to_numpy().astype(np.int64)
     bins = calibration_bins(predicted, clicked)
-    tiles += [
-        Tile(
-            "click rate",
-            format_figure(float(clicked.mean()), 3),
-            f"of {format_count(len(clicked))} labelled candidates",
-        ),
-        Tile("calibration error", format_figure(bins.expected_error), "mean gap, weighted by rows"),
-        Tile(
-            "AUC on these rows",
-            format_figure(auc(predicted, clicked)),
-            "serving view; the held-out figure is under Accuracy",
-        ),
-    ]
+    reliability = Figure(
+        draw_reliability(bins.predicted, bins.observed, bins.counts),
+        "Reliability: dots grow with their rows, bars are 95 % intervals",
+    )
     return Section(
         CALIBRATION,
-        tiles=tuple(tiles),
-        figures=(
-            Figure(
-                draw_reliability(bins.predicted, bins.observed, bins.counts),
-                "Reliability: dots grow with their rows, bars are 95 % intervals",
-            ),
-            spread,
-        ),
+        tiles=(*tiles, *_click_tiles(predicted, clicked, bins)),
+        figures=(reliability, spread),
         tables=(_bins_table(bins),),
+    )
+
+
+def _click_tiles(
+    predicted: FloatArray, clicked: NDArray[np.int64], bins: CalibrationBins
+) -> tuple[Tile, ...]:
+    rate, count = format_figure(float(clicked.mean()), 3), format_count(len(clicked))
+    area = format_figure(auc(predicted, clicked))
+    return (
+        Tile("click rate", rate, f"of {count} labelled candidates"),
+        Tile("calibration error", format_figure(bins.expected_error), "mean gap, weighted by rows"),
+        Tile("AUC on these rows", area, "serving view; the held-out figure is under Accuracy"),
     )
 
 
@@ -184,44 +174,37 @@ def build_projection(tables: ReleaseTables) -> Section:
         raise NothingToShowError(f"Only {len(pois.keys)} POIs have a vector; a projection needs three.")
     center = pois.matrix.mean(axis=0)
     _, strengths, axes = np.linalg.svd(pois.matrix - center, full_matrices=False)
-    axes = (
-        axes[:2] * np.sign(axes[:2][np.arange(2), np.abs(axes[:2]).argmax(axis=1)])[:, None]
-    )  # SVD leaves the sign open
+    plane = axes[:2]
+    # SVD leaves the sign of an axis open: its largest entry is made positive.
+    plane = plane * np.sign(plane[np.arange(2), np.abs(plane).argmax(axis=1)])[:, None]
     shares = strengths**2 / max(float((strengths**2).sum()), 1e-12)
     names = _group_names(tables, pois.keys)
-    common = _most_common(names)
-    colors = dict(zip(common, SERIES, strict=False))
-    likeness = mean_cosine(pois.matrix)
-    agreement, chance = neighbour_agreement(pois.matrix, names)
+    colors = dict(zip(_most_common(names), SERIES, strict=False))
     svg = draw_projection(
-        (pois.matrix - center) @ axes.T,
+        (pois.matrix - center) @ plane.T,
         [colors.get(name, OTHER) for name in names],
-        (users.matrix - center) @ axes.T,
+        (users.matrix - center) @ plane.T,
         (float(shares[0]), float(shares[1])),
     )
-    legend = (*colors.items(), *((("others", OTHER),) if len(common) < len(set(names)) else ()))
+    legend = (*colors.items(), *((("others", OTHER),) if len(colors) < len(set(names)) else ()))
     return Section(
         EMBEDDINGS,
-        tiles=(
-            Tile(
-                "vectors",
-                format_count(len(pois.keys)),
-                f"POIs and {format_count(len(users.keys))} users drawn, picked by hash",
-            ),
-            Tile("dimensions", str(pois.matrix.shape[1]), f"{effective_rank(strengths):.0f} in effect"),
-            Tile(
-                "mean cosine of two POIs",
-                format_figure(likeness, 3),
-                "1 = collapsed",
-                "bad" if likeness > COLLAPSED else "",
-            ),
-            Tile(
-                "nearest POI alike",
-                format_share(agreement, 1.0),
-                f"same category; {format_share(chance, 1.0)} by chance",
-            ),
-        ),
-        figures=(Figure(svg, "Principal axes of the POI vectors", tuple(legend), is_wide=True),),
+        tiles=_space_tiles(pois, len(users.keys), names, effective_rank(strengths)),
+        figures=(Figure(svg, "Principal axes of the POI vectors", legend, is_wide=True),),
+    )
+
+
+def _space_tiles(pois: Vectors, num_users: int, names: list[str], rank: float) -> tuple[Tile, ...]:
+    likeness = mean_cosine(pois.matrix)
+    agreement, chance = neighbour_agreement(pois.matrix, names)
+    drawn = f"POIs and {format_count(num_users)} users drawn, picked by hash"
+    tone = "bad" if likeness > COLLAPSED else ""
+    by_chance = f"same category; {format_share(chance, 1.0)} by chance"
+    return (
+        Tile("vectors", format_count(len(pois.keys)), drawn),
+        Tile("dimensions", str(pois.matrix.shape[1]), f"{rank:.0f} in effect"),
+        Tile("mean cosine of two POIs", format_figure(likeness, 3), "1 = collapsed", tone),
+        Tile("nearest POI alike", format_share(agreement, 1.0), by_chance),
     )
 
 

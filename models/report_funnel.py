@@ -10,6 +10,7 @@ were refused, less one of each. What then still is missing is unexplained, and h
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,7 @@ CONTENT_SCHEMA = pa.schema(
     [(column.name, ARROW_TYPES[column.type]) for column in TABLES[ACTIONS].columns if column.name != "day"]
 )
 CONTENT = CONTENT_SCHEMA.names
+DOUBLES = {column.name for column in TABLES[ACTIONS].columns if column.type == "double"}
 SAMPLES = {
     "pretrain_samples": "pre-training windows",
     "ranking_samples": "ranking requests",
@@ -119,60 +121,51 @@ def count_repeats(delivered: Hashes, refused: Hashes) -> int:
 def build_funnel(tables: ReleaseTables) -> Section:
     """Builds the section."""
     today, until = count_funnels(tables)
-    explained = {rule.code: rule.explanation for rule in RULES}
-    reasons = tuple(
-        (reason, explained.get(reason, ""), format_count(today.refused.get(reason, 0)), format_count(count))
-        for reason, count in until.refused.items()
-    )
-    elsewhere = (
-        count_by(tables.scan("quarantined_rows", ["source_table"], tables.until), "source_table")
-        if tables.exists("quarantined_rows")
-        else {}
-    )
-    others = {name: count for name, count in elsewhere.items() if name != ACTIONS}
     return Section(
         FUNNEL,
-        tiles=(
-            Tile(
-                "delivered",
-                format_count(today.delivered),
-                f"{format_count(until.delivered)} since the first day",
-            ),
-            Tile(
-                "accepted",
-                format_count(today.accepted),
-                f"{format_share(today.accepted, today.delivered)} of the day",
-            ),
-            Tile(
-                "quarantined",
-                format_count(today.num_refused),
-                f"{format_share(today.num_refused, today.delivered)} of the day",
-            ),
-            Tile("exact duplicates", format_count(today.duplicates), "dropped"),
-            _unexplained(today, until),
-        ),
+        tiles=_tiles(today, until),
         bars=(
             _flow_bars(tables, until),
             list_counts("Quarantined actions by reason, up to the day", until.refused, tone="warn"),
         ),
-        tables=(
-            _balance(today, until),
-            TableView(
-                "Reasons", ("reason", "what it means", "this day", "up to it"), reasons, text_columns=(0, 1)
-            ),
-            *(
-                (
-                    TableView(
-                        "Rows of other tables in quarantine, up to the day",
-                        ("table", "rows"),
-                        tuple((name, format_count(count)) for name, count in others.items()),
-                    ),
-                )
-                if others
-                else ()
-            ),
-        ),
+        tables=(_balance(today, until), _reasons(today, until), *_refused_elsewhere(tables)),
     )
+
+
+def _tiles(today: Funnel, until: Funnel) -> tuple[Tile, ...]:
+    def of_day(label: str, count: int) -> Tile:
+        return Tile(label, format_count(count), f"{format_share(count, today.delivered)} of the day")
+
+    return (
+        Tile(
+            "delivered", format_count(today.delivered), f"{format_count(until.delivered)} since the first day"
+        ),
+        of_day("accepted", today.accepted),
+        of_day("quarantined", today.num_refused),
+        Tile("exact duplicates", format_count(today.duplicates), "dropped"),
+        _unexplained(today, until),
+    )
+
+
+def _reasons(today: Funnel, until: Funnel) -> TableView:
+    explained = {rule.code: rule.explanation for rule in RULES}
+    rows = tuple(
+        (reason, explained.get(reason, ""), format_count(today.refused.get(reason, 0)), format_count(count))
+        for reason, count in until.refused.items()
+    )
+    return TableView(
+        "Reasons", ("reason", "what it means", "this day", "up to it"), rows, text_columns=(0, 1)
+    )
+
+
+def _refused_elsewhere(tables: ReleaseTables) -> tuple[TableView, ...]:
+    """Rows in quarantine that are not actions: POIs, and what the feature jobs could not compute."""
+    if not tables.exists("quarantined_rows"):
+        return ()
+    counts = count_by(tables.scan("quarantined_rows", ["source_table"], tables.until), "source_table")
+    rows = tuple((name, format_count(count)) for name, count in counts.items() if name != ACTIONS)
+    caption = "Rows of other tables in quarantine, up to the day"
+    return (TableView(caption, ("table", "rows"), rows),) if rows else ()
 
 
 def _unexplained(today: Funnel, until: Funnel) -> Tile:
@@ -246,12 +239,20 @@ def _hash_delivered(tables: ReleaseTables, where: ds.Expression) -> Hashes:
 
 def _hash_payloads(payloads: list[str]) -> Hashes:
     """Hashes refused rows as `_hash_delivered` does; the order stays."""
-    rows = [json.loads(payload) for payload in payloads]
+    rows = [_read_payload(payload) for payload in payloads]
     has_id = np.array([bool((row.get("action_id") or "").strip(" ")) for row in rows], dtype=np.bool_)
     table = pa.Table.from_pylist(rows, schema=CONTENT_SCHEMA)
     hashes = _hash_rows(table, CONTENT)
     hashes[has_id] = _hash_rows(table, ["action_id"])[has_id]
     return hashes
+
+
+def _read_payload(payload: str) -> dict[str, Any]:
+    """Reads a refused row; JSON has no nan and no infinity, so Spark writes them as text."""
+    row: dict[str, Any] = json.loads(payload)
+    return {
+        name: float(value) if value is not None and name in DOUBLES else value for name, value in row.items()
+    }
 
 
 def _hash_rows(rows: pa.RecordBatch | pa.Table, columns: list[str]) -> Hashes:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from conf.tables import FEATURE_TABLES
-from models.report_data import NothingToShowError, ReleaseTables, known_tables
+from models.report_data import NothingToShowError, Release, ReleaseTables, known_tables
 from models.report_page import Section, TableView, Tile, Topic, format_count
 
 LINEAGE = Topic(
@@ -36,47 +36,33 @@ def build_lineage(tables: ReleaseTables, *, artifacts: Path, page: Path) -> Sect
         artifacts: folder of audits and Data Docs.
         page: where the report is written; links are relative to its folder.
     """
-    release = tables.release
     audit = load_audit(artifacts, tables.day)
     checks = audit.get("checks", [])
-    failed = [check for check in checks if check["found"]]
-    failures = audit.get("failures", [])
-    notes = [f"The audit failed: {failure}" for failure in failures]
+    notes = [f"The audit failed: {failure}" for failure in audit.get("failures", [])]
     if not audit:
         notes.append(f"There is no audit record for {tables.day} under {artifacts.name}/audits.")
     versions = _version_table(tables)
     rows = tuple((check["table"], check["name"], format_count(check["found"])) for check in checks)
-    is_good = bool(audit) and audit["is_passed"] and not failed
+    header = ("table", "what must not be", "found")
+    found = (TableView("Checks across tables, 0 allowed", header, rows, (0, 1)),) if rows else ()
     return Section(
         LINEAGE,
-        tiles=(
-            Tile("run", release.run_id, "published the release"),
-            Tile("data day", str(tables.day), f"published {release.published:%Y-%m-%d %H:%M} UTC"),
-            Tile(
-                "audit",
-                "passed" if is_good else "failed" if audit else "unknown",
-                f"{len(checks)} checks across tables",
-                "good" if is_good else "bad" if audit else "warn",
-            ),
-            Tile("pinned tables", str(len(release.table_versions)), f"of {len(versions.rows)} that exist"),
-        ),
-        tables=(
-            versions,
-            *(
-                (
-                    TableView(
-                        "Checks across tables, 0 allowed",
-                        ("table", "what must not be", "found"),
-                        rows,
-                        (0, 1),
-                    ),
-                )
-                if rows
-                else ()
-            ),
-        ),
+        tiles=_tiles(tables.release, audit, num_tables=len(versions.rows)),
+        tables=(versions, *found),
         notes=tuple(notes),
         links=tuple(_find_docs(audit, artifacts, page)),
+    )
+
+
+def _tiles(release: Release, audit: dict[str, Any], *, num_tables: int) -> tuple[Tile, ...]:
+    checks = audit.get("checks", [])
+    is_good = bool(audit) and audit["is_passed"] and not any(check["found"] for check in checks)
+    verdict, tone = ("passed", "good") if is_good else ("failed", "bad") if audit else ("unknown", "warn")
+    return (
+        Tile("run", release.run_id, "published the release"),
+        Tile("data day", str(release.day), f"published {release.published:%Y-%m-%d %H:%M} UTC"),
+        Tile("audit", verdict, f"{len(checks)} checks across tables", tone),
+        Tile("pinned tables", str(len(release.table_versions)), f"of {num_tables} that exist"),
     )
 
 

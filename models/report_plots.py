@@ -26,6 +26,7 @@ SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#a855f7", "#ef4444", "#06b6d4", "#84
 FLOOR_SERIES = ("#94a3b8", "#64748b", "#b9c4d3", "#7c8aa0")
 OTHER = "#94a3b8"
 USERS = "#7b8798"
+MARK_BOX = {"boxstyle": "circle,pad=0.18", "fc": "#111827", "ec": "none", "alpha": 0.72}
 HEAT = LinearSegmentedColormap.from_list("heat", ("#fcd34d", "#f97316", "#db2777", "#7c3aed"))
 """Low to high; every step of it stands out on a light and on a dark page."""
 INK, GRID = "#010203", "#010204"
@@ -110,17 +111,9 @@ def draw_map(
     axes.set(xlim=(west, east), ylim=(south, north), xlabel="longitude, degrees", ylabel="latitude, degrees")
     axes.set_aspect(stretch, adjustable="box")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    for text, (lon, lat) in marks.items():
-        axes.annotate(
-            text,
-            (lon, lat),
-            ha="center",
-            va="center",
-            fontsize=6.5,
-            color="#ffffff",
-            weight="bold",
-            bbox={"boxstyle": "circle,pad=0.18", "fc": "#111827", "ec": "none", "alpha": 0.72},
-        )
+    look: dict[str, Any] = {"ha": "center", "va": "center", "size": 6.5, "color": "#ffffff", "weight": "bold"}
+    for text, place in marks.items():
+        axes.annotate(text, place, bbox=MARK_BOX, **look)
     bar = figure.colorbar(shapes, ax=axes, fraction=0.035, pad=0.02, label="live POIs in a cell")
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -129,16 +129,38 @@ def build_map(tables: ReleaseTables, settings: Settings) -> Section:
     blocks = summary.blocks
     if blocks.empty:
         raise NothingToShowError(f"No POI is live on {tables.day}.")
-    top = blocks.head(NUM_TOP_BLOCKS)
-    marks = {
-        str(number): (row.center_lon, row.center_lat) for number, row in enumerate(top.itertuples(), start=1)
-    }
-    focus, everything = summary.focus, summary.everything
-    inside = {text: place for text, place in marks.items() if _holds(focus, place)}
+    fullest, median = int(blocks["num_slots"].max()), int(blocks["num_pois"].median())
+    return Section(
+        MAP,
+        tiles=(
+            Tile("live POIs", format_count(int(blocks["num_pois"].sum()))),
+            Tile("blocks", format_count(len(blocks)), f"index version {tables.release.index_version}"),
+            Tile(
+                "fullest block",
+                format_count(fullest),
+                f"slots, of {format_count(settings.index.max_inner)} that fit",
+            ),
+            Tile("median block", format_count(median), "live POIs"),
+        ),
+        figures=_draw_maps(summary),
+        tables=(_top_table(blocks),),
+    )
+
+
+def _draw_maps(summary: BlockMap) -> tuple[Figure, ...]:
+    """Draws the close-up and, if there is more, everything; a top block is numbered where it is seen best."""
+    top = summary.blocks.head(NUM_TOP_BLOCKS)
+    places = zip(top["center_lon"], top["center_lat"], strict=True)
+    marks = {str(number): place for number, place in enumerate(places, start=1)}
+    inside = {text: place for text, place in marks.items() if _holds(summary.focus, place)}
     outside = {text: place for text, place in marks.items() if text not in inside}
-    figures = [Figure(draw_map(summary.cells, focus, inside), "Around the densest block")]
-    if focus != everything:
-        figures.append(Figure(draw_map(summary.cells, everything, outside), "All blocks"))
+    close_up = Figure(draw_map(summary.cells, summary.focus, inside), "Around the densest block")
+    if summary.focus == summary.everything:
+        return (close_up,)
+    return (close_up, Figure(draw_map(summary.cells, summary.everything, outside), "All blocks"))
+
+
+def _top_table(blocks: pd.DataFrame) -> TableView:
     total = int(blocks["num_pois"].sum())
     rows = tuple(
         (
@@ -150,72 +172,52 @@ def build_map(tables: ReleaseTables, settings: Settings) -> Section:
             f"{row.center_lat:.3f}, {row.center_lon:.3f}",
             row.top_category,
         )
-        for number, row in enumerate(top.itertuples(), start=1)
+        for number, row in enumerate(blocks.head(NUM_TOP_BLOCKS).itertuples(), start=1)
     )
     header = ("", "block", "live POIs", "share", "slots ever", "centre (lat, lon)", "most frequent category")
-    return Section(
-        MAP,
-        tiles=(
-            Tile("live POIs", format_count(total)),
-            Tile("blocks", format_count(len(blocks)), f"index version {tables.release.index_version}"),
-            Tile(
-                "fullest block",
-                format_count(int(blocks["num_slots"].max())),
-                f"slots, of {format_count(settings.index.max_inner)} that fit",
-            ),
-            Tile("median block", format_count(int(blocks["num_pois"].median())), "live POIs"),
-        ),
-        figures=tuple(figures),
-        tables=(TableView("Blocks with the most live POIs", header, rows, text_columns=(0, 6)),),
-    )
+    return TableView("Blocks with the most live POIs", header, rows, text_columns=(0, 6))
 
 
 def build_sequences(tables: ReleaseTables, settings: Settings) -> Section:
     """Builds the section about histories."""
-    users = tables.latest("action_sequences", "user_id", ["seq_len", "num_actions", "richness", "pattern"])
+    users = tables.latest("action_sequences", "user_id", ["seq_len", "richness", "pattern"])
+    if users.empty:
+        raise NothingToShowError(f"No user has a sequence up to {tables.day}.")
     low = settings.samples.min_richness
     num_poor = int((users["richness"] < low).sum())
-    num_active = tables.count("action_sequences", tables.today)
+    active = f"{format_count(tables.count('action_sequences', tables.today))} active on the day"
     patterns = users["pattern"].value_counts()
-    lengths, richness = users["seq_len"].to_numpy(np.float64), users["richness"].to_numpy(np.float64)
-    edges = {f"window {settings.samples.window_actions}": float(settings.samples.window_actions)}
-    if lengths.max(initial=0) > settings.sequences.max_actions / 2:
-        edges[f"kept at most {settings.sequences.max_actions}"] = float(settings.sequences.max_actions)
-    shown = np.minimum(richness, np.quantile(richness, 0.995)) if len(richness) else richness
+    poor = f"{format_count(num_poor)} users; features, but no pre-training"
     return Section(
         SEQUENCES,
         tiles=(
-            Tile("users", format_count(len(users)), f"{format_count(num_active)} active on the day"),
-            Tile(
-                "median length", f"{np.median(lengths):.0f}" if len(lengths) else "-", "actions in the arrays"
-            ),
-            Tile(
-                "median richness",
-                f"{np.median(richness):.1f}" if len(richness) else "-",
-                "effective number of interest POIs",
-            ),
-            Tile(
-                f"richness below {low:g}",
-                format_share(num_poor, len(users)),
-                f"{format_count(num_poor)} users; features, but no pre-training",
-            ),
+            Tile("users", format_count(len(users)), active),
+            Tile("median length", f"{users['seq_len'].median():.0f}", "actions in the arrays"),
+            Tile("median richness", f"{users['richness'].median():.1f}", "effective number of interest POIs"),
+            Tile(f"richness below {low:g}", format_share(num_poor, len(users)), poor),
         ),
-        figures=(
-            Figure(
-                draw_histogram(lengths, label="actions in the sequence", unit="users", marks=edges), "Length"
-            ),
-            Figure(
-                draw_histogram(
-                    shown,
-                    label="richness (the top 0.5 % drawn at the edge)",
-                    unit="users",
-                    marks={f"threshold {low:g}": low},
-                    color=SERIES[2],
-                ),
-                "Richness",
-            ),
-        ),
+        figures=_draw_histories(users, settings),
         bars=(list_counts("Users by pattern", {name: int(patterns.get(name, 0)) for name in PATTERNS}),),
+    )
+
+
+def _draw_histories(users: pd.DataFrame, settings: Settings) -> tuple[Figure, ...]:
+    lengths, richness = users["seq_len"].to_numpy(np.float64), users["richness"].to_numpy(np.float64)
+    window, cap, low = (
+        settings.samples.window_actions,
+        settings.sequences.max_actions,
+        settings.samples.min_richness,
+    )
+    edges = {f"window {window}": float(window)}
+    if lengths.max() > cap / 2:  # else the line would squeeze the histogram
+        edges[f"kept at most {cap}"] = float(cap)
+    shown = np.minimum(richness, np.quantile(richness, 0.995))
+    label, threshold = "richness (the top 0.5 % drawn at the edge)", {f"threshold {low:g}": low}
+    return (
+        Figure(draw_histogram(lengths, label="actions in the sequence", unit="users", marks=edges), "Length"),
+        Figure(
+            draw_histogram(shown, label=label, unit="users", marks=threshold, color=SERIES[2]), "Richness"
+        ),
     )
 
 

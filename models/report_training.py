@@ -107,24 +107,14 @@ def build_curves(settings: Settings, release: Release) -> Section:
     if not _has_store(settings.mlflow):
         raise NothingToShowError("The MLflow store of the settings is not there (mlflow.tracking_uri).")
     from mlflow import MlflowClient  # takes a second, and only this section needs it
+    from mlflow.exceptions import MlflowException
 
-    stages = load_stages(MlflowClient(tracking_uri=settings.mlflow.tracking_uri), run_id)
+    try:
+        stages = load_stages(MlflowClient(tracking_uri=settings.mlflow.tracking_uri), run_id)
+    except MlflowException as error:
+        raise NothingToShowError(f"MLflow cannot say anything of run {run_id}: {error.message}") from error
     if not stages:
         raise NothingToShowError(f"MLflow knows no stage of the training run {run_id}.")
-    figures: list[Figure] = []
-    for stage in stages:
-        figures += draw_stage(stage)
-    rows = tuple(
-        (
-            TITLES.get(stage.stage, stage.stage),
-            *(format_figure(stage.last(name)) for name in LOSSES),
-            ", ".join(
-                f"{name.removeprefix('val/')} {format_figure(stage.last(name))}" for name in _headline(stage)
-            )
-            or "-",
-        )
-        for stage in stages
-    )
     return Section(
         TRAINING,
         tiles=(
@@ -132,16 +122,24 @@ def build_curves(settings: Settings, release: Release) -> Section:
             Tile("model", release.model_version),
             Tile("MLflow run", run_id[:8], run_id),
         ),
-        figures=tuple(figures),
-        tables=(
-            TableView(
-                "Last values",
-                ("stage", "training loss", "validation loss", "validation metrics"),
-                rows,
-                (0, 3),
-            ),
-        ),
+        figures=tuple(figure for stage in stages for figure in draw_stage(stage)),
+        tables=(_last_values(stages),),
     )
+
+
+def _last_values(stages: Sequence[StageCurves]) -> TableView:
+    rows = tuple(
+        (
+            TITLES.get(stage.stage, stage.stage),
+            *(format_figure(stage.last(name)) for name in LOSSES),
+            ", ".join(
+                f"{name.removeprefix('val/')} {format_figure(stage.last(name))}" for name in _headline(stage)
+            ),
+        )
+        for stage in stages
+    )
+    header = ("stage", "training loss", "validation loss", "validation metrics")
+    return TableView("Last values", header, rows, (0, 3))
 
 
 def load_stages(client: "MlflowClient", run_id: str) -> list[StageCurves]:

@@ -19,6 +19,7 @@ from tests.models.report_city import (
     build_warehouse,
     publish,
     raw_action,
+    refuse,
     report_of,
     settings_of,
     text_of,
@@ -61,6 +62,22 @@ def test_a_row_that_vanished_is_shown_as_unexplained(tmp_path):
     _, html = report_of(settings)
 
     assert "unexplained 1 1 up to the day" in text_of(html, "funnel")
+
+
+def test_a_refused_row_without_id_and_with_nan_is_matched_with_its_delivery(tmp_path):
+    root = str(tmp_path)
+    bad = raw_action(None, user_lon=float("nan"))
+    good = raw_action(None, user_lon=4.9)
+    refused = refuse(bad, "missing_poi")
+    refused["payload"] = refused["payload"].replace("NaN", '"NaN"')  # as Spark writes it
+    write(root, "raw_actions", [bad, good, good])
+    write(root, "quarantined_rows", [refused])
+    write(root, "cleaned_actions", [{"day": DAY, "action_id": "made-up", "user_id": "u0"}])
+    write(root, "releases", [publish(root, 1)])
+
+    today, _ = count_funnels(ReleaseTables(root, find_release(root, day=DAY)[0]))
+
+    assert (today.delivered, today.accepted, today.num_refused, today.duplicates) == (3, 1, 1, 1)
 
 
 def test_redelivered_and_twice_refused_rows_are_told_apart():
