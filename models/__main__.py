@@ -1,7 +1,7 @@
 """The model stages: python -m models STAGE --day D --recipe conf/models/tiny.yaml.
 
-`train` runs all of them in one process with one parent run in MLflow. A stage that was interrupted goes on where it
-stopped; a stage that is finished and whose rows have not changed is not trained again.
+`train` runs all of them in one process with one parent run in MLflow. A stage that was interrupted goes on
+where it stopped; a stage that is finished and whose rows have not changed is not trained again.
 """
 
 import argparse
@@ -19,15 +19,29 @@ DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, metavar="PATH", help="shape of the model and how it is trained")
-    parser.add_argument("--set-recipe", action="append", default=[], metavar="a.b=value", help="one key of the recipe; repeatable")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        default=DEFAULT_RECIPE,
+        metavar="PATH",
+        help="shape of the model and how it is trained",
+    )
+    parser.add_argument(
+        "--set-recipe",
+        action="append",
+        default=[],
+        metavar="a.b=value",
+        help="one key of the recipe; repeatable",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of torch")
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     protocols = (RELEASE_SPLIT, *PROTOCOLS)
     parser.add_argument("--protocol", choices=protocols, default=RELEASE_SPLIT, help="rows to score")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="held-out split; select on val only")
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="test", help="held-out split; select on val only"
+    )
     parser.add_argument("--data", default="", metavar="FOLDER", help="check-in folder of a public protocol")
     parser.add_argument("--model", default="", metavar="URI", help="bundle; empty = the day's training")
 
@@ -53,7 +67,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--release", type=int, default=None, metavar="ID", help="release; default = the last one of the day")
+    parser.add_argument(
+        "--release", type=int, default=None, metavar="ID", help="release; default = the last one of the day"
+    )
 
 
 JOBS = {
@@ -62,7 +78,11 @@ JOBS = {
     "sft_ranking": Job("ranking_samples -> click logits of candidates", run_stage_job, _add_recipe),
     "align_dpo": Job("preference_pairs -> aligned generator", run_stage_job, _add_recipe),
     "evaluate": Job("figures of floors and model on the same held-out rows", run_evaluate_job, _add_evaluate),
-    "register": Job("bundle -> registered model version, champion if the gate lets it pass", run_register_job, _add_register),
+    "register": Job(
+        "bundle -> registered model version, champion if the gate lets it pass",
+        run_register_job,
+        _add_register,
+    ),
     "train": Job("all stages, evaluate, register, in one parent run", run_train_job, _add_train),
     "report": Job("release -> one HTML file", run_report_job, _add_report),
 }

@@ -1,7 +1,7 @@
 """Stage 3: DPO and S-DPO (paper 3.4): clicked POIs over shown and unclicked ones, against a frozen reference.
 
-log P(POI) = log P(block) + log P(inner | block) under the history and the request, the same number that generation
-uses. The reference is the pre-trained model. Dropout is off, so that policy and reference start equal. Reads
+log P(POI) = log P(block) + log P(inner | block) under the history and the request, as in generation. The
+reference is the pre-trained model. Dropout is off, so that policy and reference start equal. Reads
 `preference_pairs` at a pinned version; rewards margin and accuracy are logged.
 
     python -m models align_dpo --day 2026-01-31
@@ -37,7 +37,9 @@ class AlignStage:
 
     name = "align_dpo"
 
-    def __init__(self, splits: Splits, config: AlignConfig, reference: SpacetimeDecoder, slots: LiveSlots) -> None:
+    def __init__(
+        self, splits: Splits, config: AlignConfig, reference: SpacetimeDecoder, slots: LiveSlots
+    ) -> None:
         """Holds the frozen reference.
 
         Args:
@@ -65,7 +67,12 @@ class AlignStage:
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Returns the mean loss, rewards margin and accuracy, and log probability of the chosen POIs."""
-        sums = {"val/loss": 0.0, "val/rewards_margin": 0.0, "val/rewards_accuracy": 0.0, "val/logps_chosen": 0.0}
+        sums = {
+            "val/loss": 0.0,
+            "val/rewards_margin": 0.0,
+            "val/rewards_accuracy": 0.0,
+            "val/logps_chosen": 0.0,
+        }
         num_pairs = 0
         for rows in self.splits.val.read():
             found, chosen = self._compare(model, rows)
@@ -102,14 +109,23 @@ def pair_log_probs(
         model.encode_prefix(collate_history(rows).to(device)), collate_requests(rows).to(device), slots
     )
     log_probs = model.poi_log_probs(
-        state, torch.cat([chosen_block, rejected.blocks_BC], 1), torch.cat([chosen_inner, rejected.inners_BC], 1)
+        state,
+        torch.cat([chosen_block, rejected.blocks_BC], 1),
+        torch.cat([chosen_inner, rejected.inners_BC], 1),
     )
     is_rejected = torch.arange(rejected.blocks_BC.shape[1], device=device) < rejected.lengths_B[:, None]
     return PreferenceLogProbs(log_probs[:, 0], log_probs[:, 1:]), is_rejected
 
 
 def run_align_dpo(
-    pairs: TableAt, index: PretrainTables, *, day: str, recipe: Recipe, pretrained: Path, folder: Path, log: Log
+    pairs: TableAt,
+    index: PretrainTables,
+    *,
+    day: str,
+    recipe: Recipe,
+    pretrained: Path,
+    folder: Path,
+    log: Log,
 ) -> TrainResult:
     """Aligns the pre-trained model; leaves it in `folder/model`.
 

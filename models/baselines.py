@@ -2,7 +2,8 @@
 
 - popularity: how often a POI was visited in the training period, by anyone;
 - visit counter: how often this user visited it before the request;
-- kernel counter: the same with every past visit weighted by age, clock and previous POI, plus a little of what others
+- kernel counter: the same with every past visit weighted by age, clock and previous POI, plus a little of
+  what others
   do next.
 
 Each scores all POIs of a catalogue for a slice of requests, in float64: float32 would lose the tie-break of
@@ -58,7 +59,8 @@ def count_training(visits: Visits, *, num_pois: int) -> TrainingCounts:
     """Counts visits and transitions.
 
     Args:
-        visits: training rows; a transition leads from `previous_pois` to `pois` (-1 on either side is skipped).
+        visits: training rows; a transition leads from `previous_pois` to `pois` (-1 on either side is
+            skipped).
         num_pois: POIs in the catalogue.
     """
     popularity = np.bincount(visits.pois[visits.pois >= 0], minlength=num_pois).astype(np.float64)
@@ -82,16 +84,19 @@ def score_visits(requests: Requests, counts: TrainingCounts) -> FloatArray:
     return scores + TIE_BREAK * counts.popularity
 
 
-def score_kernel(requests: Requests, counts: TrainingCounts, *, hide_request_time: bool = False) -> FloatArray:
+def score_kernel(
+    requests: Requests, counts: TrainingCounts, *, hide_request_time: bool = False
+) -> FloatArray:
     """Scores every POI by the kernel counter (design 5); (requests, POIs).
 
-    Clock times are whole local hours, and all POIs outside the catalogue count as one POI when the action before a
-    visit is compared with the last action: both as in the published figures, which this reproduces.
+    Clock times are whole local hours, and all POIs outside the catalogue count as one POI when the action
+    before a visit is compared with the last action: both as in the published figures, which this reproduces.
 
     Args:
         requests: the rows to score.
         counts: popularity and transitions of the training period.
-        hide_request_time: the hour and day type of the request are unknown, its age is measured from the last action.
+        hide_request_time: the hour and day type of the request are unknown, its age is measured from the last
+            action.
     """
     rows, past = requests.pairs()
     current = requests.current_pois()
@@ -122,7 +127,8 @@ def distance_km(
         np.radians(np.asarray(value, np.float64)) for value in (lon, lat, other_lon, other_lat)
     )
     square = (
-        np.sin((other_lat - lat) / 2) ** 2 + np.cos(lat) * np.cos(other_lat) * np.sin((other_lon - lon) / 2) ** 2
+        np.sin((other_lat - lat) / 2) ** 2
+        + np.cos(lat) * np.cos(other_lat) * np.sin((other_lon - lon) / 2) ** 2
     )
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(square, 1.0)))
 
@@ -162,5 +168,9 @@ def _sum_by_poi(
     """Sums the weights of past visits by (request, POI)."""
     pois = requests.visits.pois[past]
     known = pois >= 0
-    flat = np.bincount(rows[known] * num_pois + pois[known], weights=weights[known], minlength=len(requests) * num_pois)
-    return flat.astype(np.float64).reshape(len(requests), num_pois)  # no visit at all makes bincount return integers
+    flat = np.bincount(
+        rows[known] * num_pois + pois[known], weights=weights[known], minlength=len(requests) * num_pois
+    )
+    return flat.astype(np.float64).reshape(
+        len(requests), num_pois
+    )  # no visit at all makes bincount return integers

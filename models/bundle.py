@@ -1,10 +1,11 @@
 """A model bundle: one folder with everything inference needs and nothing that can run code.
 
-    bundle.json                 what is inside, what it was made from
-    pretrained/ sft_embedding/ sft_ranking/ dpo/       config, safetensors and checksums each; stages may be missing
+    bundle.json         what is inside, what it was made from
+    pretrained/         config, safetensors and checksums of a stage
+    sft_embedding/ sft_ranking/ dpo/        the same; may be missing
 
-A bundle is named by `models:/NAME@ALIAS`, `models:/NAME/VERSION` or its folder. Its fingerprint (token layout) must agree
-with the index that its inputs were made with.
+A bundle is named by `models:/NAME@ALIAS`, `models:/NAME/VERSION` or its folder. Its fingerprint (token
+layout) must agree with the index that its inputs were made with.
 """
 
 import hashlib
@@ -78,7 +79,7 @@ class ModelBundle:
                     what=f"stage {stage}",
                     where=str(self.folder),
                     needed_by="The feature job",
-                    remedy=f"The bundle holds {', '.join(self.stage_names)}. Train the stage, then register again.",
+                    remedy=f"The bundle holds {', '.join(self.stage_names)}. Train it and register again.",
                 )
             model = load_stage(self.folder / STAGE_FOLDERS[stage])
             self._loaded[key] = model.eval().requires_grad_(False).to(device)
@@ -110,7 +111,9 @@ def load_bundle(path: Path) -> ModelBundle:
         )
     except (ValueError, KeyError, TypeError) as error:  # not JSON, or not a bundle's JSON
         path_text = str(folder / BUNDLE_FILE)
-        raise CorruptInputError(path=path_text, expected="the description of a model bundle", cause=repr(error)) from error
+        raise CorruptInputError(
+            path=path_text, expected="the description of a model bundle", cause=repr(error)
+        ) from error
 
 
 def save_bundle(
@@ -148,7 +151,8 @@ def resolve_model(uri: str, settings: Settings) -> tuple[Path, str]:
     """Resolves a model URI to (local bundle folder, model version).
 
     Args:
-        uri: `models:/name@alias`, `models:/name/3`, or a folder; the version of a folder is a digest of its files.
+        uri: `models:/name@alias`, `models:/name/3`, or a folder; the version of a folder is a digest of its
+            files.
         settings: where the tracking store is.
 
     Raises:

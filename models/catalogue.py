@@ -49,11 +49,14 @@ class Catalogue:
         """Makes a catalogue of rows of `poi_index`.
 
         Args:
-            slots: `poi_id`, `block_id`, `inner_id`, `poi_lon`, `poi_lat`, `category_id`, `valid_from`, `valid_to`.
+            slots: `poi_id`, `block_id`, `inner_id`, `poi_lon`, `poi_lat`, `category_id`, `valid_from`,
+                `valid_to`.
         """
         table = slots if isinstance(slots, pa.Table) else pa.Table.from_batches([slots])
         table = table.sort_by([("block_id", "ascending"), ("inner_id", "ascending")])
-        ids = {name: table[name].to_numpy().astype(np.int64) for name in ("block_id", "inner_id", "category_id")}
+        ids = {
+            name: table[name].to_numpy().astype(np.int64) for name in ("block_id", "inner_id", "category_id")
+        }
         first_days = _to_days(table["valid_from"])
         last_days = _to_days(table["valid_to"])
         return cls(
@@ -81,7 +84,7 @@ class Catalogue:
         return np.where(self._keys[rows] == keys, rows, -1)
 
     def live_epochs(self, timestamps_ms: IntArray) -> IntArray:
-        """Numbers the stretches of days between changes of the catalogue: requests of one stretch see one live set."""
+        """Numbers the stretches of days between changes: requests of one stretch see one live set."""
         return np.searchsorted(self._change_days, timestamps_ms // MS_PER_DAY, side="right")
 
     def live_mask(self, timestamps_ms: IntArray) -> NDArray[np.bool_]:

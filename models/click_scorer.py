@@ -1,7 +1,8 @@
 """The bundle as an MLflow model: MLflow loads it by importing this file, so nothing is pickled.
 
-`mlflow.pyfunc.load_model("models:/spacetime-gr@champion").predict(frame)` takes one row per request with the history and
-candidates that `SIGNATURE` names (columns of `ranking_samples`) and returns the click logits of its candidates.
+`mlflow.pyfunc.load_model("models:/spacetime-gr@champion").predict(frame)` takes one row per request with the
+history and candidates that `SIGNATURE` names (columns of `ranking_samples`) and returns the click logits of
+its candidates.
 """
 
 from pathlib import Path
@@ -46,7 +47,10 @@ class ClickScorer:
     def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """Returns one list of click logits per request."""
         columns = {name: RANKING_SAMPLES.column(name) for name in INPUT_COLUMNS}
-        arrays = {name: pa.array(list(model_input[name]), type=_arrow_type(column)) for name, column in columns.items()}
+        arrays = {
+            name: pa.array(list(model_input[name]), type=_arrow_type(column))
+            for name, column in columns.items()
+        }
         logits = score_candidates(self.bundle, pa.record_batch(arrays))
         return pd.DataFrame({OUTPUT_COLUMN: [own.tolist() for own in logits]}, index=model_input.index)
 

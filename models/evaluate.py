@@ -1,10 +1,10 @@
-"""Evaluates models beside their floors on the same rows: table for people, JSON for programs, MLflow for both.
+"""Evaluates models beside their floors on the same rows: a table, JSON and MLflow.
 
     python -m models evaluate --day D                                   held-out split of the day's samples
     python -m models evaluate --protocol nyc-table6 --data FOLDER       rows and floors of a public protocol
 
-Full ranking over all POIs live as of the request, never sampled; returns and discoveries apart; intervals by user.
-A bundle's ranking and embedding stages are evaluated on `ranking_samples` of the same split.
+Full ranking over all POIs live as of the request, never sampled; returns and discoveries apart; intervals by
+user. A bundle's ranking and embedding stages are evaluated on `ranking_samples` of the same split.
 """
 
 import json
@@ -77,7 +77,9 @@ class Impressions:
         return self.requests[column].to_numpy()[self.request_rows]
 
 
-def evaluate_next_poi(rows: EvaluationRows, bundle: ModelBundle | None, *, seed: int = 0, device: str = "cpu") -> Figures:
+def evaluate_next_poi(
+    rows: EvaluationRows, bundle: ModelBundle | None, *, seed: int = 0, device: str = "cpu"
+) -> Figures:
     """Ranks the targets by every floor and by every generating stage of the bundle."""
     ranks = rank_floors(rows.requests, rows.counts, catalogue=rows.catalogue)
     stages = [stage for stage in ("pretrain", "align_dpo") if bundle and stage in bundle.stage_names]
@@ -90,13 +92,19 @@ def evaluate_next_poi(rows: EvaluationRows, bundle: ModelBundle | None, *, seed:
     figures["action_type"] = ACTION_TYPES[rows.action_type_id]
     figures["is_simulated"] = rows.is_simulated
     figures["minus_kernel_counter"] = {
-        stage: compare_next_poi(rows.requests, ranks[stage], ranks["kernel_counter"], seed=seed) for stage in stages
+        stage: compare_next_poi(rows.requests, ranks[stage], ranks["kernel_counter"], seed=seed)
+        for stage in stages
     }
     return figures
 
 
 def evaluate_ranking(
-    samples: pa.Table, popularity: Mapping[str, float], bundle: ModelBundle | None, *, seed: int = 0, device: str = "cpu"
+    samples: pa.Table,
+    popularity: Mapping[str, float],
+    bundle: ModelBundle | None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Figures:
     """Scores the impressions of ranking samples by the floors and by the SFT stages of the bundle.
 
@@ -121,10 +129,14 @@ def evaluate_ranking(
         scores["sft_embedding"] = _score_by_embeddings(shown, bundle, device)
     if bundle and "sft_ranking" in bundle.stage_names:
         batch = samples.combine_chunks().to_batches()
-        logits = [np.concatenate(score_candidates(bundle, part, device=device)) for part in batch if part.num_rows]
+        logits = [
+            np.concatenate(score_candidates(bundle, part, device=device)) for part in batch if part.num_rows
+        ]
         scores["sft_ranking"] = np.concatenate(logits).astype(np.float64)
         probabilities = 1.0 / (1.0 + np.exp(-scores["sft_ranking"]))
-    row_ids = [f"{request}|{poi}" for request, poi in zip(shown.per_request("request_id"), poi_ids, strict=True)]
+    row_ids = [
+        f"{request}|{poi}" for request, poi in zip(shown.per_request("request_id"), poi_ids, strict=True)
+    ]
     users = shown.per_request("user_id").astype(str)
     figures = describe_ranking(row_ids, users, shown.labels, scores, probabilities=probabilities, seed=seed)
     figures["requests"] = samples.num_rows
@@ -160,8 +172,12 @@ def print_figures(evaluation: Figures, console: Console | None = None) -> None:
             console.print(_next_poi_table(title, next_poi, group))
         console.print(f"{next_poi['rows']} rows of {next_poi['users']} users, digest {next_poi['digest']}")
     if isinstance(ranking, dict):
-        console.print(_ranking_table(f"clicks, {evaluation['split']}{label}: {ranking['rows']} impressions", ranking))
-        console.print(f"{ranking['rows']} impressions of {ranking['users']} users, digest {ranking['digest']}")
+        console.print(
+            _ranking_table(f"clicks, {evaluation['split']}{label}: {ranking['rows']} impressions", ranking)
+        )
+        console.print(
+            f"{ranking['rows']} impressions of {ranking['users']} users, digest {ranking['digest']}"
+        )
 
 
 def save_figures(evaluation: Figures, path: Path) -> Path:
@@ -182,9 +198,17 @@ def log_figures(evaluation: Figures, log: RunLog) -> None:
             metrics |= {f"{split}/{method}/{name}": value for name, value in figures.items()}
     if isinstance(ranking, dict):
         for method, figures in ranking["methods"].items():
-            metrics |= {f"{split}/{method}/auc": figures["auc"]["value"], f"{split}/{method}/gauc": figures["gauc"]}
+            metrics |= {
+                f"{split}/{method}/auc": figures["auc"]["value"],
+                f"{split}/{method}/gauc": figures["gauc"],
+            }
     log.log_metrics({name: value for name, value in metrics.items() if not np.isnan(value)})
-    log.log_tags({"simulated": str(bool(evaluation.get("is_simulated"))).lower(), "protocol": str(evaluation["protocol"])})
+    log.log_tags(
+        {
+            "simulated": str(bool(evaluation.get("is_simulated"))).lower(),
+            "protocol": str(evaluation["protocol"]),
+        }
+    )
     log.flush()
 
 
@@ -217,7 +241,9 @@ def _next_poi_table(title: str, figures: dict[str, dict], group: str) -> Table:
         own = groups[group]
         interval = own["hr_at_1_interval"]
         values = [own[f"hr_at_{k}"] for k in HIT_KS] + [own["mrr"]]
-        table.add_row(method, *(f"{value:.4f}" for value in values), f"{interval['low']:.3f} to {interval['high']:.3f}")
+        table.add_row(
+            method, *(f"{value:.4f}" for value in values), f"{interval['low']:.3f} to {interval['high']:.3f}"
+        )
     return table
 
 
@@ -227,7 +253,9 @@ def _ranking_table(title: str, figures: dict[str, dict]) -> Table:
         table.add_column(name, justify="left" if name == "method" else "right")
     for method, own in figures["methods"].items():
         auc = own["auc"]
-        table.add_row(method, f"{auc['value']:.4f}", f"{auc['low']:.3f} to {auc['high']:.3f}", f"{own['gauc']:.4f}")
+        table.add_row(
+            method, f"{auc['value']:.4f}", f"{auc['low']:.3f} to {auc['high']:.3f}", f"{own['gauc']:.4f}"
+        )
     return table
 
 

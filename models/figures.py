@@ -1,8 +1,8 @@
-"""Figures of several methods on the same rows: floors first, then models; as nested dictionaries that JSON can hold.
+"""Figures of several methods on the same rows, floors first, as nested dictionaries that JSON can hold.
 
-Next-POI figures are given for all rows and for returns (POIs the user had visited) and discoveries apart; ranking
-figures for all impressions. The digest of the row ids says which rows were scored, so that two results are comparable
-only if their digests are equal.
+Next-POI figures are given for all rows and for returns (POIs the user had visited) and discoveries apart;
+ranking figures for all impressions. The digest of the row ids says which rows were scored, so that two
+results are comparable only if their digests are equal.
 """
 
 import math
@@ -81,7 +81,9 @@ def describe_next_poi(requests: Requests, ranks: Mapping[str, Ranks], *, seed: i
         "digest": digest_rows(requests.row_ids.tolist()),
         "rows_by_group": {group: int(rows.sum()) for group, rows in groups.items()},
         "methods": {
-            method: {group: _describe_ranks(found, rows, requests.users, seed) for group, rows in groups.items()}
+            method: {
+                group: _describe_ranks(found, rows, requests.users, seed) for group, rows in groups.items()
+            }
             for method, found in ranks.items()
         },
     }
@@ -123,7 +125,9 @@ def describe_ranking(
         "digest": digest_rows(row_ids),
         "methods": {
             method: {
-                "auc": asdict(bootstrap_auc(values, labels, users, seed=seed, num_resamples=_resamples(len(labels)))),
+                "auc": asdict(
+                    bootstrap_auc(values, labels, users, seed=seed, num_resamples=_resamples(len(labels)))
+                ),
                 "gauc": gauc(values, labels, users),
             }
             for method, values in scores.items()
@@ -157,5 +161,3 @@ def _describe_ranks(ranks: Ranks, rows: BoolArray, users: NDArray[np.generic], s
 def _resamples(num_rows: int) -> int:
     """Fewer resamples of long lists: each costs a pass over the rows."""
     return 1000 if num_rows < 20_000 else 200
-
-

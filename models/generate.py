@@ -5,13 +5,13 @@ P(POI) = P(block) P(inner | block) is at most P(block). So blocks are opened bes
 - a top-k list is proven once its k-th POI is at least as probable as the best block not yet opened;
 - the rank of a target is known once all blocks at least as probable as the target are opened.
 
-Both equal brute force over all blocks. Requests of one call share one set of live slots, and every list is a set of
-live POIs by construction. Log probabilities are float32 of the model, added in float64.
+Both equal brute force over all blocks. Requests of one call share one set of live slots, and every list is a
+set of live POIs by construction. Log probabilities are float32 of the model, added in float64.
 """
 
 # Shape letters: B = requests, V = blocks, K = blocks opened, I = inner ids of a block, N = POIs kept.
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ BLOCKS_PER_STEP = 8
 
 
 class TopPois(NamedTuple):
-    """The most probable POIs of each request, best first; equal ones as their blocks were opened, then by inner id.
+    """The most probable POIs of each request, best first.
+
+    Equally probable ones come as their blocks were opened, then by inner id.
 
     Attributes:
         blocks_BN: int64.
@@ -59,7 +61,9 @@ def find_top_pois(model: SpacetimeDecoder, state: RequestState, *, top_k: int) -
         opened = slice(start, start + BLOCKS_PER_STEP)
         blocks_BK, log_block_BK = order_BV[active, opened], log_blocks_BV[active, opened]
         log_inner_BKI = model.inner_log_probs(take_requests(state, active), blocks_BK).double()
-        found = _merge(TopPois(*(part[active] for part in best)), blocks_BK, log_block_BK[..., None] + log_inner_BKI)
+        found = _merge(
+            TopPois(*(part[active] for part in best)), blocks_BK, log_block_BK[..., None] + log_inner_BKI
+        )
         for kept, new in zip(best, found, strict=True):
             kept[active] = new
     return best
@@ -69,7 +73,8 @@ def find_top_pois(model: SpacetimeDecoder, state: RequestState, *, top_k: int) -
 def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, inners_B: Tensor) -> Ranks:
     """Ranks one target per request among all live POIs, exactly.
 
-    A target that the model cannot produce (newer than its capacities) shares the last place with all others of its kind.
+    A target that the model cannot produce (newer than its capacities) shares the last place with all others
+    of its kind.
 
     Args:
         model: in evaluation mode.
@@ -90,7 +95,9 @@ def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, in
         log_inner_BKI = model.inner_log_probs(take_requests(state, active), blocks_BK).double()
         log_probs_BKI = log_block_BK[..., None] + log_inner_BKI
         is_own = (blocks_BK == blocks_B[active, None])[..., None]
-        is_own = is_own & (torch.arange(log_probs_BKI.shape[2], device=bound.device) == inners_B[active, None, None])
+        is_own = is_own & (
+            torch.arange(log_probs_BKI.shape[2], device=bound.device) == inners_B[active, None, None]
+        )
         log_probs_BKI = log_probs_BKI.masked_fill(is_own, -torch.inf)  # counted once, in equal_B
         own = own_B[active, None, None]
         higher_B[active] += (log_probs_BKI > own).sum(dim=(1, 2))
@@ -102,12 +109,12 @@ def take_requests(state: RequestState, rows: Tensor) -> RequestState:
     """Returns some of the requests; live slots are shared."""
     if len(rows) == len(state.state_BD):
         return state
-    parts = (_take(part, rows) for part in state[:-1])
-    return RequestState(*parts, state.live)  # type: ignore[arg-type]
+    cache, state_BD, bank, pairs = (_take(part, rows) for part in state[:-1])
+    return RequestState(cache, state_BD, bank, pairs, state.live)
 
 
 def _sort_blocks(model: SpacetimeDecoder, state: RequestState) -> tuple[Tensor, Tensor]:
-    """Log probabilities of the blocks in falling order, and the blocks in that order; equal ones by number."""
+    """Log probabilities in falling order, and the blocks in that order; equal ones by number."""
     log_probs_BV = model.block_log_probs(state).double()
     sorted_BV, order_BV = torch.sort(log_probs_BV, dim=1, descending=True, stable=True)
     return sorted_BV, order_BV
@@ -120,7 +127,7 @@ def _empty_list(num_requests: int, top_k: int, *, device: torch.device) -> TopPo
 
 
 def _merge(best: TopPois, blocks_BK: Tensor, log_probs_BKI: Tensor) -> TopPois:
-    """Keeps the best of the list so far and the POIs of the opened blocks; a stable sort, so ties keep their order."""
+    """Keeps the best of the list so far and of the opened blocks; a stable sort, so ties keep their order."""
     num_inner = log_probs_BKI.shape[2]
     inners_BKI = torch.arange(num_inner, device=blocks_BK.device).expand_as(log_probs_BKI)
     blocks = torch.cat([best.blocks_BN, blocks_BK.repeat_interleave(num_inner, dim=1)], dim=1)
@@ -130,8 +137,8 @@ def _merge(best: TopPois, blocks_BK: Tensor, log_probs_BKI: Tensor) -> TopPois:
     return TopPois(blocks.gather(1, kept), inners.gather(1, kept), log_probs.gather(1, kept))
 
 
-def _take(part: object, rows: Tensor) -> object:
-    """Takes rows of a tensor, or of all tensors of a tuple."""
+def _take(part: Any, rows: Tensor) -> Any:
+    """Takes rows of a tensor, or of all tensors of a (named) tuple."""
     if isinstance(part, Tensor):
         return part[rows]
     if isinstance(part, tuple):

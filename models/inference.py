@@ -1,7 +1,9 @@
 """What the feature jobs call: Arrow rows in, numpy out; no Spark, no files but the bundle's.
 
-Rows are batched by history length and put back in the order in which they came, so a figure depends on its own row
-only: batch size and row order move it by float32 rounding, nothing else. Columns are those of the contracts in
+Rows are batched by history length and put back in the order in which they came, so a figure depends on its
+own row only: batch size and row order move it by float32 rounding, nothing else. Columns are those of the
+contracts
+    in
 `conf/tables.py`. For incremental use every function may be called on any subset of rows.
 """
 
@@ -72,7 +74,9 @@ def encode_user_requests(
 
 
 @torch.inference_mode()
-def encode_pois(bundle: ModelBundle, pois: pa.RecordBatch, *, micro_batch: int = 1024, device: str = "cpu") -> FloatArray:
+def encode_pois(
+    bundle: ModelBundle, pois: pa.RecordBatch, *, micro_batch: int = 1024, device: str = "cpu"
+) -> FloatArray:
     """Returns unit vectors of POIs, (rows, embedding_dim); columns as in `poi_index`."""
     model = bundle.model("sft_embedding", device)
     vectors = np.zeros((pois.num_rows, bundle.embedding_dim), dtype=np.float32)
@@ -116,12 +120,14 @@ def generate_candidates(
     micro_batch: int = 64,
     device: str = "cpu",
 ) -> list[tuple[IntArray, FloatArray]]:
-    """Returns per request the rows of its `top_k` most probable live POIs in the catalogue, and their log probabilities.
+    """Returns per request its `top_k` most probable live POIs (rows of the catalogue) and log probabilities.
 
     The list is exact, best first, and shorter than `top_k` only if fewer POIs are live.
     """
     model = bundle.model(bundle.generator_stage, device)
-    found: list[tuple[IntArray, FloatArray]] = [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * requests.num_rows
+    found: list[tuple[IntArray, FloatArray]] = [
+        (np.zeros(0, np.int64), np.zeros(0, np.float32))
+    ] * requests.num_rows
     for rows, state in _request_states(model, requests, catalogue, micro_batch, device):
         top = find_top_pois(model, state, top_k=top_k)
         pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
@@ -142,11 +148,12 @@ def rank_targets_by_model(
     micro_batch: int = 64,
     device: str = "cpu",
 ) -> Ranks:
-    """Returns the exact rank of each request's target (a row of the catalogue) among all POIs live on its day."""
+    """Returns the exact rank of each target (a row of the catalogue) among all POIs live on its day."""
     higher, equal = np.zeros(requests.num_rows, np.int64), np.ones(requests.num_rows, np.int64)
     for rows, state in _request_states(model, requests, catalogue, micro_batch, device):
         blocks, inners = (
-            torch.from_numpy(ids[targets[rows]]).to(device) for ids in (catalogue.block_ids, catalogue.inner_ids)
+            torch.from_numpy(ids[targets[rows]]).to(device)
+            for ids in (catalogue.block_ids, catalogue.inner_ids)
         )
         ranks = rank_pois(model, state, blocks, inners)
         higher[rows], equal[rows] = ranks.num_higher, ranks.num_equal
@@ -160,7 +167,7 @@ def history_lengths(rows: pa.RecordBatch) -> IntArray:
 
 
 def batch_by_length(lengths: IntArray, size: int, groups: IntArray | None = None) -> Iterator[IntArray]:
-    """Yields row numbers, at most `size` at a time, of one group each, short histories first: little padding."""
+    """Yields row numbers, at most `size` of one group at a time, short histories first: little padding."""
     groups = np.zeros(len(lengths), np.int64) if groups is None else groups
     order = np.lexsort((lengths, groups))
     for group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):

@@ -33,14 +33,24 @@ from models.evaluate import (
 from models.figures import Figures
 from models.pins import locate_table, pin_table
 from models.register import find_champion, judge_challenger, register_bundle
-from models.release_split import EvaluationRows, build_rows
+from models.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
+from models.sft_ranking import RANKING_COLUMNS
 from models.tracking import RunLog, open_training_run
 from models.trainer import TrainResult
 from models.training import STAGE_TABLES, Training, build_bundle, open_training, train_all, train_stage
 
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
-CATALOGUE_COLUMNS = ("poi_id", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id", "valid_from", "valid_to")
+CATALOGUE_COLUMNS = (
+    "poi_id",
+    "block_id",
+    "inner_id",
+    "poi_lon",
+    "poi_lat",
+    "category_id",
+    "valid_from",
+    "valid_to",
+)
 
 
 def run_stage_job(context: JobContext) -> JobSummary:
@@ -115,10 +125,10 @@ def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle | N
     """
     samples = _table(training, "pretrain_samples")
     of_day = pds.field("day") == date.fromisoformat(training.day)
-    names = ("user_id", "num_context", "is_targets", "profile_ids", "poi_ids", "timestamps_ms", "tz_offsets_min",
-             "user_lons", "user_lats", "action_type_ids", "block_ids", "inner_ids", "poi_lons", "poi_lats",
-             "category_ids", "is_simulated")  # fmt: skip
-    train, held_out = (read_table(samples, names, of_day & (pds.field("split") == name)) for name in ("train", split))
+    names = ("user_id", "num_context", "is_targets", "poi_ids", "is_simulated", "profile_ids", *MODEL_COLUMNS)
+    train, held_out = (
+        read_table(samples, names, of_day & (pds.field("split") == name)) for name in ("train", split)
+    )
     if held_out.num_rows == 0:
         raise NoTrainingDataError(
             table="pretrain_samples", split=split, day=training.day,
@@ -137,7 +147,9 @@ def _open(context: JobContext) -> Training:
 
 def _open_run(context: JobContext, training: Training) -> AbstractContextManager[RunLog]:
     tags = {"day": training.day, "run_id": context.run_id, "recipe": training.recipe.name}
-    return open_training_run(context.settings.mlflow, training.folder, name=f"training {training.day}", tags=tags)
+    return open_training_run(
+        context.settings.mlflow, training.folder, name=f"training {training.day}", tags=tags
+    )
 
 
 def _table(training: Training, name: str) -> TableAt:
@@ -182,11 +194,7 @@ def _read_impressions(training: Training, split: str) -> pa.Table | None:
     condition = (pds.field("day") == date.fromisoformat(training.day)) & (pds.field("split") == split)
     try:
         table = _table(training, "ranking_samples")
-        columns = ("request_id", "user_id", "request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "action_type_id",
-                   "candidate_poi_ids", "candidate_block_ids", "candidate_inner_ids", "candidate_lons",
-                   "candidate_lats", "candidate_category_ids", "labels", "seq_len", "profile_ids", "timestamps_ms",
-                   "tz_offsets_min", "user_lons", "user_lats", "action_type_ids", "block_ids", "inner_ids",
-                   "poi_lons", "poi_lats", "category_ids", "is_simulated")  # fmt: skip
+        columns = ("request_id", "candidate_poi_ids", "is_simulated", *RANKING_COLUMNS)
         found = read_table(table, columns, condition)
     except MissingInputError as error:
         LOGGER.warning("clicks are not evaluated: %s", error)
@@ -235,9 +243,13 @@ def _headline(evaluation: Figures) -> dict[str, object]:
     next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
     if isinstance(next_poi, dict):
         found["digest"] = next_poi["digest"]
-        found |= {f"{method}_acc1": round(own["all"]["hr_at_1"], 4) for method, own in next_poi["methods"].items()}
+        found |= {
+            f"{method}_acc1": round(own["all"]["hr_at_1"], 4) for method, own in next_poi["methods"].items()
+        }
     if isinstance(ranking, dict):
-        found |= {f"{method}_auc": round(own["auc"]["value"], 4) for method, own in ranking["methods"].items()}
+        found |= {
+            f"{method}_auc": round(own["auc"]["value"], 4) for method, own in ranking["methods"].items()
+        }
     return found
 
 
@@ -247,4 +259,3 @@ def _timed(steps: dict[str, float], name: str, work: Callable[[], T]) -> T:
         return work()
     finally:
         steps[name] = time.perf_counter() - started
-

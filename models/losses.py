@@ -21,10 +21,10 @@ def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
 def info_nce_loss(
     users_BE: Tensor, pois_BCE: Tensor, labels_BC: Tensor, poi_keys_BC: Tensor, temperature: Tensor | float
 ) -> tuple[Tensor, int]:
-    """Sums InfoNCE over clicks: each clicked POI against the unclicked ones of its request and the batch's other clicks.
+    """Sums InfoNCE: each clicked POI against the unclicked ones of its request and the batch's other clicks.
 
-    A click of another request is no negative where this request shows that POI itself; a POI clicked by several
-    others counts once.
+    A click of another request is no negative where this request shows that POI itself; a POI clicked by
+    several others counts once.
 
     Args:
         users_BE: unit vectors of the requests.
@@ -52,7 +52,9 @@ def click_loss(logits_BC: Tensor, labels_BC: Tensor) -> tuple[Tensor, int]:
     """Sums the binary cross-entropy of clicks over candidates; negative labels are padding."""
     is_real_BC = labels_BC >= 0
     logits, labels = logits_BC[is_real_BC], labels_BC[is_real_BC]
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, labels.to(logits.dtype), reduction="sum"
+    )
     return loss, int(is_real_BC.sum())
 
 
@@ -73,7 +75,8 @@ class PreferenceLoss(NamedTuple):
 
     Attributes:
         loss: summed loss.
-        num_pairs: requests that count: the reference can produce the chosen POI and at least one rejected one.
+        num_pairs: requests that count: the reference can produce the chosen POI and at least one rejected
+            one.
         margin: summed mean reward of chosen minus rejected, beta-scaled.
         accuracy: summed share of rejected POIs with a smaller reward than the chosen one.
     """
@@ -92,7 +95,7 @@ def preference_loss(
     beta: float,
     multi_negative: bool,
 ) -> PreferenceLoss:
-    """Sums DPO (each rejected POI a pair, averaged per request) or S-DPO (all rejected POIs in one softmax) losses.
+    """Sums DPO losses (each rejected POI a pair, averaged per request) or S-DPO losses (one softmax).
 
     POIs that the reference cannot produce (newer than its capacities) have no log ratio and are left out.
 
@@ -124,7 +127,7 @@ def preference_loss(
 
 
 def _log_ratio(policy: Tensor, reference: Tensor, counts: Tensor) -> Tensor:
-    """log policy - log reference where it counts, else 0; infinities elsewhere must not reach the gradient."""
+    """Log ratio where it counts, else 0; infinities elsewhere must not reach the gradient."""
     return torch.where(counts, policy, 0.0) - torch.where(counts, reference, 0.0)
 
 

@@ -1,8 +1,9 @@
 """Metrics of retrieval and ranking: numpy in, float64 out, unmoved by the order of the rows.
 
-Every metric comes as one value per row (so that it can be averaged over any subset and bootstrapped by user) or as one
-figure. Ties are never broken by position: a target that shares its score with others has the mean rank over all orders of
-the tied POIs, and hits at k if that expected rank is at most k (the convention of the published floors). Means are exact sums (`math.fsum`), so that permuting the rows changes no bit.
+Every metric comes as one value per row (so that it can be averaged over any subset and bootstrapped by user)
+or as one figure. Ties are never broken by position: a target that shares its score with others has the mean
+rank over all orders of the tied POIs, and hits at k if that expected rank is at most k (the convention of the
+published floors). Means are exact sums (`math.fsum`), so that permuting the rows changes no bit.
 """
 
 import hashlib
@@ -50,7 +51,8 @@ class Ranks:
         """Returns the rows of all parts, in order."""
         listed = [*parts, Ranks(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         return Ranks(
-            np.concatenate([part.num_higher for part in listed]), np.concatenate([part.num_equal for part in listed])
+            np.concatenate([part.num_higher for part in listed]),
+            np.concatenate([part.num_equal for part in listed]),
         )
 
 
@@ -100,7 +102,7 @@ def rank_targets(scores: FloatArray, targets: IntArray, live: BoolArray | None =
 
 
 def hit_values(ranks: Ranks, k: int) -> FloatArray:
-    """Returns per row 1.0 if the target's expected rank is at most `k`, else 0.0; the mean is hr@k = Acc@k."""
+    """Returns per row 1.0 if the target's expected rank is at most `k`, else 0.0; the mean is hr@k."""
     return (ranks.expected <= k).astype(np.float64)
 
 
@@ -153,7 +155,7 @@ def _auc_of_groups(group: IntArray, labels: IntArray, weights: FloatArray) -> fl
 
 
 def gauc(scores: FloatArray, labels: IntArray, users: NDArray[np.generic]) -> float:
-    """Returns the mean of the per-user AUC weighted by the user's impressions; users with one class are left out."""
+    """Returns the mean per-user AUC, weighted by impressions; users with one class are left out."""
     values, counts = [], []
     for rows in _rows_by_user(users):
         value = auc(scores[rows], labels[rows])
@@ -164,7 +166,7 @@ def gauc(scores: FloatArray, labels: IntArray, users: NDArray[np.generic]) -> fl
 
 
 def calibration_bins(probabilities: FloatArray, labels: IntArray, num_bins: int = 10) -> CalibrationBins:
-    """Compares predicted and observed click rate in bins of about equally many rows (equal scores share a bin)."""
+    """Compares predicted and observed click rate in bins of about equally many rows; ties share a bin."""
     edges = np.unique(np.quantile(probabilities, np.linspace(0.0, 1.0, num_bins + 1)[1:-1]))
     bins = np.searchsorted(edges, probabilities, side="right")
     used = np.unique(bins)
@@ -177,7 +179,7 @@ def calibration_bins(probabilities: FloatArray, labels: IntArray, num_bins: int 
 
 
 def exact_mean(values: FloatArray, weights: FloatArray | None = None) -> float:
-    """Returns the (weighted) mean from exactly rounded sums, so that the order of rows cannot matter; nan if empty."""
+    """Returns the (weighted) mean of exactly rounded sums: the order of rows cannot matter; nan if empty."""
     total = float(len(values)) if weights is None else math.fsum(weights)
     summed = math.fsum(values if weights is None else values * weights)
     return summed / total if total else math.nan
@@ -193,7 +195,9 @@ def bootstrap_mean(
     groups = _rows_by_user(users)
     sums = np.array([math.fsum(values[rows]) for rows in groups])
     counts = np.array([float(len(rows)) for rows in groups])
-    return _interval(exact_mean(values), len(groups), lambda w: float(w @ sums / (w @ counts)), seed, num_resamples)
+    return _interval(
+        exact_mean(values), len(groups), lambda w: float(w @ sums / (w @ counts)), seed, num_resamples
+    )
 
 
 def bootstrap_auc(

@@ -1,8 +1,8 @@
 """Pinned tables: which Delta version a training reads, how many rows, and a digest of what they say.
 
-A version alone does not tell whether a table changed: a job that is run again writes a new version with the same rows.
-So a pin holds a digest of the rows too, which depends on neither their order nor the files; a training that is started
-again keeps its pins as long as the digests agree.
+A version alone does not tell whether a table changed: a job that is run again writes a new version with the
+same rows. So a pin holds a digest of the rows too, which depends on neither their order nor the files; a
+training that is started again keeps its pins as long as the digests agree.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,9 @@ def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
     with np.errstate(over="ignore"):
         for batch in dataset.to_batches(columns=columns, filter=wanted):
             num_rows += batch.num_rows
-            num_simulated += int(np.count_nonzero(batch.column("is_simulated"))) if "is_simulated" in columns else 0
+            num_simulated += (
+                int(np.count_nonzero(batch.column("is_simulated"))) if "is_simulated" in columns else 0
+            )
             total += _hash_rows(batch).sum(dtype=np.uint64)
     digest = f"{int(total ^ np.uint64(num_rows)):016x}"
     if known is not None and (known.digest, known.num_rows) == (digest, num_rows):
@@ -93,7 +95,11 @@ def _hash_column(column: pa.Array) -> np.ndarray:
     elements = _hash_values(column.flatten())
     place = np.arange(len(elements)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     summed = np.zeros(len(lengths), dtype=np.uint64)
-    np.add.at(summed, np.repeat(np.arange(len(lengths)), lengths), _scramble(elements + place.astype(np.uint64) * _MIX))
+    np.add.at(
+        summed,
+        np.repeat(np.arange(len(lengths)), lengths),
+        _scramble(elements + place.astype(np.uint64) * _MIX),
+    )
     return summed + lengths.astype(np.uint64)
 
 

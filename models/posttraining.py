@@ -1,4 +1,4 @@
-"""What the post-training stages share: their splits, and how a stage runs from pre-trained weights to saved ones."""
+"""What the post-training stages share: their splits, and the way from pre-trained weights to saved ones."""
 
 import json
 from collections.abc import Iterator
@@ -17,10 +17,13 @@ from models.decoder import SpacetimeDecoder
 from models.trainer import Log, Stage, TrainResult, train
 
 HISTORY_INPUTS = (
-    "seq_len", "profile_ids", *(name for name in HISTORY_NAMES if name not in ("poi_ids", "is_interests", "is_travels")),
+    "seq_len", "profile_ids", *(name for name in HISTORY_NAMES if name not in ("poi_ids", "is_interests",
+    "is_travels")),
 )  # fmt: skip
 REQUEST_INPUTS = ("request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "action_type_id")
-CANDIDATE_INPUTS = tuple(f"candidate_{name}" for name in ("block_ids", "inner_ids", "lons", "lats", "category_ids"))
+CANDIDATE_INPUTS = tuple(
+    f"candidate_{name}" for name in ("block_ids", "inner_ids", "lons", "lats", "category_ids")
+)
 NO_LABEL = -1
 """Label of padding."""
 
@@ -35,11 +38,13 @@ class SampleSource:
     columns: tuple[str, ...]
 
     def open_split(self, split: str, config: TrainConfig, scratch: Path) -> SampleBatches:
-        """Opens a split: `train` in a new order every epoch, others in one order; raises as `SampleBatches`."""
+        """Opens a split, `train` in a new order every epoch; raises as `SampleBatches`."""
         columns = tuple(dict.fromkeys((self.key, *self.columns)))
         query = SampleQuery(self.table, self.day, split, columns, key=self.key)
         plan = BatchPlan(
-            batch_size=config.batch_size if split == "train" else 2 * (config.micro_batch_size or config.batch_size),
+            batch_size=config.batch_size
+            if split == "train"
+            else 2 * (config.micro_batch_size or config.batch_size),
             seed=config.seed,
             buffer_rows=config.buffer_rows,
             in_memory_rows=config.in_memory_rows,
@@ -71,7 +76,14 @@ class Splits:
 
 
 def run_stage(
-    stage: Stage, splits: Splits, model: nn.Module, config: TrainConfig, *, folder: Path, log: Log, made_of: object
+    stage: Stage,
+    splits: Splits,
+    model: nn.Module,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    log: Log,
+    made_of: object,
 ) -> TrainResult:
     """Trains a stage and saves its decoder in `folder/model`.
 
@@ -95,7 +107,9 @@ def run_stage(
     return result
 
 
-def flatten_by_label(rows: list[tuple[np.ndarray, np.ndarray, list[str]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def flatten_by_label(
+    rows: list[tuple[np.ndarray, np.ndarray, list[str]]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Joins (scores, labels, users) of batches with padded candidates into flat arrays of real candidates."""
     scores, labels, users = [], [], []
     for score, label, user in rows:

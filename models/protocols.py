@@ -1,14 +1,16 @@
 """Public next-POI protocols: which rows of a check-in folder are trained on, and which are scored.
 
-A folder holds `checkins.parquet` (user, POI, UTC time, offset; see README, "own data"). A protocol orders it by user and
-time, drops what it drops, cuts trajectories, splits by time, and names the rows to score; nothing else is removed. A
-target counts if its user and its POI both occur among training rows that are not the first of their trajectory. The
-digest of the scored row ids (`user_id|unix second|poi_id`) proves that two runs, or two programs, scored the same rows.
+A folder holds `checkins.parquet` (user, POI, UTC time, offset; see README, "own data"). A protocol orders it
+by user and time, drops what it drops, cuts trajectories, splits by time, and names the rows to score; nothing
+else is removed. A target counts if its user and its POI both occur among training rows that are not the first
+of their trajectory. The digest of the scored row ids (`user_id|unix second|poi_id`) proves that two runs, or
+two programs, scored the same rows.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ TRAJECTORY_GAP_H = 24
 GETNEXT_FIRST_VALIDATION = pd.Timestamp("2012-11-09 21:54:47", tz="UTC")
 """First validation row of the published split; rows before it are training rows."""
 
-Frame = pd.DataFrame
+Frame: TypeAlias = pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Protocol:
     """A named way to make training and scored rows from a check-in folder.
 
     Attributes:
-        prepare: ordered check-ins -> the rows of the protocol with `trajectory` and `split` (empty = history only).
+        prepare: ordered check-ins -> the rows of the protocol with `trajectory` and `split` (empty = history
+            only).
         is_last_only: score the last check-in of each trajectory instead of all but its first.
         hides_request_time: the hour, weekday and gap of the target are unknown.
-        digest: digest of the scored test rows on the data the protocol was defined on; empty = none published.
+        digest: digest of the scored test rows on the data the protocol was defined on; empty = none
+            published.
     """
 
     prepare: Callable[[Frame], Frame]
@@ -96,15 +100,22 @@ def _read_checkins(folder: Path) -> Frame:
     path = folder / "checkins.parquet"
     if not path.is_file():
         raise MissingInputError(
-            what="the check-in file", where=str(path), needed_by="evaluate --protocol", remedy="Give its folder with --data."
+            what="the check-in file",
+            where=str(path),
+            needed_by="evaluate --protocol",
+            remedy="Give its folder with --data.",
         )
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise CorruptInputError(path=str(path), expected="a Parquet file of check-ins", cause=str(error)) from error
+        raise CorruptInputError(
+            path=str(path), expected="a Parquet file of check-ins", cause=str(error)
+        ) from error
     frame["ts_ms"] = frame["utc_time"].astype("datetime64[us, UTC]").astype(np.int64) // 1000
     if frame["user_id"].str.isdigit().all():  # numeric ids keep the order of the published files
-        return frame.assign(order=frame["user_id"].astype(np.int64)).sort_values(["order", "ts_ms"], kind="stable")
+        return frame.assign(order=frame["user_id"].astype(np.int64)).sort_values(
+            ["order", "ts_ms"], kind="stable"
+        )
     return frame.sort_values(["user_id", "ts_ms"], kind="stable")
 
 
@@ -112,7 +123,9 @@ def _requests(frame: Frame, visits: Visits, users: np.ndarray, split: str, proto
     rows = _scored_rows(frame, split, is_last_only=protocol.is_last_only)
     starts, stops = _strictly_earlier(users, visits.timestamps_ms, rows)
     seconds = visits.timestamps_ms[rows] // 1000
-    row_ids = [f"{users[row]}|{second}|{frame['poi_id'].iat[row]}" for row, second in zip(rows, seconds, strict=True)]
+    row_ids = [
+        f"{users[row]}|{second}|{frame['poi_id'].iat[row]}" for row, second in zip(rows, seconds, strict=True)
+    ]
     return Requests(
         row_ids=np.array(row_ids, dtype=str),
         users=users[rows],
@@ -126,7 +139,7 @@ def _requests(frame: Frame, visits: Visits, users: np.ndarray, split: str, proto
 
 
 def _scored_rows(frame: Frame, split: str, *, is_last_only: bool) -> IntArray:
-    """Rows of a split that are scored: last or all but the first of a trajectory, of a known user at a known POI."""
+    """Scored rows of a split: last, or all but the first, of a trajectory, by a known user at a known POI."""
     trajectory = frame["trajectory"]
     known = frame[(frame["split"] == "train") & (trajectory == trajectory.shift())]
     scored = trajectory != trajectory.shift(-1) if is_last_only else trajectory == trajectory.shift()
@@ -135,7 +148,9 @@ def _scored_rows(frame: Frame, split: str, *, is_last_only: bool) -> IntArray:
     return np.flatnonzero(scored)
 
 
-def _strictly_earlier(users: np.ndarray, timestamps_ms: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
+def _strictly_earlier(
+    users: np.ndarray, timestamps_ms: IntArray, rows: IntArray
+) -> tuple[IntArray, IntArray]:
     """Start and stop of each row's history: its user's rows with a smaller time."""
     first_of_user = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
     starts = first_of_user[np.searchsorted(first_of_user, rows, side="right") - 1]
@@ -180,7 +195,9 @@ def _split_by_time(frame: Frame) -> Frame:
     """First 80 % of the check-ins by time, next 10 %, last 10 %; counts are rounded down."""
     order = frame["ts_ms"].rank(method="first").to_numpy() - 1
     first_val, first_test = int(0.8 * len(frame)), int(0.9 * len(frame))
-    return frame.assign(split=np.where(order < first_val, "train", np.where(order < first_test, "val", "test")))
+    return frame.assign(
+        split=np.where(order < first_val, "train", np.where(order < first_test, "val", "test"))
+    )
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -191,6 +208,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "charlotte": Protocol(_city_split, digest="82302839a3428b70"),
     "calgary": Protocol(_city_split, digest="cf7c87e4622026c5"),
     "gowalla-nyc": Protocol(_city_split, digest="7c2eca81b31ff403"),
-    "nyc-table6-notime": Protocol(_getnext_split, is_last_only=True, hides_request_time=True, digest="bbbda6f1e83e8a21"),
+    "nyc-table6-notime": Protocol(
+        _getnext_split, is_last_only=True, hides_request_time=True, digest="bbbda6f1e83e8a21"
+    ),
     "nyc-lim-all-notime": Protocol(_lim_split, hides_request_time=True, digest="3f6237d609d0c3fb"),
 }

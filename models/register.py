@@ -2,9 +2,11 @@
 
     python -m models register --day D [--strict]
 
-The bundle is logged to the training's run as it is (safetensors and JSON) with a signature, registered, and becomes
-`challenger`. The gate then compares it on the same held-out validation rows with the popularity floor and with the
-champion: it becomes `champion` if it beats the floor and is not below the champion by more than a tolerance. Otherwise the
+The bundle is logged to the training's run as it is (safetensors and JSON) with a signature, registered, and
+becomes `challenger`. The gate then compares it on the same held-out validation rows with the popularity floor
+and with the champion: it becomes `champion` if it beats the floor and is not below the champion by more than
+a tolerance.
+    Otherwise the
 champion stays; `--strict` makes that an error.
 """
 
@@ -69,7 +71,9 @@ class Registration:
     verdict: GateVerdict
 
 
-def judge_challenger(rows: EvaluationRows, challenger: ModelBundle, champion: ModelBundle | None) -> GateVerdict:
+def judge_challenger(
+    rows: EvaluationRows, challenger: ModelBundle, champion: ModelBundle | None
+) -> GateVerdict:
     """Compares generators by MRR on at most `MAX_GATE_ROWS` rows, chosen by their ids.
 
     Args:
@@ -84,7 +88,9 @@ def judge_challenger(rows: EvaluationRows, challenger: ModelBundle, champion: Mo
     figures = {"popularity": exact_mean(reciprocal_values(floor)), "challenger": exact_mean(own)}
     reasons = []
     if not figures["challenger"] > figures["popularity"]:
-        reasons.append(f"MRR {figures['challenger']:.4f} does not beat popularity {figures['popularity']:.4f}")
+        reasons.append(
+            f"MRR {figures['challenger']:.4f} does not beat popularity {figures['popularity']:.4f}"
+        )
     champion_mrr, difference_low = None, None
     if champion is not None:
         theirs = reciprocal_values(_rank(rows, champion))
@@ -112,7 +118,9 @@ def find_champion(settings: Settings, index_version: int) -> ModelBundle | None:
         LOGGER.info("no champion to compare with: %s", error)
         return None
     if bundle.layout.index_version != index_version:
-        LOGGER.warning("the champion knows index version %d, not %d", bundle.layout.index_version, index_version)
+        LOGGER.warning(
+            "the champion knows index version %d, not %d", bundle.layout.index_version, index_version
+        )
         return None
     return bundle
 
@@ -185,7 +193,9 @@ def _log_version(client: MlflowClient, name: str, bundle: ModelBundle, digest: s
     return number
 
 
-def _tag_version(client: MlflowClient, name: str, number: str, bundle: ModelBundle, verdict: GateVerdict) -> None:
+def _tag_version(
+    client: MlflowClient, name: str, number: str, bundle: ModelBundle, verdict: GateVerdict
+) -> None:
     tags = {
         "index_version": bundle.layout.index_version,
         "fingerprint": bundle.layout.fingerprint(),

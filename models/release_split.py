@@ -1,9 +1,9 @@
-"""The default protocol, `release-split`: requests of a held-out split of `pretrain_samples`, as serving would see them.
+"""The default protocol, `release-split`: held-out targets of `pretrain_samples` as serving would see them.
 
-A request is a target action of the split. Its history is all strictly earlier actions in the arrays of its sample; it
-knows its time, the user's place and the action type asked for, which is one type for all (the most common one of the
-training targets), never the target's own. It is ranked among all slots of the index that are live on its day; a target
-that is not live then cannot be asked for and is counted apart.
+A request is a target action of the split. Its history is all strictly earlier actions in the arrays of its
+sample; it knows its time, the user's place and the action type asked for, which is one type for all (the most
+common one of the training targets), never the target's own. It is ranked among all slots of the index that
+are live on its day; a target that is not live then cannot be asked for and is counted apart.
 """
 
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ class EvaluationRows:
         )
 
     def batches(self, num_rows: int) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
-        """Yields (rows, requests as a model takes them), at most `num_rows` at a time, short histories first."""
+        """Yields (rows, requests as a model takes them), at most `num_rows` at a time, by history length."""
         order = np.argsort(self.requests.stops - self.requests.starts, kind="stable")
         for start in range(0, len(order), num_rows):
             rows = order[start : start + num_rows]
@@ -71,7 +71,9 @@ class EvaluationRows:
     def _batch(self, rows: IntArray) -> pa.RecordBatch:
         requests = self.requests.take(rows)
         _, past = requests.pairs()
-        offsets = pa.array(np.concatenate([[0], np.cumsum(requests.stops - requests.starts)]).astype(np.int32))
+        offsets = pa.array(
+            np.concatenate([[0], np.cumsum(requests.stops - requests.starts)]).astype(np.int32)
+        )
         columns = {
             name: pa.ListArray.from_arrays(offsets, values.take(pa.array(past)))
             for name, values in self.visit_columns.items()
@@ -122,7 +124,7 @@ def build_rows(
 
 
 def most_common_action_type(samples: pa.Table) -> int:
-    """Returns the action type that most targets have (the smallest id among equals); 0 = click without any."""
+    """Returns the action type of most targets (the smallest id among equals); 0 = click without any."""
     types = _as_lists(samples, "action_type_ids").flatten().to_numpy().astype(np.int64)
     is_target = _as_lists(samples, "is_targets").flatten().to_numpy(zero_copy_only=False)
     return int(np.bincount(types[is_target], minlength=1).argmax())
@@ -147,7 +149,12 @@ def _are_live(visits: Visits, targets: IntArray, catalogue: Catalogue) -> np.nda
 
 
 def _requests(
-    held_out: pa.Table, visits: Visits, sample: IntArray, offsets: IntArray, targets: IntArray, flat: dict[str, pa.Array]
+    held_out: pa.Table,
+    visits: Visits,
+    sample: IntArray,
+    offsets: IntArray,
+    targets: IntArray,
+    flat: dict[str, pa.Array],
 ) -> Requests:
     users = np.asarray(held_out["user_id"].to_pylist(), dtype=str)[sample[targets]]
     poi_ids = _as_lists(held_out, "poi_ids").flatten().take(pa.array(targets)).to_pylist()
@@ -171,7 +178,7 @@ def _requests(
 
 
 def _training_visits(training: pa.Table, catalogue: Catalogue) -> Visits:
-    """The windows of training samples: each training action once, with the POI before it even if that is context."""
+    """The windows of training samples: each action once, with the POI before it even if that is context."""
     names = ("block_ids", "inner_ids", "timestamps_ms", "tz_offsets_min")
     lists = {name: _as_lists(training, name) for name in names}
     lengths = np.diff(lists["block_ids"].offsets.to_numpy()).astype(np.int64)

@@ -1,7 +1,8 @@
 """Requests to be evaluated: who asked when and where, what came before, and what was visited next.
 
-Histories are slices of flat arrays (one stretch per user or per sample), so that ten thousand requests of the same
-users do not copy their pasts. POIs are rows of a catalogue; -1 is a POI that the catalogue does not hold.
+Histories are slices of flat arrays (one stretch per user or per sample), so that ten thousand requests of the
+same users do not copy their pasts. POIs are rows of a catalogue; -1 is a POI that the catalogue does not
+hold.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -43,7 +44,7 @@ class Visits:
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests with their targets and histories (rows `starts` to `stops` of `visits`, strictly before the request).
+    """Requests with targets and histories: rows `starts` to `stops` of `visits`, strictly before the request.
 
     Attributes:
         row_ids: unique name of each row; their digest says which rows were scored.

@@ -1,9 +1,9 @@
 """Stage 2a: embedding SFT (paper 3.3.1): the one decoder as two towers, InfoNCE.
 
-User tower: profile, history and request; POI tower: the POI's tokens alone; unit vectors. Each clicked POI is told from
-the unclicked POIs of its request and from the other clicks of the batch. A share of the training requests is made
-neutral, so that the vector of a user as of the last action, without a request, is trained too. Reads
-`ranking_samples` at a pinned version; starts from the pre-trained weights.
+User tower: profile, history and request; POI tower: the POI's tokens alone; unit vectors. Each clicked POI is
+told from the unclicked POIs of its request and from the other clicks of the batch. A share of the training
+requests is made neutral, so that the vector of a user as of the last action, without a request, is trained
+too. Reads `ranking_samples` at a pinned version; starts from the pre-trained weights.
 
     python -m models sft_embedding --day 2026-01-31
 """
@@ -84,7 +84,9 @@ class EmbeddingStage:
             loss, num_clicks = info_nce_loss(users, pois, labels, keys, model.temperature)
             total, count = total + float(loss), count + num_clicks
             similarity = (users[:, None] * pois).sum(dim=-1)
-            scored.append((similarity.float().cpu().numpy(), labels.cpu().numpy(), rows["user_id"].to_pylist()))
+            scored.append(
+                (similarity.float().cpu().numpy(), labels.cpu().numpy(), rows["user_id"].to_pylist())
+            )
         scores, flat_labels, user_ids = flatten_by_label(scored)
         metrics = {"val/loss": total / max(count, 1), "val/auc": auc(scores, flat_labels),
                    "val/gauc": gauc(scores, flat_labels, user_ids)}  # fmt: skip
@@ -130,5 +132,11 @@ def run_sft_embedding(
         load_pretrained(pretrained), temperature=config.temperature, is_learned=config.learn_temperature
     )
     return run_stage(
-        EmbeddingStage(splits, config), splits, towers, config, folder=folder, log=log, made_of=[asdict(samples), day]
+        EmbeddingStage(splits, config),
+        splits,
+        towers,
+        config,
+        folder=folder,
+        log=log,
+        made_of=[asdict(samples), day],
     )

@@ -1,7 +1,8 @@
-"""Stage 2b: ranking SFT (paper 3.3.2): the user part, then all candidates of a request, isolated from each other.
+"""Stage 2b: ranking SFT (paper 3.3.2): the user part, then all candidates, isolated from each other.
 
-The state at a candidate's inner token gives its click logit; loss is binary cross-entropy. Reads `ranking_samples` at a
-pinned version; starts from the pre-trained weights. Validation: loss per candidate, AUC and GAUC on split `val`.
+The state at a candidate's inner token gives its click logit; loss is binary cross-entropy. Reads
+`ranking_samples` at a pinned version; starts from the pre-trained weights. Validation: loss per candidate,
+AUC and GAUC on split `val`.
 
     python -m models sft_ranking --day 2026-01-31
 """
@@ -78,7 +79,9 @@ def score_rows(model: nn.Module, rows: pa.Table) -> tuple[Tensor, Tensor]:
     assert isinstance(model, SpacetimeDecoder)
     device = next(model.parameters()).device
     prefix = model.encode_prefix(collate_history(rows).to(device))
-    states = model.candidate_states(prefix, collate_requests(rows).to(device), collate_candidates(rows).to(device))
+    states = model.candidate_states(
+        prefix, collate_requests(rows).to(device), collate_candidates(rows).to(device)
+    )
     return model.click_logits(states), pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
 
 
@@ -103,5 +106,11 @@ def run_sft_ranking(
     torch.manual_seed(recipe.sft_ranking.seed)
     model = load_pretrained(pretrained)
     return run_stage(
-        RankingStage(splits), splits, model, recipe.sft_ranking, folder=folder, log=log, made_of=[asdict(samples), day]
+        RankingStage(splits),
+        splits,
+        model,
+        recipe.sft_ranking,
+        folder=folder,
+        log=log,
+        made_of=[asdict(samples), day],
     )

@@ -1,8 +1,8 @@
 """MLflow: one parent run per training, a nested child per stage; and where a model URI leads.
 
-A training keeps the id of its parent run in `mlflow_run.json` beside its stages, so that a training that was killed, or
-whose stages are run one by one, goes on in the run that it began. Nothing is logged under an active global run: the
-run is always named. Telemetry is off.
+A training keeps the id of its parent run in `mlflow_run.json` beside its stages, so that a training that was
+killed, or whose stages are run one by one, goes on in the run that it began. Nothing is logged under an
+active global run: the run is always named. Telemetry is off.
 """
 
 import json
@@ -15,13 +15,13 @@ from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import: MLflow asks at import
 
-import mlflow  # noqa: E402
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 
-from conf.errors import MissingInputError  # noqa: E402
-from conf.settings import MlflowSettings  # noqa: E402
+from conf.errors import MissingInputError
+from conf.settings import MlflowSettings
 
 RUN_FILE = "mlflow_run.json"
 MODEL_SCHEME = "models:/"
@@ -95,7 +95,9 @@ class RunLog:
             for table in tables
         ]
         self.client.log_inputs(self.run_id, inputs)
-        self.log_params({"tables": {table.name: {"version": table.version, "digest": table.digest} for table in tables}})
+        self.log_params(
+            {"tables": {table.name: {"version": table.version, "digest": table.digest} for table in tables}}
+        )
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags of the run."""
@@ -116,7 +118,9 @@ def open_client(settings: MlflowSettings) -> MlflowClient:
         location = root if "://" in root else Path(root).resolve().as_uri()
         try:
             client.create_experiment(settings.experiment, artifact_location=location)
-        except MlflowException:  # made by another process in the meantime, or it really fails: then it is not there
+        except (
+            MlflowException
+        ):  # made by another process in the meantime, or it really fails: then it is not there
             if client.get_experiment_by_name(settings.experiment) is None:
                 raise
     return client
@@ -147,7 +151,7 @@ def open_stage_run(settings: MlflowSettings, parent: RunLog, *, stage: str) -> I
 
 
 def resolve_model_uri(uri: str, settings: MlflowSettings) -> tuple[Path, str] | None:
-    """Resolves `models:/name@alias` or `models:/name/3` to (local folder, `name/3`); None if it is no such URI.
+    """Resolves `models:/name@alias` or `models:/name/3` to (local folder, `name/3`); None for other URIs.
 
     Raises:
         MissingInputError: there is no such model, version or alias.
@@ -160,7 +164,9 @@ def resolve_model_uri(uri: str, settings: MlflowSettings) -> tuple[Path, str] | 
         if alias:
             version = client.get_model_version_by_alias(name, alias).version
         found = client.get_model_version(name, version)
-        folder = mlflow.artifacts.download_artifacts(f"{MODEL_SCHEME}{name}/{version}", tracking_uri=settings.tracking_uri)
+        folder = mlflow.artifacts.download_artifacts(
+            f"{MODEL_SCHEME}{name}/{version}", tracking_uri=settings.tracking_uri
+        )
     except MlflowException as error:
         raise MissingInputError(
             what=f"the model {uri}",

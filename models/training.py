@@ -7,9 +7,9 @@
         bundle/                 what is registered
         evaluation.json
 
-A training that is started again goes on where it stopped. A stage whose recipe or rows have changed since is trained
-anew, and with it the stages that start from it. A stage without data is skipped by `train`, with a warning that the
-bundle records.
+A training that is started again goes on where it stopped. A stage whose recipe or rows have changed since is
+trained anew, and with it the stages that start from it. A stage without data is skipped by `train`, with a
+warning that the bundle records.
 """
 
 import hashlib
@@ -122,7 +122,9 @@ def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
         log.log_tables(_table_inputs(training, stage))
         log.log_tags({"simulated": str(training.is_simulated).lower()})
         result = _RUNNERS[stage](training, log.log_metrics)
-        log.log_metrics({"best/val_loss": result.best_value, "seconds": time.perf_counter() - started}, result.steps)
+        log.log_metrics(
+            {"best/val_loss": result.best_value, "seconds": time.perf_counter() - started}, result.steps
+        )
     training.skipped.pop(stage, None)
     _save_training(training)
     return result
@@ -169,7 +171,9 @@ def prepare_stage(training: Training, stage: str) -> None:
 
 def build_bundle(training: Training) -> Path:
     """Gathers the trained stages into `bundle/`."""
-    stages = {stage: training.stage_folder(stage) / "model" for stage in STAGE_TABLES if training.is_trained(stage)}
+    stages = {
+        stage: training.stage_folder(stage) / "model" for stage in STAGE_TABLES if training.is_trained(stage)
+    }
     layout = load_stage(stages["pretrain"]).config.layout
     held_out = (pds.field("split") == "val") & (pds.field("day") == date.fromisoformat(training.day))
     samples = read_table(training.table("pretrain_samples"), ("action_type_ids", "is_targets"), held_out)
@@ -227,7 +231,9 @@ _RUNNERS: dict[str, Callable[[Training, Log], TrainResult]] = {
 
 
 def _index_tables(training: Training) -> PretrainTables:
-    return PretrainTables(training.table("pretrain_samples"), training.table("poi_index"), training.table("blocks"))
+    return PretrainTables(
+        training.table("pretrain_samples"), training.table("poi_index"), training.table("blocks")
+    )
 
 
 def _describe_stage(training: Training, stage: str) -> str:

@@ -1,7 +1,7 @@
-"""A planted town small enough for a test: 5 blocks of 8 POIs, 12 users with habits, as Arrow rows and Delta tables."""
+"""A planted town: 5 blocks of 8 POIs, 12 users with habits, as Arrow rows and Delta tables."""
 
 from collections.abc import Callable
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,11 @@ from models.decoder import SpacetimeDecoder
 
 NUM_BLOCKS, POIS_PER_BLOCK, NUM_USERS, NUM_ACTIONS = 5, 8, 12, 60
 DAY = date(2026, 3, 1)
-FIRST_MS = int(datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp() * 1000)
+FIRST_MS = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000)
 HOUR_MS = 3_600_000
 ARROW_TYPES = {
-    "string": pa.string(), "int": pa.int32(), "bigint": pa.int64(), "double": pa.float64(), "float": pa.float32(),
-    "boolean": pa.bool_(), "date": pa.date32(),
+    "string": pa.string(), "int": pa.int32(), "bigint": pa.int64(), "double": pa.float64(), "float":
+    pa.float32(), "boolean": pa.bool_(), "date": pa.date32(),
 }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def request_rows(num_rows: int, *, seed: int = 0, num_candidates: int = 4) -> li
 
 
 def pretrain_rows() -> list[dict]:
-    """Each user's actions cut into train (first 40), val (10) and test (10) windows with what came before as context."""
+    """Each user's actions as windows: train (40), val (10) and test (10), what came before as context."""
     rows = []
     for user in range(NUM_USERS):
         history = user_history(user)
@@ -176,7 +176,8 @@ def pair_rows(num_rows: int) -> list[dict]:
 def block_rows() -> list[dict]:
     """Blocks of the town."""
     return [
-        {"index_version": 1, "block_id": block, "cell_x": block, "cell_y": 0, "center_lon": 4.8 + 0.07 * block,
+        {"index_version": 1, "block_id": block, "cell_x": block, "cell_y": 0, "center_lon": 4.8 + 0.07 *
+        block,
          "center_lat": 52.31, "first_day": date(2025, 1, 1)}
         for block in range(NUM_BLOCKS)
     ]  # fmt: skip
@@ -207,7 +208,7 @@ def town_tables() -> dict[str, pa.Table]:
                 }
                 for c in (1, 2, 3)
             ],
-        ),  # fmt: skip
+        ),
         "pretrain_samples": to_arrow("pretrain_samples", pretrain_rows()),
         "ranking_samples": to_arrow("ranking_samples", request_rows(48)),
         "preference_pairs": to_arrow("preference_pairs", pair_rows(48)),
@@ -250,8 +251,8 @@ def make_decoder() -> Callable[..., SpacetimeDecoder]:
     def make(*, seed: int = 0, **changes: object) -> SpacetimeDecoder:
         torch.manual_seed(seed)
         config = DecoderConfig(
-            hidden_dim=16, ffn_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, window_actions=8, embedding_dim=8,
-            geo_buckets=64, **changes,
+            hidden_dim=16, ffn_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, window_actions=8,
+            embedding_dim=8, geo_buckets=64, **changes,
         )  # fmt: skip
         layout = TokenLayout(
             index_version=1, num_blocks=NUM_BLOCKS + 1, max_inner=POIS_PER_BLOCK + 2, num_categories=5

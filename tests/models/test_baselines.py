@@ -98,7 +98,8 @@ def test_hidden_request_time_scores_all_hours_alike():
 
 def test_a_request_without_history_falls_back_on_popularity():
     scores = score_kernel(_request(hours_after=1, stop=0), _counts())[0]
-    assert scores.argmax() == 0 and scores.tolist() == pytest.approx([3e-9, 2e-9, 1e-9, 1e-9])
+    assert scores.argmax() == 0
+    assert scores.tolist() == pytest.approx([3e-9, 2e-9, 1e-9, 1e-9])
 
 
 def test_requests_score_the_same_alone_and_together():

@@ -18,15 +18,20 @@ def saved(make_decoder, tmp_path):
     """A bundle with one stage, and its model."""
     model = make_decoder()
     stage = save_stage(tmp_path / "pretrain" / "model", model)
-    folder = save_bundle(tmp_path / "bundle", {"pretrain": stage}, layout=model.config.layout, content=CONTENT)
+    folder = save_bundle(
+        tmp_path / "bundle", {"pretrain": stage}, layout=model.config.layout, content=CONTENT
+    )
     return folder, model
 
 
 def test_a_bundle_gives_back_layout_stages_and_weights(saved):
     folder, model = saved
     bundle = load_bundle(folder)
-    assert bundle.layout == model.config.layout and bundle.content["fingerprint"] == model.config.layout.fingerprint()
-    assert bundle.stage_names == ("pretrain",) and bundle.generator_stage == "pretrain" and bundle.action_type_id == 2
+    assert bundle.layout == model.config.layout
+    assert bundle.content["fingerprint"] == model.config.layout.fingerprint()
+    assert bundle.stage_names == ("pretrain",)
+    assert bundle.generator_stage == "pretrain"
+    assert bundle.action_type_id == 2
     for name, value in bundle.model("pretrain").state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=0, rtol=0, equal_nan=True)
     assert bundle.model("pretrain") is bundle.model("pretrain")
@@ -72,5 +77,7 @@ def test_damaged_weights_are_not_used(saved):
 def test_writing_again_replaces_the_bundle_as_a_whole(saved, tmp_path):
     folder, model = saved
     (folder / "old").write_text("")
-    save_bundle(folder, {"pretrain": tmp_path / "pretrain" / "model"}, layout=model.config.layout, content=CONTENT)
+    save_bundle(
+        folder, {"pretrain": tmp_path / "pretrain" / "model"}, layout=model.config.layout, content=CONTENT
+    )
     assert not (folder / "old").exists()

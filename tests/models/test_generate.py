@@ -43,9 +43,8 @@ def test_opening_blocks_one_by_one_gives_the_same_list(make_decoder, requests_ba
     at_once = find_top_pois(model, state, top_k=6)
     monkeypatch.setattr("models.generate.BLOCKS_PER_STEP", 1)
     one_by_one = find_top_pois(model, state, top_k=6)
-    assert torch.equal(at_once.blocks_BN, one_by_one.blocks_BN) and torch.equal(
-        at_once.inners_BN, one_by_one.inners_BN
-    )
+    assert torch.equal(at_once.blocks_BN, one_by_one.blocks_BN)
+    assert torch.equal(at_once.inners_BN, one_by_one.inners_BN)
 
 
 def test_only_slots_live_at_the_time_are_generated(make_decoder, requests_batch, catalogue):

@@ -1,4 +1,4 @@
-"""Inference on Arrow rows: equal to the model asked directly, whatever the batch size, the row order, the padding."""
+"""Inference on Arrow rows: equal to the model asked directly, whatever the batch size and row order."""
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,10 @@ TOLERANCE = 1e-5
 @pytest.fixture
 def bundle(make_decoder, tmp_path) -> ModelBundle:
     """A bundle whose stages are random decoders, held in memory."""
-    decoders = {stage: make_decoder(seed=seed) for seed, stage in enumerate(("pretrain", "sft_embedding", "sft_ranking"))}
+    decoders = {
+        stage: make_decoder(seed=seed)
+        for seed, stage in enumerate(("pretrain", "sft_embedding", "sft_ranking"))
+    }
     loaded = {(stage, "cpu"): decoder for stage, decoder in decoders.items()}
     layout = decoders["pretrain"].config.layout
     return ModelBundle(tmp_path, layout, tuple(decoders), 8, True, {}, loaded)
@@ -114,7 +117,8 @@ def test_ranks_agree_with_the_generated_order(bundle, requests_batch, catalogue)
 def test_no_rows_give_no_results(bundle, requests_batch, catalogue):
     none = requests_batch.slice(0, 0)
     assert encode_users(bundle, none).shape == (0, 8)
-    assert score_candidates(bundle, none) == [] and generate_candidates(bundle, none, catalogue, top_k=3) == []
+    assert score_candidates(bundle, none) == []
+    assert generate_candidates(bundle, none, catalogue, top_k=3) == []
 
 
 def test_a_stage_that_was_not_trained_is_named(bundle):

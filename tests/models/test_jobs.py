@@ -42,7 +42,17 @@ def run(town_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Ru
     ]
 
     def start(job: str, *more: str) -> tuple[int, dict]:
-        arguments = [job, "--day", "2026-03-01", *overrides, "--recipe", str(folder / "recipe.yaml"), "--threads", "1", *more]
+        arguments = [
+            job,
+            "--day",
+            "2026-03-01",
+            *overrides,
+            "--recipe",
+            str(folder / "recipe.yaml"),
+            "--threads",
+            "1",
+            *more,
+        ]
         stdout = io.StringIO()
         with contextlib.redirect_stdout(stdout):
             code = main("models", "", JOBS, arguments)
@@ -63,8 +73,10 @@ def trained(run: Run) -> dict:
 def test_train_makes_a_bundle_of_all_stages_that_is_the_first_champion(run, trained):
     bundle = load_bundle(run.folder / "bundle")
     assert bundle.stage_names == ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
-    assert bundle.is_simulated and bundle.content["data"]["ranking_samples"]["num_rows"] == 48
-    assert trained["notes"]["model_version"] == "town/1" and trained["notes"]["is_champion"]
+    assert bundle.is_simulated
+    assert bundle.content["data"]["ranking_samples"]["num_rows"] == 48
+    assert trained["notes"]["model_version"] == "town/1"
+    assert trained["notes"]["is_champion"]
     assert not [path for path in bundle.folder.rglob("*") if path.suffix in (".pkl", ".pt", ".bin")]
 
 
@@ -73,7 +85,8 @@ def test_evaluation_prints_model_and_floors_on_the_same_rows(run, trained):
     methods = evaluation["next_poi"]["methods"]
     assert list(methods) == sorted(["popularity", "visit_counter", "kernel_counter", "pretrain", "align_dpo"])
     assert evaluation["next_poi"]["rows"] == 120  # 12 users, 10 test actions each
-    assert evaluation["is_simulated"] and evaluation["next_poi"]["action_type"] == "click"
+    assert evaluation["is_simulated"]
+    assert evaluation["next_poi"]["action_type"] == "click"
     assert methods["pretrain"]["all"]["hr_at_1"] > 0.4 > methods["popularity"]["all"]["hr_at_1"]
     assert set(evaluation["ranking"]["methods"]) == {"distance", "popularity", "sft_embedding", "sft_ranking"}
     assert evaluation["ranking"]["rows"] == sum(evaluation["ranking"]["calibration"]["counts"])
@@ -87,7 +100,11 @@ def test_mlflow_holds_a_parent_run_a_child_per_stage_and_the_data_read(run, trai
     by_stage = {child.data.tags["stage"]: child for child in children}
     assert {"pretrain", "sft_embedding", "sft_ranking", "align_dpo"} <= set(by_stage)
     pretrain = by_stage["pretrain"]
-    assert {entry.dataset.name for entry in pretrain.inputs.dataset_inputs} == {"pretrain_samples", "poi_index", "blocks"}
+    assert {entry.dataset.name for entry in pretrain.inputs.dataset_inputs} == {
+        "pretrain_samples",
+        "poi_index",
+        "blocks",
+    }
     assert pretrain.data.params["tables.pretrain_samples.version"] == "0"
     assert pretrain.info.status == "FINISHED"
     assert len(client.get_metric_history(pretrain.info.run_id, "val/loss")) >= 2
@@ -99,11 +116,15 @@ def test_mlflow_holds_a_parent_run_a_child_per_stage_and_the_data_read(run, trai
 
 
 def test_a_registered_version_leads_back_to_the_same_bundle(run, trained, town_settings):
-    named = town_settings.model_copy(update={"mlflow": town_settings.mlflow.model_copy(update={"model_name": "town"})})
+    named = town_settings.model_copy(
+        update={"mlflow": town_settings.mlflow.model_copy(update={"model_name": "town"})}
+    )
     by_alias, by_number = (resolve_model(uri, named) for uri in ("models:/town@champion", "models:/town/1"))
-    assert by_alias == by_number and by_alias[1] == "town/1"
+    assert by_alias == by_number
+    assert by_alias[1] == "town/1"
     plain, version = resolve_model(str(run.folder / "bundle"), named)
-    assert version.startswith("folder-") and plain != by_alias[0]
+    assert version.startswith("folder-")
+    assert plain != by_alias[0]
     files = [sorted(path.name for path in folder.rglob("*")) for folder in (plain, by_alias[0])]
     assert files[0] == files[1]
 
@@ -123,7 +144,8 @@ def test_mlflow_serves_the_bundle_with_its_signature(run, trained, town_settings
 def test_a_finished_training_started_again_trains_nothing_and_registers_nothing_new(run, trained):
     before = (run.folder / "bundle" / "pretrained" / "model.safetensors").read_bytes()
     code, summary = run("train")
-    assert code == 0 and summary["notes"]["model_version"] == "town/1"
+    assert code == 0
+    assert summary["notes"]["model_version"] == "town/1"
     assert (run.folder / "bundle" / "pretrained" / "model.safetensors").read_bytes() == before
 
 
@@ -131,41 +153,48 @@ def test_a_single_stage_with_another_recipe_is_trained_anew_and_becomes_a_second
     code, _ = run("sft_ranking", "--set-recipe", "sft_ranking.seed=2")
     assert code == 0
     code, summary = run("register", "--set-recipe", "sft_ranking.seed=2")
-    assert code == 0 and summary["notes"]["model_version"] == "town/2"
+    assert code == 0
+    assert summary["notes"]["model_version"] == "town/2"
     assert summary["notes"]["gate"]["champion"] == pytest.approx(summary["notes"]["gate"]["challenger"])
 
 
 def test_evaluate_may_look_at_validation(run, trained):
     code, summary = run("evaluate", "--split", "val")
-    assert code == 0 and "pretrain_acc1" in summary["notes"]
+    assert code == 0
+    assert "pretrain_acc1" in summary["notes"]
 
 
 def test_dry_run_writes_nothing(run, tmp_path):
     code, summary = run("train", "--dry-run", f"--set=storage.artifacts={tmp_path}/dry")
-    assert code == 0 and summary["rows_in"] == 36 + 48 + 48
+    assert code == 0
+    assert summary["rows_in"] == 36 + 48 + 48
     assert not (tmp_path / "dry").exists()
 
 
 def test_a_stage_without_its_table_says_what_to_run(run, tmp_path):
     empty = f"--set=storage.root={tmp_path}/empty"
     code, summary = run("pretrain", empty, f"--set=storage.artifacts={tmp_path}/a")
-    assert code == 2 and "python -m etl pretrain_samples" in summary["message"]
+    assert code == 2
+    assert "python -m etl pretrain_samples" in summary["message"]
 
 
 def test_a_stage_before_pretraining_says_so(run, tmp_path):
     code, summary = run("sft_ranking", f"--set=storage.artifacts={tmp_path}/b")
-    assert code == 2 and "python -m models pretrain" in summary["message"]
+    assert code == 2
+    assert "python -m models pretrain" in summary["message"]
 
 
 def test_a_day_without_samples_has_nothing_to_learn_from(run, tmp_path):
     arguments = ["--day", "2026-03-02", f"--set=storage.artifacts={tmp_path}/c"]
     code, summary = run("pretrain", *arguments)
-    assert code == 3 and "NoTrainingDataError" in summary["error"]
+    assert code == 3
+    assert "NoTrainingDataError" in summary["error"]
 
 
 def test_a_protocol_without_data_asks_for_the_folder(run):
     code, summary = run("evaluate", "--protocol", "nyc-table6")
-    assert code == 2 and "--data" in summary["message"]
+    assert code == 2
+    assert "--data" in summary["message"]
 
 
 def test_a_protocol_prints_its_floors(run, tmp_path):
@@ -175,5 +204,6 @@ def test_a_protocol_prints_its_floors(run, tmp_path):
     frame = pd.DataFrame({"user_id": "u", "poi_id": [f"p{n % 3}" for n in range(30)], "utc_time": times})
     frame.assign(tz_offset_min=0).to_parquet(Path(tmp_path) / "checkins.parquet")
     code, summary = run("evaluate", "--protocol", "calgary", "--data", str(tmp_path))
-    assert code == 0 and summary["rows_in"] == 3
+    assert code == 0
+    assert summary["rows_in"] == 3
     assert {"popularity_acc1", "visit_counter_acc1", "kernel_counter_acc1"} <= set(summary["notes"])

@@ -24,7 +24,7 @@ def test_info_nce_equals_the_formula_over_exposed_and_in_batch_pois():
     def dot(user, key):
         return math.exp(sum(a * b for a, b in zip(user, vectors[key], strict=True)) / tau)
 
-    # request 0 clicked 1 against its unclicked 2, 3 and request 1's click 4; request 1 clicked 4 against 2 and 1
+    # request 0: click 1 against its unclicked 2, 3 and the other click 4; request 1: click 4 against 2 and 1
     expected = -math.log(dot(users[0], 1) / sum(dot(users[0], key) for key in (1, 2, 3, 4)))
     expected -= math.log(dot(users[1], 4) / sum(dot(users[1], key) for key in (4, 2, 1)))
     loss, count = info_nce_loss(torch.tensor(users), pois, torch.tensor(labels), torch.tensor(keys), tau)
@@ -90,5 +90,6 @@ def test_pois_the_reference_cannot_produce_are_left_out_and_leave_gradients_fini
     found.loss.backward()
     assert found.num_pairs == 1
     assert found.loss.item() == pytest.approx(math.log(2))  # policy = reference
-    assert chosen.grad.isfinite().all() and rejected.grad.isfinite().all()
+    assert chosen.grad.isfinite().all()
+    assert rejected.grad.isfinite().all()
     assert chosen.grad.tolist()[0] == pytest.approx(-0.5)

@@ -1,7 +1,7 @@
 """Metrics against brute force and scikit-learn, and their invariances."""
 
 import hashlib
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def _orders_with_target(scores: list[int]) -> list[int]:
     respecting = [
         order
         for order in permutations(range(len(scores)))
-        if all(scores[a] >= scores[b] for a, b in zip(order, order[1:], strict=False))
+        if all(scores[a] >= scores[b] for a, b in pairwise(order))
     ]
     return [order.index(0) + 1 for order in respecting]
 

@@ -15,7 +15,9 @@ DAY = "2026-03-01"
 @pytest.fixture
 def root(tmp_path, town_tables):
     """A root with one sample table of its own."""
-    write_deltalake(str(tmp_path / "pretrain_samples"), town_tables["pretrain_samples"], partition_by=["day", "split"])
+    write_deltalake(
+        str(tmp_path / "pretrain_samples"), town_tables["pretrain_samples"], partition_by=["day", "split"]
+    )
     return str(tmp_path)
 
 
@@ -42,9 +44,12 @@ def test_one_changed_element_of_an_array_changes_the_pin(root, town_tables):
     blocks = table["block_ids"].to_pylist()
     blocks[3][0], blocks[3][1] = blocks[3][1], blocks[3][0] + 1
     index = table.schema.get_field_index("block_ids")
-    _rewrite(root, table.set_column(index, table.schema.field(index), pa.array(blocks, type=pa.list_(pa.int32()))))
+    _rewrite(
+        root, table.set_column(index, table.schema.field(index), pa.array(blocks, type=pa.list_(pa.int32())))
+    )
     after = pin_table(root, "pretrain_samples", DAY, before)
-    assert after.version == 1 and after.digest != before.digest
+    assert after.version == 1
+    assert after.digest != before.digest
 
 
 def test_rows_of_other_days_do_not_count(root, town_tables):

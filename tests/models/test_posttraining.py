@@ -17,7 +17,9 @@ from models.trainer import train
 
 def _splits(town_root, config: TrainConfig, tmp_path) -> Splits:
     table = TableAt(str(town_root / "ranking_samples"))
-    return Splits(SampleSource(table, "2026-03-01", "request_id", RANKING_COLUMNS), config, tmp_path / "scratch")
+    return Splits(
+        SampleSource(table, "2026-03-01", "request_id", RANKING_COLUMNS), config, tmp_path / "scratch"
+    )
 
 
 def test_ranking_stage_learns_whose_favourite_is_clicked(make_decoder, town_root, tmp_path):
@@ -40,7 +42,8 @@ def test_embedding_stage_learns_and_its_temperature_moves(make_decoder, town_roo
 
 def test_a_fixed_temperature_stays(make_decoder):
     towers = TwoTowers(make_decoder(), temperature=0.2, is_learned=False)
-    assert not towers.log_temperature.requires_grad and float(towers.temperature) == pytest.approx(0.2)
+    assert not towers.log_temperature.requires_grad
+    assert float(towers.temperature) == pytest.approx(0.2)
 
 
 def test_dropping_every_request_gives_the_neutral_vector(make_decoder, requests_batch):
@@ -58,19 +61,25 @@ def test_scores_of_training_rows_do_not_see_the_labels_or_positions(make_decoder
     model, rows = make_decoder(), pa.Table.from_batches([requests_batch])
     logits, _ = score_rows(model, rows)
     flipped = [[1 - label for label in own] for own in rows["labels"].to_pylist()]
-    changed = rows.set_column(rows.schema.get_field_index("labels"), "labels", pa.array(flipped, pa.list_(pa.int32())))
+    changed = rows.set_column(
+        rows.schema.get_field_index("labels"), "labels", pa.array(flipped, pa.list_(pa.int32()))
+    )
     again, labels = score_rows(model, changed)
     torch.testing.assert_close(again, logits)
     assert (labels == NO_LABEL).sum() == logits.numel() - sum(len(own) for own in flipped)
 
 
 @pytest.mark.parametrize("multi_negative", [False, True])
-def test_policy_and_reference_start_equal_so_the_first_loss_is_known(make_decoder, town_tables, multi_negative):
+def test_policy_and_reference_start_equal_so_the_first_loss_is_known(
+    make_decoder, town_tables, multi_negative
+):
     rows = town_tables["preference_pairs"].slice(0, 8)
     model = make_decoder()
     log_probs, is_rejected = pair_log_probs(model, rows, None)
     config = AlignConfig(multi_negative=multi_negative)
-    found = preference_loss(log_probs, log_probs, is_rejected, beta=config.beta, multi_negative=multi_negative)
+    found = preference_loss(
+        log_probs, log_probs, is_rejected, beta=config.beta, multi_negative=multi_negative
+    )
     sizes = np.array([len(own) for own in rows["rejected_poi_ids"].to_pylist()])
     expected = np.log(1 + sizes).sum() if multi_negative else len(sizes) * np.log(2)
     assert found.num_pairs == 8
@@ -83,11 +92,15 @@ def test_gradients_of_alignment_are_finite_for_users_without_history(make_decode
     policy, is_rejected = pair_log_probs(model, rows, None)
     reference = type(policy)(*(part.detach() for part in policy))
     preference_loss(policy, reference, is_rejected, beta=0.1, multi_negative=False).loss.backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    assert all(
+        parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None
+    )
 
 
 def test_flattening_leaves_the_padding_out():
     scores, labels, users = flatten_by_label(
         [(np.array([[0.1, 0.2], [0.3, 9.0]]), np.array([[1, 0], [1, NO_LABEL]]), ["a", "b"])]
     )
-    assert scores.tolist() == [0.1, 0.2, 0.3] and labels.tolist() == [1, 0, 1] and users.tolist() == ["a", "a", "b"]
+    assert scores.tolist() == [0.1, 0.2, 0.3]
+    assert labels.tolist() == [1, 0, 1]
+    assert users.tolist() == ["a", "a", "b"]

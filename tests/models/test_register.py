@@ -18,7 +18,10 @@ from models.tracking import open_training_run
 def rows(town_tables):
     """Validation rows of the town."""
     samples = town_tables["pretrain_samples"]
-    train, val = (samples.filter(pa.array([s == split for s in samples["split"].to_pylist()])) for split in ("train", "val"))
+    train, val = (
+        samples.filter(pa.array([s == split for s in samples["split"].to_pylist()]))
+        for split in ("train", "val")
+    )
     return build_rows(train, val, Catalogue.from_arrow(town_tables["poi_index"]))
 
 
@@ -30,7 +33,11 @@ def make_bundle(make_decoder, tmp_path):
         model = make_decoder(seed=seed)
         stage = save_stage(tmp_path / name / "model", model)
         content = {"embedding_dim": 8, "is_simulated": True, "day": "2026-03-01"}
-        return load_bundle(save_bundle(tmp_path / name / "bundle", {"pretrain": stage}, layout=model.config.layout, content=content))
+        return load_bundle(
+            save_bundle(
+                tmp_path / name / "bundle", {"pretrain": stage}, layout=model.config.layout, content=content
+            )
+        )
 
     return make
 
@@ -39,7 +46,9 @@ def _ranks(monkeypatch, by_bundle: dict[str, int], num_rows: int) -> None:
     """Makes every target of a bundle stand at one rank."""
     monkeypatch.setattr(
         "models.register._rank",
-        lambda rows, bundle: Ranks(np.full(num_rows, by_bundle[bundle.folder.parent.name] - 1), np.ones(num_rows, np.int64)),
+        lambda rows, bundle: Ranks(
+            np.full(num_rows, by_bundle[bundle.folder.parent.name] - 1), np.ones(num_rows, np.int64)
+        ),
     )
 
 
@@ -48,19 +57,22 @@ def test_the_first_model_only_has_to_beat_popularity(rows, make_bundle, monkeypa
     assert judge_challenger(rows, make_bundle("new", 1), None).reasons == ()
     _ranks(monkeypatch, {"new": 35}, 120)
     reasons = judge_challenger(rows, make_bundle("new", 1), None).reasons
-    assert len(reasons) == 1 and "does not beat popularity" in reasons[0]
+    assert len(reasons) == 1
+    assert "does not beat popularity" in reasons[0]
 
 
 def test_a_challenger_below_the_champion_is_refused(rows, make_bundle, monkeypatch):
     _ranks(monkeypatch, {"new": 2, "old": 1}, 120)
     verdict = judge_challenger(rows, make_bundle("new", 1), make_bundle("old", 2))
-    assert verdict.champion == 1.0 and verdict.challenger == 0.5 and "below the champion" in verdict.reasons[0]
+    assert verdict.champion == 1.0
+    assert verdict.challenger == 0.5
+    assert "below the champion" in verdict.reasons[0]
 
 
 def test_a_challenger_within_the_tolerance_passes(rows, make_bundle, monkeypatch):
     ranks = np.ones(120, np.int64)
     ranks[0] = 2  # mean reciprocal rank 1 - .5 / 120, within the tolerance
-    assert 0.5 / 120 < TOLERANCE
+    assert TOLERANCE > 0.5 / 120
     found = {"new": Ranks(ranks - 1, np.ones(120, np.int64)), "old": Ranks(ranks * 0, np.ones(120, np.int64))}
     monkeypatch.setattr("models.register._rank", lambda rows, bundle: found[bundle.folder.parent.name])
     assert judge_challenger(rows, make_bundle("new", 1), make_bundle("old", 2)).reasons == ()
@@ -75,7 +87,9 @@ def test_the_gate_looks_at_the_same_rows_whatever_their_order(rows):
 def test_a_refused_bundle_stays_challenger_and_strict_makes_it_an_error(
     rows, make_bundle, monkeypatch, town_settings, tmp_path
 ):
-    settings = town_settings.model_copy(update={"mlflow": town_settings.mlflow.model_copy(update={"model_name": "gate"})})
+    settings = town_settings.model_copy(
+        update={"mlflow": town_settings.mlflow.model_copy(update={"model_name": "gate"})}
+    )
     _ranks(monkeypatch, {"old": 1, "new": 3}, 120)
     with open_training_run(settings.mlflow, tmp_path, name="gate") as log:
         old, new = make_bundle("old", 2), make_bundle("new", 1)
@@ -85,9 +99,14 @@ def test_a_refused_bundle_stays_challenger_and_strict_makes_it_an_error(
         assert (first.model_version, first.is_champion) == ("gate/1", True)
         assert (second.model_version, second.is_champion) == ("gate/2", False)
         model = log.client.get_registered_model("gate")
-        assert {alias: int(number) for alias, number in model.aliases.items()} == {"champion": 1, "challenger": 2}
+        assert {alias: int(number) for alias, number in model.aliases.items()} == {
+            "champion": 1,
+            "challenger": 2,
+        }
         with pytest.raises(PromotionRefusedError, match="gate/2 was not promoted"):
             register_bundle(new, verdict, settings, log, strict=True)
         assert len(log.client.search_model_versions("name = 'gate'")) == 2  # the same files, the same version
         tags = log.client.get_model_version("gate", "2").tags
-        assert tags["index_version"] == "1" and tags["gate_champion"] == "1.0" and tags["simulated"] == "true"
+        assert tags["index_version"] == "1"
+        assert tags["gate_champion"] == "1.0"
+        assert tags["simulated"] == "true"

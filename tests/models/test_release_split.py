@@ -19,7 +19,9 @@ def _rows(town_tables: dict[str, pa.Table], held_out: pa.Table | None = None):
 
 def _with(table: pa.Table, name: str, values: list) -> pa.Table:
     index = table.schema.get_field_index(name)
-    return table.set_column(index, table.schema.field(name), pa.array(values, type=table.schema.field(name).type))
+    return table.set_column(
+        index, table.schema.field(name), pa.array(values, type=table.schema.field(name).type)
+    )
 
 
 def test_every_target_is_a_request_with_all_earlier_actions_of_its_sample(town_tables):
@@ -47,7 +49,8 @@ def test_a_target_that_is_not_live_on_its_day_is_counted_apart(town_tables):
     index = town_tables["poi_index"]
     closed = _with(index, "valid_to", [index["valid_from"][0].as_py()] * index.num_rows)
     rows = build_rows(_split(town_tables, "train"), _split(town_tables, "test"), Catalogue.from_arrow(closed))
-    assert len(rows.requests) == 0 and rows.num_not_live == 120
+    assert len(rows.requests) == 0
+    assert rows.num_not_live == 120
 
 
 def test_the_action_type_asked_for_is_the_most_common_one_of_training_never_the_targets_own(town_tables):
@@ -82,5 +85,5 @@ def test_taking_rows_keeps_their_request(town_tables):
     rows = _rows(town_tables)
     some = rows.take(np.array([5, 70]))
     assert some.requests.row_ids.tolist() == rows.requests.row_ids[[5, 70]].tolist()
-    (own, batch), = some.batches(8)
+    ((own, batch),) = some.batches(8)
     assert batch["user_lon"].to_numpy().tolist() == some.user_lons[own].tolist()
