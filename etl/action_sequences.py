@@ -13,23 +13,7 @@ from conf.settings import SequenceSettings
 from conf.tables import HISTORY_NAMES
 from conf.tokens import PROFILE_BUCKETS
 from etl import spacetime
-
-VISIT_FIELDS = {
-    "poi_ids": "poi_id",
-    "timestamps_ms": "action_ts_ms",
-    "tz_offsets_min": "tz_offset_min",
-    "action_type_ids": "action_type_id",
-    "block_ids": "block_id",
-    "inner_ids": "inner_id",
-    "poi_lons": "poi_lon",
-    "poi_lats": "poi_lat",
-    "category_ids": "category_id",
-    "is_interests": "is_interest",
-    "user_lons": "from_lon",
-    "user_lats": "from_lat",
-}
-"""Array column -> column of the action; `is_travels` is made from the arrays themselves."""
-
+from etl.histories import VISIT_FIELDS, pattern_of, richness
 
 def build_action_sequences(
     actions: DataFrame,
@@ -85,12 +69,6 @@ def build_action_sequences(
     )
 
 
-def pattern_of(is_travels: Column, *, mixed_share: float) -> Column:
-    """Names the pattern of a sequence: local, travel, or mixed if both kinds are frequent."""
-    share = F.size(F.filter(is_travels, lambda is_travel: is_travel)) / F.size(is_travels)
-    return F.when(share < mixed_share, "local").when(share > 1 - mixed_share, "travel").otherwise("mixed")
-
-
 def build_profile_ids(profiles: DataFrame) -> DataFrame:
     """Hashes the latest value of every attribute of a user into `profile_ids`, sorted, from 1."""
     latest = profiles.groupBy("user_id", "attribute").agg(F.max_by("value", "day").alias("value"))
@@ -133,23 +111,9 @@ def _collect(last: DataFrame) -> DataFrame:
     return by_poi.groupBy("user_id").agg(
         F.sort_array(F.flatten(F.collect_list("poi_visits"))).alias("visits"),
         F.first("num_actions").alias("num_actions"),
-        _richness(F.col("num_interest")).alias("richness"),
+        richness(F.col("num_interest")).alias("richness"),
         F.bool_or("is_simulated").alias("is_simulated"),
     )
-
-
-def _richness(visits: Column) -> Column:
-    """Returns exp(Shannon entropy) of the visits per POI; 0 without any.
-
-    exp(ln n - sum(c ln c) / n). The sum runs over whole numbers (units of 1e-9), so that the order in which
-    groups arrive cannot move its last digit.
-    """
-    logs = F.when(visits > 0, F.round(visits * F.log(visits) * 1e9).cast("bigint")).otherwise(
-        F.lit(0).cast("bigint")
-    )
-    total = F.sum(visits)
-    entropy = F.log(F.nullif(total, F.lit(0))) - F.sum(logs) / F.lit(1e9) / F.nullif(total, F.lit(0))
-    return F.coalesce(F.exp(entropy), F.lit(0.0))
 
 
 def _median(values: Column) -> Column:

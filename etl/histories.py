@@ -1,0 +1,150 @@
+"""As-of histories: the one way in which an action, a window or a request gets the actions before it.
+
+Actions of a user are numbered in total order; a span is a stretch of these numbers. `gather_spans` collects the actions
+of many spans into the parallel arrays of `HISTORY_COLUMNS` with an equi-join on stretches of fixed length, so that
+neither a hot user nor a user with many requests is ever held in one array. `span_before` finds the span strictly
+before a request, so nothing at or after its time can enter (point in time).
+"""
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from conf.tables import HISTORY_NAMES
+from etl import spacetime
+
+VISIT_FIELDS = {
+    "poi_ids": "poi_id",
+    "timestamps_ms": "action_ts_ms",
+    "tz_offsets_min": "tz_offset_min",
+    "action_type_ids": "action_type_id",
+    "block_ids": "block_id",
+    "inner_ids": "inner_id",
+    "poi_lons": "poi_lon",
+    "poi_lats": "poi_lat",
+    "category_ids": "category_id",
+    "is_interests": "is_interest",
+    "user_lons": "from_lon",
+    "user_lats": "from_lat",
+}
+"""Array column -> column of the action; `is_travels` is made from a known home."""
+
+_SPAN_FIELDS = {**VISIT_FIELDS, "is_travels": "is_travel"}
+_TYPES = {"poi_ids": "string", "timestamps_ms": "bigint", "is_interests": "boolean", "is_travels": "boolean"} | {
+    name: "float" for name in ("user_lons", "user_lats", "poi_lons", "poi_lats")
+}
+
+
+def number_actions(actions: DataFrame) -> DataFrame:
+    """Adds `number` (from 1, in order of time, then id) and the user's place `from_lon`, `from_lat`.
+
+    The place is the delivered one, else the place of the previous action's POI, never the action's own; NaN for a
+    first action without place.
+    """
+    in_order = Window.partitionBy("user_id").orderBy("action_ts_ms", "action_id")
+    places = {
+        f"from_{axis}": F.coalesce(f"user_{axis}", F.lag(f"poi_{axis}").over(in_order), F.lit(float("nan")))
+        for axis in ("lon", "lat")
+    }
+    return actions.withColumns({"number": F.row_number().over(in_order), **places})
+
+
+def with_travel(actions: DataFrame, places: DataFrame, *, travel_km: float) -> DataFrame:
+    """Adds `is_travel`: is the POI farther from the user's home than `travel_km`.
+
+    Args:
+        actions: with `user_id`, `poi_lon`, `poi_lat`.
+        places: `user_places` up to the day; the last row of a user holds. Without a home the middle of the visited
+            POIs stands for it.
+        travel_km: radius, km.
+    """
+    home = places.groupBy("user_id").agg(F.max_by(F.struct("home_lon", "home_lat"), "day").alias("home"))
+    middle = actions.groupBy("user_id").agg(
+        *(F.percentile(f"poi_{axis}", 0.5).alias(f"middle_{axis}") for axis in ("lon", "lat"))
+    )
+    known = middle.join(home, "user_id", "left").select(
+        "user_id",
+        *(F.coalesce(f"home.home_{axis}", f"middle_{axis}").alias(f"near_{axis}") for axis in ("lon", "lat")),
+    )
+    distance = spacetime.distance_km(F.col("poi_lon"), F.col("poi_lat"), F.col("near_lon"), F.col("near_lat"))
+    return actions.join(known, "user_id").withColumn("is_travel", distance > travel_km).drop("near_lon", "near_lat")
+
+
+def span_before(requests: DataFrame, numbered: DataFrame, *, max_actions: int) -> DataFrame:
+    """Returns the span of the last actions strictly before each request: `user_id`, `span_id`, first and last number.
+
+    Args:
+        requests: `request_id`, `user_id`, `request_ts_ms`.
+        numbered: result of `number_actions`.
+        max_actions: longest span. A request without earlier actions gets an empty span (last < first).
+    """
+    # At equal times the request sorts before the action, so an action at the request's own time is not before it.
+    events = requests.select(
+        "user_id", F.col("request_ts_ms").alias("ts"), F.lit(0).alias("kind"), F.col("request_id").alias("id")
+    ).unionByName(
+        numbered.select(
+            "user_id", F.col("action_ts_ms").alias("ts"), F.lit(1).alias("kind"), F.col("action_id").alias("id")
+        )
+    )
+    running = Window.partitionBy("user_id").orderBy("ts", "kind", "id").rowsBetween(Window.unboundedPreceding, 0)
+    counted = events.withColumn("last_number", F.sum("kind").over(running).cast("int")).where("kind = 0")
+    first = F.greatest(F.col("last_number") - max_actions + 1, F.lit(1))
+    return counted.select("user_id", F.col("id").alias("span_id"), first.alias("first_number"), "last_number")
+
+
+def gather_spans(spans: DataFrame, numbered: DataFrame, *, stretch: int) -> DataFrame:
+    """Collects the actions of every span.
+
+    Args:
+        spans: `user_id`, `span_id`, `first_number`, `last_number` (inclusive).
+        numbered: result of `number_actions` and `with_travel`.
+        stretch: length of the stretches that spans and actions are joined by; about the usual length of a span.
+
+    Returns:
+        `span_id`, `numbers` and the columns of `HISTORY_COLUMNS`, oldest first; spans without actions are not there.
+    """
+    stretches = F.sequence(_stretch("first_number", stretch), _stretch("last_number", stretch))
+    wanted = spans.where("last_number >= first_number").withColumn("stretch", F.explode(stretches))
+    fields = [F.col(field).alias(name) for name, field in _SPAN_FIELDS.items()]
+    offered = numbered.select(
+        "user_id", _stretch("number", stretch).alias("stretch"), "number", F.struct("number", *fields).alias("visit")
+    )
+    found = wanted.join(offered, ["user_id", "stretch"]).where("number BETWEEN first_number AND last_number")
+    collected = found.groupBy("span_id").agg(F.sort_array(F.collect_list("visit")).alias("visits"))
+    return collected.select(
+        "span_id",
+        F.col("visits.number").alias("numbers"),
+        *(F.col(f"visits.{name}").alias(name) for name in HISTORY_NAMES),
+    )
+
+
+def empty_if_null(name: str) -> Column:
+    """Returns a history column, with an empty array where a left join found no history."""
+    return F.coalesce(F.col(name), F.array().cast(f"array<{_TYPES.get(name, 'int')}>")).alias(name)
+
+
+def split_of(event_date: Column, *, day: Column, val_days: int, test_days: int) -> Column:
+    """Names the split of a date: the last `test_days` up to the day are test, the `val_days` before them val."""
+    age = F.date_diff(day, event_date)
+    return F.when(age < test_days, "test").when(age < test_days + val_days, "val").otherwise("train")
+
+
+def richness(visits: Column) -> Column:
+    """Aggregates visits per POI to exp(Shannon entropy), the effective number of POIs; 0 without any.
+
+    exp(ln n - sum(c ln c) / n). The sum runs over whole numbers (units of 1e-9), so that the order in which groups
+    arrive cannot move its last digit.
+    """
+    logs = F.when(visits > 0, F.round(visits * F.log(visits) * 1e9).cast("bigint")).otherwise(F.lit(0).cast("bigint"))
+    total = F.sum(visits)
+    entropy = F.log(F.nullif(total, F.lit(0))) - F.sum(logs) / F.lit(1e9) / F.nullif(total, F.lit(0))
+    return F.coalesce(F.exp(entropy), F.lit(0.0))
+
+
+def pattern_of(is_travels: Column, *, mixed_share: float) -> Column:
+    """Names the pattern of a sequence by its share of travel: local, travel, or mixed if both kinds are frequent."""
+    share = F.size(F.filter(is_travels, lambda is_travel: is_travel)) / F.size(is_travels)
+    return F.when(share < mixed_share, "local").when(share > 1 - mixed_share, "travel").otherwise("mixed")
+
+
+def _stretch(number: str, length: int) -> Column:
+    return F.floor(F.col(number) / length).cast("int")

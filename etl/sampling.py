@@ -1,0 +1,112 @@
+"""The sample jobs: pretrain_samples, ranking_samples, preference_pairs. Reads, calls the builders, counts, writes.
+
+Samples are as of a day: they hold what was delivered up to it, split by time counted back from it. A rerun of the day
+gives the same rows.
+"""
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from conf.cli import JobContext, JobSummary
+from conf.tokens import action_type_id
+from etl.action_sequences import build_profile_ids
+from etl.nightly import Night
+from etl.preference_pairs import build_preference_pairs
+from etl.pretrain_samples import build_pretrain_samples
+from etl.ranking_samples import build_ranking_samples, with_live_slot
+
+
+def sample_windows(context: JobContext, spark: SparkSession) -> JobSummary:
+    """Cuts histories into windows: `cleaned_actions` -> `pretrain_samples`."""
+    night, day, settings = Night(context, spark), context.day, context.settings
+    built = build_pretrain_samples(
+        _actions(night),
+        _places(night),
+        _profile_ids(night),
+        day=day,
+        index_version=settings.index.version,
+        samples=settings.samples,
+        sequences=settings.sequences,
+    ).persist()
+    with night.step("build"):
+        rows = built.groupBy("split", "is_kept").agg(F.count("*").alias("n"), F.sum(_num_targets()).alias("targets")).collect()
+    night.replace(built.where("is_kept").drop("is_kept"), "pretrain_samples")
+    night.summary.rows_in = sum(row["n"] for row in rows)
+    night.summary.rows_out = sum(row["n"] for row in rows if row["is_kept"])
+    night.summary.rows_dropped = night.summary.rows_in - night.summary.rows_out
+    night.summary.notes |= {
+        "targets": {row["split"]: row["targets"] for row in sorted(rows) if row["is_kept"]},
+        "dropped": "windows without target, and training windows of users below samples.min_richness",
+    }
+    built.unpersist()
+    return night.summary
+
+
+def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
+    """Joins requests with what the user had done before: `raw_impressions` -> `ranking_samples`."""
+    night, day, settings = Night(context, spark), context.day, context.settings
+    impressions = night.read("raw_impressions", made_by="SOURCE").where(F.col("day") <= day)
+    # A request delivered on two days is one request.
+    impressions = impressions.drop("day").dropDuplicates(["request_id", "poi_id"])
+    of_version = F.col("index_version") == settings.index.version
+    shown = with_live_slot(impressions, night.read("poi_index", made_by="poi_index").where(of_version)).persist()
+    with night.step("count"):
+        counted = shown.agg(F.count("*").alias("rows"), F.count("block_id").alias("live")).first()
+    assert counted is not None
+    actions = _actions(night)
+    samples = build_ranking_samples(
+        shown,
+        actions,
+        _places(night),
+        _profile_ids(night),
+        day=day,
+        index_version=settings.index.version,
+        request_type_id=_requested_type(actions),
+        samples=settings.samples,
+        sequences=settings.sequences,
+    )
+    night.replace(samples, "ranking_samples")
+    night.summary.rows_in, night.summary.rows_out = counted["rows"], counted["live"]
+    night.summary.rows_dropped = counted["rows"] - counted["live"]
+    night.summary.notes |= {"dropped": "shown POIs without a slot live on the day of the request"}
+    shown.unpersist()
+    return night.summary
+
+
+def sample_pairs(context: JobContext, spark: SparkSession) -> JobSummary:
+    """Pairs clicked with shown POIs: `ranking_samples` -> `preference_pairs`."""
+    night, day = Night(context, spark), context.day
+    requests = night.read("ranking_samples", made_by="ranking_samples").where(F.col("day") == day)
+    pairs = build_preference_pairs(requests, max_rejected=context.settings.samples.max_rejected).persist()
+    with night.step("count"):
+        night.summary.rows_in, night.summary.rows_out = requests.count(), pairs.count()
+    night.replace(pairs, "preference_pairs")
+    pairs.unpersist()
+    return night.summary
+
+
+def _actions(night: Night) -> DataFrame:
+    of_version = F.col("index_version") == night.context.settings.index.version
+    cleaned = night.read("cleaned_actions", made_by="clean_actions")
+    return cleaned.where((F.col("day") <= night.context.day) & of_version)
+
+
+def _places(night: Night) -> DataFrame:
+    return night.read("user_places", made_by="clean_actions").where(F.col("day") <= night.context.day)
+
+
+def _profile_ids(night: Night) -> DataFrame:
+    return build_profile_ids(night.read_or_empty("raw_profiles").where(F.col("day") <= night.context.day))
+
+
+def _num_targets() -> F.Column:
+    return F.size(F.filter("is_targets", lambda flag: flag))
+
+
+def _requested_type(actions: DataFrame) -> int:
+    """Returns the action type that requests ask for: click where there are clicks, else the data's only type."""
+    row = actions.groupBy("action_type_id").count().orderBy(F.desc("count"), "action_type_id").first()
+    has_clicks = actions.where(F.col("action_type_id") == action_type_id("click")).limit(1).count() > 0
+    return action_type_id("click") if has_clicks or row is None else int(row["action_type_id"])
+
+
