@@ -20,6 +20,9 @@ pytestmark = [
 ]
 BOOTSTRAP_DAY, NIGHT = "2026-01-19", "2026-01-20"
 CITY = {"num_users": 60, "num_pois": 200, "num_actions": 1500, "num_requests": 200, "num_days": 20}
+STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
+RECIPE_KEYS = ("decoder.hidden_dim=16", "decoder.ffn_dim=32", *(f"{stage}.max_steps=4" for stage in STAGES))
+"""A real model of the real shape, as small and as briefly trained as can be."""
 FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
 
 
@@ -63,7 +66,8 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layer = write_settings(folder)
     run_ours(layer, "etl", "night", "--source", "synthetic", "--day", BOOTSTRAP_DAY)
     run_ours(layer, "etl", "samples", "--day", BOOTSTRAP_DAY)
-    run_ours(layer, "models", "train", "--day", BOOTSTRAP_DAY, "--recipe", "conf/models/smoke.yaml")
+    smaller = [word for key in RECIPE_KEYS for word in ("--set-recipe", key)]
+    run_ours(layer, "models", "train", "--day", BOOTSTRAP_DAY, *smaller)
 
     variables = airflow_variables(folder / "airflow", {"SPACETIME_CONF": str(layer)})
     migrated = run_airflow(variables, "db", "migrate")
