@@ -22,7 +22,6 @@ from conf.settings import Settings
 from conf.tokens import TokenLayout
 from models.checkpoint import CHECKSUM_FILE, CONFIG_FILE, MODEL_FILE, load_stage
 from models.decoder import SpacetimeDecoder
-from models.tracking import resolve_model_uri
 
 BUNDLE_FILE = "bundle.json"
 FORMAT = 1
@@ -158,6 +157,9 @@ def resolve_model(uri: str, settings: Settings) -> tuple[Path, str]:
     Raises:
         MissingInputError: there is no such model, or no bundle in it.
     """
+    # MLflow takes seconds to import, and a worker that only loads a folder has no use for it.
+    from models.tracking import resolve_model_uri
+
     registered = resolve_model_uri(uri, settings.mlflow)
     if registered is not None:
         folder, version = registered
