@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 SOURCES = {
     "synthetic": ("etl.synthetic", "deliver", "a planted city, seeded, of any size (settings city.*)"),
     "checkins": ("etl.checkins", "deliver", "a folder with checkins.parquet and pois.parquet (source.path)"),
-    "tsmc": ("etl.tsmc", "deliver", "the raw 8-column TSMC2014 Foursquare TSV (source.path)"),
-    "getnext": ("etl.getnext", "deliver", "the check-in CSV of GETNext (source.path)"),
+    "tsmc": ("etl.public_files", "deliver_tsmc", "the raw 8-column TSMC2014 Foursquare TSV (source.path)"),
+    "getnext": ("etl.public_files", "deliver_getnext", "the check-in CSV of GETNext (source.path)"),
     "actions": (
-        "etl.actions",
+        "etl.paper_actions",
         "deliver",
         "JSON or Parquet actions in the paper's form (source.path)",
     ),

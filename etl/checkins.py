@@ -20,7 +20,13 @@ from etl import sources
 from etl.impressions import keep_visits, pick_requests, simulate_impressions
 from etl.spacetime import event_date
 
-REQUIRED = {"user_id": "string", "poi_id": "string", "latitude": "double", "longitude": "double", "utc_time": "timestamp"}
+REQUIRED = {
+    "user_id": "string",
+    "poi_id": "string",
+    "latitude": "double",
+    "longitude": "double",
+    "utc_time": "timestamp",
+}
 OPTIONAL = {"category": "string", "tz_offset_min": "int"}
 POI_REQUIRED = {"poi_id": "string", "latitude": "double", "longitude": "double"}
 POI_OPTIONAL = {
@@ -47,16 +53,25 @@ class CheckinFolder:
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         folder = _folder(settings)
         rows = sources.read_parquet(
-            spark, f"{folder}/checkins.parquet", needed_by="The job checkins",
+            spark,
+            f"{folder}/checkins.parquet",
+            needed_by="The job checkins",
             remedy="Point source.path at a folder that holds checkins.parquet and pois.parquet.",
         )
         listed = sources.read_parquet(
-            spark, settings.source.pois_path or f"{folder}/pois.parquet", needed_by="The job checkins",
+            spark,
+            settings.source.pois_path or f"{folder}/pois.parquet",
+            needed_by="The job checkins",
             remedy="Put the POI catalogue there, or name it with --set source.pois_path=FILE.",
         )
-        checkins = sources.pick_columns(rows, "checkins.parquet", required=REQUIRED, optional=OPTIONAL, remedy=REMEDY)
+        checkins = sources.pick_columns(
+            rows, "checkins.parquet", required=REQUIRED, optional=OPTIONAL, remedy=REMEDY
+        )
         catalogue = sources.pick_columns(
-            listed, "pois.parquet", required=POI_REQUIRED, optional=POI_OPTIONAL,
+            listed,
+            "pois.parquet",
+            required=POI_REQUIRED,
+            optional=POI_OPTIONAL,
             remedy="A POI needs poi_id, latitude and longitude, for example ('p1', 40.71, -74.0).",
         )
         actions = build_actions(checkins.withColumn("action_ts_ms", F.unix_millis("utc_time")))
@@ -78,7 +93,9 @@ def build_actions(checkins: DataFrame) -> DataFrame:
         Rows of `raw_actions` without `day`. The id is a hash of user, time and POI alone, so that a check-in delivered
         twice is recognised as an exact duplicate.
     """
-    parts = [F.coalesce(F.col(name).cast("string"), F.lit("")) for name in ("user_id", "action_ts_ms", "poi_id")]
+    parts = [
+        F.coalesce(F.col(name).cast("string"), F.lit("")) for name in ("user_id", "action_ts_ms", "poi_id")
+    ]
     return checkins.select(
         F.sha2(F.concat_ws("|", *parts), 256).alias("action_id"),
         "user_id",
@@ -113,7 +130,9 @@ def derive_pois(actions: DataFrame) -> DataFrame:
     """Makes a catalogue from actions, where no file gives one: median place, most frequent category (ties: first in the
     alphabet). Only what the given actions say enters, so a catalogue of day D knows nothing of later days."""
     usable = actions.where("poi_id IS NOT NULL")
-    places = usable.groupBy("poi_id").agg(F.median("poi_lon").alias("poi_lon"), F.median("poi_lat").alias("poi_lat"))
+    places = usable.groupBy("poi_id").agg(
+        F.median("poi_lon").alias("poi_lon"), F.median("poi_lat").alias("poi_lat")
+    )
     by_count = Window.partitionBy("poi_id").orderBy(F.desc("count"), F.asc("category"))
     categories = (
         usable.where("category IS NOT NULL")
@@ -151,7 +170,9 @@ def build_delivery(
     )
     return {
         "raw_actions": sources.keep_window(actions, "action_ts_ms", day=day, since=since),
-        "raw_pois": dated.where(is_new).withColumn("is_closed", F.lit(False)).withColumn("is_simulated", F.lit(False)),
+        "raw_pois": dated.where(is_new)
+        .withColumn("is_closed", F.lit(False))
+        .withColumn("is_simulated", F.lit(False)),
         "raw_impressions": simulate_impressions(requests, visits, dated, settings.impressions, day=day),
     }
 
@@ -170,7 +191,9 @@ def with_first_seen(pois: DataFrame, actions: DataFrame) -> DataFrame:
 def _folder(settings: Settings) -> str:
     if not settings.source.path:
         raise MissingInputError(
-            what="the folder of check-ins", where="source.path (empty)", needed_by="The job checkins",
+            what="the folder of check-ins",
+            where="source.path (empty)",
+            needed_by="The job checkins",
             remedy="Name it with --set source.path=FOLDER; it holds checkins.parquet and pois.parquet.",
         )
     return settings.source.path.rstrip("/")

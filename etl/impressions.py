@@ -57,8 +57,12 @@ def simulate_impressions(
         .join(requests.select("request_id", F.col("poi_id").alias("target")), "request_id")
         .where("poi_id <> target")
     )
-    shown = _choose(recalled, settings).unionByName(requests.select("request_id", "poi_id", F.lit(1).alias("label")))
-    by_hash = Window.partitionBy("request_id").orderBy(F.xxhash64(F.lit(seed), "request_id", "poi_id"), "poi_id")
+    shown = _choose(recalled, settings).unionByName(
+        requests.select("request_id", "poi_id", F.lit(1).alias("label"))
+    )
+    by_hash = Window.partitionBy("request_id").orderBy(
+        F.xxhash64(F.lit(seed), "request_id", "poi_id"), "poi_id"
+    )
     about = requests.select("request_id", "user_id", "request_ts_ms", "tz_offset_min", "user_lon", "user_lat")
     return (
         shown.withColumn("position", F.row_number().over(by_hash))
@@ -74,7 +78,9 @@ def keep_visits(actions: DataFrame, pois: DataFrame) -> DataFrame:
         actions: all raw actions up to the day of the delivery.
         pois: catalogue with poi_id, poi_lon and poi_lat.
     """
-    places = pois.select("poi_id", "poi_lon", "poi_lat").where(is_on_earth(F.col("poi_lon"), F.col("poi_lat")))
+    places = pois.select("poi_id", "poi_lon", "poi_lat").where(
+        is_on_earth(F.col("poi_lon"), F.col("poi_lat"))
+    )
     nautical = tz_offset_from_longitude(F.col("poi_lon"))
     offset = F.col("tz_offset_min")
     hour = local_hour(F.col("action_ts_ms"), F.col("tz_offset_min"))
@@ -89,7 +95,9 @@ def keep_visits(actions: DataFrame, pois: DataFrame) -> DataFrame:
     )
 
 
-def pick_requests(visits: DataFrame, settings: ImpressionSettings, *, day: date, since: date | None) -> DataFrame:
+def pick_requests(
+    visits: DataFrame, settings: ImpressionSettings, *, day: date, since: date | None
+) -> DataFrame:
     """Makes requests of visits after `since` (null: any) whose user was seen before: one row per request.
 
     Beside the request it holds the target (`poi_id`) and `own_poi_ids`, the user's latest POIs, last first.
@@ -100,7 +108,9 @@ def pick_requests(visits: DataFrame, settings: ImpressionSettings, *, day: date,
     earlier = F.collect_list(F.struct("action_ts_ms", "poi_id", "poi_lon", "poi_lat")).over(by_time)
     # A row before this one in the order may still carry the same time: it is not earlier.
     earlier = F.filter(earlier, lambda action: action["action_ts_ms"] < F.col("action_ts_ms"))
-    by_hash = Window.partitionBy("event_date").orderBy(F.xxhash64(F.lit(settings.seed), "action_id"), "action_id")
+    by_hash = Window.partitionBy("event_date").orderBy(
+        F.xxhash64(F.lit(settings.seed), "action_id"), "action_id"
+    )
     # try_element_at: the array of a user's first action is empty, and the row is dropped below.
     previous = F.try_element_at("earlier", F.lit(-1))
     return (
@@ -131,7 +141,9 @@ def _recall_own(requests: DataFrame, seed: int) -> DataFrame:
 
 
 def _recall_nearby(requests: DataFrame, listed: DataFrame, seed: int) -> DataFrame:
-    around = F.array(*(F.struct(F.lit(x).alias("x"), F.lit(y).alias("y")) for x in (-1, 0, 1) for y in (-1, 0, 1)))
+    around = F.array(
+        *(F.struct(F.lit(x).alias("x"), F.lit(y).alias("y")) for x in (-1, 0, 1) for y in (-1, 0, 1))
+    )
     looked_at = (
         requests.withColumn("around", F.explode(around))
         .withColumn("cell_x", _cell(F.col("user_lon"), CELL_DEG) + F.col("around.x"))
@@ -169,7 +181,10 @@ def _recall_popular(requests: DataFrame, visits: DataFrame, *, day: date, num_da
     """Popularity by region and time of day over the months before the request's month."""
     first = (day - timedelta(days=num_days)).replace(day=1)
     months = F.sequence(F.lit(first), F.lit(day.replace(day=1)), F.expr("INTERVAL 1 MONTH"))
-    region = [_cell(F.col("poi_lon"), REGION_DEG).alias("region_x"), _cell(F.col("poi_lat"), REGION_DEG).alias("region_y")]
+    region = [
+        _cell(F.col("poi_lon"), REGION_DEG).alias("region_x"),
+        _cell(F.col("poi_lat"), REGION_DEG).alias("region_y"),
+    ]
     counted = (
         visits.select("poi_id", "period", "event_date", *region, F.explode(months).alias("month"))
         .where("event_date < month")

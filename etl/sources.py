@@ -10,7 +10,7 @@ including D, so that the first night brings all history and every later one its 
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Protocol
 
@@ -62,17 +62,15 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
         CorruptInputError: a file cannot be read as what it should be.
         SchemaError: a required column is missing.
     """
-    settings, summary = context.settings, JobSummary()
-    frames = dict(source.read(spark, settings, day=context.day))
+    summary = JobSummary()
+    frames = dict(source.read(spark, context.settings, day=context.day))
     for name in DELIVERED_TABLES:
         started = time.perf_counter()
-        frame = _shape(spark, frames.get(name), name, context.day)
-        if name == "ranking_requests" and name not in frames:
-            written = frames.get("raw_impressions") if context.dry_run else _read_back(spark, "raw_impressions", context)
-            if written is not None:
-                requests = collect_requests(written, day=context.day, action_type=source.action_type)
-                frame = _shape(spark, requests, name, context.day)
-        rows = _write(frame, name, context, summary) if not context.dry_run else _count(frame, settings)
+        if name == "ranking_requests" and name not in frames and not context.dry_run:
+            # From what was just written: the impressions are not made a second time.
+            written = _read_back(spark, "raw_impressions", context)
+            frames[name] = collect_requests(written, day=context.day, action_type=source.action_type)
+        rows = _write(_shape(spark, frames.get(name), name, context.day), name, context, summary)
         summary.rows_in += rows
         summary.rows_out += 0 if context.dry_run else rows
         summary.notes[f"rows_{name}"] = rows
@@ -104,20 +102,33 @@ def keep_dates(column: Column, *, day: date, since: date | None) -> Column:
 
 def read_parquet(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> DataFrame:
     """Opens a Parquet file or folder; errors name the path and what to do."""
-    try:
-        return spark.read.parquet(path)
-    except (PySparkException, Py4JJavaError) as error:
-        raise _input_error(error, path, expected="Parquet", needed_by=needed_by, remedy=remedy) from error
+    return _open(lambda: spark.read.parquet(path), path, "Parquet", needed_by, remedy)
 
 
 def read_text_table(
     spark: SparkSession, path: str, schema: str, options: Mapping[str, str], *, needed_by: str, remedy: str
 ) -> DataFrame:
-    """Opens a delimited text file with Spark's CSV reader, columns by position as in `schema`."""
-    try:
-        return spark.read.options(**options).schema(schema).csv(path)
-    except (PySparkException, Py4JJavaError) as error:
-        raise _input_error(error, path, expected="delimited text", needed_by=needed_by, remedy=remedy) from error
+    """Opens a delimited text file without a header, columns by position as in `schema`."""
+    return _open(
+        lambda: spark.read.options(**options).schema(schema).csv(path),
+        path,
+        "delimited text",
+        needed_by,
+        remedy,
+    )
+
+
+def read_csv(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> DataFrame:
+    """Opens a CSV file with a header; every column is text."""
+    return _open(
+        lambda: spark.read.csv(path, header=True, escape='"', multiLine=False), path, "CSV", needed_by, remedy
+    )
+
+
+def read_lines(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> DataFrame:
+    """Opens a text file; one column `value` with one row per line that is not blank."""
+    lines = _open(lambda: spark.read.text(path), path, "text", needed_by, remedy)
+    return lines.where(F.trim("value") != "")
 
 
 def pick_columns(
@@ -137,7 +148,9 @@ def pick_columns(
     for name, wanted in {**required, **optional}.items():
         kind = fields.get(name)
         if isinstance(kind, T.ArrayType | T.MapType | T.StructType):
-            raise SchemaError(table=table, column=name, expected=wanted, found=kind.simpleString(), remedy=remedy)
+            raise SchemaError(
+                table=table, column=name, expected=wanted, found=kind.simpleString(), remedy=remedy
+            )
         value = F.lit(None).cast(wanted) if kind is None else F.col(f"`{name}`").try_cast(wanted)
         columns.append(value.alias(name))
     return frame.select(*columns)
@@ -161,8 +174,10 @@ def _shape(spark: SparkSession, frame: DataFrame | None, name: str, day: date) -
         return spark.createDataFrame([], storage.spark_schema(contract))
     have = set(frame.columns)
     columns = [
-        F.lit(day).alias("day") if column.name == "day"
-        else F.col(column.name) if column.name in have
+        F.lit(day).alias("day")
+        if column.name == "day"
+        else F.col(column.name)
+        if column.name in have
         else F.lit(None).cast(column.type).alias(column.name)
         for column in contract.columns
     ]
@@ -172,7 +187,11 @@ def _shape(spark: SparkSession, frame: DataFrame | None, name: str, day: date) -
 def _write(frame: DataFrame, name: str, context: JobContext, summary: JobSummary) -> int:
     root = context.settings.storage.root
     try:
-        version = storage.replace_day(frame, name, root, day=context.day, run_id=context.run_id, job=context.job)
+        if context.dry_run:
+            return frame.count()
+        version = storage.replace_day(
+            frame, name, root, day=context.day, run_id=context.run_id, job=context.job
+        )
     except (PySparkException, Py4JJavaError) as error:
         raise _read_failure(error, context.settings) from error
     summary.tables[name] = version
@@ -183,19 +202,21 @@ def _read_back(spark: SparkSession, name: str, context: JobContext) -> DataFrame
     return storage.read_table(spark, context.settings.storage.root, name).where(F.col("day") == context.day)
 
 
-def _count(frame: DataFrame, settings: Settings) -> int:
-    try:
-        return frame.count()
-    except (PySparkException, Py4JJavaError) as error:
-        raise _read_failure(error, settings) from error
-
-
 def _read_failure(error: Exception, settings: Settings) -> Exception:
     """Returns a named error where a file broke while its rows were read, else the error itself."""
     text = str(error)
     if "FAILED_READ_FILE" not in text and "is not a Parquet file" not in text:
         return error
-    return CorruptInputError(path=settings.source.path, expected="the format of this source", cause=_first_line(text))
+    return CorruptInputError(
+        path=settings.source.path, expected="the format of this source", cause=_first_line(text)
+    )
+
+
+def _open(read: Callable[[], DataFrame], path: str, expected: str, needed_by: str, remedy: str) -> DataFrame:
+    try:
+        return read()
+    except (PySparkException, Py4JJavaError) as error:
+        raise _input_error(error, path, expected=expected, needed_by=needed_by, remedy=remedy) from error
 
 
 def _input_error(error: Exception, path: str, *, expected: str, needed_by: str, remedy: str) -> Exception:

@@ -6,6 +6,7 @@ rank give the number. So users can choose POIs without a join, and rows do not d
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -38,8 +39,18 @@ KINDS = (
     Kind("errand", "Shop & Service", ("Bank", "Drugstore / Pharmacy", "Gas Station / Garage")),
     Kind("hotel", "Travel & Transport", ("Hotel",)),
     Kind("coffee", "Food", ("Coffee Shop", "Cafe", "Bakery")),
-    Kind("food", "Food", ("Italian Restaurant", "Japanese Restaurant", "French Restaurant", "Indian Restaurant",
-                          "Chinese Restaurant", "Burger Joint")),
+    Kind(
+        "food",
+        "Food",
+        (
+            "Italian Restaurant",
+            "Japanese Restaurant",
+            "French Restaurant",
+            "Indian Restaurant",
+            "Chinese Restaurant",
+            "Burger Joint",
+        ),
+    ),
     Kind("bar", "Nightlife Spot", ("Bar", "Pub", "Wine Bar")),
     Kind("fun", "Arts & Entertainment", ("Movie Theater", "Music Venue", "Concert Hall")),
     Kind("shop", "Shop & Service", ("Clothing Store", "Bookstore", "Department Store")),
@@ -47,9 +58,11 @@ KINDS = (
 )
 LEAVES = tuple(leaf for kind in KINDS for leaf in kind.leaves)
 PATHS = tuple(f"{kind.path} > {leaf}" for kind in KINDS for leaf in kind.leaves)
-FIRST_LEAF = {kind.name: sum(len(other.leaves) for other in KINDS[:number]) for number, kind in enumerate(KINDS)}
-NUM_LEAVES = {kind.name: len(kind.leaves) for kind in KINDS}
-STABLE_LEAVES = FIRST_LEAF["transit"]
+KIND_NAMES = tuple(kind.name for kind in KINDS)
+NUM_LEAVES = tuple(len(kind.leaves) for kind in KINDS)
+FIRST_LEAF = tuple(sum(NUM_LEAVES[:number]) for number in range(len(KINDS)))
+KIND_OF_LEAF = tuple(number for number, kind in enumerate(KINDS) for _ in kind.leaves)
+STABLE_LEAVES = FIRST_LEAF[KIND_NAMES.index("transit")]
 """Leaves before this one are homes and offices: they neither open, close nor move."""
 
 
@@ -79,11 +92,17 @@ def lay_out(city: CitySettings) -> Layout:
     others = city.num_other_cities
     cycles = city.num_pois // len(LEAVES) // (MAIN_WIDTH + others)
     slots = (cycles * MAIN_WIDTH, *(cycles,) * others)
-    num_hoods = tuple(min(limit, max(1, math.ceil(1.2 * math.sqrt(n)))) for n, limit in zip(slots, (400, *(100,) * others), strict=True))
+    num_hoods = tuple(
+        min(limit, max(1, math.ceil(1.2 * math.sqrt(n))))
+        for n, limit in zip(slots, (400, *(100,) * others), strict=True)
+    )
     centers = [(city.center_lon, city.center_lat)]
     for number in range(others):
         # Ever farther away, all around: 150 km is a day trip, beyond 1500 km there is another time zone.
-        angle, far_km = 2.4 * (number + 1) + city.seed, 150.0 * 3.2**number if number < 3 else 1500.0 + 100 * number
+        angle, far_km = (
+            2.4 * (number + 1) + city.seed,
+            150.0 * 3.2**number if number < 3 else 1500.0 + 100 * number,
+        )
         lat = city.center_lat + far_km * math.sin(angle) / KM_PER_DEGREE
         lat = lat if abs(lat) < 70 else 2 * city.center_lat - lat
         lon = city.center_lon + far_km * math.cos(angle) / (KM_PER_DEGREE * math.cos(math.radians(lat)))
@@ -123,18 +142,64 @@ def zipf_rank(number: Column, count: Column) -> Column:
     return F.least(F.floor(F.pow(count + F.lit(1.0), number)).cast("int") - 1, (count - 1).cast("int"))
 
 
-def per_city(values: tuple[float, ...] | tuple[int, ...], city_no: Column) -> Column:
-    """Looks a value of each city up."""
-    return F.element_at(F.array(*(F.lit(value) for value in values)), city_no + 1)
+def look_up(values: Sequence[float] | Sequence[int] | Sequence[str], number: Column) -> Column:
+    """Returns the value at a position, from 0."""
+    return F.element_at(_literal_array(values), number + 1)
+
+
+def draw_from(
+    tables: Sequence[Mapping[str, float]] | Sequence[Mapping[int, float]], table_no: Column, draw: Column
+) -> Column:
+    """Chooses a value by the shares of one of several tables.
+
+    Args:
+        tables: value -> share, shares of a table add up to anything.
+        table_no: which table to draw from.
+        draw: a column of numbers in [0, 1); named by reference, since it is looked at once per value.
+    """
+    width = max(map(len, tables))
+    values = F.expr(f"array({', '.join(_array_sql(_padded(list(table), width)) for table in tables)})")
+    sums = [
+        [sum(list(table.values())[: n + 1]) / sum(table.values()) for n in range(len(table) - 1)]
+        for table in tables
+    ]
+    position = F.lit(1)
+    for number in range(width - 1):
+        limits = [below[number] if number < len(below) else 2.0 for below in sums]
+        position = position + (draw >= look_up(limits, table_no)).cast("int")
+    return F.element_at(F.element_at(values, table_no + 1), position)
+
+
+def _literal_array(values: Sequence[float] | Sequence[int] | Sequence[str]) -> Column:
+    """Returns an array of literals, made of one text: a call per element would cost the driver seconds."""
+    return F.expr(_array_sql(list(values)))
+
+
+def _array_sql(values: Sequence[float] | Sequence[int] | Sequence[str]) -> str:
+    texts = (
+        f"'{value}'" if isinstance(value, str) else f"{value!r}D" if isinstance(value, float) else str(value)
+        for value in values
+    )
+    return f"array({', '.join(texts)})"
+
+
+def _padded(values: list[str] | list[int], width: int) -> list[str] | list[int]:
+    return values + values[-1:] * (width - len(values))  # type: ignore[operator]
 
 
 # --- POIs -------------------------------------------------------------------------------------------------------------
 
 
-def poi_number(leaf_no: Column, city_no: Column, hood_no: Column, rank: Column, *, city: CitySettings) -> Column:
-    """Returns the number of the POI of a leaf, city, neighbourhood and rank."""
-    layout, cycle = lay_out(city), MAIN_WIDTH + city.num_other_cities
-    in_city = rank * per_city(layout.num_hoods, city_no) + hood_no
+def poi_number(leaf_no: Column, city_no: Column, in_city: Column, *, city: CitySettings) -> Column:
+    """Returns the number of the POI of a leaf and city.
+
+    Args:
+        leaf_no: leaf.
+        city_no: city.
+        in_city: rank * neighbourhoods of the city + neighbourhood; a column by reference, since it is looked at twice.
+        city: settings.
+    """
+    cycle = MAIN_WIDTH + city.num_other_cities
     in_main = F.floor(in_city / MAIN_WIDTH).cast("int") * cycle + F.pmod(in_city, F.lit(MAIN_WIDTH))
     in_other = in_city * cycle + F.lit(MAIN_WIDTH - 1) + city_no
     number = leaf_no + F.lit(len(LEAVES)) * F.when(city_no == 0, in_main).otherwise(in_other)
@@ -147,22 +212,24 @@ def with_poi(frame: DataFrame, *, city: CitySettings) -> DataFrame:
 
     The dates are null for what never happens; `opened_date` is a day before the city's first for most.
     """
-    seed, layout = city.seed, lay_out(city)
-    number, leaves, cycle = F.col("poi_no"), len(LEAVES), MAIN_WIDTH + city.num_other_cities
-    among = F.floor(number / leaves).cast("int")
-    turn, place = F.floor(among / cycle).cast("int"), F.pmod(among, F.lit(cycle))
-    city_no = F.greatest(place - (MAIN_WIDTH - 1), F.lit(0))
-    in_city = F.when(city_no == 0, turn * MAIN_WIDTH + place).otherwise(turn)
-    hoods = per_city(layout.num_hoods, F.col("city_no"))
+    seed, layout, number = city.seed, lay_out(city), F.col("poi_no")
+    cycle = MAIN_WIDTH + city.num_other_cities
+    place = F.pmod(F.col("_among"), F.lit(cycle))
+    in_main = F.floor(F.col("_among") / cycle).cast("int") * MAIN_WIDTH + place
     return (
-        frame.withColumn("leaf_no", F.pmod(number, F.lit(leaves)))
-        .withColumn("city_no", city_no)
-        .withColumn("_in_city", in_city)
-        .withColumn("hood_no", F.pmod(F.col("_in_city"), hoods))
-        .withColumn("rank", F.floor(F.col("_in_city") / hoods).cast("int"))
+        frame.withColumn("leaf_no", F.pmod(number, F.lit(len(LEAVES))))
+        .withColumn("_among", F.floor(number / len(LEAVES)).cast("int"))
+        .withColumn("city_no", F.greatest(place - (MAIN_WIDTH - 1), F.lit(0)))
+        .withColumn(
+            "_in_city",
+            F.when(F.col("city_no") == 0, in_main).otherwise(F.floor(F.col("_among") / cycle).cast("int")),
+        )
+        .withColumn("_hoods", look_up(layout.num_hoods, F.col("city_no")))
+        .withColumn("hood_no", F.pmod("_in_city", "_hoods"))
+        .withColumn("rank", F.floor(F.col("_in_city") / F.col("_hoods")).cast("int"))
         .withColumn("attribute_no", whole(uniform(seed, "poi attribute", number), len(ATTRIBUTES)))
         .withColumns(_life(city))
-        .drop("_in_city")
+        .drop("_among", "_in_city", "_hoods")
     )
 
 
@@ -186,21 +253,25 @@ def hood_center(city_no: Column, hood_no: Column, *, city: CitySettings) -> tupl
     """Returns the centre of a neighbourhood; number 0 is the centre of its city."""
     layout = lay_out(city)
     radius = F.when(hood_no == 0, F.lit(0.0)).otherwise(
-        per_city(layout.radius_km, city_no) * F.sqrt(uniform(city.seed, "hood radius", city_no, hood_no))
+        look_up(layout.radius_km, city_no) * F.sqrt(uniform(city.seed, "hood radius", city_no, hood_no))
     )
     angle = F.lit(2 * math.pi) * uniform(city.seed, "hood angle", city_no, hood_no)
-    lon = per_city(tuple(lon for lon, _ in layout.centers), city_no)
+    lon = look_up(tuple(lon for lon, _ in layout.centers), city_no)
     lat = _center_lat(layout, city_no)
     return shift(lon, lat, radius * F.cos(angle), radius * F.sin(angle), at_lat=lat)
 
 
-def shift(lon: Column, lat: Column, east_km: Column, north_km: Column, *, at_lat: Column) -> tuple[Column, Column]:
+def shift(
+    lon: Column, lat: Column, east_km: Column, north_km: Column, *, at_lat: Column
+) -> tuple[Column, Column]:
     """Moves a point by some kilometres; `at_lat` is a latitude nearby that sets the length of a degree eastwards."""
-    return lon + east_km / (F.lit(KM_PER_DEGREE) * F.cos(F.radians(at_lat))), lat + north_km / F.lit(KM_PER_DEGREE)
+    return lon + east_km / (F.lit(KM_PER_DEGREE) * F.cos(F.radians(at_lat))), lat + north_km / F.lit(
+        KM_PER_DEGREE
+    )
 
 
 def _center_lat(layout: Layout, city_no: Column) -> Column:
-    return per_city(tuple(lat for _, lat in layout.centers), city_no)
+    return look_up(tuple(lat for _, lat in layout.centers), city_no)
 
 
 def _life(city: CitySettings) -> dict[str, Column]:
@@ -224,14 +295,15 @@ def build_pois(pois: DataFrame, *, city: CitySettings, day: date) -> DataFrame:
     """Builds the catalogue as of a day from the numbers of the POIs (`poi_no`): rows of `raw_pois` and their dates."""
     known = with_poi(pois, city=city)
     lon, lat = place_of_poi(F.lit(day), city=city)
-    leaf = F.element_at(F.array(*map(F.lit, LEAVES)), F.col("leaf_no") + 1)
-    attribute = F.element_at(F.array(*map(F.lit, ATTRIBUTES)), F.col("attribute_no") + 1)
+    leaf, attribute = look_up(LEAVES, F.col("leaf_no")), look_up(ATTRIBUTES, F.col("attribute_no"))
     return known.select(
         poi_id(F.col("poi_no")).alias("poi_id"),
         F.concat_ws(" ", leaf, (F.col("poi_no") + 1).cast("string")).alias("name"),
-        F.concat_ws(" ", (F.col("poi_no") % 200 + 1).cast("string"), F.lit("Street"), F.col("hood_no").cast("string")).alias("address"),
+        F.concat_ws(
+            " ", (F.col("poi_no") % 200 + 1).cast("string"), F.lit("Street"), F.col("hood_no").cast("string")
+        ).alias("address"),
         leaf.alias("category"),
-        F.element_at(F.array(*map(F.lit, PATHS)), F.col("leaf_no") + 1).alias("category_path"),
+        look_up(PATHS, F.col("leaf_no")).alias("category_path"),
         lon.alias("poi_lon"),
         lat.alias("poi_lat"),
         # Homes and offices have no character; of the others only the text tells it.
