@@ -9,6 +9,7 @@ user. A bundle's ranking and embedding stages are evaluated on `ranking_samples`
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ LOGGER = logging.getLogger(__name__)
 RELEASE_SPLIT = "release-split"
 ROWS_PER_BATCH = 2_048
 EVALUATION_FILE = "evaluation.json"
+LOG_WIDTH = 110
+"""Columns of a table that is not printed in a terminal."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def evaluate_protocol(name: str, folder: Path, *, split: str = "test", seed: int
 
 def print_figures(evaluation: Figures, console: Console | None = None) -> None:
     """Prints one table per task, floors first."""
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, width=None if sys.stderr.isatty() else LOG_WIDTH)
     next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
     label = " (simulated)" if evaluation.get("is_simulated") else ""
     if isinstance(next_poi, dict):
