@@ -27,6 +27,12 @@ ARROW_TYPES = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small tensors gain nothing from threads, and lose a lot where other tests use the cores."""
+    torch.set_num_threads(1)
+
+
 def arrow_schema(table: str) -> pa.Schema:
     """The Arrow schema of a table contract."""
 
