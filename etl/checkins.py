@@ -1,10 +1,11 @@
 """Check-in folders (`checkins.parquet`, `pois.parquet`) -> the raw tables.
 
-Run: python -m etl checkins --day D --set source.path=FOLDER. Columns are listed in `REQUIRED` and `OPTIONAL`; optional ones
-may be absent or null. A check-in says where a user was, not where the user came from, so actions have no user place;
-impressions are simulated (`etl/impressions.py`) and marked so.
+Run: python -m etl checkins --day D --set source.path=FOLDER. Columns are listed in `REQUIRED` and `OPTIONAL`;
+optional ones may be absent or null. A check-in says where a user was, not where the user came from, so
+actions have no user place; impressions are simulated (`etl/impressions.py`) and marked so.
 
-What a catalogue file tells about the whole period (numbers of check-ins, of users) is not read: it would leak.
+What a catalogue file tells about the whole period (numbers of check-ins, of users) is not read: it would
+leak.
 """
 
 from collections.abc import Mapping
@@ -90,8 +91,8 @@ def build_actions(checkins: DataFrame) -> DataFrame:
         checkins: user_id, poi_id, category, longitude, latitude, action_ts_ms, tz_offset_min.
 
     Returns:
-        Rows of `raw_actions` without `day`. The id is a hash of user, time and POI alone, so that a check-in delivered
-        twice is recognised as an exact duplicate.
+        Rows of `raw_actions` without `day`. The id is a hash of user, time and POI alone, so that a check-
+        in delivered twice is recognised as an exact duplicate.
     """
     parts = [
         F.coalesce(F.col(name).cast("string"), F.lit("")) for name in ("user_id", "action_ts_ms", "poi_id")
@@ -127,8 +128,11 @@ def describe_pois(catalogue: DataFrame) -> DataFrame:
 
 
 def derive_pois(actions: DataFrame) -> DataFrame:
-    """Makes a catalogue from actions, where no file gives one: median place, most frequent category (ties: first in the
-    alphabet). Only what the given actions say enters, so a catalogue of day D knows nothing of later days."""
+    """Makes a catalogue from actions, where no file gives one.
+
+    Median place, most frequent category (ties: first in the alphabet). Only what the given actions say
+    enters, so a catalogue of day D knows nothing of later days.
+    """
     usable = actions.where("poi_id IS NOT NULL")
     places = usable.groupBy("poi_id").agg(
         F.median("poi_lon").alias("poi_lon"), F.median("poi_lat").alias("poi_lat")
@@ -152,14 +156,16 @@ def build_delivery(
 
     Args:
         actions: all rows of `raw_actions` that the source holds, without `day`.
-        pois: its catalogue in the columns of `raw_pois`, `first_seen_date` left out; None to derive it from the actions.
+        pois: its catalogue in the columns of `raw_pois`, `first_seen_date` left out; None to derive it from
+            the actions.
         settings: `source.since` and the settings of simulated impressions.
         day: the day of the delivery.
     """
     since = settings.source.since
     up_to_day = sources.keep_window(actions, "action_ts_ms", day=day, since=None)
     catalogue = derive_pois(up_to_day) if pois is None else pois
-    dated = with_first_seen(catalogue, up_to_day)
+    # Of later days only this is used: what comes later is not delivered yet.
+    dated = with_first_seen(catalogue, actions)
     visits = keep_visits(up_to_day, dated)
     # Cut the plan: every recall list starts from the requests, and would compute them anew.
     requests = pick_requests(visits, settings.impressions, day=day, since=since).localCheckpoint()

@@ -1,16 +1,17 @@
 """Actions and catalogue -> simulated exposures, for sources that log none (check-ins).
 
-The recall rule, stated in full. Every action of the last `impressions.since_days` before whose time its user has acted
-becomes one request (at most `max_requests_per_day`, chosen by hash). Shown are `num_candidates` POIs: the one visited
-(label 1) and others (label 0) recalled from three lists, taken in turn:
+The recall rule, stated in full. Every action of the last `impressions.since_days` before whose time its
+user has acted becomes one request (at most `max_requests_per_day`, chosen by hash). Shown are
+`num_candidates` POIs: the one visited (label 1) and others (label 0) recalled from three lists, taken in
+turn:
 
 - own: the user's latest other POIs,
 - nearby: POIs around the user's previous place, near ones first,
 - popular: POIs near that place that were most visited at this time of the day.
 
-The user's place is the previous action's, never the target's. All three lists are made of what was known strictly
-before the request: own history before its time, POIs first seen before its day, popularity up to the month before.
-Positions are shuffled by hash. No click was observed: every row says `is_simulated`.
+The user's place is the previous action's, never the target's. All three lists are made of what was known
+strictly before the request: own history before its time, POIs first seen before its day, popularity up to
+the month before. Positions are shuffled by hash. No click was observed: every row says `is_simulated`.
 """
 
 from datetime import date, timedelta
@@ -151,7 +152,8 @@ def _recall_nearby(requests: DataFrame, listed: DataFrame, seed: int) -> DataFra
         .select("request_id", "event_date", "user_lon", "user_lat", "cell_x", "cell_y")
     )
     distance = distance_km(F.col("user_lon"), F.col("user_lat"), F.col("poi_lon"), F.col("poi_lat"))
-    # Distance in rings of 0.5 km, within a ring by chance: else every user at a place would be shown the same list.
+    # Distance in rings of 0.5 km, within a ring by chance: else every user at a place would be shown the same
+    # list.
     ring = (distance / 0.5).cast("int")
     near_first = Window.partitionBy("request_id").orderBy(
         ring, F.xxhash64(F.lit(seed + 2), "request_id", "poi_id"), "poi_id"
@@ -165,7 +167,7 @@ def _recall_nearby(requests: DataFrame, listed: DataFrame, seed: int) -> DataFra
 
 
 def _keep_oldest(pois: DataFrame) -> DataFrame:
-    """Keeps the oldest `PER_CELL` POIs of each small cell: age is known on any later day, popularity is not."""
+    """Keeps the oldest `PER_CELL` POIs of each small cell: age is known on any later day, popularity not."""
     oldest = Window.partitionBy("cell_x", "cell_y").orderBy("first_seen_date", "poi_id")
     return (
         pois.where("first_seen_date IS NOT NULL AND poi_lon IS NOT NULL AND poi_lat IS NOT NULL")
@@ -206,7 +208,7 @@ def _recall_popular(requests: DataFrame, visits: DataFrame, *, day: date, num_da
 
 
 def _choose(recalled: DataFrame, settings: ImpressionSettings) -> DataFrame:
-    """Takes the lists in turn (first of each, second of each ...) until a request has its POIs beside the target."""
+    """Takes the lists in turn (first of each, second of each ...) until a request has enough POIs."""
     in_turn = Window.partitionBy("request_id").orderBy("rank", "recall", "poi_id")
     return (
         recalled.groupBy("request_id", "poi_id")

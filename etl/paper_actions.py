@@ -1,10 +1,9 @@
 """Actions in the paper's own form (JSON lines or Parquet) -> the raw tables (paper 3.1).
 
-Run: python -m etl actions --day D --set source.path=PATH. One record is {"time": 13 digits, "user_id": ..., "user_geo": {"x": lon,
-"y": lat}, "poi_id": ..., "poi_geo": {"x": lon, "y": lat}, "category": "food, French food", "action_type": "click"}, with an optional
-"action_id" and "tz_offset_min". Values of a wrong type become null; a line that is no JSON goes to `corrupt_record` as it is, so
-that the cleaning counts it. The POI catalogue is `source.pois_path` (columns as in `etl/checkins.py`) or derived from the actions.
-Impressions are simulated.
+Run: python -m etl actions --day D --set source.path=PATH. `EXAMPLE` is one record; "action_id" and
+"tz_offset_min" are optional. Values of a wrong type become null; a line that is no JSON goes to `corrupt_record`
+as it is, so that the cleaning counts it. The POI catalogue is `source.pois_path` (columns as in
+`etl/checkins.py`) or derived from the actions. Impressions are simulated.
 """
 
 from collections.abc import Mapping
@@ -25,16 +24,18 @@ EXAMPLE = (
     '{"time": 1767225600000, "user_id": "u1", "user_geo": {"x": 116.4, "y": 39.9}, "poi_id": "p1", '
     '"poi_geo": {"x": 116.41, "y": 39.91}, "category": "food, French food", "action_type": "click"}'
 )
-# Read as text and converted one by one: a number in quotes is a number, and nonsense is null in its own field only.
+# Read as text and converted one by one: a number in quotes is a number, and nonsense is null in its own field
+# only.
 RECORD = (
-    "time string, user_id string, user_geo struct<x: string, y: string>, poi_id string, poi_geo struct<x: string, y: string>, "
-    "category string, action_type string, action_id string, tz_offset_min string, corrupt_record string"
+    "time string, user_id string, user_geo struct<x: string, y: string>, poi_id string, "
+    "poi_geo struct<x: string, y: string>, category string, action_type string, "
+    "action_id string, tz_offset_min string, corrupt_record string"
 )
 REQUIRED = ("time", "user_id", "poi_id", "action_type")
 
 
 class PaperActions:
-    """JSON lines or Parquet in the paper's form; the format is told by the end of the name, `.parquet` or anything else."""
+    """JSON lines or Parquet in the paper's form; names that end in `.parquet` are Parquet."""
 
     name = "actions"
     action_type = "click"
@@ -60,7 +61,10 @@ def deliver(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def shape_actions(records: DataFrame) -> DataFrame:
-    """Turns records (`RECORD`) into rows of `raw_actions` without `day`; without an id, a hash of the content is the id."""
+    """Turns records (`RECORD`) into rows of `raw_actions` without `day`.
+
+    Without an id, a hash of the content is the id.
+    """
     content = F.to_json(
         F.struct(*(name for name in records.columns if name not in ("action_id", "corrupt_record")))
     )

@@ -1,7 +1,7 @@
 """Public check-in files in their own formats -> the raw tables: the raw TSMC2014 TSV and the CSV of GETNext.
 
-Run: python -m etl tsmc --day D --set source.path=FILE (or getnext). Both become check-ins as in `etl/checkins.py`; the
-catalogue is derived from the check-ins up to the day, since neither file has one.
+Run: python -m etl tsmc --day D --set source.path=FILE (or getnext). Both become check-ins as in
+`etl/checkins.py`; the catalogue is derived from the check-ins up to the day, since neither file has one.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 class TsmcFile:
-    """The TSMC2014 TSV: eight columns without a header, Latin-1, times like `Tue Apr 03 18:00:09 +0000 2012`."""
+    """The TSMC2014 TSV: eight columns without a header, Latin-1, times with names of weekday and month."""
 
     name = "tsmc"
     action_type = ACTION_TYPE
@@ -88,7 +88,7 @@ class GetnextFile:
             "the GETNext CSV",
             required=GETNEXT_REQUIRED,
             optional=GETNEXT_OPTIONAL,
-            remedy="Its header must name user_id, POI_id, POI_catname, latitude, longitude, timezone and UTC_time.",
+            remedy=f"Its header must name {', '.join((*GETNEXT_REQUIRED, *GETNEXT_OPTIONAL))}.",
         )
         checkins = named.select(
             "user_id",
@@ -113,7 +113,7 @@ def deliver_getnext(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def parse_time(text: Column) -> Column:
-    """Returns epoch milliseconds of `Tue Apr 03 18:00:09 +0000 2012` or `2012-04-03 18:00:09[+00:00]`; null if neither.
+    """Returns epoch milliseconds of `Tue Apr 03 18:00:09 +0000 2012` or `2012-04-03 18:00:09`, else null.
 
     Spark's own parser does not read names of weekdays, so the first form is rearranged.
     """
@@ -128,7 +128,7 @@ def parse_time(text: Column) -> Column:
 
 
 def _refuse_other_format(rows: DataFrame, path: str) -> None:
-    """Looks at the first row: a file with other columns would be refused row by row, and say nothing about the cause."""
+    """Looks at the first row: refused row by row, a file with other columns would not tell the cause."""
     first = rows.first()
     if first is None or (first["utc_time"] is not None and first["excess"] is None):
         return
@@ -138,8 +138,9 @@ def _refuse_other_format(rows: DataFrame, path: str) -> None:
         column="utc_time",
         expected="string, the eighth of eight columns separated by tabs",
         found=f"{found} columns in the first row",
-        remedy="The raw TSMC2014 file has a user, a venue, its category's id and name, latitude, longitude, the offset in "
-        "minutes and the time, for example '470\\t49bbd6c0f964a520f4531fe3\\t4bf58dd8d48988d127951735\\t"
+        remedy="The raw TSMC2014 file has a user, a venue, its category's id and name, latitude, longitude, "
+        "the offset in minutes and the time, for example "
+        "'470\\t49bbd6c0f964a520f4531fe3\\t4bf58dd8d48988d127951735\\t"
         "Arts & Crafts Store\\t40.71981\\t-74.00258\\t-240\\tTue Apr 03 18:00:09 +0000 2012'.",
     )
 

@@ -1,11 +1,11 @@
 """What a source of raw tables is, and how the delivery of one day is cut out and written.
 
-A source is one small class with a `name` and a `read` method that returns the raw tables of a day as frames; adding one
-touches nothing but its own file and the job table in `etl/__main__.py`. What all sources share is here: which rows belong
-to a delivery, reading files with errors that say what to do, and writing.
+A source is one small class with a `name` and a `read` method that returns the raw tables of a day as
+frames; adding one touches nothing but its own file and the job table in `etl/__main__.py`. What all sources
+share is here: which rows belong to a delivery, reading files with errors that say what to do, and writing.
 
-Delivery of day D: rows carry `day` = D. Delivered are events that happened after `source.since` (null: ever) up to and
-including D, so that the first night brings all history and every later one its own day.
+Delivery of day D: rows carry `day` = D. Delivered are events that happened after `source.since` (null: ever) up
+to and including D, so that the first night brings all history and every later one its own day.
 """
 
 import logging
@@ -48,8 +48,8 @@ class Source(Protocol):
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         """Returns the delivery of a day: frames by raw table.
 
-        Columns that a frame lacks are delivered as null, and `day` is added. Tables left out are delivered empty, but for
-        `ranking_requests`: left out, they are the day's own requests among the impressions.
+        Columns that a frame lacks are delivered as null, and `day` is added. Tables left out are delivered
+        empty, but for `ranking_requests`: left out, they are the day's own requests among the impressions.
         """
         ...
 
@@ -82,8 +82,8 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
 def keep_window(frame: DataFrame, ts_ms: str, *, day: date, since: date | None) -> DataFrame:
     """Keeps the rows whose time lies in the days after `since` up to `day`.
 
-    Rows whose time cannot be dated (null, or not 13-digit milliseconds) are kept: no day would claim them later, and
-    it is for the cleaning to refuse and count them.
+    Rows whose time cannot be dated (null, or not 13-digit milliseconds) are kept: no day would claim them
+    later, and it is for the cleaning to refuse and count them.
     """
     in_window = keep_dates(F.col("_event_date"), day=day, since=since)
     dated = F.col(ts_ms).between(FIRST_MS, LAST_MS - 1)
@@ -134,7 +134,7 @@ def read_lines(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -
 def pick_columns(
     frame: DataFrame, table: str, *, required: Mapping[str, str], optional: Mapping[str, str], remedy: str
 ) -> DataFrame:
-    """Selects columns by name with the given types; values that do not convert become null, for the cleaning to see.
+    """Selects columns by name with the given types; values that do not convert become null.
 
     Raises:
         SchemaError: a required column is missing, or a column holds arrays, maps or structs.
@@ -157,7 +157,7 @@ def pick_columns(
 
 
 def collect_requests(impressions: DataFrame, *, day: date, action_type: str) -> DataFrame:
-    """Makes the requests to be scored tonight: those of the day itself, with the POIs shown in order of position."""
+    """Makes the requests to be scored tonight: those of the day itself, POIs in order of position."""
     of_day = impressions.where(event_date(F.col("request_ts_ms")) == F.lit(day))
     shown = F.array_sort(F.collect_list(F.struct("position", "poi_id")))
     keys = ("request_id", "user_id", "request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "is_simulated")

@@ -1,11 +1,13 @@
 """The synthetic city: raw tables with known answers, of any size, seeded (design section 1).
 
-Run: python -m etl synthetic --day D, sizes in the settings `city.*`. Everything follows from the seed by hashing the numbers of
-users and POIs: rows depend neither on partitioning nor on which nights are delivered together, users need no join to find
-their POIs, and the cost is linear. What was planted is in `plant_truth`. Every row says `is_simulated`.
+Run: python -m etl synthetic --day D, sizes in the settings `city.*`. Everything follows from the seed by
+    hashing the numbers of users and POIs: rows depend neither on partitioning nor on which nights are
+    delivered together, users need no join to find their POIs, and the cost is linear. What was planted is
+    in `plant_truth`. Every row says `is_simulated`.
 
-Parts: places and POIs (`synthetic_places`), users and their tastes (`synthetic_users`), their days (`synthetic_actions`),
-requests and clicks (`synthetic_impressions`), dirty rows (`synthetic_dirt`).
+Parts: places and POIs (`synthetic_places`, `synthetic_pois`), users and their tastes (`synthetic_users`),
+their days (`synthetic_actions`), requests and clicks (`synthetic_impressions`), dirty rows
+(`synthetic_dirt`).
 """
 
 from collections.abc import Mapping
@@ -21,7 +23,8 @@ from etl import sources
 from etl.synthetic_actions import build_visits
 from etl.synthetic_dirt import spoil_actions, spoil_pois
 from etl.synthetic_impressions import build_impressions
-from etl.synthetic_places import ATTRIBUTES, KIND_NAMES, LEAVES, build_pois, look_up, uniform
+from etl.synthetic_places import ATTRIBUTES, KIND_NAMES, LEAVES, look_up, uniform
+from etl.synthetic_pois import build_pois
 from etl.synthetic_users import build_profiles, build_users, favourite_leaf
 
 REQUESTED_TYPE = "click"
@@ -63,9 +66,11 @@ class PlantedTruth:
     """What the city hides in its tables.
 
     Attributes:
-        users: user_id, home and work (`home_lon`, `home_lat`, `work_lon`, `work_lat`), `likes` (attribute that only texts tell)
+        users: user_id, home and work (`home_lon`, `home_lat`, `work_lon`, `work_lat`), `likes` (attribute
+            that only texts tell)
             and the favourite leaf of every kind (`taste_food` ...).
-        actions: action_id and reason of every dirty action; the id of an unparsable record is that of its text.
+        actions: action_id and reason of every dirty action; the id of an unparsable record is that of its
+            text.
         pois: poi_id and reason of every dirty POI.
     """
 

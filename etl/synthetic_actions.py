@@ -1,7 +1,8 @@
 """The days of the synthetic city's users: who goes where when, and what they do in the app.
 
-An active day is a walk through the slots of a plan (workday, weekend or trip): each slot has its hour, the place the user
-comes from, and the kinds of POI that it leads to. So time, place and category go together, and days resemble each other.
+An active day is a walk through the slots of a plan (workday, weekend or trip): each slot has its hour, the
+place the user comes from, and the kinds of POI that it leads to. So time, place and category go together,
+and days resemble each other.
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,15 @@ MS_PER_DAY, MS_PER_HOUR, MS_PER_MIN = 86_400_000, 3_600_000, 60_000
 
 @dataclass(frozen=True)
 class Slot:
-    """A time of the day: mean hour, weight among the slots of its plan, where the user comes from, kinds with shares."""
+    """A time of the day.
+
+    Attributes:
+        name: what the user is about.
+        hour: mean local hour.
+        weight: share among the slots of its plan.
+        origin: where the user comes from, one of `ORIGINS`.
+        kinds: kinds of POI that it leads to, with shares.
+    """
 
     name: str
     hour: float
@@ -83,17 +92,17 @@ FIRST_SLOT = {
 }
 ORIGINS = ("home", "work", "hotel", "center", "out")
 """Where a user can come from; `out` is somewhere in the city, another place every time."""
+_WAYS = {"navigate": 0.85, "search": 0.15}
+_NEEDS = {"navigate": 0.4, "search": 0.3, "click": 0.2, "call": 0.1}
+_MEALS = {"click": 0.5, "navigate": 0.2, "order": 0.18, "search": 0.08, "favorite": 0.04}
+_PLEASURES = {"click": 0.55, "navigate": 0.25, "search": 0.12, "share": 0.08}
 ACTION_SHARES = {
-    **dict.fromkeys(("home", "work", "transit"), {"navigate": 0.85, "search": 0.15}),
-    **dict.fromkeys(("errand", "hotel"), {"navigate": 0.4, "search": 0.3, "click": 0.2, "call": 0.1}),
-    **dict.fromkeys(
-        ("coffee", "food", "bar"),
-        {"click": 0.5, "navigate": 0.2, "order": 0.18, "search": 0.08, "favorite": 0.04},
-    ),
-    **dict.fromkeys(
-        ("fun", "shop", "sight"), {"click": 0.55, "navigate": 0.25, "search": 0.12, "share": 0.08}
-    ),
+    **{kind: _WAYS for kind in ("home", "work", "transit")},
+    **{kind: _NEEDS for kind in ("errand", "hotel")},
+    **{kind: _MEALS for kind in ("coffee", "food", "bar")},
+    **{kind: _PLEASURES for kind in ("fun", "shop", "sight")},
 }
+"""What users do in the app about a POI of each kind, with shares."""
 
 
 def build_visits(users: DataFrame, *, city: CitySettings, after: date | None, until: date) -> DataFrame:
@@ -133,8 +142,11 @@ def build_visits(users: DataFrame, *, city: CitySettings, after: date | None, un
 
 
 def with_day(frame: DataFrame, *, city: CitySettings) -> DataFrame:
-    """Adds local_day, plan_no, stay_city (where the user is on the day), the places that a day can start from (`hotel_`,
-    `center_` lon and lat), hotel_hood and tz_offset_min to users and `day_no`."""
+    """Adds what a day fixes to users and `day_no`.
+
+    Columns: local_day, plan_no, stay_city (where the user is on the day), tz_offset_min, hotel_hood, and
+    the places that a day can start from beside home and work (`hotel_` and `center_`, lon and lat).
+    """
     on_trip = F.col("day_no").between(F.col("trip_start"), F.col("trip_end"))
     layout, stay = lay_out(city), F.col("stay_city")
     center = [tuple(place[axis] for place in layout.centers) for axis in (0, 1)]
@@ -203,7 +215,7 @@ def with_slot(frame: DataFrame, *, ids: tuple[str, ...], city: CitySettings) -> 
 
 
 def _active_days(users: DataFrame, city: CitySettings) -> DataFrame:
-    """Spreads a user's actions evenly over the days since joining: one row per active day with `day_no` and `num_steps`."""
+    """Spreads a user's actions evenly over the days since joining: `day_no`, `num_steps` per active day."""
     seed, user = city.seed, F.col("user_no")
     expected = F.lit(city.num_actions / city.num_users) * F.col("activity")
     num_actions = F.floor(expected + uniform(seed, "actions", user)).cast("int")
@@ -266,7 +278,7 @@ def _with_visited_poi(steps: DataFrame, city: CitySettings) -> DataFrame:
 
 
 def _may_fall_into(day_no: Column, city: CitySettings, *, after: date | None, until: date) -> Column:
-    """Tells whether a local day can hold UTC times of the wanted days; a day of slack on both sides for time zones."""
+    """Tells whether a local day can hold UTC times of the wanted days: a day of slack for time zones."""
     condition = day_no <= (until - city.first_day).days + 1
     return condition if after is None else condition & (day_no >= (after - city.first_day).days)
 

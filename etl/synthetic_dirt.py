@@ -1,7 +1,7 @@
-"""Dirty rows for the synthetic city: every way in which a delivered row can be bad, with the reason it must be refused for.
+"""Dirty rows for the synthetic city: every way in which a delivered row can be bad, with its reason.
 
-A share of the clean rows is copied and the copy is spoilt, so the clean rows stay as they are and each planted row is known
-by its own id. Reasons are the codes of `conf/rules.py`.
+A share of the clean rows is copied and the copy is spoilt, so the clean rows stay as they are and each
+planted row is known by its own id. Reasons are the codes of `conf/rules.py`.
 """
 
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ class Dirt:
 
 
 def spoil_actions(actions: DataFrame, *, city: CitySettings, clean: CleanSettings) -> DataFrame:
-    """Returns spoilt copies of a share of the actions, with `planted_reason` beside the columns of `raw_actions`."""
+    """Returns spoilt copies of a share of the actions, with `planted_reason` beside their columns."""
     return _spoil(actions, "action_id", _action_dirt(clean), city=city)
 
 
 def spoil_pois(pois: DataFrame, *, city: CitySettings, clean: CleanSettings) -> DataFrame:
-    """Returns spoilt copies of a share of the POIs, with `planted_reason` beside the columns of `raw_pois`."""
+    """Returns spoilt copies of a share of the POIs, with `planted_reason` beside their columns."""
     return _spoil(pois, "poi_id", _poi_dirt(clean), city=city)
 
 

@@ -1,8 +1,9 @@
 """Requests of the synthetic city, the POIs shown in them, and the click model behind the labels.
 
-The click model is known, so the best AUC that any ranker can reach is known too: `click_logit` gives the log-odds of a click
-as an expression. It depends on taste (leaf), hour (does the POI serve what people do at this hour), distance, favourite POIs,
-popularity, an attribute that only the POI's text tells, the position, and noise that no feature shows.
+The click model is known, so the best AUC that any ranker can reach is known too: `click_logit` gives the
+log-odds of a click as an expression. It depends on taste (leaf), hour (does the POI serve what people do at
+this hour), distance, favourite POIs, popularity, an attribute that only the POI's text tells, the position,
+and noise that no feature shows.
 """
 
 from datetime import date
@@ -78,7 +79,8 @@ def build_exposures(users: DataFrame, *, city: CitySettings, after: date | None,
     opened = with_open_poi(_recall(requests, city), "local_day", city=city).dropDuplicates(
         ["request_id", "request_ts_ms", "poi_no"]
     )
-    # Grouped by time too, so that a filter on the day reaches the users and the rest of the city's life is not computed.
+    # Grouped by time too, so that a filter on the day reaches the users and the rest of the city's life is
+    # not computed.
     by_hash = Window.partitionBy("request_id", "request_ts_ms").orderBy(
         F.xxhash64(F.lit(city.seed), "request_id", "poi_no"), "poi_no"
     )
@@ -102,7 +104,8 @@ def click_logit(*, city: CitySettings, observable: bool = False) -> Column:
 
     Args:
         city: settings.
-        observable: leave out the noise and the position, as an oracle that ranks before showing would have to.
+        observable: leave out the noise and the position, as an oracle that ranks before showing would have
+            to.
     """
     weights, kind_no = CLICK_WEIGHTS, F.col("shown_kind_no")
     tastes = [F.col("leaf_no") == favourite_leaf(kind_no, place, city=city) for place in (0, 1)]
@@ -130,7 +133,7 @@ def click_logit(*, city: CitySettings, observable: bool = False) -> Column:
 
 
 def _make_requests(users: DataFrame, city: CitySettings) -> DataFrame:
-    """Makes requests in proportion to activity, spread over the days since joining, at the places of the day's slots."""
+    """Makes requests in proportion to activity, at times and places of the slots of a day."""
     seed, user = city.seed, F.col("user_no")
     expected = F.lit(city.num_requests / city.num_users) * F.col("activity")
     num_requests = F.floor(expected + uniform(seed, "requests", user)).cast("int")
@@ -153,7 +156,7 @@ def _make_requests(users: DataFrame, city: CitySettings) -> DataFrame:
 
 
 def _recall(requests: DataFrame, city: CitySettings) -> DataFrame:
-    """Recalls POIs in turn from the user's favourites, around the user for this hour, and around the user of any kind."""
+    """Recalls POIs in turn: favourites, around the user for this hour, around the user of any kind."""
     seed, ids = city.seed, (F.col("request_id"), F.col("recall_no"))
     recalled = requests.withColumn(
         "recall_no", F.explode(F.sequence(F.lit(0), F.lit(city.num_candidates + SPARE_CANDIDATES - 1)))

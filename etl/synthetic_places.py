@@ -1,14 +1,14 @@
 """The places of the synthetic city: cities, neighbourhoods, categories and every attribute of a POI.
 
-A POI is a number from 0 to `num_pois` - 1, and everything about it is an expression of that number and the seed: category,
-city, neighbourhood, rank of popularity, place, opening, closing, move. The other way round, category, city, neighbourhood and
-rank give the number. So users can choose POIs without a join, and rows do not depend on how the work is partitioned.
+A POI is a number from 0 to `num_pois` - 1, and everything about it is an expression of that number and the
+seed: category, city, neighbourhood, rank of popularity, place, opening, closing, move. The other way round,
+category, city, neighbourhood and rank give the number. So users can choose POIs without a join, and rows do not
+depend on how the work is partitioned.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -17,7 +17,9 @@ from conf.settings import CitySettings
 
 KM_PER_DEGREE = 111.195
 MAIN_WIDTH = 7
-"""Of each `MAIN_WIDTH` + `num_other_cities` POIs of a category, so many lie in the main city and one in each other."""
+"""Of each `MAIN_WIDTH` + `num_other_cities` POIs of a category, so many lie in the main city and one in
+each other.
+"""
 CHURN_SHARES = {"opened": 0.12, "closed": 0.05, "moved": 0.015}
 ATTRIBUTES = ("quiet", "lively", "historic", "family friendly", "vegan", "romantic")
 """What a POI's text alone tells about it, and what a user may like."""
@@ -117,7 +119,8 @@ def lay_out(city: CitySettings) -> Layout:
     )
 
 
-# --- chance -----------------------------------------------------------------------------------------------------------
+# --- chance
+# -----------------------------------------------------------------------------------------------------------
 
 
 def uniform(seed: int, what: str, *ids: Column) -> Column:
@@ -187,7 +190,8 @@ def _padded(values: list[str] | list[int], width: int) -> list[str] | list[int]:
     return values + values[-1:] * (width - len(values))  # type: ignore[operator]
 
 
-# --- POIs -------------------------------------------------------------------------------------------------------------
+# --- POIs ---------------------------------------------------------------------------------------------------
+# ----------
 
 
 def poi_number(leaf_no: Column, city_no: Column, in_city: Column, *, city: CitySettings) -> Column:
@@ -196,7 +200,8 @@ def poi_number(leaf_no: Column, city_no: Column, in_city: Column, *, city: CityS
     Args:
         leaf_no: leaf.
         city_no: city.
-        in_city: rank * neighbourhoods of the city + neighbourhood; a column by reference, since it is looked at twice.
+        in_city: rank * neighbourhoods of the city + neighbourhood; a column by reference, since it is
+            looked at twice.
         city: settings.
     """
     cycle = MAIN_WIDTH + city.num_other_cities
@@ -208,7 +213,7 @@ def poi_number(leaf_no: Column, city_no: Column, in_city: Column, *, city: CityS
 
 
 def with_poi(frame: DataFrame, *, city: CitySettings) -> DataFrame:
-    """Adds what follows from `poi_no`: leaf_no, city_no, hood_no, rank, opened_date, closed_date, moved_date, attribute_no.
+    """Adds what follows from `poi_no`: leaf_no, city_no, hood_no, rank, attribute_no and dates of its life.
 
     The dates are null for what never happens; `opened_date` is a day before the city's first for most.
     """
@@ -264,7 +269,7 @@ def hood_center(city_no: Column, hood_no: Column, *, city: CitySettings) -> tupl
 def shift(
     lon: Column, lat: Column, east_km: Column, north_km: Column, *, at_lat: Column
 ) -> tuple[Column, Column]:
-    """Moves a point by some kilometres; `at_lat` is a latitude nearby that sets the length of a degree eastwards."""
+    """Moves a point by some kilometres; `at_lat`, a latitude nearby, sets the length of a degree east."""
     return lon + east_km / (F.lit(KM_PER_DEGREE) * F.cos(F.radians(at_lat))), lat + north_km / F.lit(
         KM_PER_DEGREE
     )
@@ -275,7 +280,7 @@ def _center_lat(layout: Layout, city_no: Column) -> Column:
 
 
 def _life(city: CitySettings) -> dict[str, Column]:
-    """Opening, closing and move. The most popular POI of a leaf and neighbourhood stays for ever: visitors fall back on it."""
+    """Opening, closing and move; the most popular POI of a leaf and neighbourhood stays as a stand-in."""
     seed, number, days = city.seed, F.col("poi_no"), city.num_days
     changes = (F.col("rank") > 0) & (F.col("leaf_no") >= STABLE_LEAVES)
     happens = {what: changes & (uniform(seed, what, number) < share) for what, share in CHURN_SHARES.items()}
@@ -289,33 +294,6 @@ def _life(city: CitySettings) -> dict[str, Column]:
         "closed_date": F.when(happens["closed"], closed),
         "moved_date": F.when(happens["moved"], moved),
     }
-
-
-def build_pois(pois: DataFrame, *, city: CitySettings, day: date) -> DataFrame:
-    """Builds the catalogue as of a day from the numbers of the POIs (`poi_no`): rows of `raw_pois` and their dates."""
-    known = with_poi(pois, city=city)
-    lon, lat = place_of_poi(F.lit(day), city=city)
-    leaf, attribute = look_up(LEAVES, F.col("leaf_no")), look_up(ATTRIBUTES, F.col("attribute_no"))
-    return known.select(
-        poi_id(F.col("poi_no")).alias("poi_id"),
-        F.concat_ws(" ", leaf, (F.col("poi_no") + 1).cast("string")).alias("name"),
-        F.concat_ws(
-            " ", (F.col("poi_no") % 200 + 1).cast("string"), F.lit("Street"), F.col("hood_no").cast("string")
-        ).alias("address"),
-        leaf.alias("category"),
-        look_up(PATHS, F.col("leaf_no")).alias("category_path"),
-        lon.alias("poi_lon"),
-        lat.alias("poi_lat"),
-        # Homes and offices have no character; of the others only the text tells it.
-        F.when(F.col("leaf_no") < STABLE_LEAVES, F.lit(""))
-        .otherwise(F.concat(F.lit("A "), attribute, F.lit(" place: "), F.lower(leaf), F.lit(".")))
-        .alias("description"),
-        F.col("opened_date").alias("first_seen_date"),
-        F.coalesce(F.col("closed_date") <= F.lit(day), F.lit(False)).alias("is_closed"),
-        F.lit(True).alias("is_simulated"),
-        "closed_date",
-        "moved_date",
-    )
 
 
 def poi_id(number: Column) -> Column:

@@ -1,4 +1,4 @@
-"""The users of the synthetic city: activity, home and work, tastes, favourite POIs and a trip, all from the user's number."""
+"""The users of the synthetic city: activity, home, work, tastes, favourite POIs and a trip."""
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -23,19 +23,24 @@ ACTIVITY_EXPONENT, ACTIVITY_CAP = 1.6, 25.0
 """Activity follows a Pareto law, cut off: a few users make a large part of the actions."""
 GOLDEN = 0.6180339887498949
 TASTE_SHARES = (0.52, 0.23)
-"""Share of a user's visits of one kind that goes to the first and the second favourite leaf; the rest goes anywhere."""
+"""Share of a user's visits of one kind that goes to the first and the second favourite leaf; the rest goes
+anywhere.
+"""
 FAVOURITES = 3
 """Favourite POIs per user and leaf."""
 NEAR_HOME, NEAR_WORK, NEAR_ANCHOR = 0.5, 0.8, 0.6
-"""Favourites lie near home below the first, near work below the second; other visits lie nearby below the third."""
+"""Favourites lie near home below the first, near work below the second; other visits lie nearby below the
+third.
+"""
 AGE_GROUPS = ("18-24", "25-34", "35-49", "50-64", "65+")
 
 
 def build_users(spark: SparkSession, city: CitySettings) -> DataFrame:
     """Builds one row per user.
 
-    Columns: user_no, user_id, activity (mean 1), joined (days after the first), city_no, home and work (`_hood`, `_lon`, `_lat`,
-    `_poi_no`), trip_city, trip_start and trip_end (days; start after the end = no trip), likes_no.
+    Columns: user_no, user_id, activity (mean 1), joined (days after the first), city_no, home and work
+    (`_hood`, `_lon`, `_lat`, `_poi_no`), trip_city, trip_start and trip_end (days; start after the end = no trip),
+    likes_no.
     """
     seed, user, layout = city.seed, F.col("user_no"), lay_out(city)
     late = uniform(seed, "is late", user) < 0.1
@@ -63,7 +68,7 @@ def build_users(spark: SparkSession, city: CitySettings) -> DataFrame:
 
 
 def build_profiles(users: DataFrame, *, city: CitySettings) -> DataFrame:
-    """Builds the attributes of the users with the day from which each value holds: user_id, attribute, value, known_date.
+    """Builds the attributes of the users: user_id, attribute, value, known_date (from when the value holds).
 
     An age group is told by a new value when the user grows out of it, which happens to a few.
     """
@@ -101,7 +106,7 @@ def favourite_leaf(kind_no: Column, place: int, *, city: CitySettings) -> Column
 
 
 def choose_leaf(kind_no: Column, draw: Column, *, city: CitySettings) -> Column:
-    """Chooses a leaf of a kind by the user's taste; both arguments are columns by reference, `draw` in [0, 1)."""
+    """Chooses a leaf of a kind by the user's taste; `draw` is a number in [0, 1), a column by reference."""
     first, second = TASTE_SHARES
     rest = (draw - (first + second)) / (1.0 - first - second)
     return (
@@ -126,7 +131,7 @@ def with_chosen_poi(
         frame: users (`build_users`), with stay_city and anchor_hood if anybody looks around.
         name: column to add.
         leaf: column of the leaf.
-        favourite: number of the favourite, 0 to `FAVOURITES` - 1, null where the user looks around; None = always null.
+        favourite: number of the favourite, 0 to `FAVOURITES` - 1, null where the user looks around.
         looks_around: anything that names the occasion on which a user looks around; None = nobody does.
         city: settings.
     """
@@ -162,8 +167,11 @@ def with_chosen_poi(
 
 
 def with_open_poi(frame: DataFrame, on: str, *, city: CitySettings) -> DataFrame:
-    """Replaces a `poi_no` that is not open on a day by the most popular POI of its leaf and neighbourhood, which always is,
-    and adds the columns of `with_poi`. The user's own `city_no` becomes `home_city_no`."""
+    """Replaces POIs that are not open on a day by a stand-in, and adds the columns of `with_poi`.
+
+    The stand-in is the most popular POI of the same leaf and neighbourhood, which is always open. The
+    user's own `city_no` becomes `home_city_no`.
+    """
     described = with_poi(frame.withColumnRenamed("city_no", "home_city_no"), city=city)
     stand_in = poi_number(F.col("leaf_no"), F.col("city_no"), F.col("hood_no"), city=city)
     number = F.when(is_open(F.col(on)), F.col("poi_no")).otherwise(stand_in)
@@ -181,7 +189,7 @@ def with_open_poi(frame: DataFrame, on: str, *, city: CitySettings) -> DataFrame
 
 
 def _activity(user: Column, city: CitySettings) -> Column:
-    """Spreads users evenly over the quantiles of the law (golden ratio), so that the total hardly depends on the seed."""
+    """Spreads users evenly over the quantiles of the law (golden ratio): totals hardly depend on the seed."""
     alpha, kept = ACTIVITY_EXPONENT, 1.0 - ACTIVITY_CAP**-ACTIVITY_EXPONENT
     mean = alpha / (alpha - 1.0) * (1.0 - ACTIVITY_CAP ** (1.0 - alpha)) / kept
     quantile = F.pmod(user * F.lit(GOLDEN) + F.lit((city.seed * GOLDEN) % 1.0), F.lit(1.0))
