@@ -1,9 +1,9 @@
 """Actions in the paper's own form (JSON lines or Parquet) -> the raw tables (paper 3.1).
 
 Run: python -m etl actions --day D --set source.path=PATH. `EXAMPLE` is one record; "action_id" and
-"tz_offset_min" are optional. Values of a wrong type become null; a line that is no JSON goes to `corrupt_record`
-as it is, so that the cleaning counts it. The POI catalogue is `source.pois_path` (columns as in
-`etl/checkins.py`) or derived from the actions. Impressions are simulated.
+"tz_offset_min" are optional. Values of a wrong type become null; a line that is no JSON goes to
+`corrupt_record` as it is, so that the cleaning counts it. The POI catalogue is `source.pois_path` (columns as
+in `etl/checkins.py`) or derived from the actions. Impressions are simulated.
 """
 
 from collections.abc import Mapping

@@ -4,8 +4,8 @@ A source is one small class with a `name` and a `read` method that returns the r
 frames; adding one touches nothing but its own file and the job table in `etl/__main__.py`. What all sources
 share is here: which rows belong to a delivery, reading files with errors that say what to do, and writing.
 
-Delivery of day D: rows carry `day` = D. Delivered are events that happened after `source.since` (null: ever) up
-to and including D, so that the first night brings all history and every later one its own day.
+Delivery of day D: rows carry `day` = D. Delivered are events that happened after `source.since` (null: ever)
+up to and including D: the first night brings all history, every later one its own day.
 """
 
 import logging

@@ -21,7 +21,7 @@ from conf.cli import JobContext, JobSummary
 from conf.settings import Settings
 from etl import sources
 from etl.synthetic_actions import build_visits
-from etl.synthetic_dirt import spoil_actions, spoil_pois
+from etl.synthetic_dirt import plant_dirty_actions, plant_dirty_pois
 from etl.synthetic_impressions import build_impressions
 from etl.synthetic_places import ATTRIBUTES, KIND_NAMES, LEAVES, look_up, uniform
 from etl.synthetic_pois import build_pois
@@ -47,10 +47,8 @@ class SyntheticCity:
         known = F.col("known_date")
         profiles = build_profiles(users, city=city).where(sources.keep_dates(known, day=day, since=since))
         return {
-            "raw_actions": actions.unionByName(
-                spoil_actions(actions, city=city, clean=clean).drop("planted_reason")
-            ),
-            "raw_pois": pois.unionByName(spoil_pois(pois, city=city, clean=clean).drop("planted_reason")),
+            "raw_actions": plant_dirty_actions(actions, city=city, clean=clean),
+            "raw_pois": plant_dirty_pois(pois, city=city, clean=clean),
             "raw_profiles": profiles.groupBy("user_id", "attribute").agg(
                 F.max_by("value", "known_date").alias("value")
             ),
@@ -95,13 +93,15 @@ def plant_truth(spark: SparkSession, settings: Settings, *, day: date) -> Plante
     places = ("home_lon", "home_lat", "work_lon", "work_lat")
     likes = look_up(ATTRIBUTES, F.col("likes_no"))
     actions = build_visits(users, city=city, after=settings.source.since, until=day)
-    spoilt = spoil_actions(actions, city=city, clean=clean)
-    spoilt_id = F.coalesce("action_id", F.regexp_extract("corrupt_record", '"action_id": "([^"]*)"', 1))
-    pois = spoil_pois(_changed_pois(spark, settings, day), city=city, clean=clean)
+    dirty = plant_dirty_actions(actions, city=city, clean=clean).where("planted_reason IS NOT NULL")
+    dirty_id = F.coalesce("action_id", F.regexp_extract("corrupt_record", '"action_id": "([^"]*)"', 1))
+    pois = plant_dirty_pois(_changed_pois(spark, settings, day), city=city, clean=clean)
     return PlantedTruth(
         users=users.withColumns(tastes).select("user_id", *places, likes.alias("likes"), *tastes),
-        actions=spoilt.select(spoilt_id.alias("action_id"), F.col("planted_reason").alias("reason")),
-        pois=pois.select("poi_id", F.col("planted_reason").alias("reason")),
+        actions=dirty.select(dirty_id.alias("action_id"), F.col("planted_reason").alias("reason")),
+        pois=pois.where("planted_reason IS NOT NULL").select(
+            "poi_id", F.col("planted_reason").alias("reason")
+        ),
     )
 
 

@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import CitySettings, CleanSettings
-from etl.synthetic_places import uniform, whole
+from etl.synthetic_places import look_up, uniform, whole
 
 EXACT_DUPLICATE = "exact_duplicate"
 """Reason of planted copies that are dropped and counted, not refused."""
@@ -32,34 +32,40 @@ class Dirt:
     keeps_id: bool = False
 
 
-def spoil_actions(actions: DataFrame, *, city: CitySettings, clean: CleanSettings) -> DataFrame:
-    """Returns spoilt copies of a share of the actions, with `planted_reason` beside their columns."""
-    return _spoil(actions, "action_id", _action_dirt(clean), city=city)
+def plant_dirty_actions(actions: DataFrame, *, city: CitySettings, clean: CleanSettings) -> DataFrame:
+    """Adds spoilt copies of a share of the actions; `planted_reason` is null for the clean rows."""
+    return _plant(actions, "action_id", _action_dirt(clean), city=city)
 
 
-def spoil_pois(pois: DataFrame, *, city: CitySettings, clean: CleanSettings) -> DataFrame:
-    """Returns spoilt copies of a share of the POIs, with `planted_reason` beside their columns."""
-    return _spoil(pois, "poi_id", _poi_dirt(clean), city=city)
+def plant_dirty_pois(pois: DataFrame, *, city: CitySettings, clean: CleanSettings) -> DataFrame:
+    """Adds spoilt copies of a share of the POIs; `planted_reason` is null for the clean rows."""
+    return _plant(pois, "poi_id", _poi_dirt(clean), city=city)
 
 
-def _spoil(rows: DataFrame, key: str, kinds: tuple[Dirt, ...], *, city: CitySettings) -> DataFrame:
+def _plant(rows: DataFrame, key: str, kinds: tuple[Dirt, ...], *, city: CitySettings) -> DataFrame:
     share = city.dirty_share / (1.0 - city.dirty_share)
     # Chosen by the id before it is changed, so that the same rows are spoilt however the night is cut.
-    picked = rows.where(uniform(city.seed, f"dirt {key}", F.col(key)) < share).withColumn(
-        "_kind", whole(uniform(city.seed, f"dirt kind {key}", F.col(key)), len(kinds))
+    kind = whole(uniform(city.seed, f"dirt kind {key}", F.col(key)), len(kinds))
+    is_picked = uniform(city.seed, f"dirt {key}", F.col(key)) < share
+    # Copied by exploding, not by a union: the clean rows are computed once.
+    copies = F.when(is_picked, F.array(F.lit(None).cast("int"), kind)).otherwise(
+        F.array(F.lit(None).cast("int"))
     )
+    number = F.col("_kind")
     columns = []
     for name in rows.columns:
         value = F.col(name)
         if name == key:
-            keeps = [number for number, kind in enumerate(kinds) if kind.keeps_id]
-            value = F.when(F.col("_kind").isin(keeps), value).otherwise(F.concat(value, F.lit("-bad")))
-        for number, kind in enumerate(kinds):
-            if name in kind.changes:
-                value = F.when(F.col("_kind") == number, kind.changes[name]).otherwise(value)
+            keeps_id = F.coalesce(number, F.lit(-1)).isin(
+                [n for n, dirt in enumerate(kinds) if dirt.keeps_id]
+            )
+            value = F.when(number.isNull() | keeps_id, value).otherwise(F.concat(value, F.lit("-bad")))
+        for n, dirt in enumerate(kinds):
+            if name in dirt.changes:
+                value = F.when(number == n, dirt.changes[name]).otherwise(value)
         columns.append(value.alias(name))
-    reasons = F.array(*(F.lit(kind.reason) for kind in kinds))
-    return picked.select(*columns, F.element_at(reasons, F.col("_kind") + 1).alias("planted_reason"))
+    reason = look_up([dirt.reason for dirt in kinds], number).alias("planted_reason")
+    return rows.withColumn("_kind", F.explode(copies)).select(*columns, reason)
 
 
 def _action_dirt(clean: CleanSettings) -> tuple[Dirt, ...]:

@@ -2,7 +2,7 @@
 
 A POI is a number from 0 to `num_pois` - 1, and everything about it is an expression of that number and the
 seed: category, city, neighbourhood, rank of popularity, place, opening, closing, move. The other way round,
-category, city, neighbourhood and rank give the number. So users can choose POIs without a join, and rows do not
+category, city, neighbourhood and rank give the number. So users choose POIs without a join, and rows do not
 depend on how the work is partitioned.
 """
 
@@ -17,9 +17,7 @@ from conf.settings import CitySettings
 
 KM_PER_DEGREE = 111.195
 MAIN_WIDTH = 7
-"""Of each `MAIN_WIDTH` + `num_other_cities` POIs of a category, so many lie in the main city and one in
-each other.
-"""
+"""The main city has so many POIs of a leaf for every one that each other city has."""
 CHURN_SHARES = {"opened": 0.12, "closed": 0.05, "moved": 0.015}
 ATTRIBUTES = ("quiet", "lively", "historic", "family friendly", "vegan", "romantic")
 """What a POI's text alone tells about it, and what a user may like."""

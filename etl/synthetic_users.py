@@ -39,8 +39,8 @@ def build_users(spark: SparkSession, city: CitySettings) -> DataFrame:
     """Builds one row per user.
 
     Columns: user_no, user_id, activity (mean 1), joined (days after the first), city_no, home and work
-    (`_hood`, `_lon`, `_lat`, `_poi_no`), trip_city, trip_start and trip_end (days; start after the end = no trip),
-    likes_no.
+    (`_hood`, `_lon`, `_lat`, `_poi_no`), trip_city, trip_start and trip_end (days; start after the end = no
+    trip), likes_no.
     """
     seed, user, layout = city.seed, F.col("user_no"), lay_out(city)
     late = uniform(seed, "is late", user) < 0.1
