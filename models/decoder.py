@@ -1,7 +1,6 @@
 """SpacetimeDecoder: one decoder for next-POI probabilities, generation, ranking and embeddings.
 
-Tokens: a user token and profile tokens (all at position 0), then four tokens per action from position 1. The
-state at an action token predicts the block, the state at a block token the inner id. Training runs over
+The state at an action token predicts the block, the state at a block token the inner id. Training runs over
 whole windows; serving encodes the user part once (`encode_prefix`), adds the request's spacetime and action
 tokens (`request_state`), and hangs blocks or candidates below it, each for itself. Both ways agree to
 rounding (trap 4): a step being predicted always sees the last `window_actions` - 1 actions before it that
@@ -19,7 +18,7 @@ from models.batch import CandidateBatch, HistoryBatch, RequestBatch
 from models.config import DecoderConfig
 from models.generator import Generator
 from models.masks import build_candidate_mask
-from models.memory import BLOCK, INNER, PlaceMemory, log_mass, mix_all, mix_target
+from models.memory import BLOCK, NUM_MEMORY_FEATURES, PlaceMemory, mix_all
 from models.pairs import Steps
 from models.slots import LiveSlots
 from models.states import (
@@ -41,8 +40,6 @@ from models.trunk import Trunk
 
 REQUEST_TOKENS = 2
 CANDIDATE_TOKENS = 2
-NUM_MEMORY_FEATURES = 2
-_SMALLEST_SHARE = 1e-4
 
 
 class SpacetimeDecoder(nn.Module):
@@ -129,11 +126,9 @@ class SpacetimeDecoder(nn.Module):
         if self.memory is not None:
             bank = self.memory.remember(past_of(history), spacetime, inner)
             pairs = self.memory.compare(bank, steps_of(history, index_BQ), live)
-            same_block = bank.past.blocks_BL[:, None] == blocks_BQ[..., None]
-            same_poi = same_block & (bank.past.inners_BL[:, None] == inners_BQ[..., None])
-            log_block = mix_target(log_block, self.memory.score(BLOCK, at_action, bank, pairs), same_block)
-            inside = self.memory.score(INNER, at_block, bank, pairs).masked_fill(~same_block, -torch.inf)
-            log_inner = mix_target(log_inner, inside, same_poi)
+            log_block, log_inner = self.memory.mix_steps(
+                (log_block, log_inner), (at_action, at_block), blocks_BQ, inners_BQ, bank, pairs
+            )
         is_padding = ~is_target_BQ
         return StepLogProbs(
             log_block.masked_fill(is_padding, 0.0), log_inner.masked_fill(is_padding, 0.0), is_target_BQ
@@ -207,7 +202,7 @@ class SpacetimeDecoder(nn.Module):
         log_probs = self.generator.inner_log_probs(states_BKD, blocks_BK, self.trunk.embedding, state.live)
         if self.memory is None or state.bank is None or state.pairs is None:
             return log_probs
-        scores = self._score_inside(state, states_BKD, blocks_BK)
+        scores = self.memory.score_inside(states_BKD, blocks_BK, state.bank, state.pairs)
         return mix_all(log_probs, scores, state.bank.past.inners_BL)
 
     def poi_log_probs(self, state: RequestState, blocks_BC: Tensor, inners_BC: Tensor) -> Tensor:
@@ -239,9 +234,14 @@ class SpacetimeDecoder(nn.Module):
         offsets = torch.arange(CANDIDATE_TOKENS, device=embedded.device).repeat(C)
         positions = state.cache.next_positions_B[:, None] + offsets
         states, _ = self.trunk.extend(state.cache, embedded.flatten(1, 2), positions, own)
-        states_BC2D = states.view(B, C, CANDIDATE_TOKENS, -1)
-        features = self._memory_features(state, states_BC2D[:, :, 0], candidates)
-        return CandidateStates(states_BC2D[:, :, 1], features)
+        at_block, at_inner = states.view(B, C, CANDIDATE_TOKENS, -1).unbind(2)
+        features = at_block.new_zeros(B, C, NUM_MEMORY_FEATURES)
+        if self.memory is not None and state.bank is not None and state.pairs is not None:
+            both = (state.state_BD[:, None], at_block)
+            features = self.memory.log_shares(
+                both, candidates.blocks_BC, candidates.inners_BC, state.bank, state.pairs
+            )
+        return CandidateStates(at_inner, features)
 
     def click_logits(self, candidates: CandidateStates) -> Tensor:
         """Returns log-odds of a click, (B, C)."""
@@ -284,31 +284,6 @@ class SpacetimeDecoder(nn.Module):
             state.cache, self.trunk.embedding.embed_blocks(blocks_BK), positions, own_KK
         )
         return states
-
-    def _score_inside(self, state: RequestState, states_BKD: Tensor, blocks_BK: Tensor) -> Tensor:
-        """Returns the inner scores of the past actions inside each block, (B, K, L); -inf outside."""
-        assert self.memory is not None
-        assert state.bank is not None
-        assert state.pairs is not None
-        scores = self.memory.score(INNER, states_BKD, state.bank, state.pairs)
-        return scores.masked_fill(state.bank.past.blocks_BL[:, None] != blocks_BK[..., None], -torch.inf)
-
-    def _memory_features(
-        self, state: RequestState, at_block_BCD: Tensor, candidates: CandidateBatch
-    ) -> Tensor:
-        """Returns the log share that the memory gives each candidate's POI and its block, (B, C, 2)."""
-        if self.memory is None or state.bank is None or state.pairs is None:
-            return at_block_BCD.new_zeros(*candidates.blocks_BC.shape, NUM_MEMORY_FEATURES)
-        past = state.bank.past
-        same_block = past.blocks_BL[:, None] == candidates.blocks_BC[..., None]
-        same_poi = same_block & (past.inners_BL[:, None] == candidates.inners_BC[..., None])
-        block_scores = self.memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)
-        inner_scores = self._score_inside(state, at_block_BCD, candidates.blocks_BC)
-        block_share = (block_scores - log_mass(block_scores)[..., None]).exp()
-        inner_share = (inner_scores - log_mass(inner_scores)[..., None]).exp()
-        of_block = (block_share * same_block).sum(dim=-1)
-        of_poi = of_block * (inner_share * same_poi).sum(dim=-1)
-        return torch.stack([of_poi, of_block], dim=-1).add(_SMALLEST_SHARE).log()
 
 
 def _start_weights(module: nn.Module) -> None:

@@ -30,7 +30,12 @@ BLOCK: Final = 0
 INNER: Final = 1
 """Which prediction a score serves: the column of tables, and of the content maps."""
 
+NUM_MEMORY_FEATURES = 2
+_SMALLEST_SHARE = 1e-4
+
 Which = Literal[0, 1]
+Pair = tuple[Tensor, Tensor]
+"""Something for the block, and the same for the inner id."""
 
 
 class Bank(NamedTuple):
@@ -112,6 +117,46 @@ class PlaceMemory(nn.Module):
         content = query @ bank.keys_BL2K[:, :, which].transpose(1, 2) / math.sqrt(self.key_dim)
         scores = (content + self.gate[which](states_BQD)).float() + pairs.bias_BQL2[..., which]
         return scores.masked_fill(~pairs.may_copy_BQL, -torch.inf)
+
+    def score_inside(self, states_BKD: Tensor, blocks_BK: Tensor, bank: Bank, pairs: PairBias) -> Tensor:
+        """Returns the inner scores of the past actions inside each block, (B, K, L); -inf outside."""
+        scores = self.score(INNER, states_BKD, bank, pairs)
+        return scores.masked_fill(bank.past.blocks_BL[:, None] != blocks_BK[..., None], -torch.inf)
+
+    def mix_steps(
+        self, log_probs: Pair, states: Pair, blocks_BQ: Tensor, inners_BQ: Tensor, bank: Bank, pairs: PairBias
+    ) -> Pair:
+        """Mixes the log probabilities of one POI per step; the states are those that predict them."""
+        same_block = bank.past.blocks_BL[:, None] == blocks_BQ[..., None]
+        same_poi = same_block & (bank.past.inners_BL[:, None] == inners_BQ[..., None])
+        block_scores = self.score(BLOCK, states[BLOCK], bank, pairs)
+        inner_scores = self.score_inside(states[INNER], blocks_BQ, bank, pairs)
+        return (
+            mix_target(log_probs[BLOCK], block_scores, same_block),
+            mix_target(log_probs[INNER], inner_scores, same_poi),
+        )
+
+    def log_shares(
+        self, states: Pair, blocks_BC: Tensor, inners_BC: Tensor, bank: Bank, pairs: PairBias
+    ) -> Tensor:
+        """Returns the log share of each candidate's POI and block in the memory, (B, C, 2).
+
+        Args:
+            states: at the request's action token, (B, 1, D), and at each candidate's block token, (B, C, D).
+            blocks_BC: of the candidates.
+            inners_BC: of the candidates.
+            bank: the user's past.
+            pairs: the request against it.
+        """
+        same_block = bank.past.blocks_BL[:, None] == blocks_BC[..., None]
+        same_poi = same_block & (bank.past.inners_BL[:, None] == inners_BC[..., None])
+        block_scores = self.score(BLOCK, states[BLOCK], bank, pairs)
+        inner_scores = self.score_inside(states[INNER], blocks_BC, bank, pairs)
+        block_share = (block_scores - log_mass(block_scores)[..., None]).exp()
+        inner_share = (inner_scores - log_mass(inner_scores)[..., None]).exp()
+        of_block = (block_share * same_block).sum(dim=-1)
+        of_poi = of_block * (inner_share * same_poi).sum(dim=-1)
+        return torch.stack([of_poi, of_block], dim=-1).add(_SMALLEST_SHARE).log()
 
     def pool(self, scores_BQL: Tensor, bank: Bank) -> Tensor:
         """Returns the memory's values averaged by softmax over (nothing, actions), (B, Q, D)."""

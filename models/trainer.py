@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,17 +18,16 @@ from typing import Protocol
 
 import pyarrow as pa
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from conf.errors import LossNotFiniteError
 from models.checkpoint import CheckpointStore, Snapshot, TrainState
 from models.config import TrainConfig
+from models.optimizer import build_optimizer, load_optimizer, read_optimizer, scale_rate
+from models.progress import StepProgress
 
 LOGGER = logging.getLogger(__name__)
 LOG_EVERY_STEPS = 20
-LOG_EVERY_S = 15.0
 VALIDATION_KEY = "val/loss"
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -111,34 +109,6 @@ def pick_device(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def scale_rate(config: TrainConfig, step: int, num_steps: int) -> float:
-    """Returns the learning rate of a step (from 0): linear warm-up, then half a cosine."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1))
-    span = config.learning_rate - config.min_learning_rate
-    return config.min_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
-    """Groups parameters for AdamW: matrices decay, vectors and scaled tables do not.
-
-    A model may have `rate_scales`, parts of parameter names -> factor on the learning rate.
-    """
-    scales: Mapping[str, float] = getattr(model, "rate_scales", {})
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        scale = next((scale for part, scale in scales.items() if part in name), None)
-        decay = config.weight_decay if parameter.dim() > 1 and scale is None else 0.0
-        groups.setdefault((scale or 1.0, decay), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": decay, "scale": scale}
-        for (scale, decay), parameters in groups.items()
-    ]
-
-
 class _Training:
     """One sitting of a training."""
 
@@ -148,9 +118,7 @@ class _Training:
         self.stage, self.config, self.folder, self.log = stage, config, folder, log
         self.device = pick_device(config)
         self.model = model.to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            group_parameters(model, config), lr=config.learning_rate, betas=(config.beta1, config.beta2)
-        )
+        self.optimizer = build_optimizer(model, config)
         self.store = CheckpointStore(folder / "checkpoints", _fingerprint_training(config, fingerprint))
         self.state = TrainState()
         self.num_batches = stage.num_batches()
@@ -160,7 +128,7 @@ class _Training:
     def run(self) -> TrainResult:
         is_resumed = self._start()
         started = time.perf_counter() - self.state.seconds
-        with _show_progress(self.stage.name, self.num_steps) as advance:
+        with StepProgress(self.stage.name, self.num_steps) as advance:
             if self.config.validate_start and self.state.step == 0 and self.state.best_value is None:
                 self._validate()
             while not self.state.is_finished and self.state.step < self.num_steps:
@@ -182,7 +150,7 @@ class _Training:
             return False
         self.state = snapshot.state
         self.model.load_state_dict(snapshot.model)
-        _load_optimizer(self.optimizer, snapshot.optimizer)
+        load_optimizer(self.optimizer, snapshot.optimizer)
         _restore_random(snapshot.random)
         LOGGER.info("%s goes on at step %d of %d", self.stage.name, self.state.step, self.num_steps)
         return True
@@ -274,11 +242,7 @@ class _Training:
         LOGGER.info("%s step %d: %s", self.stage.name, state.step, _format(metrics))
 
     def _save(self) -> None:
-        optimizer = {
-            f"{number}.{name}": value
-            for number, values in self.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-        }
+        optimizer = read_optimizer(self.optimizer)
         self.store.save(Snapshot(self.state, self.model.state_dict(), optimizer, _read_random()))
 
     def _finish(self, is_resumed: bool) -> TrainResult:
@@ -294,45 +258,10 @@ class _Training:
         )
 
 
-class _show_progress:  # noqa: N801 - used like a function
-    """A bar in a terminal, a log line now and then elsewhere."""
-
-    def __init__(self, name: str, num_steps: int) -> None:
-        self.name, self.num_steps, self.last_line = name, num_steps, time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() else None
-
-    def __enter__(self) -> Callable[[int, float | None], None]:
-        if self.bar is not None:
-            self.bar.start()
-            self.task = self.bar.add_task(self.name, total=self.num_steps)
-        return self.advance
-
-    def advance(self, step: int, best: float | None) -> None:
-        best_text = "" if best is None else f"best {best:.4f}"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=f"{self.name} {best_text}")
-        elif time.monotonic() - self.last_line > LOG_EVERY_S:
-            self.last_line = time.monotonic()
-            LOGGER.info("%s step %d of %d %s", self.name, step, self.num_steps, best_text)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-
 def _fingerprint_training(config: TrainConfig, fingerprint: str) -> str:
     """Names what must be equal for a resume; where and how often to save may change."""
     content = config.model_dump(mode="json", exclude={"device", "checkpoint_every", "in_memory_rows"})
     return hashlib.sha256(json.dumps([content, fingerprint], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".")
-        states.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _read_random() -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The traps of design 4: no answer at the block token, request time only, isolated candidates, one number two ways."""
+"""The traps of design 4, switches, distributions that sum to one, towers."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def change(history: HistoryBatch, row: int, step: int, **values: object) -> Hist
     return history._replace(**fields)
 
 
-# --- trap 1: what the block token may know ------------------------------------------------------------------------
+# --- trap 1: what the block token may know ---------------------------------------------------------------
 
 
 def test_category_and_place_of_a_target_do_not_move_its_own_prediction():
@@ -68,7 +68,7 @@ def test_inner_id_of_a_target_does_not_move_its_block_prediction():
     assert_close(model.next_poi_log_probs(other).block_BQ, model.next_poi_log_probs(history).block_BQ)
 
 
-# --- trap 2: what the spacetime token may know --------------------------------------------------------------------
+# --- trap 2: what the spacetime token may know -----------------------------------------------------------
 
 
 def test_a_prediction_depends_on_request_time_and_user_place_not_on_the_targets():
@@ -84,12 +84,16 @@ def test_a_prediction_depends_on_request_time_and_user_place_not_on_the_targets(
     assert model.next_poi_log_probs(target_moved).block_BQ[0, -1] == base
 
 
-# --- trap 3: candidates -------------------------------------------------------------------------------------------
+# --- trap 3: candidates ----------------------------------------------------------------------------------
 
 
 def test_scores_do_not_depend_on_order_number_or_padding_of_candidates():
     model, history = toy_decoder(), toy_history()
-    prefix, request, candidates = model.encode_prefix(history), toy_requests(history), toy_candidates((4, 4, 4))
+    prefix, request, candidates = (
+        model.encode_prefix(history),
+        toy_requests(history),
+        toy_candidates((4, 4, 4)),
+    )
     turned = type(candidates)(candidates.lengths_B, *(field.flip(1) for field in candidates[1:5]))
     alone = type(candidates)(candidates.lengths_B, *(field[:, :1] for field in candidates[1:5]))
 
@@ -118,7 +122,7 @@ def test_a_candidate_is_read_at_the_position_after_the_user_part():
     assert_close(states, model.forward_history(history)[:, -1])
 
 
-# --- trap 4: one number, two ways ---------------------------------------------------------------------------------
+# --- trap 4: one number, two ways ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -198,7 +202,7 @@ def _all_outputs(model, history, request, candidates) -> dict[str, torch.Tensor]
     }
 
 
-# --- distributions ------------------------------------------------------------------------------------------------
+# --- distributions ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -232,7 +236,11 @@ def test_targets_among_the_context_or_outside_the_window_do_not_count():
 
     counted = model.next_poi_log_probs(history._replace(num_context_B=torch.tensor([7, 0, 0]))).is_target_BQ
 
-    assert counted.sum(dim=1).tolist() == [2, 4, 1]  # actions 7 and 8; without context the window would give 6
+    assert counted.sum(dim=1).tolist() == [
+        2,
+        4,
+        1,
+    ]  # actions 7 and 8; without context the window would give 6
 
 
 def test_a_poi_newer_than_the_model_is_read_but_not_learned():
@@ -247,7 +255,7 @@ def test_a_poi_newer_than_the_model_is_read_but_not_learned():
     assert_close(model.block_log_probs(state).exp().sum(dim=-1), torch.ones(3))
 
 
-# --- towers and switches ------------------------------------------------------------------------------------------
+# --- towers and switches ---------------------------------------------------------------------------------
 
 
 def test_vectors_of_both_towers_have_length_one():
@@ -281,7 +289,9 @@ def test_with_the_memory_off_the_generator_is_all_there_is():
     embedding = model.trunk.embedding
 
     assert not any("memory." in name and "click" not in name for name, _ in model.named_parameters())
-    assert_close(model.block_log_probs(state), model.generator.block_log_probs(state.state_BD, embedding, None))
+    assert_close(
+        model.block_log_probs(state), model.generator.block_log_probs(state.state_BD, embedding, None)
+    )
 
 
 def test_output_vectors_are_the_input_vectors():

@@ -1,7 +1,7 @@
 """Clock, gap, cells and waves against values worked out by hand or by the standard library."""
 
 import math
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ SCALES = (5.0, 1.0)
     ],
 )
 def test_local_clock_agrees_with_the_standard_library(utc, offset_min):
-    moment = utc.replace(tzinfo=timezone.utc)
+    moment = utc.replace(tzinfo=UTC)
     local = moment + timedelta(minutes=offset_min)
 
     clock = split_time(torch.tensor(int(moment.timestamp() * 1000)), torch.tensor(offset_min), ("12-31",))
@@ -91,7 +91,9 @@ def test_fourier_coordinates_are_zero_where_the_place_is_unknown():
 def test_a_chord_on_the_sphere_is_the_distance_of_near_places():
     a, b = place_on_sphere(torch.tensor([[0.0, 60.0], [0.01, 60.0]]))
 
-    assert float((a - b).norm() * 6371.0088) == pytest.approx(0.01 * math.cos(math.pi / 3) * 111.195, rel=1e-4)
+    assert float((a - b).norm() * 6371.0088) == pytest.approx(
+        0.01 * math.cos(math.pi / 3) * 111.195, rel=1e-4
+    )
 
 
 def test_hashed_slots_spread_over_all_rows_but_the_first():

@@ -26,7 +26,7 @@ def test_one_targets_probability_is_that_of_the_whole_mixture():
     whole = mix_all(HALVES, SCORES, IDS)
 
     for target in range(3):
-        one = mix_target(HALVES[..., target], SCORES, (IDS == target)[:, None])
+        one = mix_target(HALVES[..., target], SCORES, (target == IDS)[:, None])
         assert_close(one, whole[..., target])
 
 
@@ -81,7 +81,7 @@ def test_sums_of_tables_and_their_gradients_equal_plain_lookups(clock_tables):
 
 
 def test_a_fresh_model_copies_by_the_kernel_counters_weights():
-    """Scores of an untrained memory differ by table rows alone: content is small, gates are 0, the constant 1."""
+    """With gates 0, constant 1 and no content match, scores are those of the tables."""
     model, history = toy_decoder(), toy_history((6, 6, 6))
     memory = model.memory
     memory.reset_gates()
@@ -119,7 +119,7 @@ def test_click_features_are_the_shares_of_poi_and_block():
         for place, block in enumerate(candidates.blocks_BC[user].tolist()):
             same = [m for j, m in enumerate(mass) if int(history.blocks_BL[user, j]) == block]
             expected = math.log(sum(same) / (1 + sum(mass)) + 1e-4)
-            assert float(features[user, place, 1]) == pytest.approx(expected, abs=1e-4)
+            assert features[user, place, 1].item() == pytest.approx(expected, abs=1e-4)
             assert features[user, place, 0] <= features[user, place, 1]
 
 

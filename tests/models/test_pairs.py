@@ -1,7 +1,7 @@
 """Pair features against a plain loop over steps and actions."""
 
 import math
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def compare_one(past: Past, steps: Steps, b: int, q: int, j: int) -> dict[str, i
 
 
 def _local(time_ms: int, offset_min: int) -> datetime:
-    return datetime.fromtimestamp(time_ms / 1000, timezone.utc) + timedelta(minutes=offset_min)
+    return datetime.fromtimestamp(time_ms / 1000, UTC) + timedelta(minutes=offset_min)
 
 
 def _age(age_ms: int) -> int:

@@ -39,7 +39,7 @@ def change(recipe: Recipe, **train: object) -> Recipe:
 
 
 def test_the_planted_habits_are_learned(town_root, tmp_path):
-    """Four of five actions alternate between two favourites: far fewer nats than a guess among 30 open POIs."""
+    """Four of five actions alternate between two favourites: far fewer nats than a guess."""
     result = run_pretrain(tables(town_root), day=DAY, recipe=RECIPE, layout=None, folder=tmp_path, log=ignore)
 
     assert result.validations[0]["val/loss"] > result.best_value
@@ -64,17 +64,17 @@ def test_the_same_seed_gives_the_same_weights_in_memory_and_streamed(town_root, 
 
 
 def test_an_interrupted_pretraining_ends_with_the_same_bits(town_root, tmp_path):
-    class Killed(Exception):
+    class PowerCutError(Exception):
         pass
 
     def die_at(metrics: object, step: int) -> None:
         if step >= 9:
-            raise Killed
+            raise PowerCutError
 
     recipe = change(RECIPE, epochs=5)
     arguments = {"day": DAY, "recipe": recipe, "layout": None}
     whole = run_pretrain(tables(town_root), folder=tmp_path / "whole", log=ignore, **arguments)
-    with pytest.raises(Killed):
+    with pytest.raises(PowerCutError):
         run_pretrain(tables(town_root), folder=tmp_path / "cut", log=die_at, **arguments)
 
     resumed = run_pretrain(tables(town_root), folder=tmp_path / "cut", log=ignore, **arguments)

@@ -10,7 +10,8 @@ from torch import nn
 
 from conf.errors import FingerprintError, LossNotFiniteError
 from models.config import TrainConfig
-from models.trainer import group_parameters, scale_rate, train
+from models.optimizer import group_parameters, scale_rate
+from models.trainer import train
 from tests.models.toy import toy_decoder
 
 NUM_BATCHES = 6
@@ -48,8 +49,8 @@ class ToyStage:
         return {"val/loss": (model(torch.ones(1, 1)) - 2).abs().item()}
 
 
-class Killed(Exception):
-    """Stands for the power cut."""
+class PowerCutError(Exception):
+    """Stops a training where it stands."""
 
 
 def make_model(dropout: float = 0.3) -> nn.Module:
@@ -78,10 +79,10 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, kill_at, chec
         def loss(self, model, rows):
             self.steps += 1
             if self.steps == kill_at:
-                raise Killed
+                raise PowerCutError
             return super().loss(model, rows)
 
-    with pytest.raises(Killed):
+    with pytest.raises(PowerCutError):
         train(Dying(), make_model(), config, tmp_path / "cut", ignore)
     resumed = make_model()
     with torch.no_grad():

@@ -13,7 +13,9 @@ from models.slots import LiveSlots
 
 NUM_BLOCKS, MAX_INNER, NUM_CATEGORIES = 5, 7, 4
 FIRST_MS = 1_767_225_600_000  # 2026-01-01, a Thursday
-LAYOUT = TokenLayout(index_version=1, num_blocks=NUM_BLOCKS, max_inner=MAX_INNER, num_categories=NUM_CATEGORIES)
+LAYOUT = TokenLayout(
+    index_version=1, num_blocks=NUM_BLOCKS, max_inner=MAX_INNER, num_categories=NUM_CATEGORIES
+)
 
 
 def toy_config(*, memory: bool = True, **changes: object) -> DecoderConfig:
@@ -112,7 +114,7 @@ def toy_slots(*, without: Sequence[tuple[int, int]] = ()) -> LiveSlots:
 
 
 def cut_step(history: HistoryBatch, steps: Tensor) -> tuple[HistoryBatch, RequestBatch]:
-    """The past before action `steps[b]` of each user, and that action's time, place and type as the request."""
+    """The past before one action of each user, and that action's time, place and type as request."""
     rows = torch.arange(len(steps))
     request = RequestBatch(
         history.timestamps_BL[rows, steps],
