@@ -18,7 +18,7 @@ RECIPE = Recipe.model_validate(
         "decoder": {"hidden_dim": 16, "ffn_dim": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
                     "window_actions": 12, "embedding_dim": 8, "geo_buckets": 64, "dropout": 0.0,
                     "embedding_dropout": 0.0},
-        "pretrain": {"epochs": 20, "batch_size": 4, "learning_rate": 0.01, "warmup_steps": 5, "patience": 20,
+        "pretrain": {"epochs": 8, "batch_size": 4, "learning_rate": 0.01, "warmup_steps": 5, "patience": 20,
                      "device": "cpu", "checkpoint_every": 7},
     }
 )  # fmt: skip
