@@ -64,8 +64,9 @@ def _plant(rows: DataFrame, key: str, kinds: tuple[Dirt, ...], *, city: CitySett
             if name in dirt.changes:
                 value = F.when(number == n, dirt.changes[name]).otherwise(value)
         columns.append(value.alias(name))
-    reason = look_up([dirt.reason for dirt in kinds], number).alias("planted_reason")
-    return rows.withColumn("_kind", F.explode(copies)).select(*columns, reason)
+    # Spark takes element_at for never null, even of a null index: IS NULL on it would be folded away.
+    reason = F.when(number.isNotNull(), look_up([dirt.reason for dirt in kinds], number))
+    return rows.withColumn("_kind", F.explode(copies)).select(*columns, reason.alias("planted_reason"))
 
 
 def _action_dirt(clean: CleanSettings) -> tuple[Dirt, ...]:

@@ -110,15 +110,21 @@ def test_absent_optional_columns_are_null(spark, settings, tmp_path):
     assert actions.where("category IS NOT NULL").count() == 0
 
 
-def test_delivery_replaces_the_day_in_every_raw_table(spark, settings, tmp_path):
+def test_a_delivery_writes_every_raw_table_and_what_is_to_be_ranked_tonight(spark, settings, tmp_path):
     write_folder(tmp_path)
     source = with_source(settings, path=str(tmp_path))
     context = JobContext("checkins", SECOND, source, "run", False, None)  # type: ignore[arg-type]
 
-    first, again = checkins.deliver(context, spark), checkins.deliver(context, spark)
+    summary = checkins.deliver(context, spark)
 
-    assert first.notes == again.notes
-    assert again.notes["rows_raw_actions"] == 5
+    assert set(summary.tables) == {
+        "raw_actions",
+        "raw_pois",
+        "raw_profiles",
+        "raw_impressions",
+        "ranking_requests",
+    }
+    assert (summary.notes["rows_raw_actions"], summary.notes["rows_raw_profiles"]) == (5, 0)
     requests = storage.read_table(spark, settings.storage.root, "ranking_requests")
     # Only Ann was seen before: her check-ins of 9 and of 12 o'clock ask for a ranking tonight.
     assert sorted(row["request_ts_ms"] for row in requests.collect()) == [1333530000000, 1333540800000]
