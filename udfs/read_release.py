@@ -81,10 +81,11 @@ def keep_released(rows: DataFrame, poi_index: DataFrame, release: Release, table
     known = of_model.where(F.col("day") <= F.lit(release.day))
     state = known.groupBy(key).agg(F.max("day").alias("day"))
     latest = known.join(state, [key, "day"], "left_semi")
-    if table == "user_embeddings":
-        return latest
-    slots = keep_known(poi_index, day=release.day, index_version=release.index_version)
-    return latest.join(slots.where(is_live(F.lit(release.day))).select("poi_id"), "poi_id", "left_semi")
+    if table == "poi_embeddings":
+        slots = keep_known(poi_index, day=release.day, index_version=release.index_version)
+        live = slots.where(is_live(F.lit(release.day))).select("poi_id")
+        latest = latest.join(live, "poi_id", "left_semi")
+    return latest.select(*rows.columns)  # a join puts its keys first
 
 
 def _keep_latest_arrow(rows: pa.Table, release: Release, key: str) -> pa.Table:
