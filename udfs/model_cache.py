@@ -71,7 +71,7 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
     if found != expected:
         raise FingerprintError(path=path, expected=expected, found=found)
     folder, is_shipped = str(path.absolute()), False
-    if not spark.sparkContext.master.startswith("local"):
+    if not str(spark.sparkContext.master).startswith("local"):
         spark.sparkContext.addFile(folder, recursive=True)
         folder, is_shipped = path.name, True
     return ServedModel(

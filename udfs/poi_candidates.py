@@ -22,6 +22,7 @@ from models.inference import Catalogue, generate_candidates
 from udfs.feature_rows import (
     REFUSAL_COLUMNS,
     FeatureBuild,
+    Refusal,
     complete_outcomes,
     outcome_schema,
     row_payload,
@@ -167,7 +168,11 @@ def candidates_to_arrow(
     batch: pa.RecordBatch, results: Sequence[tuple[np.ndarray, np.ndarray] | RowFailure], pois: Catalogue
 ) -> pa.RecordBatch:
     """Puts the generated POIs of all requests under each other; a failed request is one refused row."""
-    requests, ranks, poi_ids, log_probabilities, refusals = [], [], [], [], []
+    requests: list[int] = []
+    ranks: list[int | None] = []
+    poi_ids: list[str | None] = []
+    log_probabilities: list[float | None] = []
+    refusals: list[Refusal] = []
     for row, result in enumerate(results):
         if isinstance(result, RowFailure):
             num_rows = 1

@@ -39,6 +39,8 @@ def run_publish(context: JobContext) -> JobSummary:
     versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
     refuse_skew(spark, root, versions, day=context.day)
     audit = require_passed_audit(settings.storage.artifacts, versions, day=context.day)
+    assert audit.model_version is not None, "a passed audit has found exactly one model"
+    assert audit.index_version is not None, "and one index version"
     releases = load_releases(spark, root)
     release = Release(
         release_id=max((release.release_id for release in releases), default=0) + 1,

@@ -20,6 +20,7 @@ from models.inference import score_candidates
 from udfs.feature_rows import (
     REFUSAL_COLUMNS,
     FeatureBuild,
+    Refusal,
     complete_outcomes,
     outcome_schema,
     row_payload,
@@ -166,7 +167,8 @@ def scores_to_arrow(batch: pa.RecordBatch, logits: Sequence[np.ndarray | RowFail
     """Puts logits beside their candidates; a failed request is refused candidate by candidate."""
     poi_ids = batch.column("candidate_poi_ids")
     requests = pa.array(np.repeat(np.arange(batch.num_rows), poi_ids.value_lengths()))
-    values, refusals = [], []
+    values: list[pa.Array] = []
+    refusals: list[Refusal] = []
     for row, result in enumerate(logits):
         candidates = poi_ids[row].as_py()
         if isinstance(result, RowFailure):
