@@ -21,12 +21,17 @@ def spark_settings() -> SparkSettings:
     return SparkSettings(
         master="local[2]",
         driver_memory="1g",
-        shuffle_partitions=2,
+        shuffle_partitions=1,
         ivy_dir=str(Path(__file__).parents[1] / ".ivy"),
         conf={
             "spark.sql.warehouse.dir": "/tmp/spacetime-tests-warehouse",
             # Short queries on few rows: compiling them well costs more than running them.
             "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1",
+            "spark.sql.codegen.wholeStage": "false",
+            "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+            "spark.sql.adaptive.enabled": "false",
+            "spark.databricks.delta.snapshotPartitions": "1",
+            "spark.databricks.delta.stats.collect": "false",
         },
     )
 

@@ -38,12 +38,16 @@ def merge_blocks(spark, root, rows, **options):
 
 def test_a_rerun_of_a_day_replaces_its_rows_and_leaves_other_days_alone(spark, tmp_path):
     root = str(tmp_path)
-    write_places(spark, root, [("ann", 4.9, 52.3, 9, None, None, 0), ("bob", 4.8, 52.2, 5, None, None, 0)], MONDAY)
+    write_places(
+        spark, root, [("ann", 4.9, 52.3, 9, None, None, 0), ("bob", 4.8, 52.2, 5, None, None, 0)], MONDAY
+    )
     write_places(spark, root, [("cid", 4.7, 52.1, 3, None, None, 0)], TUESDAY)
 
     write_places(spark, root, [("ann", 5.0, 52.0, 10, None, None, 0)], MONDAY)
 
-    rows = {(r["day"], r["user_id"], r["home_days"]) for r in read_table(spark, root, "user_places").collect()}
+    rows = {
+        (r["day"], r["user_id"], r["home_days"]) for r in read_table(spark, root, "user_places").collect()
+    }
     assert rows == {(MONDAY, "ann", 10), (TUESDAY, "cid", 3)}  # bob is gone: the rerun no longer holds him
 
 
