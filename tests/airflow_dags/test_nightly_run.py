@@ -11,6 +11,7 @@ import pytest
 import yaml
 from deltalake import DeltaTable
 
+from conf.settings import SparkSettings
 from tests.airflow_dags.airflow_env import ROOT, airflow_variables, is_installed, run_airflow
 
 pytestmark = [
@@ -26,8 +27,8 @@ RECIPE_KEYS = ("decoder.hidden_dim=16", "decoder.ffn_dim=32", *(f"{stage}.max_st
 FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
 
 
-def write_settings(folder: Path) -> Path:
-    """A settings layer that keeps everything in one folder."""
+def write_settings(folder: Path, spark: SparkSettings) -> Path:
+    """A settings layer that keeps everything in one folder and starts Spark as the other tests do."""
     layer = folder / "settings.yaml"
     content = {
         "storage": {"root": str(folder / "warehouse"), "artifacts": str(folder / "artifacts")},
@@ -35,7 +36,7 @@ def write_settings(folder: Path) -> Path:
             "tracking_uri": f"sqlite:///{folder / 'mlflow.db'}",
             "artifact_root": str(folder / "mlruns"),
         },
-        "spark": {"driver_memory": "1g", "shuffle_partitions": 2},
+        "spark": spark.model_dump(),
         "city": CITY,
         "samples": {"val_days": 3, "test_days": 3},
         "features": {"top_k": 10},
@@ -53,17 +54,17 @@ def run_ours(layer: Path, *words: str) -> dict:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def night(tmp_path_factory: pytest.TempPathFactory, spark_settings: SparkSettings) -> Path:
     """A warehouse in which Airflow has executed one night, with a model trained the day before."""
     folder = tmp_path_factory.mktemp("city")
-    layer = write_settings(folder)
+    layer = write_settings(folder, spark_settings)
     run_ours(layer, "etl", "night", "--source", "synthetic", "--day", BOOTSTRAP_DAY)
     run_ours(layer, "etl", "samples", "--day", BOOTSTRAP_DAY)
     smaller = [word for key in RECIPE_KEYS for word in ("--set-recipe", key)]
@@ -72,7 +73,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variables = airflow_variables(folder / "airflow", {"SPACETIME_CONF": str(layer)})
     migrated = run_airflow(variables, "db", "migrate")
     assert migrated.returncode == 0, migrated.stderr[-2000:]
-    executed = run_airflow(variables, "dags", "test", "nightly_features", NIGHT, timeout_s=900)
+    executed = run_airflow(variables, "dags", "test", "nightly_features", NIGHT, timeout_s=2400)
     assert executed.returncode == 0, (executed.stdout + executed.stderr)[-8000:]
     return folder / "warehouse"
 
