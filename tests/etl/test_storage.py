@@ -124,4 +124,4 @@ def test_every_contract_makes_a_schema_with_comments_and_checks():
         assert schema.names == list(contract.column_names)
         assert all(field.metadata["comment"] for field in schema.fields), contract.name
     checks = check_constraints(TABLES["ranking_scores"])
-    assert checks == {"score_range": "score >= 0 AND score <= 1"}
+    assert checks == {"score_range": "score >= 0 AND score <= 1", "index_version_range": "index_version >= 1"}
