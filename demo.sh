@@ -13,7 +13,7 @@ WORK=${WORK:-.demo/$SOURCE}
 RECIPE=${RECIPE:-conf/models/tiny.yaml}
 case $SOURCE in
   synthetic) DAY=${DAY:-2026-02-28} NEXT_DAY=${NEXT_DAY:-2026-03-01} ;;
-  *) DAY=${DAY:-2013-02-15} NEXT_DAY=${NEXT_DAY:-2013-02-16} ;; # the last days of the Foursquare New York check-ins
+  *) DAY=${DAY:-2013-02-14} NEXT_DAY=${NEXT_DAY:-2013-02-16} ;; # the last two days of the Foursquare New York check-ins
 esac
 if [[ $SOURCE != synthetic && ! -e ${DATA:-} ]]; then
   echo "error: SOURCE=$SOURCE reads files, but DATA='${DATA:-}' does not exist. Say where they are: make demo SOURCE=$SOURCE DATA=FOLDER" >&2
@@ -26,6 +26,8 @@ storage: {root: $WORK/warehouse, artifacts: $WORK/artifacts}
 source: {path: "${DATA:-}"}
 mlflow: {tracking_uri: "sqlite:///$WORK/mlflow.db", artifact_root: $WORK/mlruns}
 YAML
+# Ten months of check-ins have longer held-out stretches than two months of a city.
+[[ $SOURCE == synthetic ]] || echo "samples: {val_days: 21, test_days: 21}" >> "$WORK/settings.yaml"
 export SPACETIME_CONF="$WORK/settings.yaml"
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*" >&2; }
@@ -38,17 +40,13 @@ say "Training: samples, pre-training, embedding and ranking SFT, DPO, evaluation
 run etl samples --day "$DAY"
 run models train --day "$DAY" --recipe "$RECIPE"
 
-say "Features of every user, POI and request, then audit, publish, report"
-run udfs features --day "$DAY"
-run udfs audit --day "$DAY"
-run udfs publish --day "$DAY"
+say "Features of every user, POI and request; audit; release 1; its report"
+run udfs release --day "$DAY"
 run models report --day "$DAY"
 
-say "Night two, $NEXT_DAY: only what is new"
+say "Night two, $NEXT_DAY: only what is new, release 2"
 run etl night --source "$SOURCE" --day "$NEXT_DAY" --set source.since="$DAY"
-run udfs features --day "$NEXT_DAY"
-run udfs audit --day "$NEXT_DAY"
-run udfs publish --day "$NEXT_DAY"
+run udfs release --day "$NEXT_DAY"
 run models report --day "$NEXT_DAY"
 
 say "Releases"

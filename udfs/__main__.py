@@ -3,6 +3,7 @@
 python -m udfs features --day 2026-03-01       all four feature tables, one session, one model
 python -m udfs audit --day 2026-03-01          may this night be published?
 python -m udfs publish --day 2026-03-01        one row of releases makes it visible
+python -m udfs release --day 2026-03-01        these three in one session
 python -m udfs rollback                        back to the release before
 python -m udfs releases                        what was published when
 """
@@ -11,6 +12,7 @@ import importlib
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import replace
 
 from conf.cli import Job, JobContext, JobSummary, main
 
@@ -54,6 +56,19 @@ def release_job(module: str, function: str) -> Callable[[JobContext], JobSummary
     return run
 
 
+def run_release(context: JobContext) -> JobSummary:
+    """Runs features, audit and publish for one day; their summaries are in the notes."""
+    total = JobSummary()
+    for name in ("features", "audit", "publish"):
+        done = JOBS[name].run(replace(context, job=name))
+        total.rows_in, total.rows_out = total.rows_in or done.rows_in, total.rows_out or done.rows_out
+        total.rows_refused += done.rows_refused
+        total.tables |= done.tables
+        total.steps |= {f"{name}.{step}": seconds for step, seconds in done.steps.items()}
+        total.notes[name] = done.notes
+    return total
+
+
 JOBS = {
     "user_embeddings": Job(
         help="action_sequences -> user_embeddings: users who acted since their last vector",
@@ -87,6 +102,11 @@ JOBS = {
     "publish": Job(
         help="audited feature tables of the day -> one row of releases",
         run=release_job("udfs.publish", "run_publish"),
+    ),
+    "release": Job(
+        help="features, audit and publish in one session; stops at the first that fails",
+        run=run_release,
+        add_options=add_model_option,
     ),
     "rollback": Job(
         help="shows the release before the current one again",
