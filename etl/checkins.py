@@ -49,7 +49,6 @@ class CheckinFolder:
     """A folder with `checkins.parquet` and `pois.parquet` (or the catalogue at `source.pois_path`)."""
 
     name = "checkins"
-    action_type = ACTION_TYPE
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         folder = _folder(settings)
@@ -77,6 +76,9 @@ class CheckinFolder:
         )
         actions = build_actions(checkins.withColumn("action_ts_ms", F.unix_millis("utc_time")))
         return build_delivery(actions, describe_pois(catalogue), settings, day=day)
+
+    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
+        return sources.collect_requests(impressions, day=day, action_type=ACTION_TYPE)
 
 
 def deliver(context: JobContext, spark: SparkSession) -> JobSummary:

@@ -20,6 +20,7 @@ from etl import sources
 from etl.checkins import POI_OPTIONAL, POI_REQUIRED, build_delivery, describe_pois
 
 NEEDED_BY = "The job actions"
+REQUESTED_TYPE = "click"
 EXAMPLE = (
     '{"time": 1767225600000, "user_id": "u1", "user_geo": {"x": 116.4, "y": 39.9}, "poi_id": "p1", '
     '"poi_geo": {"x": 116.41, "y": 39.91}, "category": "food, French food", "action_type": "click"}'
@@ -38,7 +39,6 @@ class PaperActions:
     """JSON lines or Parquet in the paper's form; names that end in `.parquet` are Parquet."""
 
     name = "actions"
-    action_type = "click"
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         path = settings.source.path
@@ -53,6 +53,9 @@ class PaperActions:
             _read_parquet(spark, path) if path.rstrip("/").endswith(".parquet") else _read_json(spark, path)
         )
         return build_delivery(shape_actions(records), _read_catalogue(spark, settings), settings, day=day)
+
+    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
+        return sources.collect_requests(impressions, day=day, action_type=REQUESTED_TYPE)
 
 
 def deliver(context: JobContext, spark: SparkSession) -> JobSummary:

@@ -42,7 +42,6 @@ class TsmcFile:
     """The TSMC2014 TSV: eight columns without a header, Latin-1, times with names of weekday and month."""
 
     name = "tsmc"
-    action_type = ACTION_TYPE
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         path = _path(settings, self.name)
@@ -69,12 +68,14 @@ class TsmcFile:
         )
         return build_delivery(build_actions(checkins), None, settings, day=day)
 
+    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
+        return sources.collect_requests(impressions, day=day, action_type=ACTION_TYPE)
+
 
 class GetnextFile:
     """The CSV of GETNext (`NYC_train.csv` and its like), read by the names in its header."""
 
     name = "getnext"
-    action_type = ACTION_TYPE
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         rows = sources.read_csv(
@@ -100,6 +101,9 @@ class GetnextFile:
             parse_time(F.col("UTC_time")).alias("action_ts_ms"),
         )
         return build_delivery(build_actions(checkins), None, settings, day=day)
+
+    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
+        return sources.collect_requests(impressions, day=day, action_type=ACTION_TYPE)
 
 
 def deliver_tsmc(context: JobContext, spark: SparkSession) -> JobSummary:

@@ -39,18 +39,19 @@ class Source(Protocol):
 
     Attributes:
         name: name of the job.
-        action_type: what tonight's requests ask for.
     """
 
     name: str
-    action_type: str
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
-        """Returns the delivery of a day: frames by raw table.
+        """Returns the delivery of a day: frames by raw table, `ranking_requests` apart.
 
-        Columns that a frame lacks are delivered as null, and `day` is added. Tables left out are delivered
-        empty, but for `ranking_requests`: left out, they are the day's own requests among the impressions.
+        Columns that a frame lacks are delivered as null, `day` is added; tables left out are delivered empty.
         """
+        ...
+
+    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
+        """Returns the requests to be scored tonight, made from the day's delivery of `raw_impressions`."""
         ...
 
 
@@ -66,10 +67,14 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
     frames = dict(source.read(spark, context.settings, day=context.day))
     for name in DELIVERED_TABLES:
         started = time.perf_counter()
-        if name == "ranking_requests" and name not in frames and not context.dry_run:
-            # From what was just written: the impressions are not made a second time.
-            written = _read_back(spark, "raw_impressions", context)
-            frames[name] = collect_requests(written, day=context.day, action_type=source.action_type)
+        if name == "ranking_requests" and "raw_impressions" in frames:
+            # From what was just written, unless the run is dry: the impressions are not made a second time.
+            shown = (
+                frames["raw_impressions"]
+                if context.dry_run
+                else _read_back(spark, "raw_impressions", context)
+            )
+            frames[name] = source.make_requests(shown, context.settings, day=context.day)
         rows = _write(_shape(spark, frames.get(name), name, context.day), name, context, summary)
         summary.rows_in += rows
         summary.rows_out += 0 if context.dry_run else rows

@@ -36,11 +36,11 @@ class SyntheticCity:
     """The planted city."""
 
     name = "synthetic"
-    action_type = REQUESTED_TYPE
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         city, clean, since = settings.city, settings.clean, settings.source.since
-        users = build_users(spark, city)
+        # Cut the plan: three tables start from the users, and each would analyse and compute them anew.
+        users = build_users(spark, city).localCheckpoint()
         actions = build_visits(users, city=city, after=since, until=day)
         pois = _changed_pois(spark, settings, day)
         impressions = build_impressions(users, city=city, after=since, until=day)
@@ -53,10 +53,11 @@ class SyntheticCity:
                 F.max_by("value", "known_date").alias("value")
             ),
             "raw_impressions": impressions,
-            "ranking_requests": _hide_candidates(
-                sources.collect_requests(impressions, day=day, action_type=REQUESTED_TYPE), seed=city.seed
-            ),
         }
+
+    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
+        requests = sources.collect_requests(impressions, day=day, action_type=REQUESTED_TYPE)
+        return _hide_candidates(requests, seed=settings.city.seed)
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,12 @@ def test_a_request_shows_each_poi_once(exposures):
     assert exposures.groupby("request_id").size().max() == CITY.num_candidates
 
 
-def test_the_first_night_tells_one_value_per_user_and_attribute_and_requests_of_the_day(spark):
-    night = SyntheticCity().read(spark, Settings(city=CITY), day=LAST)
+def test_the_first_night_tells_one_value_per_attribute_and_asks_for_rankings_of_the_day(spark):
+    city, settings = SyntheticCity(), Settings(city=CITY)
+    night = city.read(spark, settings, day=LAST)
     profiles = night["raw_profiles"].toPandas()
-    days = (
-        night["ranking_requests"].select(F.expr("date(timestamp_millis(request_ts_ms))")).distinct().collect()
-    )
+    requests = city.make_requests(night["raw_impressions"], settings, day=LAST)
+    days = requests.select(F.expr("date(timestamp_millis(request_ts_ms))")).distinct().collect()
 
     assert not profiles.duplicated(["user_id", "attribute"]).any()
     assert set(profiles["attribute"]) == {"age_group", "home_city"}

@@ -1,0 +1,58 @@
+"""Pairs of chosen and rejected POIs."""
+
+from conf.tables import HISTORY_NAMES
+from etl.preference_pairs import build_preference_pairs
+from tests.rows import NOON_MS, frame_of
+
+
+def sample(request: str, labels: list[int]):
+    pois = range(1, len(labels) + 1)
+    row = {
+        "day": None,
+        "split": "train",
+        "request_id": request,
+        "user_id": "ann",
+        "request_ts_ms": NOON_MS,
+        "tz_offset_min": 60,
+        "index_version": 1,
+        "action_type_id": 0,
+        "labels": labels,
+        "seq_len": 0,
+        "candidate_poi_ids": [f"p{n}" for n in pois],
+        "candidate_block_ids": [10 * n for n in pois],
+        "candidate_inner_ids": list(pois),
+        "candidate_lons": [4.0 for _ in pois],
+        "candidate_lats": [52.0 for _ in pois],
+        "candidate_category_ids": [1 for _ in pois],
+        "candidate_positions": list(pois),
+        "is_simulated": True,
+    }
+    history = {name: [] for name in (*HISTORY_NAMES, "profile_ids")}
+    return {**history, **row}
+
+
+def pairs_of(spark, *samples, max_rejected=8):
+    schema = frame_of(spark, "ranking_samples", []).drop("day").schema
+    rows = [tuple(row.get(name) for name in schema.names) for row in samples]
+    return build_preference_pairs(spark.createDataFrame(rows, schema), max_rejected=max_rejected).collect()
+
+
+def test_each_click_is_paired_with_what_was_shown_and_not_clicked(spark):
+    pairs = pairs_of(spark, sample("r1", [0, 1, 0, 1]))
+
+    found = {
+        row["pair_id"]: (row["chosen_block_id"], row["rejected_poi_ids"], row["rejected_inner_ids"])
+        for row in pairs
+    }
+    assert found == {"r1/p2": (20, ["p1", "p3"], [1, 3]), "r1/p4": (40, ["p1", "p3"], [1, 3])}
+    assert {row["rule"] for row in pairs} == {"clicks"}
+
+
+def test_the_first_positions_are_rejected_where_there_are_too_many(spark):
+    pairs = pairs_of(spark, sample("r1", [0, 0, 1, 0]), max_rejected=2)
+
+    assert [row["rejected_poi_ids"] for row in pairs] == [["p1", "p2"]]
+
+
+def test_requests_with_only_clicks_or_none_make_no_pair(spark):
+    assert pairs_of(spark, sample("r1", [1, 1]), sample("r2", [0, 0])) == []
