@@ -84,7 +84,9 @@ def main(program: str, description: str, jobs: Mapping[str, Job], argv: Sequence
     started = time.perf_counter()
     try:
         settings = load_settings(options.conf, options.set)
-        context = JobContext(options.job, options.day or date(1970, 1, 1), settings, run_id, options.dry_run, options)
+        context = JobContext(
+            options.job, options.day or date(1970, 1, 1), settings, run_id, options.dry_run, options
+        )
         summary = job.run(context)
     except SpacetimeError as error:
         _report_error(program, options, run_id, error, error.exit_code)
@@ -105,12 +107,27 @@ def build_parser(program: str, description: str, jobs: Mapping[str, Job]) -> arg
         sub = subparsers.add_parser(
             name, help=job.help, description=job.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        sub.add_argument("--day", type=date.fromisoformat, required=job.needs_day, metavar="YYYY-MM-DD",
-                         help="the job's day (Airflow's data interval); rows written carry it")
-        sub.add_argument("--conf", action="append", default=[], type=Path, metavar="PATH",
-                         help="settings layer over conf/base.yaml; repeatable, later ones win")
-        sub.add_argument("--set", action="append", default=[], metavar="a.b=value", help="one setting; repeatable")
-        sub.add_argument("--run-id", default="", help="name of the run in tables and MLflow; made up if empty")
+        sub.add_argument(
+            "--day",
+            type=date.fromisoformat,
+            required=job.needs_day,
+            metavar="YYYY-MM-DD",
+            help="the job's day (Airflow's data interval); rows written carry it",
+        )
+        sub.add_argument(
+            "--conf",
+            action="append",
+            default=[],
+            type=Path,
+            metavar="PATH",
+            help="settings layer over conf/base.yaml; repeatable, later ones win",
+        )
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="a.b=value", help="one setting; repeatable"
+        )
+        sub.add_argument(
+            "--run-id", default="", help="name of the run in tables and MLflow; made up if empty"
+        )
         sub.add_argument("--dry-run", action="store_true", help="do everything but write")
         sub.add_argument("--verbose", action="store_true", help="log more")
         if job.add_options:
@@ -128,11 +145,16 @@ def peak_memory_gib() -> float:
         pid = pending.pop()
         try:
             status = Path(f"/proc/{pid}/status").read_text()
-            pending += [int(child) for task in Path(f"/proc/{pid}/task").iterdir()
-                        for child in (task / "children").read_text().split()]
+            pending += [
+                int(child)
+                for task in Path(f"/proc/{pid}/task").iterdir()
+                for child in (task / "children").read_text().split()
+            ]
         except OSError:  # the process ended while we looked, or there is no /proc
             continue
-        total_kib += next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+        total_kib += next(
+            (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), 0
+        )
     return total_kib / 2**20
 
 
@@ -143,11 +165,22 @@ def _set_up_logging(verbose: bool) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s  %(message)s",
         datefmt="%H:%M:%S",
     )
-    for noisy in ("py4j", "matplotlib", "alembic", "mlflow", "great_expectations", "urllib3", "git", "fontTools"):
+    for noisy in (
+        "py4j",
+        "matplotlib",
+        "alembic",
+        "mlflow",
+        "great_expectations",
+        "urllib3",
+        "git",
+        "fontTools",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _report(program: str, options: argparse.Namespace, run_id: str, summary: JobSummary, seconds: float) -> None:
+def _report(
+    program: str, options: argparse.Namespace, run_id: str, summary: JobSummary, seconds: float
+) -> None:
     line: dict[str, object] = {
         "program": program,
         "job": options.job,
@@ -165,14 +198,29 @@ def _report(program: str, options: argparse.Namespace, run_id: str, summary: Job
     }
     LOGGER.info(
         "%s %s done: %d rows in, %d out, %d refused, %d dropped, %.1f s, %.1f GiB",
-        program, options.job, summary.rows_in, summary.rows_out, summary.rows_refused, summary.rows_dropped,
-        seconds, line["peak_gib"],
+        program,
+        options.job,
+        summary.rows_in,
+        summary.rows_out,
+        summary.rows_refused,
+        summary.rows_dropped,
+        seconds,
+        line["peak_gib"],
     )
     print(json.dumps(line, default=str), flush=True)
 
 
-def _report_error(program: str, options: argparse.Namespace, run_id: str, error: Exception, code: int) -> None:
+def _report_error(
+    program: str, options: argparse.Namespace, run_id: str, error: Exception, code: int
+) -> None:
     print(f"\nerror: {error}\n", file=sys.stderr)
-    line = {"program": program, "job": options.job, "day": str(options.day) if options.day else None,
-            "run_id": run_id, "error": type(error).__name__, "message": str(error), "exit_code": code}
+    line = {
+        "program": program,
+        "job": options.job,
+        "day": str(options.day) if options.day else None,
+        "run_id": run_id,
+        "error": type(error).__name__,
+        "message": str(error),
+        "exit_code": code,
+    }
     print(json.dumps(line), flush=True)

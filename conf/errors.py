@@ -107,8 +107,15 @@ class RowsLostError(SpacetimeError):
 
     exit_code = 3
 
-    def __init__(self, *, table: str, day: str, rows_in: int, rows_out: int, rows_refused: int, rows_dropped: int) -> None:
-        self.rows_in, self.rows_out, self.rows_refused, self.rows_dropped = rows_in, rows_out, rows_refused, rows_dropped
+    def __init__(
+        self, *, table: str, day: str, rows_in: int, rows_out: int, rows_refused: int, rows_dropped: int
+    ) -> None:
+        self.rows_in, self.rows_out, self.rows_refused, self.rows_dropped = (
+            rows_in,
+            rows_out,
+            rows_refused,
+            rows_dropped,
+        )
         difference = rows_in - rows_out - rows_refused - rows_dropped
         super().__init__(
             f"{table} on {day} does not add up: {rows_in} rows in, {rows_out} accepted, {rows_refused} quarantined, "
@@ -278,7 +285,9 @@ class NoReleaseError(SpacetimeError):
 
     def __init__(self, *, root: str, wanted: str, known: Sequence[int] = ()) -> None:
         self.root, self.wanted = root, wanted
-        listed = f"Releases there: {', '.join(map(str, known))}." if known else "There is no release there yet."
+        listed = (
+            f"Releases there: {', '.join(map(str, known))}." if known else "There is no release there yet."
+        )
         super().__init__(
             f"{wanted} was not found in table releases at {root}. {listed} Feature tables are only to be read through a "
             "release, since a half-written night looks the same as a whole one. Publish one with: python -m udfs publish --day DAY."

@@ -28,7 +28,9 @@ class Section(BaseModel):
 
 
 class StorageSettings(Section):
-    root: str = Field("warehouse", description="folder or URI of the Delta tables, or catalog:NAME for a metastore")
+    root: str = Field(
+        "warehouse", description="folder or URI of the Delta tables, or catalog:NAME for a metastore"
+    )
     artifacts: str = Field("artifacts", description="folder for reports, Data Docs and checkpoints")
 
 
@@ -44,7 +46,9 @@ class SourceSettings(Section):
     """Where raw tables come from."""
 
     path: str = Field("", description="folder or file to read; empty for the synthetic city")
-    since: date | None = Field(None, description="deliver events after this day only; null = everything up to --day")
+    since: date | None = Field(
+        None, description="deliver events after this day only; null = everything up to --day"
+    )
     pois_path: str = Field("", description="POI catalogue, where it is not beside the actions")
 
 
@@ -54,7 +58,9 @@ class CitySettings(Section):
     seed: int = 7
     num_users: int = Field(600, ge=1)
     num_pois: int = Field(1500, ge=10)
-    num_actions: int = Field(40_000, ge=10, description="actions over all days, dirty rows not counted; 10^3 to 10^8")
+    num_actions: int = Field(
+        40_000, ge=10, description="actions over all days, dirty rows not counted; 10^3 to 10^8"
+    )
     num_requests: int = Field(4_000, ge=0, description="requests with impressions over all days")
     first_day: date = Field(date(2026, 1, 1), description="first day of the city's life")
     num_days: int = Field(60, ge=2, description="days of the city's life")
@@ -62,52 +68,76 @@ class CitySettings(Section):
     center_lat: float = 52.37
     radius_km: float = Field(18.0, gt=0, description="most POIs lie within this distance of the centre")
     num_other_cities: int = Field(3, ge=0, description="cities that users travel to")
-    dirty_share: float = Field(0.01, ge=0, le=0.5, description="rows of each delivery that break the contract")
+    dirty_share: float = Field(
+        0.01, ge=0, le=0.5, description="rows of each delivery that break the contract"
+    )
     num_candidates: int = Field(11, ge=2, description="POIs shown per request (paper: about 11)")
 
 
 class CleanSettings(Section):
-    earliest_day: date = Field(date(2005, 1, 1), description="actions before this day are refused: the service did not exist")
-    max_future_min: int = Field(10, ge=0, description="minutes after the end of --day that a clock may be ahead")
+    earliest_day: date = Field(
+        date(2005, 1, 1), description="actions before this day are refused: the service did not exist"
+    )
+    max_future_min: int = Field(
+        10, ge=0, description="minutes after the end of --day that a clock may be ahead"
+    )
     max_text_length: int = Field(4096, ge=16, description="longer ids and names are refused")
-    duplicate_days: int = Field(30, ge=1, description="deliveries before --day in which a redelivered action is looked for")
-    max_poi_shift_km: float = Field(5.0, gt=0, description="logged POI place farther than this from the catalogue's is repaired")
+    duplicate_days: int = Field(
+        30, ge=1, description="deliveries before --day in which a redelivered action is looked for"
+    )
+    max_poi_shift_km: float = Field(
+        5.0, gt=0, description="logged POI place farther than this from the catalogue's is repaired"
+    )
 
 
 class PlacesSettings(Section):
     """Home and work inference (design 2)."""
 
     cell_m: int = Field(300, ge=50, description="actions in the same cell of this size are at the same place")
-    at_place_m: int = Field(50, ge=0, description="a POI nearer than this to home or work is home or work, not taste")
+    at_place_m: int = Field(
+        50, ge=0, description="a POI nearer than this to home or work is home or work, not taste"
+    )
     min_days: int = Field(3, ge=1, description="days of evidence needed")
     lookback_days: int = Field(120, ge=7, description="days of actions that are looked at")
     night_from_h: int = Field(20, ge=0, le=23, description="local hour from which an action speaks for home")
     night_to_h: int = Field(7, ge=0, le=23, description="local hour until which it does")
-    work_from_h: int = Field(9, ge=0, le=23, description="local hour on workdays from which an action speaks for work")
+    work_from_h: int = Field(
+        9, ge=0, le=23, description="local hour on workdays from which an action speaks for work"
+    )
     work_to_h: int = Field(17, ge=0, le=23, description="local hour until which it does")
 
 
 class IndexSettings(Section):
     version: int = Field(1, ge=1, description="raised only when ids are assigned anew")
     cell_km: float = Field(5.0, gt=0, description="side of a grid cell (paper: 5 km)")
-    moved_km: float = Field(0.2, gt=0, description="a POI delivered farther than this from its slot has moved")
+    moved_km: float = Field(
+        0.2, gt=0, description="a POI delivered farther than this from its slot has moved"
+    )
     max_inner: int = Field(4096, ge=1, description="inner ids per block that a model can hold")
 
 
 class SequenceSettings(Section):
     max_actions: int = Field(400, ge=1, description="last actions kept per user")
     travel_km: float = Field(50.0, gt=0, description="farther than this from home is travel")
-    mixed_share: float = Field(0.1, gt=0, lt=0.5, description="a sequence with at least this share of both kinds is mixed")
+    mixed_share: float = Field(
+        0.1, gt=0, lt=0.5, description="a sequence with at least this share of both kinds is mixed"
+    )
 
 
 class SampleSettings(Section):
-    window_actions: int = Field(50, ge=1, description="targets per pre-training sample; also the decoder's window")
+    window_actions: int = Field(
+        50, ge=1, description="targets per pre-training sample; also the decoder's window"
+    )
     context_actions: int = Field(150, ge=0, description="earlier actions carried along as context (memory)")
     min_richness: float = Field(2.0, ge=0, description="users below leave pre-training (monotonous)")
     val_days: int = Field(5, ge=1, description="days before the test days, held out for selection")
     test_days: int = Field(5, ge=1, description="last days, held out for the final figures")
-    interest_only: bool = Field(True, description="only interest actions are targets (paper); off in the public protocols")
-    ranking_history: int = Field(100, ge=1, description="actions of history per ranking sample (paper: about 300)")
+    interest_only: bool = Field(
+        True, description="only interest actions are targets (paper); off in the public protocols"
+    )
+    ranking_history: int = Field(
+        100, ge=1, description="actions of history per ranking sample (paper: about 300)"
+    )
     max_rejected: int = Field(8, ge=1, description="rejected POIs per preference pair")
 
 
@@ -127,7 +157,9 @@ class FeatureSettings(Section):
     batch_rows: int = Field(512, ge=1, description="rows per Arrow batch")
     micro_batch: int = Field(64, ge=1, description="rows per forward pass")
     top_k: int = Field(100, ge=1, description="POIs generated per request")
-    max_failed_share: float = Field(0.05, ge=0, le=1, description="more rows that make the model fail stop the night")
+    max_failed_share: float = Field(
+        0.05, ge=0, le=1, description="more rows that make the model fail stop the night"
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -209,7 +241,9 @@ def _read_yaml(path: Path) -> dict[str, object]:
     except yaml.YAMLError as error:
         raise SettingsError(where=str(path), key="-", problem=f"the file is not YAML ({error})") from error
     if content is not None and not isinstance(content, dict):
-        raise SettingsError(where=str(path), key="-", problem="the file does not hold a mapping of keys to values")
+        raise SettingsError(
+            where=str(path), key="-", problem="the file does not hold a mapping of keys to values"
+        )
     return content or {}
 
 

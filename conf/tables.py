@@ -103,21 +103,31 @@ POI_ID = Column("poi_id", "string", "catalogue id of the POI")
 REQUEST_ID = Column("request_id", "string", "one call of the recommender, as delivered")
 IS_SIMULATED = Column("is_simulated", "boolean", "made by a simulation, not observed")
 TZ_OFFSET = Column("tz_offset_min", "int", "minutes to add to UTC for local time", low=-840, high=840)
-USER_LON = Column("user_lon", "double", "longitude of the user, degrees WGS 84", nullable=True, low=-180, high=180)
-USER_LAT = Column("user_lat", "double", "latitude of the user, degrees WGS 84", nullable=True, low=-90, high=90)
+USER_LON = Column(
+    "user_lon", "double", "longitude of the user, degrees WGS 84", nullable=True, low=-180, high=180
+)
+USER_LAT = Column(
+    "user_lat", "double", "latitude of the user, degrees WGS 84", nullable=True, low=-90, high=90
+)
 POI_LON = Column("poi_lon", "double", "longitude of the POI, degrees WGS 84", low=-180, high=180)
 POI_LAT = Column("poi_lat", "double", "latitude of the POI, degrees WGS 84", low=-90, high=90)
 BLOCK_ID = Column("block_id", "int", "dense id of the grid cell that holds the POI", low=0)
 INNER_ID = Column("inner_id", "int", "number of the POI inside its block, never reused", low=0)
 CATEGORY_ID = Column("category_id", "int", "id of the POI's leaf category; 0 = unknown", low=0)
 ACTION_TYPE_ID = Column("action_type_id", "int", "id of the action type, see conf/tokens.py", low=0)
-PROFILE_IDS = Column("profile_ids", "array<int>", "hashed profile attributes of the user; empty if none given", low=1)
+PROFILE_IDS = Column(
+    "profile_ids", "array<int>", "hashed profile attributes of the user; empty if none given", low=1
+)
 
 HISTORY_COLUMNS = (
     Column("poi_ids", "array<string>", "POI of each action"),
     Column("timestamps_ms", "array<bigint>", "time of each action, epoch milliseconds UTC, never decreasing"),
     Column("tz_offsets_min", "array<int>", "minutes to add to UTC for local time at each action"),
-    Column("user_lons", "array<float>", "longitude of the user when acting, never taken from the action's own POI; NaN = unknown"),
+    Column(
+        "user_lons",
+        "array<float>",
+        "longitude of the user when acting, never taken from the action's own POI; NaN = unknown",
+    ),
     Column("user_lats", "array<float>", "latitude of the user when acting; NaN = unknown"),
     Column("action_type_ids", "array<int>", "action type of each action", low=0),
     Column("block_ids", "array<int>", "block of each action's POI", low=0),
@@ -125,8 +135,12 @@ HISTORY_COLUMNS = (
     Column("poi_lons", "array<float>", "longitude of each action's POI", low=-180, high=180),
     Column("poi_lats", "array<float>", "latitude of each action's POI", low=-90, high=90),
     Column("category_ids", "array<int>", "leaf category of each action's POI; 0 = unknown", low=0),
-    Column("is_interests", "array<boolean>", "does the action show taste (a loss target) or an errand (context)"),
-    Column("is_travels", "array<boolean>", "is the action's POI farther from home than the configured radius"),
+    Column(
+        "is_interests", "array<boolean>", "does the action show taste (a loss target) or an errand (context)"
+    ),
+    Column(
+        "is_travels", "array<boolean>", "is the action's POI farther from home than the configured radius"
+    ),
 )
 """The user's past as parallel arrays; the same columns in sequences and in all samples."""
 
@@ -166,13 +180,17 @@ RAW_ACTIONS = TableContract(
         Column("poi_id", "string", "POI acted on, as delivered", nullable=True),
         Column("action_type", "string", "click, navigate, search, order ...", nullable=True),
         Column("action_ts_ms", "bigint", "13-digit epoch milliseconds, UTC", nullable=True),
-        Column("tz_offset_min", "int", "minutes to add to UTC for local time, if the source knows", nullable=True),
+        Column(
+            "tz_offset_min", "int", "minutes to add to UTC for local time, if the source knows", nullable=True
+        ),
         Column("user_lon", "double", "longitude of the user; null if the source has none", nullable=True),
         Column("user_lat", "double", "latitude of the user; null if the source has none", nullable=True),
         Column("poi_lon", "double", "longitude of the POI as logged", nullable=True),
         Column("poi_lat", "double", "latitude of the POI as logged", nullable=True),
         Column("category", "string", "category as logged", nullable=True),
-        Column("corrupt_record", "string", "the raw text, where the record could not be parsed", nullable=True),
+        Column(
+            "corrupt_record", "string", "the raw text, where the record could not be parsed", nullable=True
+        ),
         IS_SIMULATED,
     ),
 )
@@ -192,7 +210,12 @@ RAW_POIS = TableContract(
         Column("poi_lon", "double", "longitude in degrees, WGS 84", nullable=True),
         Column("poi_lat", "double", "latitude in degrees, WGS 84", nullable=True),
         Column("description", "string", "free text", nullable=True),
-        Column("first_seen_date", "date", "day from which the POI is known to exist; null = the day of delivery", nullable=True),
+        Column(
+            "first_seen_date",
+            "date",
+            "day from which the POI is known to exist; null = the day of delivery",
+            nullable=True,
+        ),
         Column("is_closed", "boolean", "the POI has closed on this day", nullable=True),
         IS_SIMULATED,
     ),
@@ -290,10 +313,24 @@ USER_PLACES = TableContract(
     columns=(
         DAY,
         USER_ID,
-        Column("home_lon", "double", "longitude of the inferred home; null = not enough evidence", nullable=True, low=-180, high=180),
+        Column(
+            "home_lon",
+            "double",
+            "longitude of the inferred home; null = not enough evidence",
+            nullable=True,
+            low=-180,
+            high=180,
+        ),
         Column("home_lat", "double", "latitude of the inferred home", nullable=True, low=-90, high=90),
         Column("home_days", "int", "days of evidence for the home", low=0),
-        Column("work_lon", "double", "longitude of the inferred work place; null = not enough evidence", nullable=True, low=-180, high=180),
+        Column(
+            "work_lon",
+            "double",
+            "longitude of the inferred work place; null = not enough evidence",
+            nullable=True,
+            low=-180,
+            high=180,
+        ),
         Column("work_lat", "double", "latitude of the inferred work place", nullable=True, low=-90, high=90),
         Column("work_days", "int", "days of evidence for the work place", low=0),
     ),
@@ -350,11 +387,17 @@ POI_INDEX = TableContract(
         POI_LAT,
         CATEGORY_ID,
         Column("valid_from", "date", "first day on which the slot is live"),
-        Column("valid_to", "date", "first day on which it is no longer live; null = still live", nullable=True),
+        Column(
+            "valid_to", "date", "first day on which it is no longer live; null = still live", nullable=True
+        ),
         Column("indexed_day", "date", "day of the job that assigned the slot"),
         Column("closed_day", "date", "day of the job that closed the slot; null = still live", nullable=True),
         Column("name", "string", "name of the POI as last delivered; empty if none"),
-        Column("text", "string", "name, category path, address and description as last delivered, for text encoders"),
+        Column(
+            "text",
+            "string",
+            "name, category path, address and description as last delivered, for text encoders",
+        ),
         Column("changed_day", "date", "day of the job that last changed anything in the row"),
         IS_SIMULATED,
     ),
@@ -374,7 +417,12 @@ ACTION_SEQUENCES = TableContract(
         INDEX_VERSION,
         Column("num_actions", "bigint", "all accepted actions of the user up to the day", low=1),
         Column("seq_len", "int", "actions in the arrays (the last ones)", low=1),
-        Column("richness", "double", "effective number of interest POIs, exp(Shannon entropy of visits); 0 = none", low=0),
+        Column(
+            "richness",
+            "double",
+            "effective number of interest POIs, exp(Shannon entropy of visits); 0 = none",
+            low=0,
+        ),
         Column("pattern", "string", "local, travel or mixed", allowed=PATTERNS),
         PROFILE_IDS,
         *HISTORY_COLUMNS,
@@ -433,7 +481,14 @@ PREFERENCE_PAIRS = TableContract(
     partition_by=("day", "split"),
     equal_lengths=(
         HISTORY_NAMES,
-        ("rejected_poi_ids", "rejected_block_ids", "rejected_inner_ids", "rejected_lons", "rejected_lats", "rejected_category_ids"),
+        (
+            "rejected_poi_ids",
+            "rejected_block_ids",
+            "rejected_inner_ids",
+            "rejected_lons",
+            "rejected_lats",
+            "rejected_category_ids",
+        ),
     ),
     columns=(
         DAY,
@@ -542,10 +597,16 @@ RELEASES = TableContract(
         Column("release_id", "bigint", "1, 2, 3 ...", low=1),
         DAY,
         Column("published_ts_ms", "bigint", "when it became visible, epoch milliseconds UTC", low=0),
-        Column("table_versions", "map<string,bigint>", "Delta version of every feature table and of what it was made from"),
+        Column(
+            "table_versions",
+            "map<string,bigint>",
+            "Delta version of every feature table and of what it was made from",
+        ),
         Column("model_version", "string", "registered model version behind every row"),
         Column("index_version", "int", "index version behind every row", low=1),
-        Column("rollback_of", "bigint", "release that this one takes back; null for a new one", nullable=True),
+        Column(
+            "rollback_of", "bigint", "release that this one takes back; null for a new one", nullable=True
+        ),
         RUN_ID,
         IS_SIMULATED,
     ),

@@ -72,5 +72,7 @@ class TokenLayout:
     def holds(self, *, num_blocks: int, max_inner: int, num_categories: int) -> bool:
         """Tells whether an index of this size fits into the capacities."""
         return (
-            num_blocks <= self.num_blocks and max_inner <= self.max_inner and num_categories <= self.num_categories
+            num_blocks <= self.num_blocks
+            and max_inner <= self.max_inner
+            and num_categories <= self.num_categories
         )

@@ -15,6 +15,7 @@ from conf.tokens import PROFILE_BUCKETS
 from etl import spacetime
 from etl.histories import VISIT_FIELDS, pattern_of, richness
 
+
 def build_action_sequences(
     actions: DataFrame,
     places: DataFrame,

@@ -1,4 +1,4 @@
-"""Digests of tables: what a rerun, a backfill or a rebuild is compared by. See `storage.digest_table`."""
+"""Digests of tables: what a rerun, a backfill or a rebuild is compared by. See `contracts.digest_table`."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -7,7 +7,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from conf.tables import TABLES
-from etl import storage
+from etl import contracts, storage
 
 
 def digest_tables(spark: SparkSession, root: str, names: Sequence[str], *, day: date) -> dict[str, str]:
@@ -17,5 +17,5 @@ def digest_tables(spark: SparkSession, root: str, names: Sequence[str], *, day: 
         if storage.table_exists(spark, root, name):
             frame = storage.read_table(spark, root, name)
             rows = frame.where(F.col("day") == day) if TABLES[name].write == "day" else frame
-            digests[name] = storage.digest_table(rows, TABLES[name])
+            digests[name] = contracts.digest_table(rows, TABLES[name])
     return digests

@@ -29,9 +29,12 @@ VISIT_FIELDS = {
 """Array column -> column of the action; `is_travels` is made from a known home."""
 
 _SPAN_FIELDS = {**VISIT_FIELDS, "is_travels": "is_travel"}
-_TYPES = {"poi_ids": "string", "timestamps_ms": "bigint", "is_interests": "boolean", "is_travels": "boolean"} | {
-    name: "float" for name in ("user_lons", "user_lats", "poi_lons", "poi_lats")
-}
+_TYPES = {
+    "poi_ids": "string",
+    "timestamps_ms": "bigint",
+    "is_interests": "boolean",
+    "is_travels": "boolean",
+} | {name: "float" for name in ("user_lons", "user_lats", "poi_lons", "poi_lats")}
 
 
 def number_actions(actions: DataFrame) -> DataFrame:
@@ -66,7 +69,11 @@ def with_travel(actions: DataFrame, places: DataFrame, *, travel_km: float) -> D
         *(F.coalesce(f"home.home_{axis}", f"middle_{axis}").alias(f"near_{axis}") for axis in ("lon", "lat")),
     )
     distance = spacetime.distance_km(F.col("poi_lon"), F.col("poi_lat"), F.col("near_lon"), F.col("near_lat"))
-    return actions.join(known, "user_id").withColumn("is_travel", distance > travel_km).drop("near_lon", "near_lat")
+    return (
+        actions.join(known, "user_id")
+        .withColumn("is_travel", distance > travel_km)
+        .drop("near_lon", "near_lat")
+    )
 
 
 def span_before(requests: DataFrame, numbered: DataFrame, *, max_actions: int) -> DataFrame:
@@ -82,10 +89,15 @@ def span_before(requests: DataFrame, numbered: DataFrame, *, max_actions: int) -
         "user_id", F.col("request_ts_ms").alias("ts"), F.lit(0).alias("kind"), F.col("request_id").alias("id")
     ).unionByName(
         numbered.select(
-            "user_id", F.col("action_ts_ms").alias("ts"), F.lit(1).alias("kind"), F.col("action_id").alias("id")
+            "user_id",
+            F.col("action_ts_ms").alias("ts"),
+            F.lit(1).alias("kind"),
+            F.col("action_id").alias("id"),
         )
     )
-    running = Window.partitionBy("user_id").orderBy("ts", "kind", "id").rowsBetween(Window.unboundedPreceding, 0)
+    running = (
+        Window.partitionBy("user_id").orderBy("ts", "kind", "id").rowsBetween(Window.unboundedPreceding, 0)
+    )
     counted = events.withColumn("last_number", F.sum("kind").over(running).cast("int")).where("kind = 0")
     first = F.greatest(F.col("last_number") - max_actions + 1, F.lit(1))
     return counted.select("user_id", F.col("id").alias("span_id"), first.alias("first_number"), "last_number")
@@ -106,7 +118,10 @@ def gather_spans(spans: DataFrame, numbered: DataFrame, *, stretch: int) -> Data
     wanted = spans.where("last_number >= first_number").withColumn("stretch", F.explode(stretches))
     fields = [F.col(field).alias(name) for name, field in _SPAN_FIELDS.items()]
     offered = numbered.select(
-        "user_id", _stretch("number", stretch).alias("stretch"), "number", F.struct("number", *fields).alias("visit")
+        "user_id",
+        _stretch("number", stretch).alias("stretch"),
+        "number",
+        F.struct("number", *fields).alias("visit"),
     )
     found = wanted.join(offered, ["user_id", "stretch"]).where("number BETWEEN first_number AND last_number")
     collected = found.groupBy("span_id").agg(F.sort_array(F.collect_list("visit")).alias("visits"))
@@ -134,7 +149,9 @@ def richness(visits: Column) -> Column:
     exp(ln n - sum(c ln c) / n). The sum runs over whole numbers (units of 1e-9), so that the order in which groups
     arrive cannot move its last digit.
     """
-    logs = F.when(visits > 0, F.round(visits * F.log(visits) * 1e9).cast("bigint")).otherwise(F.lit(0).cast("bigint"))
+    logs = F.when(visits > 0, F.round(visits * F.log(visits) * 1e9).cast("bigint")).otherwise(
+        F.lit(0).cast("bigint")
+    )
     total = F.sum(visits)
     entropy = F.log(F.nullif(total, F.lit(0))) - F.sum(logs) / F.lit(1e9) / F.nullif(total, F.lit(0))
     return F.coalesce(F.exp(entropy), F.lit(0.0))

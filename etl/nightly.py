@@ -18,7 +18,7 @@ from conf.cli import JobContext, JobSummary
 from conf.errors import IndexFullError, IndexOrderError, MissingInputError, RowsLostError
 from conf.tables import QUARANTINED_ROWS, TABLES
 from conf.taxonomy import load_taxonomy
-from etl import action_sequences, categories, clean_actions, poi_index, storage, user_places
+from etl import action_sequences, categories, clean_actions, contracts, poi_index, storage, user_places
 from etl.refusal import to_quarantine
 
 LOGGER = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Night:
         """Reads a table that need not exist yet."""
         if storage.table_exists(self.spark, self.root, name):
             return storage.read_table(self.spark, self.root, name)
-        return self.spark.createDataFrame([], storage.spark_schema(TABLES[name]))
+        return self.spark.createDataFrame([], contracts.spark_schema(TABLES[name]))
 
     def replace(self, frame: DataFrame, name: str, *, where: str | None = None) -> None:
         """Replaces the rows of the day, unless the run is dry."""

@@ -42,7 +42,9 @@ def build_preference_pairs(requests: DataFrame, *, max_rejected: int) -> DataFra
             "rejected": F.slice(F.filter("candidates", lambda c: c["label"] == 0), 1, max_rejected),
         }
     )
-    pairs = split_up.where("size(clicked) > 0 AND size(rejected) > 0").withColumn("chosen", F.explode("clicked"))
+    pairs = split_up.where("size(clicked) > 0 AND size(rejected) > 0").withColumn(
+        "chosen", F.explode("clicked")
+    )
     shared = [c for c in PREFERENCE_PAIRS.column_names if c in RANKING_SAMPLES.column_names and c != "day"]
     return pairs.select(
         *shared,

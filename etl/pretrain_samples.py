@@ -52,7 +52,9 @@ def build_pretrain_samples(
     is_target = F.zip_with(
         "numbers",
         "is_interests",
-        lambda number, interest: (number >= F.col("window_number")) & (interest | F.lit(not samples.interest_only)),
+        lambda number, interest: (
+            (number >= F.col("window_number")) & (interest | F.lit(not samples.interest_only))
+        ),
     )
     in_window = F.slice("is_travels", F.col("num_context") + 1, F.size("is_travels"))
     built = (
@@ -60,10 +62,17 @@ def build_pretrain_samples(
         .join(_train_richness(dated), "user_id", "left")
         .join(profile_ids, "user_id", "left")
         .withColumn("num_context", F.col("window_number") - F.col("first_number"))
-        .withColumns({"is_targets": is_target, "pattern": pattern_of(in_window, mixed_share=sequences.mixed_share)})
+        .withColumns(
+            {"is_targets": is_target, "pattern": pattern_of(in_window, mixed_share=sequences.mixed_share)}
+        )
     )
+    return _shape(built, index_version=index_version, min_richness=samples.min_richness)
+
+
+def _shape(built: DataFrame, *, index_version: int, min_richness: float) -> DataFrame:
+    """Selects the columns of the contract and says which rows stay."""
     has_target = F.exists("is_targets", lambda flag: flag)
-    is_rich = F.coalesce("richness", F.lit(0.0)) >= samples.min_richness
+    is_rich = F.coalesce("richness", F.lit(0.0)) >= min_richness
     return built.select(
         "split",
         F.col("span_id").alias("sample_id"),

@@ -35,10 +35,14 @@ def with_live_slot(impressions: DataFrame, index: DataFrame) -> DataFrame:
         F.col("poi_lon").alias("slot_lon"), F.col("poi_lat").alias("slot_lat"),
     )  # fmt: skip
     asked_on = spacetime.event_date(F.col("request_ts_ms"))
-    is_live = (asked_on >= F.col("valid_from")) & (F.col("valid_to").isNull() | (asked_on < F.col("valid_to")))
+    is_live = (asked_on >= F.col("valid_from")) & (
+        F.col("valid_to").isNull() | (asked_on < F.col("valid_to"))
+    )
     live = impressions.select("request_id", "poi_id", "request_ts_ms").join(slots, "poi_id").where(is_live)
     slot_names = ("block_id", "inner_id", "category_id", "slot_lon", "slot_lat")
-    return impressions.join(live.select("request_id", "poi_id", *slot_names), ["request_id", "poi_id"], "left")
+    return impressions.join(
+        live.select("request_id", "poi_id", *slot_names), ["request_id", "poi_id"], "left"
+    )
 
 
 def build_ranking_samples(
@@ -103,7 +107,9 @@ def _group_requests(shown: DataFrame) -> DataFrame:
     grouped = shown.groupBy("request_id").agg(
         *(F.min(name).alias(name) for name in REQUEST_NAMES if name != "request_id"),
         F.bool_or("is_simulated").alias("is_simulated"),
-        F.sort_array(F.collect_list(F.struct("position", "poi_id", F.struct(*fields).alias("candidate")))).alias("rows"),
+        F.sort_array(
+            F.collect_list(F.struct("position", "poi_id", F.struct(*fields).alias("candidate")))
+        ).alias("rows"),
     )
     arrays = [F.col(f"rows.candidate.{name}").alias(name) for name in SLOT_ARRAYS]
     return grouped.select(*REQUEST_NAMES, "is_simulated", *arrays)

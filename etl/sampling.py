@@ -29,7 +29,11 @@ def sample_windows(context: JobContext, spark: SparkSession) -> JobSummary:
         sequences=settings.sequences,
     ).persist()
     with night.step("build"):
-        rows = built.groupBy("split", "is_kept").agg(F.count("*").alias("n"), F.sum(_num_targets()).alias("targets")).collect()
+        rows = (
+            built.groupBy("split", "is_kept")
+            .agg(F.count("*").alias("n"), F.sum(_num_targets()).alias("targets"))
+            .collect()
+        )
     night.replace(built.where("is_kept").drop("is_kept"), "pretrain_samples")
     night.summary.rows_in = sum(row["n"] for row in rows)
     night.summary.rows_out = sum(row["n"] for row in rows if row["is_kept"])
@@ -49,7 +53,9 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
     # A request delivered on two days is one request.
     impressions = impressions.drop("day").dropDuplicates(["request_id", "poi_id"])
     of_version = F.col("index_version") == settings.index.version
-    shown = with_live_slot(impressions, night.read("poi_index", made_by="poi_index").where(of_version)).persist()
+    shown = with_live_slot(
+        impressions, night.read("poi_index", made_by="poi_index").where(of_version)
+    ).persist()
     with night.step("count"):
         counted = shown.agg(F.count("*").alias("rows"), F.count("block_id").alias("live")).first()
     assert counted is not None
@@ -108,5 +114,3 @@ def _requested_type(actions: DataFrame) -> int:
     row = actions.groupBy("action_type_id").count().orderBy(F.desc("count"), "action_type_id").first()
     has_clicks = actions.where(F.col("action_type_id") == action_type_id("click")).limit(1).count() > 0
     return action_type_id("click") if has_clicks or row is None else int(row["action_type_id"])
-
-

@@ -24,7 +24,7 @@ from conf.cli import JobContext, JobSummary
 from conf.errors import CorruptInputError, MissingInputError, SchemaError
 from conf.settings import Settings
 from conf.tables import TABLES
-from etl import storage
+from etl import contracts, storage
 from etl.spacetime import event_date
 
 LOGGER = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def collect_requests(impressions: DataFrame, *, day: date, action_type: str) -> 
 def _shape(spark: SparkSession, frame: DataFrame | None, name: str, day: date) -> DataFrame:
     contract = TABLES[name]
     if frame is None:
-        return spark.createDataFrame([], storage.spark_schema(contract))
+        return spark.createDataFrame([], contracts.spark_schema(contract))
     have = set(frame.columns)
     columns = [
         F.lit(day).alias("day")

@@ -17,16 +17,15 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, StructField, StructType, _parse_datatype_string
 
 from conf.errors import (
     ConflictingWriteError,
     ContractViolatedError,
     DuplicateKeyError,
     MissingInputError,
-    SchemaError,
 )
-from conf.tables import TABLES, Column, TableContract
+from conf.tables import TABLES, TableContract
+from etl.contracts import as_field, check_constraints, conform
 
 LOGGER = logging.getLogger(__name__)
 CATALOG_PREFIX = "catalog:"
@@ -128,7 +127,14 @@ def replace_day(
 
 
 def merge_rows(
-    frame: DataFrame, name: str, root: str, *, run_id: str, job: str, day: date, delete_where: str | None = None
+    frame: DataFrame,
+    name: str,
+    root: str,
+    *,
+    run_id: str,
+    job: str,
+    day: date,
+    delete_where: str | None = None,
 ) -> int:
     """Updates and inserts by the contract's key in one commit and returns the new version.
 
@@ -182,99 +188,16 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
     return table_version(spark, root, name)
 
 
-# --- contract to Spark ------------------------------------------------------------------------------------------------
-
-
-def spark_schema(contract: TableContract) -> StructType:
-    """Returns the Spark schema of a table: types, nullability, comments."""
-    return StructType([_field(column) for column in contract.columns])
-
-
-def check_constraints(contract: TableContract) -> dict[str, str]:
-    """Returns the CHECK constraints of a table, by name; none for tables as delivered."""
-    if contract.raw:
-        return {}
-    checks = {f"{column.name}_range": _bounds(column) for column in contract.columns if _bounds(column)}
-    checks |= {
-        f"{column.name}_known": f"{column.name} IN ({', '.join(repr(value) for value in column.allowed)})"
-        for column in contract.columns
-        if column.allowed
-    }
-    for group in contract.equal_lengths:
-        first = group[0]
-        checks[f"{first}_lengths"] = " AND ".join(f"size({name}) = size({first})" for name in group[1:])
-    return checks
-
-
-def conform(frame: DataFrame, contract: TableContract) -> DataFrame:
-    """Selects the contract's columns in order, cast to their types.
-
-    Raises:
-        SchemaError: a column is missing.
-    """
-    for column in contract.columns:
-        if column.name not in frame.columns:
-            raise SchemaError(
-                table=contract.name,
-                column=column.name,
-                expected=column.type,
-                found=f"only {', '.join(frame.columns)}",
-                remedy="Mend the job that builds the table.",
-            )
-    # The contract's own text, not the field's type: a cast may not turn elements that could be null into ones that cannot.
-    return frame.select(*(F.col(column.name).cast(column.type) for column in contract.columns))
-
-
-def digest_table(frame: DataFrame, contract: TableContract) -> str:
-    """Returns a hash of the business columns that does not depend on the order of rows, and the row count.
-
-    Each row is hashed by itself; the sums of the two halves of its hash make the digest, so equal tables have equal
-    digests however they are stored, and a row that occurs twice counts twice.
-    """
-    names = [name for name in contract.business_columns if name in frame.columns]
-    as_text = F.to_json(F.struct(*(_hashable(contract.column(name)) for name in names)), {"ignoreNullFields": "false"})
-    hashed = F.sha2(as_text, 256)
-    halves = [F.sum(F.conv(F.substring(hashed, start, 12), 16, 10).cast("decimal(38,0)")) for start in (1, 13)]
-    row = frame.agg(F.count("*").alias("n"), halves[0].alias("a"), halves[1].alias("b")).first()
-    assert row is not None
-    return f"{row['n']}-{int(row['a'] or 0):x}-{int(row['b'] or 0):x}"
-
-
 # --- private ----------------------------------------------------------------------------------------------------------
-
-
-def _field(column: Column) -> StructField:
-    data_type = _parse_datatype_string(column.type)
-    if isinstance(data_type, ArrayType):
-        data_type = ArrayType(data_type.elementType, containsNull=False)
-    return StructField(column.name, data_type, column.nullable, {"comment": column.doc})
-
-
-def _hashable(column: Column) -> F.Column:
-    if column.type.startswith("map<"):
-        return F.array_sort(F.map_entries(column.name)).alias(column.name)
-    return F.col(column.name)
-
-
-def _bounds(column: Column) -> str:
-    """Returns the condition on one column's range; NaN stands for an unknown place in arrays and is let through."""
-    parts = []
-    subject = "x" if column.is_array else column.name
-    if column.low is not None:
-        parts.append(f"{subject} >= {column.low}")
-    if column.high is not None:
-        parts.append(f"{subject} <= {column.high}")
-    condition = " AND ".join(parts)
-    if not condition:
-        return ""
-    if column.is_array:
-        return f"forall({column.name}, x -> {condition})"
-    return f"({column.name} IS NULL OR ({condition}))" if column.nullable else condition
 
 
 def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:
     location = table_location(root, name)
-    return DeltaTable.forName(spark, location) if root.startswith(CATALOG_PREFIX) else DeltaTable.forPath(spark, location)
+    return (
+        DeltaTable.forName(spark, location)
+        if root.startswith(CATALOG_PREFIX)
+        else DeltaTable.forPath(spark, location)
+    )
 
 
 def _create_if_missing(spark: SparkSession, contract: TableContract, root: str) -> None:
@@ -285,22 +208,24 @@ def _create_if_missing(spark: SparkSession, contract: TableContract, root: str) 
     builder = DeltaTable.createIfNotExists(spark).comment(contract.grain)
     builder = builder.tableName(location) if in_catalog else builder.location(location)
     for column in contract.columns:
-        field = _field(column)
-        builder = builder.addColumn(
-            column.name, field.dataType, nullable=column.nullable, comment=column.doc
-        )
+        field = as_field(column)
+        builder = builder.addColumn(column.name, field.dataType, nullable=column.nullable, comment=column.doc)
     if contract.partition_by:
         builder = builder.partitionedBy(*contract.partition_by)
     for constraint, condition in check_constraints(contract).items():
         builder = builder.property(f"delta.constraints.{constraint}", condition)
     # Training reads tables with the deltalake library, which knows none of these two features.
-    builder = builder.property("delta.enableDeletionVectors", "false").property("delta.columnMapping.mode", "none")
+    builder = builder.property("delta.enableDeletionVectors", "false").property(
+        "delta.columnMapping.mode", "none"
+    )
     builder.execute()
 
 
 def _refuse_duplicate_keys(rows: DataFrame, contract: TableContract) -> None:
     twice = rows.groupBy(*contract.key).count().where("count > 1")
-    example = twice.agg(F.count("*").alias("n"), F.first(F.to_json(F.struct(*contract.key))).alias("key")).first()
+    example = twice.agg(
+        F.count("*").alias("n"), F.first(F.to_json(F.struct(*contract.key))).alias("key")
+    ).first()
     assert example is not None
     if example["n"]:
         raise DuplicateKeyError(

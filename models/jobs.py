@@ -15,7 +15,7 @@ import pyarrow.dataset as pds
 import torch
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import MissingInputError, NoTrainingDataError
+from conf.errors import MissingInputError, NoTrainingDataError, SettingsError
 from models.bundle import ModelBundle, load_bundle, resolve_model
 from models.catalogue import Catalogue
 from models.config import load_recipe
@@ -32,6 +32,7 @@ from models.evaluate import (
 )
 from models.figures import Figures
 from models.pins import locate_table, pin_table
+from models.protocols import PROTOCOLS
 from models.register import find_champion, judge_challenger, register_bundle
 from models.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
 from models.sft_ranking import RANKING_COLUMNS
@@ -85,6 +86,10 @@ def run_evaluate_job(context: JobContext) -> JobSummary:
     """Evaluates a bundle on the day's held-out rows, or the floors on a public protocol."""
     options = context.options
     if options.protocol != RELEASE_SPLIT:
+        if options.protocol not in PROTOCOLS:
+            raise SettingsError(
+                where="--protocol", key=options.protocol, problem="no such protocol", known=(RELEASE_SPLIT, *PROTOCOLS)
+            )
         if not options.data:
             raise MissingInputError(
                 what="the folder of check-ins", where="--data", needed_by=f"Protocol {options.protocol}",

@@ -13,8 +13,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.tables import FEATURE_TABLES, TABLES
-from etl.storage import read_table, spark_schema, table_exists, table_version
-from udfs.feature_run import FEATURE_JOBS, pin_version, refused_where
+from etl.contracts import spark_schema
+from etl.storage import read_table, table_exists, table_version
+from udfs.feature_night import pin_version
+from udfs.feature_run import FEATURE_JOBS, refused_where
 from udfs.poi_embeddings import pending_pois
 from udfs.requests import prepare_requests
 from udfs.slots import is_live, keep_known

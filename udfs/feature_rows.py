@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from conf.tables import QUARANTINED_ROWS, TableContract
-from etl.storage import spark_schema
+from etl.contracts import spark_schema
 from udfs.isolation import BadResultError, RowFailure
 from udfs.model_cache import ServedModel
 

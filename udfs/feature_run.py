@@ -9,66 +9,22 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
 
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import GateFailedError, IndexVersionError, RowsLostError
-from conf.settings import Settings
-from conf.tables import TABLES
-from etl.session import open_session
 from etl.storage import (
-    read_table,
     replace_day,
-    spark_schema,
-    table_exists,
     table_location,
-    table_version,
-    table_version_of_day,
 )
 from udfs import poi_candidates, poi_embeddings, ranking_scores, user_embeddings
+from udfs.feature_night import Night, open_night
 from udfs.feature_rows import FeatureBuild, build_refused, keep_accepted
-from udfs.model_cache import ServedModel, check_index, serve_model
-from udfs.slots import keep_known
 
 LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Night:
-    """What the feature jobs of one night share.
-
-    Attributes:
-        spark: open session.
-        settings: all settings.
-        day: the job's day.
-        run_id: goes into every row.
-        model: checked against the index.
-        versions: Delta version of every input, pinned at the start.
-        dry_run: compute and count, write nothing.
-    """
-
-    spark: SparkSession
-    settings: Settings
-    day: date
-    run_id: str
-    model: ServedModel
-    versions: dict[str, int]
-    dry_run: bool
-
-    def read(self, name: str) -> DataFrame:
-        """Reads an input at its pinned version."""
-        return read_table(self.spark, self.settings.storage.root, name, version=self.versions[name])
-
-    def read_output(self, name: str) -> DataFrame:
-        """Reads what earlier nights wrote into a feature table; no rows before the first night."""
-        root = self.settings.storage.root
-        if table_exists(self.spark, root, name):
-            return read_table(self.spark, root, name)
-        return self.spark.createDataFrame([], spark_schema(TABLES[name]))
 
 
 @dataclass(frozen=True)
@@ -183,7 +139,7 @@ FEATURE_JOBS: dict[str, FeatureJob] = {
 def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
     """Runs feature jobs one after another in one session with one model and sums them up."""
     started = time.perf_counter()
-    night = open_night(context, names)
+    night = open_night(context, sorted({table for name in names for table in FEATURE_JOBS[name].inputs}))
     total = JobSummary(steps={"open": time.perf_counter() - started})
     for name in names:
         started = time.perf_counter()
@@ -201,42 +157,6 @@ def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
         "inputs": night.versions,
     }
     return total
-
-
-def open_night(context: JobContext, names: Sequence[str]) -> Night:
-    """Opens the session, pins the inputs of the jobs and checks that model and index fit each other.
-
-    Raises:
-        MissingInputError: an input or the model is not there.
-        IndexVersionError, CapacityError, FingerprintError: the model does not fit the index.
-    """
-    settings = context.settings
-    spark = open_session(settings, f"spacetime-gr {context.job} {context.day}")
-    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", settings.features.batch_rows)
-    inputs = sorted({table for name in names for table in FEATURE_JOBS[name].inputs})
-    versions = {name: pin_version(spark, settings.storage.root, name, context.day) for name in inputs}
-    model = serve_model(spark, context.options.model or settings.features.model, settings)
-    night = Night(spark, settings, context.day, context.run_id, model, versions, context.dry_run)
-    check_poi_index(night)
-    return night
-
-
-def pin_version(spark: SparkSession, root: str, name: str, day: date) -> int:
-    """Returns the version of an input to read: the latest; as of the day if rows are changed in place."""
-    if TABLES[name].write == "merge":
-        return table_version_of_day(spark, root, name, day)
-    return table_version(spark, root, name)
-
-
-def check_poi_index(night: Night) -> None:
-    """Checks version and size of tonight's index against the model; raises as `check_index`."""
-    model, version = night.model, night.settings.index.version
-    known = keep_known(night.read("poi_index"), day=night.day, index_version=version)
-    size = known.agg(
-        *(F.coalesce(F.max(name) + 1, F.lit(0)) for name in ("block_id", "inner_id", "category_id"))
-    ).first()
-    assert size is not None
-    check_index(model, index_version=version, num_blocks=size[0], max_inner=size[1], num_categories=size[2])
 
 
 def run_feature(night: Night, name: str) -> JobSummary:

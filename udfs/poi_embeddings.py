@@ -11,11 +11,11 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from models.inference import encode_pois
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.tables import POI_EMBEDDINGS
+from models.inference import encode_pois
 from udfs.feature_rows import (
     FeatureBuild,
     complete_outcomes,

@@ -17,8 +17,9 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext, JobSummary
 from conf.errors import AuditMissingError, ReleaseSkewError
 from conf.tables import FEATURE_TABLES, RELEASES, TABLES
+from etl.contracts import digest_table, spark_schema
 from etl.session import open_session
-from etl.storage import append_log, digest_table, read_table, spark_schema, table_version
+from etl.storage import append_log, read_table, table_version
 from udfs.audit_record import Audit, audit_path, load_audit
 from udfs.read_release import VECTOR_KEYS, keep_released
 from udfs.release_log import Release, find_previous, find_release, load_releases

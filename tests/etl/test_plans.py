@@ -6,8 +6,8 @@ from conf.settings import CleanSettings, PlacesSettings, SequenceSettings
 from conf.tables import TABLES
 from conf.taxonomy import load_taxonomy
 from etl import action_sequences, categories, clean_actions, nightly, poi_index, user_places
+from etl.contracts import spark_schema
 from etl.refusal import to_quarantine
-from etl.storage import spark_schema
 from tests.rows import DAY
 
 FORBIDDEN = (

@@ -5,8 +5,8 @@ from datetime import date
 import pytest
 
 from conf.tables import TABLES
+from etl.contracts import spark_schema
 from etl.quality import gate
-from etl.storage import spark_schema
 
 DAY = date(2026, 1, 31)
 

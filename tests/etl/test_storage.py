@@ -7,17 +7,8 @@ from pyspark.sql import functions as F
 
 from conf.errors import ContractViolatedError, DuplicateKeyError, MissingInputError, SchemaError
 from conf.tables import TABLES, USER_PLACES
-from etl.storage import (
-    append_log,
-    check_constraints,
-    conform,
-    digest_table,
-    merge_rows,
-    read_table,
-    replace_day,
-    spark_schema,
-    table_version,
-)
+from etl.contracts import check_constraints, conform, digest_table, spark_schema
+from etl.storage import append_log, merge_rows, read_table, replace_day, table_version
 
 pytestmark = pytest.mark.spark
 

@@ -71,7 +71,8 @@ def test_rerun_of_an_earlier_day_sees_the_index_of_that_day(computed):
 
 
 def test_output_has_the_columns_and_types_of_the_contract(computed):
-    from etl.storage import read_table, spark_schema
+    from etl.contracts import spark_schema
+    from etl.storage import read_table
 
     for name in FEATURE_TABLES:
         found = read_table(computed.spark, computed.root, name).schema

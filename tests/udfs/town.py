@@ -126,7 +126,7 @@ class Town:
         return Path(self.settings.storage.artifacts)
 
     def frame(self, name: str, rows: Sequence[Row]) -> object:
-        from etl.storage import spark_schema
+        from etl.contracts import spark_schema
 
         schema = spark_schema(TABLES[name])
         return self.spark.createDataFrame(
@@ -174,6 +174,7 @@ class Town:
         return sorted(kept, key=lambda row: [str(row[key]) for key in TABLES[name].key])
 
     def digest(self, name: str) -> str:
-        from etl.storage import digest_table, read_table
+        from etl.contracts import digest_table
+        from etl.storage import read_table
 
         return digest_table(read_table(self.spark, self.root, name), TABLES[name])
