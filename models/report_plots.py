@@ -33,6 +33,8 @@ INK, GRID = "#010203", "#010204"
 """Placeholders; no drawing uses these colours otherwise."""
 VARIABLES = {INK: "var(--ink-soft)", GRID: "var(--line)"}
 NUM_BINS = 40
+TALLEST_MAP, FLATTEST_MAP = 0.95, 0.5
+"""Height of a map over its width, at most and at least."""
 MAX_VECTOR_SHAPES = 1500
 """More shapes than this are drawn as pixels."""
 
@@ -93,8 +95,12 @@ def draw_map(
     """
     west, south, east, north = window
     stretch = 1 / max(0.15, np.cos(np.radians((south + north) / 2)))
-    height = float(np.clip(4.4 * stretch * (north - south) / (east - west), 2.2, 5.0))
-    figure, axes = _start(5.4, height)
+    # A few far cities make a window that is all height or all width: show more around it instead.
+    tall = stretch * (north - south) / (east - west)
+    grow_x = max(0.0, tall / TALLEST_MAP - 1) * (east - west) / 2
+    grow_y = max(0.0, FLATTEST_MAP / tall - 1) * (north - south) / 2
+    west, south, east, north = west - grow_x, south - grow_y, east + grow_x, north + grow_y
+    figure, axes = _start(5.4, float(4.4 * stretch * (north - south) / (east - west)))
     corners = np.stack(
         [cells.west, cells.south, cells.west, cells.north, cells.east, cells.north, cells.east, cells.south]
     )
