@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-demo bench-test results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -106,11 +106,17 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-rows bench-rerun bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(WORK)
 	@$(PY) -m tests.bench.measure demo -- make demo SOURCE=$(SOURCE) DATA=$(DATA)
+
+bench-rows: setup ## Rows of the demo that are unexplained [SOURCE=checkins DATA=FOLDER, after make demo]
+	@$(PY) -m tests.bench.unexplained --root $(WORK)/warehouse --name $(if $(filter checkins,$(SOURCE)),nyc-)unexplained-rows
+
+bench-rerun: setup ## Runs the synthetic demo's last night twice more and compares all digests [after make demo]
+	@SPACETIME_CONF=$(WORK)/settings.yaml $(PY) -m tests.bench.rerun --day 2026-03-01 --since 2026-02-28
 
 bench-dags: setup .venv-airflow/.stamp ## Seconds that Airflow takes to parse the DAG files
 	@$(PY) -m tests.bench.dag_parse
