@@ -28,7 +28,8 @@ class SettingsError(SpacetimeError):
         hint = f" Known keys here: {', '.join(known)}." if known else ""
         super().__init__(
             f"setting {key!r} in {where} cannot be used: {problem}. Nothing was run, since a setting that is not "
-            f"understood would silently change the tables.{hint} python -m conf.settings prints every key, its default and unit."
+            f"understood would silently change the tables.{hint} python -m conf.settings prints every key, its "
+            "default and unit."
         )
 
 
@@ -135,7 +136,8 @@ class GateFailedError(SpacetimeError):
         listed = "; ".join(failures)
         super().__init__(
             f"the audit of {table} for {day} failed: {listed}. Nothing was published and readers still see the last "
-            f"release. Look at the failing rows in the Data Docs ({docs}), mend the input or the job, and rerun the day."
+            f"release. Look at the failing rows in the Data Docs ({docs}), mend the input or the job, and rerun "
+            "the day."
         )
 
 
@@ -147,7 +149,8 @@ class AuditMissingError(SpacetimeError):
     def __init__(self, *, day: str, record: str | Path, problem: str) -> None:
         self.day, self.record, self.problem = day, str(record), problem
         super().__init__(
-            f"the feature tables of {day} cannot be published: {problem} (record {record}). A release shows exactly what "
+            f"the feature tables of {day} cannot be published: {problem} (record {record}). A release shows "
+            "exactly what "
             "an audit has looked at, so nothing was published and readers still see the last release. Run python -m "
             f"udfs audit --day {day}, then publish again."
         )
@@ -189,7 +192,8 @@ class ConflictingWriteError(SpacetimeError):
     def __init__(self, *, table: str, day: str, cause: str) -> None:
         self.table, self.day = table, day
         super().__init__(
-            f"{table} for {day} was changed by another run while this one was writing ({cause}). Exactly one of the two "
+            f"{table} for {day} was changed by another run while this one was writing ({cause}). Exactly one of "
+            "the two "
             "won, and this one wrote nothing. Check that the day is not run twice at once, then rerun it."
         )
 
@@ -202,7 +206,8 @@ class ContractViolatedError(SpacetimeError):
     def __init__(self, *, table: str, day: str, violation: str) -> None:
         self.table, self.day, self.violation = table, day, violation
         super().__init__(
-            f"rows for table {table} on {day} break its contract: {violation}. Readers rely on these bounds, so nothing "
+            f"rows for table {table} on {day} break its contract: {violation}. Readers rely on these bounds, so "
+            "nothing "
             "was written. The job that builds the table let through what it should have quarantined: mend it, or mend "
             "the contract in conf/tables.py if the value is right."
         )
@@ -259,7 +264,8 @@ class FingerprintError(SpacetimeError):
     def __init__(self, *, path: str | Path, expected: str, found: str) -> None:
         self.path, self.expected, self.found = str(path), expected, found
         super().__init__(
-            f"checkpoint {path} carries token fingerprint {found}, but this code and index make {expected}. Its vectors "
+            f"checkpoint {path} carries token fingerprint {found}, but this code and index make {expected}. Its "
+            "vectors "
             "would be read under the wrong ids. Use the code version that wrote it, or retrain."
         )
 
@@ -289,8 +295,10 @@ class NoReleaseError(SpacetimeError):
             f"Releases there: {', '.join(map(str, known))}." if known else "There is no release there yet."
         )
         super().__init__(
-            f"{wanted} was not found in table releases at {root}. {listed} Feature tables are only to be read through a "
-            "release, since a half-written night looks the same as a whole one. Publish one with: python -m udfs publish --day DAY."
+            f"{wanted} was not found in table releases at {root}. {listed} Feature tables are only to be read "
+            "through a "
+            "release, since a half-written night looks the same as a whole one. Publish one with: python -m udfs "
+            "publish --day DAY."
         )
 
 
@@ -316,7 +324,8 @@ class DamagedCheckpointError(SpacetimeError):
     def __init__(self, *, path: str | Path, problem: str) -> None:
         self.path, self.problem = str(path), problem
         super().__init__(
-            f"checkpoint {path} is damaged: {problem}. Training that went on from it would not be the training that was "
+            f"checkpoint {path} is damaged: {problem}. Training that went on from it would not be the training "
+            "that was "
             "interrupted. The one before it is used if there is one; else delete the folder and train again."
         )
 

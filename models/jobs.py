@@ -88,7 +88,10 @@ def run_evaluate_job(context: JobContext) -> JobSummary:
     if options.protocol != RELEASE_SPLIT:
         if options.protocol not in PROTOCOLS:
             raise SettingsError(
-                where="--protocol", key=options.protocol, problem="no such protocol", known=(RELEASE_SPLIT, *PROTOCOLS)
+                where="--protocol",
+                key=options.protocol,
+                problem="no such protocol",
+                known=(RELEASE_SPLIT, *PROTOCOLS),
             )
         if not options.data:
             raise MissingInputError(

@@ -27,10 +27,14 @@ def count_rows(root: str) -> dict[str, int]:
     """
     raw = DeltaTable(f"{root}/raw_actions").to_pyarrow_table(columns=CONTENT)
     accepted = DeltaTable(f"{root}/cleaned_actions").to_pyarrow_dataset().count_rows()
-    quarantined = DeltaTable(f"{root}/quarantined_rows").to_pyarrow_table(columns=["source_table", "duplicate_no"])
+    quarantined = DeltaTable(f"{root}/quarantined_rows").to_pyarrow_table(
+        columns=["source_table", "duplicate_no"]
+    )
     of_actions = quarantined.filter(pc.equal(quarantined["source_table"], "raw_actions"))
     repeats = raw.num_rows - raw.group_by(CONTENT).aggregate([]).num_rows
-    repeats_in_quarantine = pc.sum(pc.cast(pc.greater(of_actions["duplicate_no"], 0), pa.int64())).as_py() or 0
+    repeats_in_quarantine = (
+        pc.sum(pc.cast(pc.greater(of_actions["duplicate_no"], 0), pa.int64())).as_py() or 0
+    )
     counts = {
         "delivered": raw.num_rows,
         "accepted": accepted,
@@ -49,7 +53,14 @@ def main() -> int:
     options = parser.parse_args()
     counts = count_rows(options.root)
     notes = ", ".join(f"{what} {number}" for what, number in counts.items())
-    record(options.name, counts["unexplained"], "rows", "== 0", "make bench-rows SOURCE=checkins DATA=FOLDER", notes)
+    record(
+        options.name,
+        counts["unexplained"],
+        "rows",
+        "== 0",
+        "make bench-rows SOURCE=checkins DATA=FOLDER",
+        notes,
+    )
     return 0 if counts["unexplained"] == 0 else 1
 
 

@@ -13,7 +13,10 @@ from etl.storage import append_log, merge_rows, read_table, replace_day, table_v
 pytestmark = pytest.mark.spark
 
 MONDAY, TUESDAY = date(2026, 1, 5), date(2026, 1, 6)
-PLACES = "user_id string, home_lon double, home_lat double, home_days int, work_lon double, work_lat double, work_days int"
+PLACES = (
+    "user_id string, home_lon double, home_lat double, home_days int, "
+    "work_lon double, work_lat double, work_days int"
+)
 BLOCK = "index_version int, block_id int, cell_x int, cell_y int, center_lon double, center_lat double, first_day date"
 
 
