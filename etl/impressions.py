@@ -53,7 +53,7 @@ def simulate_impressions(
     seed = settings.seed
     recalled = (
         _recall_own(requests, seed)
-        .unionByName(_recall_nearby(requests, _keep_oldest(pois), seed))
+        .unionByName(_recall_nearby(requests, _keep_oldest(pois), settings))
         .unionByName(_recall_popular(requests, visits, day=day, num_days=settings.since_days))
         .join(requests.select("request_id", F.col("poi_id").alias("target")), "request_id")
         .where("poi_id <> target")
@@ -141,7 +141,7 @@ def _recall_own(requests: DataFrame, seed: int) -> DataFrame:
     return own.where(shown).select("request_id", "poi_id", F.lit(OWN).alias("recall"), "rank")
 
 
-def _recall_nearby(requests: DataFrame, listed: DataFrame, seed: int) -> DataFrame:
+def _recall_nearby(requests: DataFrame, listed: DataFrame, settings: ImpressionSettings) -> DataFrame:
     around = F.array(
         *(F.struct(F.lit(x).alias("x"), F.lit(y).alias("y")) for x in (-1, 0, 1) for y in (-1, 0, 1))
     )
@@ -156,12 +156,13 @@ def _recall_nearby(requests: DataFrame, listed: DataFrame, seed: int) -> DataFra
     # list.
     ring = (distance / 0.5).cast("int")
     near_first = Window.partitionBy("request_id").orderBy(
-        ring, F.xxhash64(F.lit(seed + 2), "request_id", "poi_id"), "poi_id"
+        ring, F.xxhash64(F.lit(settings.seed + 2), "request_id", "poi_id"), "poi_id"
     )
     return (
         looked_at.join(listed, ["cell_x", "cell_y"])
         .where("first_seen_date < event_date")
         .withColumn("rank", F.row_number().over(near_first) - 1)
+        .where(F.col("rank") < settings.num_candidates)
         .select("request_id", "poi_id", F.lit(NEARBY).alias("recall"), "rank")
     )
 
