@@ -51,8 +51,9 @@ setup: .ivy/.stamp ## Makes the environment: Python packages, JDK check, Delta's
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.ivy/.stamp: etl/session.py etl/jars.py .venv/.installed.stamp
+.ivy/.stamp: etl/session.py etl/jars.py etl/class_archive.py .venv/.installed.stamp
 	@$(PY) -m etl.jars
+	@$(PY) -m etl.class_archive
 	@touch $@
 
 .venv-airflow/.stamp: requirements-airflow.lock .venv/.uv.stamp
@@ -86,7 +87,7 @@ airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on this machi
 
 test: setup .venv-airflow/.stamp ## Every test, the nightly DAG included (at most 20 minutes)
 	@.venv/bin/lint-imports
-	@.venv/bin/pytest
+	@.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## Tests that need neither Spark nor Airflow
 	@.venv/bin/pytest -m "not spark and not airflow and not slow"

@@ -23,6 +23,7 @@ fi
 mkdir -p "$WORK"
 cat > "$WORK/settings.yaml" <<YAML
 storage: {root: $WORK/warehouse, artifacts: $WORK/artifacts}
+spark: {quick_start: true}
 source: {path: "${DATA:-}"}
 mlflow: {tracking_uri: "sqlite:///$WORK/mlflow.db", artifact_root: $WORK/mlruns}
 YAML

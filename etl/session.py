@@ -10,12 +10,23 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from conf.settings import Settings
+from conf.settings import Settings, SparkSettings
 from etl.java import check_java
 
 DELTA_COORDINATE = "io.delta:delta-spark_4.1_2.13:4.4.0"
 """Spark's minor version is part of the artefact's name; the pip wheel holds no jar."""
 LOG4J_FILE = Path(__file__).parent / "log4j2.properties"
+CLASS_ARCHIVE = "classes.jsa"
+"""Beside the jars: Spark's and Delta's classes as the JVM wants them in memory, made by `python -m etl.jars`."""
+JVM_OPTIONS = f"-Dlog4j2.configurationFile={LOG4J_FILE} -XX:+UseParallelGC"
+QUICK_JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
+"""The light compiler only. Its default code cache (48 MB) would overflow, and the JVM fall back to interpreting."""
+QUICK_PROPERTIES = {
+    # Compiling whole stages costs more than it saves on few rows; compiled projections pay.
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.adaptive.enabled": "false",
+    "spark.databricks.delta.snapshotPartitions": "1",
+}
 JAR_PREFIXES = ("io.delta_", "io.unitycatalog_", "org.locationtech.jts_")
 """What Delta needs beyond the jars that Spark ships itself."""
 
@@ -46,20 +57,23 @@ def delta_jars(ivy_dir: str | Path) -> list[Path]:
     return jars if (folder / f"{group}_{artifact}-{version}.jar").is_file() else []
 
 
+def class_archive(ivy_dir: str | Path) -> Path:
+    """Returns where the class archive of the jars lies, whether or not it has been made."""
+    return Path(ivy_dir).absolute() / CLASS_ARCHIVE
+
+
 def _properties(settings: Settings) -> dict[str, str]:
     spark_settings = settings.spark
-    jars = delta_jars(Path(spark_settings.ivy_dir).absolute())
-    found = {"spark.jars": ",".join(map(str, jars))} if jars else {"spark.jars.packages": DELTA_COORDINATE}
     local = {
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
     }
     return {
-        **found,
+        **_jar_properties(spark_settings),
         **(local if spark_settings.master.startswith("local") else {}),
         "spark.jars.ivy": str(Path(spark_settings.ivy_dir).absolute()),
         "spark.driver.memory": spark_settings.driver_memory,
-        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={LOG4J_FILE} -XX:+UseParallelGC",
+        "spark.driver.extraJavaOptions": _java_options(spark_settings),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.sql.session.timeZone": "UTC",
@@ -74,5 +88,29 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.structuredLogging.enabled": "false",
+        **(QUICK_PROPERTIES if spark_settings.quick_start else {}),
         **spark_settings.conf,
     }
+
+
+def _jar_properties(spark_settings: SparkSettings) -> dict[str, str]:
+    """Says where Delta's jars are: on the class path in local mode, as only what is there can be archived."""
+    jars = delta_jars(Path(spark_settings.ivy_dir).absolute())
+    if not jars:
+        return {"spark.jars.packages": DELTA_COORDINATE}
+    if spark_settings.master.startswith("local"):
+        return {"spark.driver.extraClassPath": os.pathsep.join(map(str, jars))}
+    return {"spark.jars": ",".join(map(str, jars))}
+
+
+def _java_options(spark_settings: SparkSettings) -> str:
+    options = [JVM_OPTIONS]
+    if spark_settings.quick_start:
+        options.append(QUICK_JVM_OPTIONS)
+    archive = class_archive(spark_settings.ivy_dir)
+    if archive.is_file() and spark_settings.master.startswith("local"):
+        # One of another JDK is left aside by the JVM, which then starts as without any.
+        options.append(
+            f"-XX:SharedArchiveFile={archive} -Xlog:cds=off -Xlog:cds+dynamic=off -Xlog:class+path=off"
+        )
+    return " ".join(options)

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 
 from delta.exceptions import DeltaConcurrentModificationException
 from delta.tables import DeltaTable
@@ -29,6 +30,8 @@ from etl.contracts import as_field, check_constraints, conform
 
 LOGGER = logging.getLogger(__name__)
 CATALOG_PREFIX = "catalog:"
+LAST_COMMIT = "spark.databricks.delta.lastCommitVersionInSession"
+"""Set by Delta after every commit of the session; asking the table's history instead takes a Spark job."""
 _VIOLATION = re.compile(r"(CHECK|NOT NULL) constraint [^\n]{1,400}", re.IGNORECASE)
 """How Delta words a row that breaks a constraint; the rest of its message is a stack trace."""
 
@@ -37,10 +40,13 @@ _VIOLATION = re.compile(r"(CHECK|NOT NULL) constraint [^\n]{1,400}", re.IGNORECA
 
 
 def table_location(root: str, name: str) -> str:
-    """Returns what a Delta reader takes: a path, or `catalog.table` for a root of the form `catalog:NAME`."""
+    """Returns what a Delta reader takes: a path, or `catalog.table` for a root of the form `catalog:NAME`.
+
+    A relative folder is made absolute: Delta takes `warehouse/raw_pois` for the name of a table.
+    """
     if root.startswith(CATALOG_PREFIX):
         return f"{root.removeprefix(CATALOG_PREFIX)}.{name}"
-    return f"{root.rstrip('/')}/{name}"
+    return f"{root.rstrip('/') if '://' in root else Path(root).absolute()}/{name}"
 
 
 def table_exists(spark: SparkSession, root: str, name: str) -> bool:
@@ -122,8 +128,7 @@ def replace_day(
     )
     location = table_location(root, name)
     save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
-    _commit(lambda: save(location), name, day)
-    return table_version(frame.sparkSession, root, name)
+    return _commit(frame.sparkSession, lambda: save(location), root, name, day)
 
 
 def merge_rows(
@@ -168,8 +173,8 @@ def merge_rows(
     )
     if delete_where is not None:
         merge = merge.whenNotMatchedBySourceDelete(delete_where)
-    _with_commit_note(spark, _commit_note(job, day, run_id), lambda: _commit(merge.execute, name, day))
-    return table_version(spark, root, name)
+    note = _commit_note(job, day, run_id)
+    return _with_commit_note(spark, note, lambda: _commit(spark, merge.execute, root, name, day))
 
 
 def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str, day: date) -> int:
@@ -184,8 +189,7 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
     writer = rows.write.format("delta").mode("append").option("userMetadata", _commit_note(job, day, run_id))
     location = table_location(root, name)
     save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
-    _commit(lambda: save(location), name, day)
-    return table_version(spark, root, name)
+    return _commit(spark, lambda: save(location), root, name, day)
 
 
 # --- private ----------------------------------------------------------------------------------------------------------
@@ -247,17 +251,19 @@ def _commit_note(job: str, day: date, run_id: str) -> str:
     return json.dumps({"job": job, "day": str(day), "run_id": run_id})
 
 
-def _with_commit_note(spark: SparkSession, note: str, write: Callable[[], None]) -> None:
+def _with_commit_note(spark: SparkSession, note: str, write: Callable[[], int]) -> int:
     """Runs a write whose API takes no option: Delta then reads the note from the session."""
     key = "spark.databricks.delta.commitInfo.userMetadata"
     spark.conf.set(key, note)
     try:
-        write()
+        return write()
     finally:
         spark.conf.unset(key)
 
 
-def _commit(write: Callable[[], None], name: str, day: date) -> None:
+def _commit(spark: SparkSession, write: Callable[[], object], root: str, name: str, day: date) -> int:
+    """Runs a write and returns the table's version after it."""
+    spark.conf.unset(LAST_COMMIT)
     try:
         write()
     except DeltaConcurrentModificationException as error:
@@ -267,3 +273,6 @@ def _commit(write: Callable[[], None], name: str, day: date) -> None:
         if violation is None:
             raise
         raise ContractViolatedError(table=name, day=str(day), violation=violation.group(0)) from error
+    version = spark.conf.get(LAST_COMMIT, None)
+    # A merge that changed nothing commits nothing.
+    return table_version(spark, root, name) if version is None else int(version)

@@ -1,5 +1,6 @@
 """One Spark session for the whole test run, and settings that keep every table in a folder of the test."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,17 +58,14 @@ def spark_settings() -> SparkSettings:
     """Small and serial enough for a laptop; no compiled UI, no warehouse in the checkout."""
     return SparkSettings(
         master="local[2]",
-        driver_memory="1g",
+        driver_memory="2g",
         shuffle_partitions=1,
         ivy_dir=str(Path(__file__).parents[1] / ".ivy"),
+        quick_start=True,
         conf={
-            "spark.sql.warehouse.dir": "/tmp/spacetime-tests-warehouse",
-            # Short queries on few rows: compiling them well costs more than running them.
-            "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1",
-            "spark.sql.codegen.wholeStage": "false",
+            "spark.sql.warehouse.dir": f"/tmp/spacetime-tests-warehouse-{os.environ.get('PYTEST_XDIST_WORKER', '')}",
+            # Queries on a handful of rows run sooner than they compile.
             "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-            "spark.sql.adaptive.enabled": "false",
-            "spark.databricks.delta.snapshotPartitions": "1",
             "spark.databricks.delta.stats.collect": "false",
         },
     )

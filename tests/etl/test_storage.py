@@ -54,6 +54,23 @@ def test_an_older_version_stays_readable(spark, tmp_path):
     assert table_version(spark, root, "user_places") == first + 1
 
 
+def test_a_relative_root_is_a_folder(spark, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    write_places(spark, "warehouse", [("ann", 4.9, 52.3, 9, None, None, 0)], MONDAY)
+
+    assert (tmp_path / "warehouse" / "user_places" / "_delta_log").is_dir()
+    assert read_table(spark, "warehouse", "user_places").count() == 1
+
+
+def test_a_merge_that_changes_nothing_keeps_the_version(spark, tmp_path):
+    root, block = str(tmp_path), (1, 0, 5, 5, 1.0, 2.0, MONDAY)
+    first = merge_blocks(spark, root, [block])
+    write_places(spark, root, [("ann", 4.9, 52.3, 9, None, None, 0)], MONDAY)  # another table's commit
+
+    assert merge_blocks(spark, root, [block]) == table_version(spark, root, "blocks") >= first
+
+
 def test_merge_updates_inserts_and_deletes_only_what_is_named(spark, tmp_path):
     root = str(tmp_path)
     merge_blocks(spark, root, [(1, 0, 5, 5, 1.0, 2.0, MONDAY), (1, 1, 6, 5, 1.1, 2.0, MONDAY)])

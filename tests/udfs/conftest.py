@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conf.settings import FeatureSettings, Settings, SparkSettings, StorageSettings
-from tests.udfs.town import DAY_1, NUM_POIS, Town
+from tests.udfs.town import DAY_1, DAY_2, NUM_POIS, Town
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +90,23 @@ def published_folder(
     return folder
 
 
+@pytest.fixture(scope="session")
+def second_folder(
+    spark: object,
+    night_settings: Settings,
+    bundle: Path,
+    published_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The same after DAY_2, which is release 2: u2 acts again, p0 closes, p8 opens."""
+    folder = copy_tables(published_folder, tmp_path_factory.mktemp("second"))
+    town = open_town(spark, night_settings, folder, bundle)
+    town.deliver_second_night()
+    for job in ("features", "audit", "publish"):
+        town.run(job, DAY_2)
+    return folder
+
+
 @pytest.fixture
 def town(spark: object, night_settings: Settings, tmp_path: Path, bundle: Path) -> Town:
     """An empty town."""
@@ -114,6 +131,13 @@ def computed(town: Town, computed_folder: Path, tmp_path: Path) -> Town:
 def published(town: Town, published_folder: Path, tmp_path: Path) -> Town:
     """A town whose DAY_1 is release 1."""
     copy_tables(published_folder, tmp_path)
+    return town
+
+
+@pytest.fixture
+def published_twice(town: Town, second_folder: Path, tmp_path: Path) -> Town:
+    """A town whose DAY_1 is release 1 and whose DAY_2 is release 2."""
+    copy_tables(second_folder, tmp_path)
     return town
 
 

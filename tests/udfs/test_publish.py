@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conf.errors import AuditMissingError, GateFailedError, NoReleaseError, ReleaseSkewError
-from tests.udfs.town import DAY_1, DAY_2, Town, action, request, sequence, slot
+from tests.udfs.town import DAY_1, DAY_2, action, request, sequence
 from udfs.read_release import read_release
 
 pytestmark = pytest.mark.spark
@@ -15,22 +15,6 @@ pytestmark = pytest.mark.spark
 def gate_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate has tests of its own, and a test below runs it; the others need not wait for it."""
     monkeypatch.setattr("udfs.audit.gate", lambda rows, name, docs: [])
-
-
-def run_second_night(town: Town) -> None:
-    """Publishes DAY_2 as release 2: u2 acts again, p0 closes, p8 opens."""
-    town.deliver(
-        DAY_2,
-        cleaned_actions=[action("a2", "u2", DAY_2, 4)],
-        action_sequences=[sequence("u2", DAY_2, [4, 5, 4, 6, 4])],
-        poi_index=[
-            slot(0, valid_to=DAY_2, closed_day=DAY_2, changed_day=DAY_2),
-            slot(8, valid_from=DAY_2, indexed_day=DAY_2, changed_day=DAY_2),
-        ],
-        ranking_requests=[],
-    )
-    for job in ("features", "audit", "publish"):
-        town.run(job, DAY_2)
 
 
 def test_readers_see_nothing_before_the_first_release(computed):
@@ -50,30 +34,24 @@ def test_readers_see_whole_releases_only(published):
     assert sorted(after) == sorted(before)
 
 
-def test_vectors_of_several_nights_complete_each_other(published):
-    run_second_night(published)
-
-    users = read_release(published.spark, published.root, "user_embeddings").collect()
-    pois = read_release(published.spark, published.root, "poi_embeddings").collect()
+def test_vectors_of_several_nights_complete_each_other(published_twice):
+    users = read_release(published_twice.spark, published_twice.root, "user_embeddings").collect()
+    pois = read_release(published_twice.spark, published_twice.root, "poi_embeddings").collect()
     assert {(row["user_id"], row["day"]) for row in users} == {("u1", DAY_1), ("u2", DAY_2), ("u3", DAY_1)}
     assert {row["poi_id"] for row in pois} == {f"p{number}" for number in range(1, 9)}  # p0 has closed
 
 
-def test_an_older_release_can_still_be_read(published):
-    run_second_night(published)
-
-    pois = read_release(published.spark, published.root, "poi_embeddings", release=1).collect()
+def test_an_older_release_can_still_be_read(published_twice):
+    pois = read_release(published_twice.spark, published_twice.root, "poi_embeddings", release=1).collect()
 
     assert {row["poi_id"] for row in pois} == {f"p{number}" for number in range(8)}
 
 
 @pytest.mark.parametrize("release", [1, 2])
-def test_readers_without_spark_see_the_same_rows(published, release):
-    run_second_night(published)
-
+def test_readers_without_spark_see_the_same_rows(published_twice, release):
     for table in ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates"):
-        by_spark = read_release(published.spark, published.root, table, release=release)
-        by_arrow = read_release(None, published.root, table, release=release)
+        by_spark = read_release(published_twice.spark, published_twice.root, table, release=release)
+        by_arrow = read_release(None, published_twice.root, table, release=release)
         assert by_arrow.schema.names == by_spark.columns
         rows = sorted(by_arrow.to_pylist(), key=repr)
         assert rows == sorted((row.asDict() for row in by_spark.collect()), key=repr)
@@ -100,29 +78,26 @@ def test_a_release_says_what_it_was_made_from(published):
     }  # fmt: skip
 
 
-def test_rollback_shows_the_release_before_and_can_be_repeated(published):
-    run_second_night(published)
+def test_rollback_shows_the_release_before_and_can_be_repeated(published_twice):
+    assert published_twice.run("rollback", DAY_1).notes["release_id"] == 3
 
-    assert published.run("rollback", DAY_1).notes["release_id"] == 3
-
-    one, _, three = published.read("releases")
+    one, _, three = published_twice.read("releases")
     assert three["rollback_of"] == 2
     assert (three["day"], three["table_versions"]) == (one["day"], one["table_versions"])
-    users = read_release(published.spark, published.root, "user_embeddings").collect()
+    users = read_release(published_twice.spark, published_twice.root, "user_embeddings").collect()
     assert {row["day"] for row in users} == {DAY_1}
     with pytest.raises(NoReleaseError, match="before 1"):
-        published.run("rollback", DAY_1)  # nothing is older than release 1, whose content is shown
+        published_twice.run("rollback", DAY_1)  # nothing is older than release 1, whose content is shown
 
 
-def test_rollback_goes_to_a_named_release(published):
-    run_second_night(published)
-    published.run("rollback", DAY_1)
+def test_rollback_goes_to_a_named_release(published_twice):
+    published_twice.run("rollback", DAY_1)
 
-    assert published.run("rollback", DAY_1, to=2).notes["release_id"] == 4
+    assert published_twice.run("rollback", DAY_1, to=2).notes["release_id"] == 4
 
-    assert published.read("releases")[-1]["day"] == DAY_2
+    assert published_twice.read("releases")[-1]["day"] == DAY_2
     with pytest.raises(NoReleaseError, match="release 9"):
-        published.run("rollback", DAY_1, to=9)
+        published_twice.run("rollback", DAY_1, to=9)
 
 
 def test_tables_of_two_models_are_refused(computed, other_bundle):

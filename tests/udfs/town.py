@@ -156,6 +156,19 @@ class Town:
             ranking_requests=[request("r1", "u1", DAY_1, [0, 1, 4]), request("r2", "new", DAY_1, [2, 3])],
         )
 
+    def deliver_second_night(self) -> None:
+        """Writes DAY_2: u2 acts again, p0 closes, p8 opens, nobody asks."""
+        self.deliver(
+            DAY_2,
+            cleaned_actions=[action("a2", "u2", DAY_2, 4)],
+            action_sequences=[sequence("u2", DAY_2, [4, 5, 4, 6, 4])],
+            poi_index=[
+                slot(0, valid_to=DAY_2, closed_day=DAY_2, changed_day=DAY_2),
+                slot(8, valid_from=DAY_2, indexed_day=DAY_2, changed_day=DAY_2),
+            ],
+            ranking_requests=[],
+        )
+
     def run(self, job: str, day: date, run_id: str = "run", **options: object) -> JobSummary:
         """Runs a job as the command line does, without the process."""
         from udfs.__main__ import JOBS
