@@ -66,7 +66,8 @@ class Result:
 
 NUMBER = (int, float)
 MACHINE_TYPES: dict[str, type | tuple[type, ...]] = {"cores": int, "memory_gib": NUMBER, "cpu": str}
-RESULT_TYPES: dict[str, type | tuple[type, ...]] = {field.name: str for field in fields(Result)} | {
+RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
+    **{field.name: str for field in fields(Result)},
     "value": NUMBER,
     "holds": bool,
     "machine": dict,

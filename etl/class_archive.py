@@ -23,6 +23,7 @@ from etl.session import class_archive, open_session
 from etl.storage import merge_rows, read_table, replace_day
 
 LOGGER = logging.getLogger(__name__)
+NAME = "class-archive"
 
 
 def make_archive(settings: Settings) -> Path:
@@ -34,7 +35,7 @@ def make_archive(settings: Settings) -> Path:
         update={"master": "local[2]", "quick_start": True, "conf": {"spark.driver.defaultJavaOptions": dump}}
     )
     with TemporaryDirectory() as folder:
-        spark = open_session(settings.model_copy(update={"spark": spark_settings}), "class archive")
+        spark = open_session(settings.model_copy(update={"spark": spark_settings}), NAME)
         _load_classes(spark, folder, settings)
         _end_jvm(spark)
     return archive
@@ -43,11 +44,10 @@ def make_archive(settings: Settings) -> Path:
 def _load_classes(spark: SparkSession, root: str, settings: Settings) -> None:
     """Does once what every job does."""
     day = settings.city.first_day
-    note = {"run_id": "class-archive", "job": "class-archive", "day": day}
     actions = spark.createDataFrame([], spark_schema(TABLES["raw_actions"]))
-    replace_day(actions, "raw_actions", root, **note)
+    replace_day(actions, "raw_actions", root, day=day, run_id=NAME, job=NAME)
     blocks = spark.createDataFrame([], spark_schema(TABLES["blocks"]))
-    merge_rows(blocks, "blocks", root, **note)
+    merge_rows(blocks, "blocks", root, day=day, run_id=NAME, job=NAME)
     counted = (
         read_table(spark, root, "raw_actions").groupBy("user_id").agg(F.count("*"), F.collect_list("poi_id"))
     )

@@ -184,8 +184,8 @@ def _array_sql(values: Sequence[float] | Sequence[int] | Sequence[str]) -> str:
     return f"array({', '.join(texts)})"
 
 
-def _padded(values: list[str] | list[int], width: int) -> list[str] | list[int]:
-    return values + values[-1:] * (width - len(values))  # type: ignore[operator]
+def _padded(values: Sequence[str] | Sequence[int], width: int) -> Sequence[str] | Sequence[int]:
+    return [*values, *[values[-1]] * (width - len(values))]  # type: ignore[return-value]
 
 
 # --- POIs ---------------------------------------------------------------------------------------------------

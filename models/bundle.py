@@ -57,8 +57,8 @@ class ModelBundle:
 
     @property
     def generator_stage(self) -> str:
-        """The stage that generates POIs: aligned if there is one, else pre-trained."""
-        return "align_dpo" if "align_dpo" in self.stage_names else "pretrain"
+        """The stage that generates POIs: what `models.generator_choice` found better on validation rows."""
+        return str(self.content.get("generator_stage", "pretrain"))
 
     @property
     def action_type_id(self) -> int:
@@ -144,6 +144,14 @@ def save_bundle(
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return folder
+
+
+def describe_bundle(bundle: ModelBundle, content: Mapping[str, object]) -> None:
+    """Adds to what `bundle.json` tells; for bundles that are not registered yet."""
+    described = {**bundle.content, **content}
+    (bundle.folder / BUNDLE_FILE).write_text(
+        json.dumps(described, indent=2, sort_keys=True, default=str) + "\n"
+    )
 
 
 def resolve_model(uri: str, settings: Settings) -> tuple[Path, str]:

@@ -31,6 +31,7 @@ from models.evaluate import (
     save_figures,
 )
 from models.figures import Figures
+from models.generator_choice import choose_generator
 from models.pins import locate_table, pin_table
 from models.protocols import PROTOCOLS
 from models.register import find_champion, judge_challenger, register_bundle
@@ -61,7 +62,7 @@ def run_stage_job(context: JobContext) -> JobSummary:
         return _plan(training, (context.job,))
     with _open_run(context, training) as log:
         result = train_stage(training, context.job, log)
-        build_bundle(training)
+        _build_bundle(training)
     return _summarise(training, {context.job: result})
 
 
@@ -73,7 +74,7 @@ def run_train_job(context: JobContext) -> JobSummary:
     steps: dict[str, float] = {}
     with _open_run(context, training) as log:
         results = _timed(steps, "stages", lambda: train_all(training, log))
-        build_bundle(training)
+        _timed(steps, "bundle", lambda: _build_bundle(training))
         evaluation = _timed(steps, "evaluate", lambda: _evaluate(context, training, log))
         registration = _timed(steps, "register", lambda: _register(context, training, log))
     summary = _summarise(training, results)
@@ -145,6 +146,12 @@ def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle | N
     catalogue = Catalogue.from_arrow(read_table(_table(training, "poi_index"), CATALOGUE_COLUMNS))
     action_type_id = bundle.action_type_id if bundle else None
     return build_rows(train, held_out, catalogue, action_type_id=action_type_id)
+
+
+def _build_bundle(training: Training) -> None:
+    """Gathers the stages and chooses the one that generates, on validation rows."""
+    bundle = load_bundle(build_bundle(training))
+    choose_generator(read_evaluation_rows(training, "val", bundle), bundle)
 
 
 def _open(context: JobContext) -> Training:

@@ -6,8 +6,7 @@ The bundle is logged to the training's run as it is (safetensors and JSON) with 
 becomes `challenger`. The gate then compares it on the same held-out validation rows with the popularity floor
 and with the champion: it becomes `champion` if it beats the floor and is not below the champion by more than
 a tolerance.
-    Otherwise the
-champion stays; `--strict` makes that an error.
+Otherwise the champion stays; `--strict` makes that an error.
 """
 
 import logging
@@ -15,7 +14,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import mlflow
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -24,14 +22,13 @@ from conf.settings import Settings
 from models.bundle import ModelBundle, digest_folder, load_bundle, resolve_model
 from models.click_scorer import SIGNATURE
 from models.figures import rank_floors
-from models.inference import rank_targets_by_model
-from models.metrics import Ranks, bootstrap_mean, digest_rows, exact_mean, reciprocal_values
+from models.generator_choice import MAX_GATE_ROWS, rank_by_stage, sample_rows
+from models.metrics import bootstrap_mean, digest_rows, exact_mean, reciprocal_values
 from models.release_split import EvaluationRows
 from models.tracking import RunLog, open_client
 
 LOGGER = logging.getLogger(__name__)
 CHAMPION, CHALLENGER = "champion", "challenger"
-MAX_GATE_ROWS = 2_000
 TOLERANCE = 0.005
 """MRR that a challenger may lie below the champion: less than the noise between two seeds."""
 PACKAGES = ("torch", "safetensors", "numpy", "pyarrow", "pandas", "pydantic")
@@ -84,7 +81,7 @@ def judge_challenger(
     rows = sample_rows(rows, MAX_GATE_ROWS)
     requests = rows.requests
     floor = rank_floors(requests, rows.counts, catalogue=rows.catalogue)["popularity"]
-    own = reciprocal_values(_rank(rows, challenger))
+    own = reciprocal_values(rank_by_stage(rows, challenger, challenger.generator_stage))
     figures = {"popularity": exact_mean(reciprocal_values(floor)), "challenger": exact_mean(own)}
     reasons = []
     if not figures["challenger"] > figures["popularity"]:
@@ -93,7 +90,7 @@ def judge_challenger(
         )
     champion_mrr, difference_low = None, None
     if champion is not None:
-        theirs = reciprocal_values(_rank(rows, champion))
+        theirs = reciprocal_values(rank_by_stage(rows, champion, champion.generator_stage))
         champion_mrr = exact_mean(theirs)
         difference_low = bootstrap_mean(own - theirs, requests.users).low
         if figures["challenger"] < champion_mrr - TOLERANCE:
@@ -149,24 +146,6 @@ def register_bundle(
     client.set_registered_model_alias(name, CHAMPION, number)
     LOGGER.info("%s is champion", model_version)
     return Registration(model_version, True, verdict)
-
-
-def sample_rows(rows: EvaluationRows, most: int) -> EvaluationRows:
-    """Returns at most so many rows, the same ones for equal row ids whatever their order."""
-    if len(rows.requests) <= most:
-        return rows
-    order = np.array([digest_rows([row_id]) for row_id in rows.requests.row_ids])
-    return rows.take(np.sort(np.argsort(order, kind="stable")[:most]))
-
-
-def _rank(rows: EvaluationRows, bundle: ModelBundle) -> Ranks:
-    model = bundle.model(bundle.generator_stage)
-    parts = [
-        (own, rank_targets_by_model(model, batch, rows.requests.targets[own], rows.catalogue))
-        for own, batch in rows.batches(MAX_GATE_ROWS)
-    ]
-    order = np.argsort(np.concatenate([own for own, _ in parts])) if parts else np.zeros(0, np.int64)
-    return Ranks.join(ranks for _, ranks in parts).take(order)
 
 
 def _find_version(client: MlflowClient, name: str, digest: str) -> str:

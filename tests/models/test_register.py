@@ -8,8 +8,9 @@ from conf.errors import PromotionRefusedError
 from models.bundle import load_bundle, save_bundle
 from models.catalogue import Catalogue
 from models.checkpoint import save_stage
+from models.generator_choice import choose_generator, sample_rows
 from models.metrics import Ranks
-from models.register import TOLERANCE, judge_challenger, register_bundle, sample_rows
+from models.register import TOLERANCE, judge_challenger, register_bundle
 from models.release_split import build_rows
 from models.tracking import open_training_run
 
@@ -45,8 +46,8 @@ def make_bundle(make_decoder, tmp_path):
 def _ranks(monkeypatch, by_bundle: dict[str, int], num_rows: int) -> None:
     """Makes every target of a bundle stand at one rank."""
     monkeypatch.setattr(
-        "models.register._rank",
-        lambda rows, bundle: Ranks(
+        "models.register.rank_by_stage",
+        lambda rows, bundle, stage: Ranks(
             np.full(num_rows, by_bundle[bundle.folder.parent.name] - 1), np.ones(num_rows, np.int64)
         ),
     )
@@ -74,7 +75,9 @@ def test_a_challenger_within_the_tolerance_passes(rows, make_bundle, monkeypatch
     ranks[0] = 2  # mean reciprocal rank 1 - .5 / 120, within the tolerance
     assert TOLERANCE > 0.5 / 120
     found = {"new": Ranks(ranks - 1, np.ones(120, np.int64)), "old": Ranks(ranks * 0, np.ones(120, np.int64))}
-    monkeypatch.setattr("models.register._rank", lambda rows, bundle: found[bundle.folder.parent.name])
+    monkeypatch.setattr(
+        "models.register.rank_by_stage", lambda rows, bundle, stage: found[bundle.folder.parent.name]
+    )
     assert judge_challenger(rows, make_bundle("new", 1), make_bundle("old", 2)).reasons == ()
 
 
@@ -82,6 +85,30 @@ def test_the_gate_looks_at_the_same_rows_whatever_their_order(rows):
     some = sample_rows(rows, 20)
     shuffled = sample_rows(rows.take(np.random.default_rng(0).permutation(120)), 20)
     assert sorted(some.requests.row_ids) == sorted(shuffled.requests.row_ids)
+
+
+@pytest.mark.parametrize(("aligned_rank", "chosen"), [(1, "align_dpo"), (2, "align_dpo"), (3, "pretrain")])
+def test_the_stage_that_ranks_better_generates(
+    rows, make_decoder, tmp_path, monkeypatch, aligned_rank, chosen
+):
+    model = make_decoder()
+    stage = save_stage(tmp_path / "model", model)
+    folder = save_bundle(
+        tmp_path / "bundle",
+        {"pretrain": stage, "align_dpo": stage},
+        layout=model.config.layout,
+        content={"embedding_dim": 8, "is_simulated": True},
+    )
+    rank = {"pretrain": 2, "align_dpo": aligned_rank}
+    monkeypatch.setattr(
+        "models.generator_choice.rank_by_stage",
+        lambda rows, bundle, stage: Ranks(np.full(120, rank[stage] - 1), np.ones(120, np.int64)),
+    )
+
+    mrr = choose_generator(rows, load_bundle(folder))
+
+    assert mrr == {"pretrain": 0.5, "align_dpo": 1 / aligned_rank}
+    assert load_bundle(folder).generator_stage == chosen
 
 
 def test_a_refused_bundle_stays_challenger_and_strict_makes_it_an_error(

@@ -1,0 +1,58 @@
+"""Which stage of a bundle generates POIs: the aligned one if it ranks held-out actions no worse than the pre-trained.
+
+Alignment lifts what users click among what they were shown; too long a step takes that from everything else. So the two
+are compared on the validation rows before the bundle is registered, and `bundle.json` says which one serves.
+"""
+
+import logging
+
+import numpy as np
+
+from models.bundle import ModelBundle, describe_bundle
+from models.inference import rank_targets_by_model
+from models.metrics import Ranks, digest_rows, exact_mean, reciprocal_values
+from models.release_split import EvaluationRows
+
+LOGGER = logging.getLogger(__name__)
+MAX_GATE_ROWS = 2_000
+GENERATING_STAGES = ("pretrain", "align_dpo")
+
+
+def choose_generator(rows: EvaluationRows, bundle: ModelBundle) -> dict[str, float]:
+    """Compares the generating stages by MRR on at most `MAX_GATE_ROWS` rows and notes the better in `bundle.json`.
+
+    Args:
+        rows: held-out validation rows, never test rows.
+        bundle: just built.
+
+    Returns:
+        MRR by stage; empty if there is nothing to choose.
+    """
+    stages = [stage for stage in GENERATING_STAGES if stage in bundle.stage_names]
+    if len(stages) < 2:
+        return {}
+    rows = sample_rows(rows, MAX_GATE_ROWS)
+    mrr = {stage: exact_mean(reciprocal_values(rank_by_stage(rows, bundle, stage))) for stage in stages}
+    chosen = max(reversed(stages), key=mrr.__getitem__)  # a tie goes to the later stage
+    LOGGER.info("%s generates: MRR on %d validation rows %s", chosen, len(rows.requests), mrr)
+    describe_bundle(bundle, {"generator_stage": chosen, "generator_mrr": mrr})
+    return mrr
+
+
+def sample_rows(rows: EvaluationRows, most: int) -> EvaluationRows:
+    """Returns at most so many rows, the same ones for equal row ids whatever their order."""
+    if len(rows.requests) <= most:
+        return rows
+    order = np.array([digest_rows([row_id]) for row_id in rows.requests.row_ids])
+    return rows.take(np.sort(np.argsort(order, kind="stable")[:most]))
+
+
+def rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str) -> Ranks:
+    """Ranks the targets of the rows by a generating stage, over all POIs live as of each request."""
+    model = bundle.model(stage)
+    parts = [
+        (own, rank_targets_by_model(model, batch, rows.requests.targets[own], rows.catalogue))
+        for own, batch in rows.batches(MAX_GATE_ROWS)
+    ]
+    order = np.argsort(np.concatenate([own for own, _ in parts])) if parts else np.zeros(0, np.int64)
+    return Ranks.join(ranks for _, ranks in parts).take(order)
