@@ -171,12 +171,12 @@ def draw_from(
     return F.element_at(F.element_at(values, table_no + 1), position)
 
 
-def _literal_array(values: Sequence[float] | Sequence[int] | Sequence[str]) -> Column:
+def _literal_array(values: Sequence[object]) -> Column:
     """Returns an array of literals, made of one text: a call per element would cost the driver seconds."""
     return F.expr(_array_sql(list(values)))
 
 
-def _array_sql(values: Sequence[float] | Sequence[int] | Sequence[str]) -> str:
+def _array_sql(values: Sequence[object]) -> str:
     texts = (
         f"'{value}'" if isinstance(value, str) else f"{value!r}D" if isinstance(value, float) else str(value)
         for value in values
@@ -184,8 +184,8 @@ def _array_sql(values: Sequence[float] | Sequence[int] | Sequence[str]) -> str:
     return f"array({', '.join(texts)})"
 
 
-def _padded(values: Sequence[str] | Sequence[int], width: int) -> Sequence[str] | Sequence[int]:
-    return [*values, *[values[-1]] * (width - len(values))]  # type: ignore[return-value]
+def _padded(values: Sequence[object], width: int) -> Sequence[object]:
+    return [*values, *[values[-1]] * (width - len(values))]
 
 
 # --- POIs ---------------------------------------------------------------------------------------------------
