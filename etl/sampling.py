@@ -50,8 +50,7 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
     """Joins requests with what the user had done before: `raw_impressions` -> `ranking_samples`."""
     night, day, settings = Night(context, spark), context.day, context.settings
     impressions = night.read("raw_impressions", made_by="SOURCE").where(F.col("day") <= day)
-    # A request delivered on two days is one request.
-    impressions = impressions.drop("day").dropDuplicates(["request_id", "poi_id"])
+    impressions = _last_delivered(impressions)
     of_version = F.col("index_version") == settings.index.version
     shown = with_live_slot(
         impressions, night.read("poi_index", made_by="poi_index").where(of_version)
@@ -91,6 +90,14 @@ def sample_pairs(context: JobContext, spark: SparkSession) -> JobSummary:
     return night.summary
 
 
+def _last_delivered(impressions: DataFrame) -> DataFrame:
+    """Keeps one row per request and POI: a request delivered on two days is one, as it was delivered last."""
+    key = ("request_id", "poi_id")
+    others = [name for name in impressions.columns if name not in ("day", *key)]
+    last = F.max(F.struct("day", *others)).alias("last")
+    return impressions.groupBy(*key).agg(last).select(*key, *(f"last.{name}" for name in others))
+
+
 def _actions(night: Night) -> DataFrame:
     of_version = F.col("index_version") == night.context.settings.index.version
     cleaned = night.read("cleaned_actions", made_by="clean_actions")
@@ -111,6 +118,10 @@ def _num_targets() -> F.Column:
 
 def _requested_type(actions: DataFrame) -> int:
     """Returns the action type that requests ask for: click where there are clicks, else the data's only type."""
-    row = actions.groupBy("action_type_id").count().orderBy(F.desc("count"), "action_type_id").first()
-    has_clicks = actions.where(F.col("action_type_id") == action_type_id("click")).limit(1).count() > 0
-    return action_type_id("click") if has_clicks or row is None else int(row["action_type_id"])
+    click = action_type_id("click")
+    row = actions.agg(
+        F.count_if(F.col("action_type_id") == click).alias("clicks"),
+        F.mode("action_type_id", deterministic=True).alias("most_common"),
+    ).first()
+    assert row is not None
+    return click if row["clicks"] or row["most_common"] is None else int(row["most_common"])

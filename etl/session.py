@@ -26,6 +26,8 @@ QUICK_PROPERTIES = {
     "spark.sql.codegen.wholeStage": "false",
     "spark.sql.adaptive.enabled": "false",
     "spark.databricks.delta.snapshotPartitions": "1",
+    # The plan's text is made for every query, though nobody looks at it.
+    "spark.sql.ui.explainMode": "simple",
 }
 JAR_PREFIXES = ("io.delta_", "io.unitycatalog_", "org.locationtech.jts_")
 """What Delta needs beyond the jars that Spark ships itself."""

@@ -178,18 +178,28 @@ def merge_rows(
 
 
 def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str, day: date) -> int:
-    """Appends rows with new keys to a log table and returns the new version; a key that is there is refused."""
+    """Appends rows with new keys to a log table and returns the new version; a key that is there is refused.
+
+    Raises:
+        DuplicateKeyError: a key is there already, or occurs twice.
+        ConflictingWriteError: another run appended at the same time.
+    """
     contract = TABLES[name]
     assert contract.write == "log", f"{name} is not a log"
-    spark = frame.sparkSession
-    rows = conform(frame, contract)
+    spark, key = frame.sparkSession, list(contract.key)
+    rows = conform(frame.withColumn("run_id", F.lit(run_id)), contract)
     _create_if_missing(spark, contract, root)
-    known = rows.join(read_table(spark, root, name), list(contract.key), "left_semi")
+    known = rows.join(read_table(spark, root, name), key, "left_semi")
     _refuse_duplicate_keys(rows.unionByName(known.select(*rows.columns)), contract)
-    writer = rows.write.format("delta").mode("append").option("userMetadata", _commit_note(job, day, run_id))
+    # The write itself reads the table, so Delta sees a conflict if another run appends between the two.
+    new = rows.join(read_table(spark, root, name).select(*key), key, "left_anti").select(*rows.columns)
+    writer = new.write.format("delta").mode("append").option("userMetadata", _commit_note(job, day, run_id))
     location = table_location(root, name)
     save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
-    return _commit(spark, lambda: save(location), root, name, day)
+    version = _commit(spark, lambda: save(location), root, name, day)
+    if not rows.join(read_table(spark, root, name), [*key, "run_id"], "left_anti").isEmpty():
+        raise ConflictingWriteError(table=name, day=str(day), cause="the keys were taken meanwhile")
+    return version
 
 
 # --- private ----------------------------------------------------------------------------------------------------------

@@ -5,8 +5,15 @@ from datetime import date
 import pytest
 from pyspark.sql import functions as F
 
-from conf.errors import ContractViolatedError, DuplicateKeyError, MissingInputError, SchemaError
+from conf.errors import (
+    ConflictingWriteError,
+    ContractViolatedError,
+    DuplicateKeyError,
+    MissingInputError,
+    SchemaError,
+)
 from conf.tables import TABLES, USER_PLACES
+from etl import storage
 from etl.contracts import check_constraints, conform, digest_table, spark_schema
 from etl.storage import append_log, merge_rows, read_table, replace_day, table_version
 
@@ -103,6 +110,23 @@ def test_a_log_refuses_a_key_that_is_there(spark, tmp_path):
 
     with pytest.raises(DuplicateKeyError):
         append_log(frame, "releases", str(tmp_path), run_id="r", job="test", day=MONDAY)
+
+
+def test_of_two_runs_that_append_the_same_key_one_wins_and_the_other_says_so(spark, tmp_path, monkeypatch):
+    root, check = str(tmp_path), storage._refuse_duplicate_keys
+    row = [(1, MONDAY, 5, {"user_embeddings": 3}, "7", 1, None, "r", True)]
+    frame = spark.createDataFrame(row, spark_schema(TABLES["releases"]))
+
+    def check_and_be_overtaken(rows, contract):
+        check(rows, contract)
+        monkeypatch.setattr(storage, "_refuse_duplicate_keys", check)
+        append_log(frame, "releases", root, run_id="faster", job="test", day=MONDAY)
+
+    monkeypatch.setattr(storage, "_refuse_duplicate_keys", check_and_be_overtaken)
+    with pytest.raises(ConflictingWriteError):
+        append_log(frame, "releases", root, run_id="slower", job="test", day=MONDAY)
+
+    assert [row["run_id"] for row in read_table(spark, root, "releases").collect()] == ["faster"]
 
 
 def test_a_value_out_of_bounds_is_refused_with_the_constraint_named(spark, tmp_path):
