@@ -29,6 +29,22 @@ class MemoryConfig(Section):
     large_table_rate: float = Field(2.0, gt=0, description="the same for tables of more than 1,000 rows")
 
 
+class OthersConfig(Section):
+    """Copying from others (ours): slots of POIs that other users' rows suggest; off = own history only."""
+
+    enabled: bool = Field(
+        False, description="mix slots of others into the distribution, where some are given"
+    )
+    num_followers: int = Field(24, ge=0, description="slots of POIs that follow the current one")
+    num_near: int = Field(24, ge=0, description="slots of POIs near the user and popular at the hour")
+    start: float = Field(-4.0, description="start of every slot's score")
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of a request."""
+        return self.num_followers + self.num_near
+
+
 class DecoderConfig(Section):
     """Shape of the decoder; most keys have an obvious twin in transformers' LlamaConfig."""
 
@@ -48,6 +64,10 @@ class DecoderConfig(Section):
     )
     embedding_dim: int = Field(64, ge=2, description="length of user and POI vectors")
     memory: MemoryConfig = MemoryConfig()
+    others: OthersConfig = OthersConfig()
+    hide_request_time: bool = Field(
+        False, description="the time of the step is not known: its clock is that of the action before"
+    )
     poi_vectors: Literal["off", "exact", "hashed"] = Field(
         "exact",
         description="vector of a POI's own beside the shared inner vector: one row each, or hashed rows",

@@ -86,6 +86,7 @@ class PairFeatures(NamedTuple):
     hour_pair: Tensor
     signed_minutes: Tensor
     weekday_pair: Tensor
+    previous_clock: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class PairTable:
     num_rows: int
     row: Callable[[PairFeatures], Tensor]
     is_clock: bool = False
+    needs_hidden_time: bool = False
 
 
 TABLES = (
@@ -114,7 +116,17 @@ TABLES = (
     PairTable("hour_pair", 24 * 24 * 3, lambda f: f.hour_pair * 3 + f.day_relation, is_clock=True),
     PairTable("signed_clock", NUM_SIGNED * 3, lambda f: f.signed_minutes * 3 + f.day_relation, is_clock=True),
     PairTable("weekday_pair", 7 * 7 * 6, lambda f: f.weekday_pair, is_clock=True),
+    PairTable("previous_clock", 25 * 3 * 3, lambda f: f.previous_clock * 3 + f.match, needs_hidden_time=True),
 )
+
+
+def select_tables(*, clock_tables: bool, hide_request_time: bool) -> list[PairTable]:
+    """Returns the tables of a memory: those of clocks, and of hidden request times, have switches."""
+    return [
+        table
+        for table in TABLES
+        if (clock_tables or not table.is_clock) and (hide_request_time or not table.needs_hidden_time)
+    ]
 
 
 def start_table(table: PairTable) -> Tensor:
@@ -135,12 +147,13 @@ def start_table(table: PairTable) -> Tensor:
 @torch.no_grad()
 def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
     """Compares every step with every past action."""
-    slots_BL = _name_slots(past)
+    slots_BL = name_slots(past.blocks_BL, past.inners_BL)
     clock_q = _view_clock(split_time(steps.timestamps_BQ, steps.tz_offsets_BQ), dim=2)
     clock_j = _view_clock(split_time(past.timestamps_BL, past.tz_offsets_BL), dim=1)
     day_relation = _relate_days(clock_q.weekday, clock_j.weekday)
-    signed = (clock_q.minute_of_day - clock_j.minute_of_day + _HALF_DAY_MIN) % _DAY_MIN - _HALF_DAY_MIN
+    signed = _signed_minutes(clock_q, clock_j)
     visits, last_ms = _count_visits(past, steps, slots_BL)
+    previous = Clock(*(_shift_right(part[:, 0], 1, fill=0)[:, None] for part in clock_j))
     now = steps.timestamps_BQ[..., None]
     gap_q, gap_j = _gaps_of_steps(past, steps), _gaps_of_actions(past)
     is_current, match, two_back = _match_contexts(past, steps, slots_BL)
@@ -148,7 +161,7 @@ def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
         age=_bucket_age(now - past.timestamps_BL[:, None]),
         match=match,
         is_current=is_current,
-        half_hours=(signed.abs() + 15) // 30,
+        half_hours=_half_hours(signed),
         day_relation=day_relation,
         visits=visits.clamp(min=1).float().log2().long().clamp(max=NUM_COUNTS - 1),
         last_visit=_bucket_age(now - last_ms),
@@ -159,15 +172,39 @@ def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
         hour_pair=clock_q.hour * 24 + clock_j.hour,
         signed_minutes=_bucket_signed(signed),
         weekday_pair=(clock_q.weekday * 7 + clock_j.weekday) * 6 + (signed.abs() // 90).clamp(max=5),
+        previous_clock=_half_hours(_signed_minutes(clock_q, previous)) * 3
+        + _relate_days(clock_q.weekday, previous.weekday),
     )
 
 
-def _name_slots(past: Past) -> Tensor:
-    return past.blocks_BL * 2**24 + past.inners_BL
+def name_slots(block_ids: Tensor, inner_ids: Tensor) -> Tensor:
+    """Returns one number per (block, inner)."""
+    return block_ids * 2**24 + inner_ids
+
+
+def bucket_step_gap(past: Past, steps: Steps) -> Tensor:
+    """Returns the log bucket of the time since the user's last action, (B, Q)."""
+    return _bucket_gap(_gaps_of_steps(past, steps))
+
+
+def bucket_distance(places: Tensor, other_places: Tensor) -> Tensor:
+    """Returns the log bucket of distances, as in the pair tables; places broadcast, (..., 2) -> (...)."""
+    between = place_on_sphere(places) - place_on_sphere(other_places)
+    known = is_known_place(places) & is_known_place(other_places)
+    return torch.where(known, _bucket_chord(between.norm(dim=-1)), NUM_DISTANCES - 1)
 
 
 def _view_clock(clock: Clock, dim: int) -> Clock:
     return Clock(*(part.unsqueeze(dim) for part in clock))
+
+
+def _signed_minutes(clock_a: Clock, clock_b: Clock) -> Tensor:
+    """Returns how much later in the day, -720 to 719 minutes."""
+    return (clock_a.minute_of_day - clock_b.minute_of_day + _HALF_DAY_MIN) % _DAY_MIN - _HALF_DAY_MIN
+
+
+def _half_hours(signed_min: Tensor) -> Tensor:
+    return (signed_min.abs() + 15) // 30
 
 
 def _relate_days(weekday_a: Tensor, weekday_b: Tensor) -> Tensor:
@@ -203,9 +240,12 @@ def _bucket_distance(past: Past, steps: Steps) -> Tensor:
         place_on_sphere(past.poi_lonlat_BL2),
         compute_mode="donot_use_mm_for_euclid_dist",
     )
-    bucket = (1.5 * (chord * (EARTH_RADIUS_KM / 0.1) + 1).log2()).long().clamp(max=NUM_DISTANCES - 1)
     known = is_known_place(steps.user_lonlat_BQ2)[..., None] & is_known_place(past.poi_lonlat_BL2)[:, None]
-    return torch.where(known, bucket, NUM_DISTANCES - 1)
+    return torch.where(known, _bucket_chord(chord), NUM_DISTANCES - 1)
+
+
+def _bucket_chord(chord: Tensor) -> Tensor:
+    return (1.5 * (chord * (EARTH_RADIUS_KM / 0.1) + 1).log2()).long().clamp(max=NUM_DISTANCES - 1)
 
 
 def _gaps_of_actions(past: Past) -> Tensor:
@@ -216,11 +256,11 @@ def _gaps_of_actions(past: Past) -> Tensor:
 
 def _gaps_of_steps(past: Past, steps: Steps) -> Tensor:
     """Time since the user's last action, (B, Q); a long time without one."""
-    last_ms = _take(past.timestamps_BL, steps.num_past_BQ - 1, fill=-(2**50))
+    last_ms = take_actions(past.timestamps_BL, steps.num_past_BQ - 1, fill=-(2**50))
     return steps.timestamps_BQ - last_ms
 
 
-def _take(values_BL: Tensor, index_BQ: Tensor, fill: int) -> Tensor:
+def take_actions(values_BL: Tensor, index_BQ: Tensor, fill: int) -> Tensor:
     """Gathers along the actions; `fill` where the index points before the first."""
     if values_BL.shape[1] == 0:
         return torch.full_like(index_BQ, fill)
@@ -234,9 +274,9 @@ def _shift_right(values_BL: Tensor, by: int, fill: int) -> Tensor:
 
 def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compares what came before the step with what came before the action: current, match, two back."""
-    last_slot = _take(slots_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
-    last_category = _take(past.categories_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
-    slot_before_last = _take(slots_BL, steps.num_past_BQ - 2, fill=-1)[..., None]
+    last_slot = take_actions(slots_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
+    last_category = take_actions(past.categories_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
+    slot_before_last = take_actions(slots_BL, steps.num_past_BQ - 2, fill=-1)[..., None]
     same_poi = last_slot == _shift_right(slots_BL, 1, fill=-2)[:, None]
     category_before = _shift_right(past.categories_BL, 1, fill=-2)[:, None]
     same_category = (last_category == category_before) & (last_category > 0)

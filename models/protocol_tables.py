@@ -19,6 +19,7 @@ from conf.errors import MissingInputError
 from conf.tokens import action_type_id
 from models.baselines import count_training
 from models.dataset import TableAt
+from models.others import OtherStatistics, count_others
 from models.place_index import PlaceIndex, build_index, find_cells, number_categories
 from models.pretrain import PretrainTables
 from models.protocols import ProtocolRows
@@ -111,9 +112,7 @@ def write_samples(tables: ProtocolTables, folder: Path, *, window_actions: int) 
     return found
 
 
-def cut_windows(
-    tables: ProtocolTables, split: str, is_target: BoolArray, *, window_actions: int
-) -> pa.Table:
+def cut_windows(tables: ProtocolTables, split: str, is_target: BoolArray, *, window_actions: int) -> pa.Table:
     """Cuts the check-ins of a split into windows, each after what came before.
 
     Args:
@@ -170,6 +169,18 @@ def build_evaluation_rows(tables: ProtocolTables, split: str) -> EvaluationRows:
         user_lats=places["lats"],
         profile_ids=no_profile,
         action_type_id=action_type_id("checkin"),
+    )
+
+
+def count_training_others(tables: ProtocolTables) -> OtherStatistics:
+    """Counts visits and transitions of the training rows; validation and test rows are never counted."""
+    training, visits = tables.rows.is_training, tables.rows.visits
+    return count_others(
+        tables.rows.users[training],
+        tables.poi_rows[training],
+        visits.timestamps_ms[training],
+        visits.tz_offsets_min[training],
+        num_pois=tables.index.slots.num_rows,
     )
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import HistoryBatch, RequestBatch
+from models.copying import SlotBank
 from models.layers import KeyValues
 from models.memory import Bank, PairBias
-from models.pairs import Past, Steps
+from models.pairs import Past, Steps, take_actions
 from models.slots import LiveSlots
 
 
@@ -44,6 +45,7 @@ class RequestState(NamedTuple):
         cache: with the request's spacetime and action tokens.
         state_BD: state at the action token: predicts the block, and is the user tower's input.
         bank, pairs: what the memory knows; None if it is off.
+        slots: what others suggest; None if that is off, or nothing was given.
         live: slots that exist as of the request; None = all within the capacities.
     """
 
@@ -51,6 +53,7 @@ class RequestState(NamedTuple):
     state_BD: Tensor
     bank: Bank | None
     pairs: PairBias | None
+    slots: SlotBank | None
     live: LiveSlots | None
 
 
@@ -104,13 +107,26 @@ def past_of(history: HistoryBatch) -> Past:
     )
 
 
-def steps_of(history: HistoryBatch, index_BQ: Tensor) -> Steps:
-    """Steps that predict actions of the history: their own time and user place are the request's (trap 2)."""
-    return Steps(
+def steps_of(history: HistoryBatch, index_BQ: Tensor, *, hide_time: bool = False) -> Steps:
+    """Steps that predict actions of the history: their own time and user place are the request's (trap 2).
+
+    With `hide_time` the time is that of the action before, 0 where there is none.
+    """
+    steps = Steps(
         index_BQ,
         history.timestamps_BL.gather(1, index_BQ),
         history.tz_offsets_BL.gather(1, index_BQ),
         take_rows(history.user_lonlat_BL2, index_BQ),
+    )
+    return hide_times(steps, history) if hide_time else steps
+
+
+def hide_times(steps: Steps, history: HistoryBatch) -> Steps:
+    """Replaces the time of each step by that of the action before it."""
+    before = steps.num_past_BQ - 1
+    return steps._replace(
+        timestamps_BQ=take_actions(history.timestamps_BL, before, fill=0),
+        tz_offsets_BQ=take_actions(history.tz_offsets_BL, before, fill=0),
     )
 
 

@@ -1,0 +1,96 @@
+"""Slots of others for batches: Arrow rows and tensors in, `OtherSlots` out; between numpy and torch.
+
+The finder takes the requesting user's own training rows out of all counts, so it needs to know who asks.
+"""
+
+# Shape letters: B = sequences, W = actions of the window, Q = steps, C = slots, S = steps that ask.
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.batch import HistoryBatch, OtherSlots, RequestBatch
+from models.config import DecoderConfig
+from models.features import split_time
+from models.other_slots import NEAR, Asked, SlotFinder
+from models.pairs import Steps, take_actions
+from models.states import hide_times, steps_of, window_index
+
+
+def add_to_history(
+    history: HistoryBatch, users: np.ndarray, finder: SlotFinder, config: DecoderConfig
+) -> HistoryBatch:
+    """Adds the slots of every loss target in the window; other steps have none.
+
+    Args:
+        history: of training samples.
+        users: user of each sample.
+        finder: knows the training rows of all users.
+        config: says how long the window is, and whether request times are hidden.
+    """
+    index_BW, valid_BW = window_index(
+        history.lengths_B, history.timestamps_BL.shape[1], config.window_actions
+    )
+    asks_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
+    asks_BW = asks_BW & (index_BW >= history.num_context_B[:, None])
+    steps = steps_of(history, index_BW, hide_time=config.hide_request_time)
+    return history._replace(others=_find(history, steps, asks_BW, users, finder))
+
+
+def add_to_requests(
+    request: RequestBatch,
+    history: HistoryBatch,
+    users: np.ndarray,
+    finder: SlotFinder,
+    config: DecoderConfig,
+) -> RequestBatch:
+    """Adds the slots of one request per user; neutral ones have none."""
+    steps = Steps(
+        history.lengths_B[:, None],
+        request.timestamps_B[:, None],
+        request.tz_offsets_B[:, None],
+        request.user_lonlat_B2[:, None],
+    )
+    if config.hide_request_time:
+        steps = hide_times(steps, history)
+    return request._replace(others=_find(history, steps, ~request.is_neutral_B[:, None], users, finder))
+
+
+def _find(
+    history: HistoryBatch, steps: Steps, asks_BQ: Tensor, users: np.ndarray, finder: SlotFinder
+) -> OtherSlots:
+    """Looks up the slots of the steps that ask."""
+    rows = asks_BQ.nonzero()[:, 0].numpy()
+    last_block, last_inner = (
+        take_actions(ids, steps.num_past_BQ - 1, fill=-1)[asks_BQ].numpy()
+        for ids in (history.blocks_BL, history.inners_BL)
+    )
+    lonlat_S2 = steps.user_lonlat_BQ2[asks_BQ].numpy().astype(np.float64)
+    hour_BQ = split_time(steps.timestamps_BQ, steps.tz_offsets_BQ).hour
+    known = finder.statistics.find_users(users)
+    current = np.where(last_block >= 0, finder.catalogue.find_rows(last_block, last_inner), -1)
+    asked = Asked(
+        users=known[rows],
+        current=current,
+        lons=lonlat_S2[:, 0],
+        lats=lonlat_S2[:, 1],
+        hours=hour_BQ[asks_BQ].numpy(),
+    )
+    found, catalogue = finder.find(asked), finder.catalogue
+    is_real = torch.from_numpy(found.pois >= 0)
+    pois = np.maximum(found.pois, 0)
+    lists = np.zeros_like(pois)
+    lists[:, finder.num_followers :] = NEAR
+    places = np.stack([catalogue.lons[pois], catalogue.lats[pois]], axis=-1).astype(np.float32)
+    fields = (
+        catalogue.block_ids[pois], catalogue.inner_ids[pois], catalogue.category_ids[pois], places, lists,
+        found.count, found.share, found.lift, found.popularity,
+    )  # fmt: skip
+    tensors = [_scatter(torch.from_numpy(np.ascontiguousarray(part)), asks_BQ) for part in fields]
+    return OtherSlots(*tensors, _scatter(is_real, asks_BQ))
+
+
+def _scatter(values_SC: Tensor, asks_BQ: Tensor) -> Tensor:
+    whole = values_SC.new_zeros(*asks_BQ.shape, *values_SC.shape[1:])
+    whole[asks_BQ] = values_SC
+    return whole
