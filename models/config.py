@@ -22,6 +22,9 @@ class MemoryConfig(Section):
         True, description="mix copies of the user's own past POIs into the generator's distribution"
     )
     key_dim: int = Field(64, ge=1, description="width of the content match between a step and a past action")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="on the input embeddings that keys of past actions and slots are made of"
+    )
     clock_tables: bool = Field(True, description="learned tables over pairs of hours and of weekdays")
     table_rate: float = Field(
         10.0, gt=0, description="learning rate of the pair tables, times that of the rest"

@@ -81,7 +81,7 @@ class OthersMemory(nn.Module):
         self.num_categories, self.num_slots = max(config.num_categories, 1), own.num_slots
         self.start, self.key_dim = own.start, config.memory.key_dim
         D = config.hidden_dim
-        self.norm = RMSNorm(D, config.norm_eps)
+        self.norm, self.dropout = RMSNorm(D, config.norm_eps), nn.Dropout(config.memory.dropout)
         self.key = nn.Linear(D, 2 * self.key_dim, bias=False)
         self.query = nn.ModuleList(nn.Linear(D, self.key_dim, bias=False) for _ in (BLOCK, INNER))
         self.gate = nn.ModuleList(nn.Linear(D, 1) for _ in (BLOCK, INNER))
@@ -155,7 +155,7 @@ class OthersMemory(nn.Module):
             slots.categories_BQC.flatten()[first],
             slots.lonlat_BQC2.flatten(0, -2)[first],
         )
-        keys_U2K = self.key(self.norm(embedded)).unflatten(-1, (2, self.key_dim))
+        keys_U2K = self.key(self.dropout(self.norm(embedded))).unflatten(-1, (2, self.key_dim))
         return F.embedding(place, keys_U2K.flatten(1)).view(*slots.blocks_BQC.shape, 2, self.key_dim)
 
     def _rows(self, slots: OtherSlots, past: Past, steps: Steps) -> tuple[Tensor, Tensor]:

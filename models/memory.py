@@ -75,6 +75,7 @@ class PlaceMemory(nn.Module):
         self.key_dim = config.memory.key_dim
         D = config.hidden_dim
         self.spacetime_norm, self.inner_norm = RMSNorm(D, config.norm_eps), RMSNorm(D, config.norm_eps)
+        self.dropout = nn.Dropout(config.memory.dropout)
         self.key = nn.Linear(3 * D, 2 * self.key_dim, bias=False)
         self.query = nn.ModuleList(nn.Linear(D, self.key_dim, bias=False) for _ in (BLOCK, INNER))
         self.gate = nn.ModuleList(nn.Linear(D, 1) for _ in (BLOCK, INNER))
@@ -97,6 +98,7 @@ class PlaceMemory(nn.Module):
         inner = self.inner_norm(inner_BLD)
         before = F.pad(inner, (0, 0, 1, 0))[:, : inner.shape[1]]
         content = torch.cat([self.spacetime_norm(spacetime_BLD), inner, before], dim=-1)
+        content = self.dropout(content)
         keys = self.key(content).unflatten(-1, (2, self.key_dim))
         can_copy = (past.blocks_BL < self.num_blocks) & (past.inners_BL < self.max_inner)
         return Bank(past, can_copy, content, keys)

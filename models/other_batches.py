@@ -77,17 +77,26 @@ def _find(
         hours=hour_BQ[asks_BQ].numpy(),
     )
     found, catalogue = finder.find(asked), finder.catalogue
-    is_real = torch.from_numpy(found.pois >= 0)
     pois = np.maximum(found.pois, 0)
     lists = np.zeros_like(pois)
     lists[:, finder.num_followers :] = NEAR
     places = np.stack([catalogue.lons[pois], catalogue.lats[pois]], axis=-1).astype(np.float32)
-    fields = (
-        catalogue.block_ids[pois], catalogue.inner_ids[pois], catalogue.category_ids[pois], places, lists,
-        found.count, found.share, found.lift, found.popularity,
-    )  # fmt: skip
-    tensors = [_scatter(torch.from_numpy(np.ascontiguousarray(part)), asks_BQ) for part in fields]
-    return OtherSlots(*tensors, _scatter(is_real, asks_BQ))
+
+    def spread(values_SC: np.ndarray) -> Tensor:
+        return _scatter(torch.from_numpy(np.ascontiguousarray(values_SC)), asks_BQ)
+
+    return OtherSlots(
+        blocks_BQC=spread(catalogue.block_ids[pois]),
+        inners_BQC=spread(catalogue.inner_ids[pois]),
+        categories_BQC=spread(catalogue.category_ids[pois]),
+        lonlat_BQC2=spread(places),
+        lists_BQC=spread(lists),
+        count_BQC=spread(found.count),
+        share_BQC=spread(found.share),
+        lift_BQC=spread(found.lift),
+        popularity_BQC=spread(found.popularity),
+        is_real_BQC=spread(found.pois >= 0),
+    )
 
 
 def _scatter(values_SC: Tensor, asks_BQ: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ Numpy only; the result is plain arrays, one row per request.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,8 @@ FOLLOWERS, NEAR = range(2)
 NUM_LISTS = 2
 
 
-class SlotLists(NamedTuple):
+@dataclass(frozen=True)
+class SlotLists:
     """Slots of requests, all (requests, slots) int64.
 
     Attributes:

@@ -99,7 +99,8 @@ def find_cells(lons: FloatArray, lats: FloatArray) -> tuple[IntArray, IntArray, 
     num_columns = _num_columns(rows)
     column_place = (lons + 180.0) / 360.0 * num_columns
     columns = np.floor(column_place).astype(np.int64) % num_columns
-    return rows, columns, column_place - np.floor(column_place), np.minimum(row_place - rows, 1.0)
+    north: FloatArray = np.minimum(row_place - rows, 1.0).astype(np.float64)
+    return rows, columns, column_place - np.floor(column_place), north
 
 
 def hilbert_numbers(east: FloatArray, north: FloatArray, *, order: int) -> IntArray:
@@ -131,4 +132,5 @@ def _num_columns(rows: IntArray) -> IntArray:
 
 def _cell_centers(rows: IntArray, columns: IntArray) -> tuple[FloatArray, FloatArray]:
     lons = (columns + 0.5) * 360.0 / _num_columns(rows) - 180.0
-    return lons, (rows + 0.5) * (180.0 / _num_rows()) - 90.0
+    lats: FloatArray = ((rows + 0.5) * (180.0 / _num_rows()) - 90.0).astype(np.float64)
+    return lons, lats

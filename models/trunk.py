@@ -63,11 +63,13 @@ class Trunk(nn.Module):
         if not self.config.hide_request_time:
             return spacetime_BLD
         gaps, has_previous = _gaps(history)
-        before = [
-            nn.functional.pad(values, (1, 0))[:, : values.shape[1]]
-            for values in (history.timestamps_BL, history.tz_offsets_BL, gaps, has_previous)
-        ]
-        return self.embedding.embed_spacetime(*before, history.user_lonlat_BL2)
+        return self.embedding.embed_spacetime(
+            _shift_right(history.timestamps_BL),
+            _shift_right(history.tz_offsets_BL),
+            _shift_right(gaps),
+            _shift_right(has_previous),
+            history.user_lonlat_BL2,
+        )
 
     def embed_request(self, history: HistoryBatch, steps: Steps) -> Tensor:
         """Embeds the spacetime token of one request per user, (B, D); its time is hidden already."""
@@ -149,3 +151,8 @@ def _gaps(history: HistoryBatch) -> tuple[Tensor, Tensor]:
     num_actions = history.timestamps_BL.shape[1]
     gaps = nn.functional.pad(history.timestamps_BL.diff(dim=1), (1, 0))[:, :num_actions]
     return gaps, (torch.arange(num_actions, device=gaps.device) > 0).expand_as(gaps)
+
+
+def _shift_right(values_BL: Tensor) -> Tensor:
+    """Returns the value of the action before; 0 at the first."""
+    return nn.functional.pad(values_BL, (1, 0))[:, : values_BL.shape[1]]
