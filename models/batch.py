@@ -37,6 +37,7 @@ class _OtherSlots(NamedTuple):
     share_BQC: Tensor
     lift_BQC: Tensor
     popularity_BQC: Tensor
+    similarity_BQC: Tensor
     is_real_BQC: Tensor
 
 
@@ -47,7 +48,8 @@ class OtherSlots(_Movable, _OtherSlots):
         blocks_BQC, inners_BQC, categories_BQC: int64 ids.
         lonlat_BQC2: float32, place of the POI.
         lists_BQC: int64, which list of `models.other_slots` suggests it.
-        count_BQC, share_BQC, lift_BQC, popularity_BQC: int64 buckets, as in `models.other_slots.SlotLists`.
+        count_BQC, share_BQC, lift_BQC, popularity_BQC, similarity_BQC: int64 buckets, as in
+            `models.other_slots.SlotLists`.
         is_real_BQC: bool, False = the slot is empty.
     """
 

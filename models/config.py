@@ -38,8 +38,8 @@ class OthersConfig(Section):
     enabled: bool = Field(
         False, description="mix slots of others into the distribution, where some are given"
     )
-    num_followers: int = Field(24, ge=0, description="slots of POIs that follow the current one")
-    num_near: int = Field(24, ge=0, description="slots of POIs near the user and popular at the hour")
+    num_followers: int = Field(8, ge=0, description="slots of POIs that follow the current one")
+    num_near: int = Field(72, ge=0, description="slots of POIs near the user that fit user and hour")
     start: float = Field(-4.0, description="start of every slot's score")
 
     @property

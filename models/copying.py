@@ -98,11 +98,14 @@ class OthersMemory(nn.Module):
 
     @property
     def _small_sizes(self) -> tuple[int, ...]:
-        """Rows: place in the lists, count, share, lift x list, popularity x list, own visits x list, distance."""
+        """Rows: place in the lists, count, share, lift x list, popularity x list, similarity x list, own
+        visits x list, distance x gap x list.
+        """
         return (
             self.num_slots,
             NUM_BUCKETS,
             NUM_BUCKETS,
+            NUM_BUCKETS * NUM_LISTS,
             NUM_BUCKETS * NUM_LISTS,
             NUM_BUCKETS * NUM_LISTS,
             NUM_OWN_VISITS * NUM_LISTS,
@@ -171,6 +174,7 @@ class OthersMemory(nn.Module):
             slots.share_BQC,
             slots.lift_BQC * NUM_LISTS + lists,
             slots.popularity_BQC * NUM_LISTS + lists,
+            slots.similarity_BQC * NUM_LISTS + lists,
             own * NUM_LISTS + lists,
             (near * NUM_GAPS + gap) * NUM_LISTS + lists,
         )

@@ -69,12 +69,17 @@ def _find(
     hour_BQ = split_time(steps.timestamps_BQ, steps.tz_offsets_BQ).hour
     known = finder.statistics.find_users(users)
     current = np.where(last_block >= 0, finder.catalogue.find_rows(last_block, last_inner), -1)
+    past_rows, past_places = _list_past(steps, asks_BQ, rows)
+    blocks, inners = history.blocks_BL.numpy(), history.inners_BL.numpy()
+    pois_BL = finder.catalogue.find_rows(blocks, inners)
     asked = Asked(
         users=known[rows],
         current=current,
         lons=lonlat_S2[:, 0],
         lats=lonlat_S2[:, 1],
         hours=hour_BQ[asks_BQ].numpy(),
+        past_requests=past_rows,
+        past_pois=pois_BL[rows[past_rows], past_places],
     )
     found, catalogue = finder.find(asked), finder.catalogue
     pois = np.maximum(found.pois, 0)
@@ -95,8 +100,16 @@ def _find(
         share_BQC=spread(found.share),
         lift_BQC=spread(found.lift),
         popularity_BQC=spread(found.popularity),
+        similarity_BQC=spread(found.similarity),
         is_real_BQC=spread(found.pois >= 0),
     )
+
+
+def _list_past(steps: Steps, asks_BQ: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (asking step, place in its row's history) of every past action of every asking step."""
+    lengths = steps.num_past_BQ[asks_BQ].numpy()
+    asking = np.repeat(np.arange(len(rows)), lengths)
+    return asking, np.arange(len(asking)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _scatter(values_SC: Tensor, asks_BQ: Tensor) -> Tensor:
