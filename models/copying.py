@@ -98,9 +98,7 @@ class OthersMemory(nn.Module):
 
     @property
     def _small_sizes(self) -> tuple[int, ...]:
-        """Rows: place in the lists, count, share, lift x list, popularity x list, similarity x list, own
-        visits x list, distance x gap x list.
-        """
+        """Rows of the tables, in the order of `_rows`; those of buckets have one per list of slots."""
         return (
             self.num_slots,
             NUM_BUCKETS,

@@ -170,12 +170,26 @@ class _Transitions:
 
     def follow(self, asked: Asked, size: int, visits: OtherVisits) -> tuple[IntArray, FloatArray, FloatArray]:
         """Returns the best followers of each current POI, their weights, and the weight of all of them."""
-        current = np.maximum(asked.current, 0)
-        is_known = asked.current >= 0
+        rows, places, firsts, weights = self._list_followers(asked)
+        leaving = np.bincount(rows, weights=weights, minlength=len(firsts)).astype(np.float64)
+        pois = self.next_pois[places]
+        popularity = visits.total_of_others(asked.users[rows], pois)
+        # Equal weights (most are small) by popularity, then by row.
+        order = np.lexsort((pois, -popularity, -weights, rows))
+        rank = np.arange(len(order)) - firsts[rows[order]]
+        is_kept = (rank < size) & (weights[order] > 0)
+        kept, column = order[is_kept], rank[is_kept]
+        found = np.full((len(firsts), size), -1, np.int64)
+        amounts = np.zeros((len(firsts), size))
+        found[rows[kept], column], amounts[rows[kept], column] = pois[kept], weights[kept]
+        return found, amounts, leaving
+
+    def _list_followers(self, asked: Asked) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
+        """Returns (request, place in the keys) of all followers, where each request's begin, and weights."""
+        current, is_known = np.maximum(asked.current, 0), asked.current >= 0
         starts = self.starts[current]
-        lengths = np.where(is_known, self.starts[current + 1] - starts, 0) if self.num_pois else 0 * current
-        rows, places, firsts = expand(starts, lengths)
-        weights = self.weights[places].copy()
+        rows, places, firsts = expand(starts, np.where(is_known, self.starts[current + 1] - starts, 0))
+        weights = self.weights[places].astype(np.float64)
         own_key = asked.users * self.num_pois + current
         own_starts = np.searchsorted(self.own_keys, own_key, side="left")
         own_stops = np.searchsorted(self.own_keys, own_key, side="right")
@@ -183,18 +197,7 @@ class _Transitions:
         own_rows, own_entries, _ = expand(own_starts, own_lengths)
         offset = firsts[own_rows] + self.own_places[own_entries] - starts[own_rows]
         weights[offset] -= self.own_weights[own_entries]
-        leaving = np.bincount(rows, weights=weights, minlength=len(current)).astype(np.float64)
-        pois = self.next_pois[places]
-        popularity = visits.total_of_others(asked.users[rows], pois)
-        # Equal weights (most are small) by popularity, then by row.
-        order = np.lexsort((pois, -popularity, -weights, rows))
-        rank = np.arange(len(order)) - firsts[rows[order]]
-        kept = order[(rank < size) & (weights[order] > 0)]
-        found = np.full((len(current), size), -1, np.int64)
-        amounts = np.zeros((len(current), size))
-        columns = rank[(rank < size) & (weights[order] > 0)]
-        found[rows[kept], columns], amounts[rows[kept], columns] = pois[kept], weights[kept]
-        return found, amounts, leaving
+        return rows, places, firsts, weights
 
 
 def _is_among(pois: IntArray, rows: IntArray, taken: IntArray) -> BoolArray:

@@ -101,6 +101,8 @@ class SimilarUsers:
             past_pois: the POI.
         """
         num_users = len(self.user_weights)
+        if not num_users or not len(users) or not self.num_pois:
+            return np.zeros((len(users), self.num_pois))
         lengths = self.starts[past_pois + 1] - self.starts[past_pois]
         rows, entries, _ = expand(self.starts[past_pois], lengths)
         flat = np.bincount(
@@ -111,8 +113,6 @@ class SimilarUsers:
         affinity_US = flat.reshape(num_users, len(users)) * self.user_weights[:, None]
         known = np.flatnonzero(users >= 0)
         affinity_US[users[known], known] = 0.0
-        if not num_users or not len(users) or not self.num_pois:
-            return np.zeros((len(users), self.num_pois))
         scores_NS = F.embedding_bag(
             torch.from_numpy(self.users),
             torch.from_numpy(affinity_US),

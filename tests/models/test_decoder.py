@@ -27,6 +27,7 @@ VARIANTS = [
     {"poi_vectors": "off"},
     {"tie_embeddings": False},
     {"num_kv_heads": 4},
+    {"hide_request_time": True},
 ]
 
 
