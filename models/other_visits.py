@@ -36,7 +36,7 @@ class OtherVisits:
         self.own_at_hour, self.own_totals = own @ kernel, own.sum(axis=1)
         owners = self.own_keys // max(self.num_pois, 1)
         self.own_pois = self.own_keys % max(self.num_pois, 1)
-        self.own_starts = np.searchsorted(owners, np.arange(len(statistics.user_ids) + 1))
+        self.own_starts = np.searchsorted(owners, np.arange(max(len(statistics.user_ids), 1) + 1))
 
     def total_of_others(self, users: IntArray, pois: IntArray) -> FloatArray:
         """Returns the visits of others, elementwise."""
