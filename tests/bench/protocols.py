@@ -8,6 +8,7 @@ stay in the folder of --work, so that a second run only ranks.
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -99,11 +100,18 @@ def describe_difference(figures: Figures, key: str) -> str:
     return f"minus kernel counter {own['value']:+.4f}, 95 % by users {own['low']:+.4f} to {own['high']:+.4f}"
 
 
-def longest_minutes(figures: Figures) -> float:
-    """Returns the minutes of the longest training."""
-    trainings = figures["trainings"]
-    assert isinstance(trainings, dict)
-    return max(float(own["seconds"]) for own in trainings.values()) / 60
+def record_minutes(work: Path, threads: int, folder: str) -> None:
+    """Records the longest training on New York check-ins among the evaluations that the work folder holds."""
+    minutes: dict[str, float] = {}
+    for name in (name for name, data in FOLDERS.items() if data == "fsq_nyc"):
+        path = work / f"{name}-test.json"
+        if path.is_file():
+            trainings = json.loads(path.read_text())["next_poi"]["trainings"]
+            minutes[name] = max(own["seconds"] for own in trainings.values()) / 60
+    if minutes:
+        longest = max(minutes, key=lambda name: minutes[name])
+        notes = f"longest of the trainings on New York check-ins ({longest}), {threads} CPU threads"
+        record("nyc-train-minutes", round(minutes[longest], 2), "min", MINUTES_BAR, COMMAND, notes, folder)
 
 
 def main() -> int:
@@ -120,31 +128,16 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     recipe, seeds = load_recipe(options.recipe), [int(seed) for seed in options.seeds.split(",")]
-    minutes: dict[str, float] = {}
-    for name in options.protocols.split(","):
+    found = [name for name in options.protocols.split(",") if (options.data / FOLDERS[name]).is_dir()]
+    for name in found:
         folder = options.data / FOLDERS[name]
-        if not folder.is_dir():
-            continue
         figures = evaluate_protocol(name, folder, recipe=recipe, seeds=seeds, work=options.work)
         evaluation = {"protocol": name, "split": "test", "next_poi": figures}
         print_figures(evaluation)
         save_figures(evaluation, options.work / f"{name}-test.json")
         record_protocol(name, figures, options.results)
-        if FOLDERS[name] == "fsq_nyc":
-            minutes[name] = longest_minutes(figures)
-    if minutes:
-        longest = max(minutes, key=lambda name: minutes[name])
-        told = f"longest of the trainings on New York check-ins ({longest}), {options.threads} CPU threads"
-        record(
-            "nyc-train-minutes",
-            round(minutes[longest], 2),
-            "min",
-            MINUTES_BAR,
-            COMMAND,
-            told,
-            options.results,
-        )
-    return 0 if minutes else 2
+    record_minutes(options.work, options.threads, options.results)
+    return 0 if found else 2
 
 
 if __name__ == "__main__":
