@@ -19,7 +19,7 @@ from models.config import DecoderConfig
 from models.embedding import TokenEmbedding
 from models.features import HOURS_PER_DAY, split_time
 from models.layers import RMSNorm
-from models.memory import BLOCK, INNER, Bank, PairBias, PlaceMemory, SumRows, Which
+from models.memory import BLOCK, INNER, Bank, PairBias, PlaceMemory, SumRows, Which, mix_target
 from models.other_slots import NUM_BUCKETS, NUM_LISTS
 from models.pairs import (
     NUM_DISTANCES,
@@ -53,6 +53,14 @@ class SlotBank(NamedTuple):
     bias_BQC2: Tensor
 
 
+class Sources(NamedTuple):
+    """Where copies come from: the own past, compared with the steps, and the slots of others."""
+
+    bank: Bank | None
+    pairs: PairBias | None
+    slots: SlotBank | None
+
+
 class Copies(NamedTuple):
     """Everything that may be copied into the distribution of a step: own past, then slots of others.
 
@@ -69,6 +77,10 @@ class Copies(NamedTuple):
         """Keeps the copies that lie in one block per step."""
         outside = self.blocks_BQX != blocks_BQ[..., None]
         return self._replace(scores_BQX=self.scores_BQX.masked_fill(outside, -torch.inf))
+
+    def mix_target(self, log_gen_BQ: Tensor, is_target_BQX: Tensor) -> Tensor:
+        """Returns the mixture's log probability of one id per step; `is_target` = the copy's id is that id."""
+        return mix_target(log_gen_BQ, self.scores_BQX, is_target_BQX)
 
 
 class OthersMemory(nn.Module):
@@ -214,14 +226,12 @@ def gather_copies(
     others: OthersMemory | None,
     which: Which,
     states_BQD: Tensor,
-    own: tuple[Bank, PairBias] | None,
-    slots: SlotBank | None,
+    sources: Sources,
 ) -> Copies | None:
     """Scores everything that may be copied; None if there is no source of copies."""
-    B, Q, _ = states_BQD.shape
+    (B, Q, _), (bank, pairs, slots) = states_BQD.shape, sources
     parts: list[Copies] = []
-    if memory is not None and own is not None:
-        bank, pairs = own
+    if memory is not None and bank is not None and pairs is not None:
         blocks, inners = (ids[:, None].expand(B, Q, -1) for ids in (bank.past.blocks_BL, bank.past.inners_BL))
         parts.append(Copies(memory.score(which, states_BQD, bank, pairs), blocks, inners))
     if others is not None and slots is not None:

@@ -16,20 +16,10 @@ from torch import Tensor, nn
 from conf.tokens import TOKENS_PER_ACTION, Slot
 from models.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
 from models.config import DecoderConfig
-from models.copying import Copies, OthersMemory, SlotBank, gather_copies
+from models.copying import Copies, OthersMemory, Sources, gather_copies
 from models.generator import Generator
 from models.masks import build_candidate_mask
-from models.memory import (
-    BLOCK,
-    INNER,
-    NUM_MEMORY_FEATURES,
-    Bank,
-    PairBias,
-    PlaceMemory,
-    Which,
-    mix_all,
-    mix_target,
-)
+from models.memory import BLOCK, INNER, NUM_MEMORY_FEATURES, Bank, PlaceMemory, Which, mix_all
 from models.pairs import Steps
 from models.slots import LiveSlots
 from models.states import (
@@ -38,11 +28,10 @@ from models.states import (
     Prefix,
     RequestState,
     StepLogProbs,
-    hide_times,
-    last_steps,
     neutral_request,
     pack_steps,
     past_of,
+    request_steps,
     steps_of,
     take_rows,
     valid_user,
@@ -50,7 +39,6 @@ from models.states import (
 )
 from models.trunk import Trunk
 
-Own = tuple[Bank, PairBias]
 REQUEST_TOKENS = 2
 CANDIDATE_TOKENS = 2
 
@@ -151,13 +139,13 @@ class SpacetimeDecoder(nn.Module):
         bank = None if self.memory is None else self.memory.remember(past_of(history), spacetime, inner)
         slots = None if history.others is None else history.others.take_steps(window_BQ)
         sources = self._look_up(bank, history, steps, slots, live)
-        block_copies = self._copies(BLOCK, at_action, *sources)
-        inner_copies = self._copies(INNER, at_block, *sources)
-        if block_copies is not None and inner_copies is not None:
-            same_block = block_copies.blocks_BQX == blocks_BQ[..., None]
-            log_block = mix_target(log_block, block_copies.scores_BQX, same_block)
-            same_inner = inner_copies.inners_BQX == inners_BQ[..., None]
-            log_inner = mix_target(log_inner, inner_copies.inside(blocks_BQ).scores_BQX, same_inner)
+        copies = self._copies(BLOCK, at_action, sources)
+        if copies is not None:
+            log_block = copies.mix_target(log_block, copies.blocks_BQX == blocks_BQ[..., None])
+        copies = self._copies(INNER, at_block, sources)
+        if copies is not None:
+            same_inner = copies.inners_BQX == inners_BQ[..., None]
+            log_inner = copies.inside(blocks_BQ).mix_target(log_inner, same_inner)
         is_padding = ~is_target_BQ
         return StepLogProbs(
             log_block.masked_fill(is_padding, 0.0), log_inner.masked_fill(is_padding, 0.0), is_target_BQ
@@ -187,7 +175,7 @@ class SpacetimeDecoder(nn.Module):
         history = prefix.history
         request = request if request is not None else neutral_request(history)
         neutral_B = request.is_neutral_B
-        steps = self._request_steps(history, request)
+        steps = request_steps(history, request, hide_time=self.config.hide_request_time)
         spacetime = self.trunk.embed_request(history, steps)
         no_spacetime, no_action = self.trunk.embedding.embed_no_request(neutral_B.shape)
         spacetime = torch.where(neutral_B[:, None], no_spacetime, spacetime)
@@ -200,14 +188,13 @@ class SpacetimeDecoder(nn.Module):
         states, cache = self.trunk.extend(
             prefix.cache, torch.stack([spacetime, action], dim=1), positions, own_22
         )
-        own, slots = self._look_up(prefix.bank, history, steps, request.others, live)
-        bank, pairs = (None, None) if own is None else own
-        return RequestState(cache, states[:, -1], bank, pairs, slots, live)
+        sources = self._look_up(prefix.bank, history, steps, request.others, live)
+        return RequestState(cache, states[:, -1], *sources, live)
 
     def block_log_probs(self, state: RequestState) -> Tensor:
         """Returns log P(block), (B, V)."""
         log_probs = self.generator.block_log_probs(state.state_BD, self.trunk.embedding, state.live)
-        copies = self._copies(BLOCK, state.state_BD[:, None], _own(state), state.slots)
+        copies = self._copies(BLOCK, state.state_BD[:, None], state.sources)
         if copies is None:
             return log_probs
         return mix_all(log_probs[:, None], copies.scores_BQX, copies.blocks_BQX)[:, 0]
@@ -216,7 +203,7 @@ class SpacetimeDecoder(nn.Module):
         """Returns log P(inner | block) for some blocks, each looked into for itself, (B, K) -> (B, K, I)."""
         states_BKD = self._look_into(state, blocks_BK)
         log_probs = self.generator.inner_log_probs(states_BKD, blocks_BK, self.trunk.embedding, state.live)
-        copies = self._copies(INNER, states_BKD, _own(state), state.slots)
+        copies = self._copies(INNER, states_BKD, state.sources)
         if copies is None:
             return log_probs
         return mix_all(log_probs, copies.inside(blocks_BK).scores_BQX, copies.inners_BQX)
@@ -292,20 +279,6 @@ class SpacetimeDecoder(nn.Module):
         fits = (block_ids < self.config.num_blocks) & (inner_ids < self.config.max_inner)
         return fits if live is None else fits & live.contains(block_ids, inner_ids)
 
-    def _request_steps(self, history: HistoryBatch, request: RequestBatch) -> Steps:
-        """Returns the steps that the requests ask for; without a request those of the user's last action."""
-        asked = Steps(
-            history.lengths_B[:, None],
-            request.timestamps_B[:, None],
-            request.tz_offsets_B[:, None],
-            request.user_lonlat_B2[:, None],
-        )
-        if self.config.hide_request_time:
-            asked = hide_times(asked, history)
-        is_neutral = request.is_neutral_B
-        pairs = zip(asked, last_steps(history), strict=True)
-        return Steps(*(torch.where(_like(is_neutral, own), old, own) for own, old in pairs))
-
     def _look_up(
         self,
         bank: Bank | None,
@@ -313,19 +286,16 @@ class SpacetimeDecoder(nn.Module):
         steps: Steps,
         slots: OtherSlots | None,
         live: LiveSlots | None,
-    ) -> tuple[Own | None, SlotBank | None]:
+    ) -> Sources:
         """Looks up what does not depend on states: the own past, and the slots of others."""
-        own = None
-        if self.memory is not None and bank is not None:
-            own = bank, self.memory.compare(bank, steps, live)
+        pairs = None if self.memory is None or bank is None else self.memory.compare(bank, steps, live)
         if self.others is None or slots is None:
-            return own, None
-        return own, self.others.look_up(slots, past_of(history), steps, self.trunk.embedding, live)
+            return Sources(bank, pairs, None)
+        found = self.others.look_up(slots, past_of(history), steps, self.trunk.embedding, live)
+        return Sources(bank, pairs, found)
 
-    def _copies(
-        self, which: Which, states_BQD: Tensor, own: Own | None, slots: SlotBank | None
-    ) -> Copies | None:
-        return gather_copies(self.memory, self.others, which, states_BQD, own, slots)
+    def _copies(self, which: Which, states_BQD: Tensor, sources: Sources) -> Copies | None:
+        return gather_copies(self.memory, self.others, which, states_BQD, sources)
 
     def _look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
@@ -337,10 +307,6 @@ class SpacetimeDecoder(nn.Module):
         return states
 
 
-def _own(state: RequestState) -> Own | None:
-    return None if state.bank is None or state.pairs is None else (state.bank, state.pairs)
-
-
 def _start_weights(module: nn.Module) -> None:
     """Starts linear maps and embeddings at N(0, 0.02), as Llama does."""
     if isinstance(module, nn.Linear | nn.Embedding):
@@ -349,7 +315,3 @@ def _start_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx])
-
-
-def _like(mask_B: Tensor, other: Tensor) -> Tensor:
-    return mask_B.view(-1, *(1 for _ in other.shape[1:]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import HistoryBatch, RequestBatch
-from models.copying import SlotBank
+from models.copying import SlotBank, Sources
 from models.layers import KeyValues
 from models.memory import Bank, PairBias
 from models.pairs import Past, Steps, take_actions
@@ -55,6 +55,11 @@ class RequestState(NamedTuple):
     pairs: PairBias | None
     slots: SlotBank | None
     live: LiveSlots | None
+
+    @property
+    def sources(self) -> Sources:
+        """What can be copied."""
+        return Sources(self.bank, self.pairs, self.slots)
 
 
 class CandidateStates(NamedTuple):
@@ -149,6 +154,20 @@ def neutral_request(history: HistoryBatch) -> RequestBatch:
         torch.zeros_like(history.lengths_B),
         is_neutral,
     )
+
+
+def request_steps(history: HistoryBatch, request: RequestBatch, *, hide_time: bool) -> Steps:
+    """Returns the steps that the requests ask for; without a request those of the user's last action."""
+    asked = Steps(
+        history.lengths_B[:, None],
+        request.timestamps_B[:, None],
+        request.tz_offsets_B[:, None],
+        request.user_lonlat_B2[:, None],
+    )
+    if hide_time:
+        asked = hide_times(asked, history)
+    both = zip(asked, last_steps(history), strict=True)
+    return Steps(*(torch.where(_like(request.is_neutral_B, own), old, own) for own, old in both))
 
 
 def _like(mask_B: Tensor, other: Tensor) -> Tensor:

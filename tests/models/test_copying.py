@@ -98,7 +98,7 @@ def test_empty_dead_and_newer_slots_copy_nothing():
 
     state = ask(model, history, toy_requests(history)._replace(others=slots), live)
 
-    copies = gather_copies(None, model.others, BLOCK, state.state_BD[:, None], None, state.slots)
+    copies = gather_copies(None, model.others, BLOCK, state.state_BD[:, None], state.sources)
     assert copies.scores_BQX.isneginf().all()
     alone = ask(model, history, toy_requests(history), live)
     assert_close(model.block_log_probs(state), model.block_log_probs(alone))
