@@ -2,9 +2,8 @@
 
 The state at an action token predicts the block, the state at a block token the inner id. Training runs over
 whole windows; serving encodes the user part once (`encode_prefix`), adds the request's spacetime and action
-tokens (`request_state`), and hangs blocks or candidates below it, each for itself. Both ways agree to
-rounding (trap 4): a step being predicted always sees the last `window_actions` - 1 actions before it that
-its window holds.
+tokens (`request_state`), and hangs blocks or candidates below it, each for itself. Both ways agree to rounding
+(trap 4): a step being predicted always sees the last `window_actions` - 1 actions that its window holds.
 """
 
 # Shape letters: B = sequences, L = actions, W = actions of the window, D = model width, V = blocks,
@@ -18,6 +17,7 @@ from models.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
 from models.config import DecoderConfig
 from models.copying import Copies, OthersMemory, Sources, gather_copies
 from models.generator import Generator
+from models.layers import start_weights
 from models.masks import build_candidate_mask
 from models.memory import BLOCK, INNER, NUM_MEMORY_FEATURES, Bank, PlaceMemory, Which, mix_all
 from models.pairs import Steps
@@ -29,11 +29,11 @@ from models.states import (
     RequestState,
     StepLogProbs,
     neutral_request,
-    pack_steps,
     past_of,
     request_steps,
     steps_of,
     take_rows,
+    target_steps,
     valid_user,
     window_index,
 )
@@ -62,7 +62,7 @@ class SpacetimeDecoder(nn.Module):
         self.poi_projection = nn.Linear(D, config.embedding_dim, bias=False)
         self.click = nn.Linear(D, 1)
         self.click_memory = nn.Linear(NUM_MEMORY_FEATURES, 1, bias=False)
-        self.apply(_start_weights)
+        self.apply(start_weights)
         nn.init.zeros_(self.click_memory.weight)
         if self.memory is not None:
             self.memory.reset_gates()
@@ -96,9 +96,7 @@ class SpacetimeDecoder(nn.Module):
     def forward_history(self, history: HistoryBatch) -> Tensor:
         """Returns the states of the window's tokens, (B, 4 W, D)."""
         spacetime, inner = self.trunk.embed_history(history)
-        index_BW, _ = window_index(
-            history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions
-        )
+        index_BW, *_ = target_steps(history, self.config.window_actions)
         shown = self.trunk.embed_requests(history, spacetime)
         states, _ = self.trunk.read_window(history, shown, inner, index_BW)
         return states
@@ -111,14 +109,9 @@ class SpacetimeDecoder(nn.Module):
             live: slots that exist; None = all within the capacities.
         """
         spacetime, inner = self.trunk.embed_history(history)
-        index_BW, valid_BW = window_index(
-            history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions
-        )
+        index_BW, window_BQ, is_target_BQ = target_steps(history, self.config.window_actions)
         shown = self.trunk.embed_requests(history, spacetime)
         states, _ = self.trunk.read_window(history, shown, inner, index_BW)
-        is_target_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
-        is_target_BW = is_target_BW & (index_BW >= history.num_context_B[:, None])
-        window_BQ, is_target_BQ = pack_steps(is_target_BW)
         index_BQ = index_BW.gather(1, window_BQ)
         states_BWSD = states.unflatten(1, (-1, TOKENS_PER_ACTION))
         at_action = take_rows(states_BWSD[:, :, Slot.ACTION], window_BQ)
@@ -128,8 +121,8 @@ class SpacetimeDecoder(nn.Module):
         is_target_BQ = is_target_BQ & self._has_token(blocks_BQ, inners_BQ, live)
         blocks_BQ, inners_BQ = blocks_BQ * is_target_BQ, inners_BQ * is_target_BQ
         embedding = self.trunk.embedding
-        log_block = self.generator.block_log_probs(at_action, embedding, live)
-        log_block = log_block.gather(2, blocks_BQ[..., None])[..., 0]
+        log_blocks = self.generator.block_log_probs(at_action, embedding, live)
+        log_block = log_blocks.gather(2, blocks_BQ[..., None])[..., 0]
         targets = is_target_BQ.nonzero(as_tuple=True)
         chosen = self.generator.target_log_probs(
             at_block[targets], blocks_BQ[targets], inners_BQ[targets], embedding, live
@@ -305,13 +298,3 @@ class SpacetimeDecoder(nn.Module):
             state.cache, self.trunk.embedding.embed_blocks(blocks_BK), positions, own_KK
         )
         return states
-
-
-def _start_weights(module: nn.Module) -> None:
-    """Starts linear maps and embeddings at N(0, 0.02), as Llama does."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            nn.init.zeros_(module.weight[module.padding_idx])

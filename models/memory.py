@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from models.config import DecoderConfig
 from models.layers import RMSNorm
-from models.pairs import PairFeatures, PairTable, Past, Steps, compare_pairs, select_tables, start_table
+from models.pair_tables import PairTable, select_tables, start_table
+from models.pairs import PairFeatures, Past, Steps, compare_pairs
 from models.slots import LiveSlots
 
 LARGE_TABLE_ROWS = 1000

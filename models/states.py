@@ -92,6 +92,14 @@ def pack_steps(is_target_BW: Tensor) -> tuple[Tensor, Tensor]:
     return places, is_target_BW.gather(1, places)
 
 
+def target_steps(history: HistoryBatch, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns which actions the window holds, (B, W), the places of its targets, and which are real, (B, Q)."""
+    index_BW, valid_BW = window_index(history.lengths_B, history.timestamps_BL.shape[1], window)
+    is_target_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
+    is_target_BW = is_target_BW & (index_BW >= history.num_context_B[:, None])
+    return index_BW, *pack_steps(is_target_BW)
+
+
 def take_rows(values_BLD: Tensor, index_BQ: Tensor) -> Tensor:
     return values_BLD.gather(1, index_BQ[..., None].expand(-1, -1, values_BLD.shape[-1]))
 
