@@ -101,7 +101,10 @@ JOBS = {
     "sft_ranking": Job("ranking_samples -> click logits of candidates", _lazy("run_stage_job"), _add_recipe),
     "align_dpo": Job("preference_pairs -> aligned generator", _lazy("run_stage_job"), _add_recipe),
     "evaluate": Job(
-        "figures of floors and model on the same held-out rows", _lazy("run_evaluate_job"), _add_evaluate
+        "figures of floors and model on the same held-out rows: of a day, or of a public protocol",
+        _lazy("run_evaluate_job"),
+        _add_evaluate,
+        needs_day=False,
     ),
     "register": Job(
         "bundle -> registered model version, champion if the gate lets it pass",

@@ -90,6 +90,11 @@ def run_evaluate_job(context: JobContext) -> JobSummary:
     """Evaluates a bundle on the day's held-out rows, or models of their own on a public protocol."""
     if context.options.protocol != RELEASE_SPLIT:
         return _evaluate_protocol(context)
+    if context.options.day is None:
+        raise MissingInputError(
+            what="the day", where="--day", needed_by="Evaluating a day's training",
+            remedy="Give it with --day YYYY-MM-DD, or name a public protocol with --protocol.",
+        )  # fmt: skip
     training = _open(context)
     with _open_run(context, training) as log:
         evaluation = _evaluate(context, training, log)

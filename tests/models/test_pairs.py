@@ -6,16 +6,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 
+from models.pair_tables import TABLES, start_table
 from models.pairs import (
     NO_MATCH,
     SAME_CATEGORY,
     SAME_POI,
-    TABLES,
     PairFeatures,
     Past,
     Steps,
     compare_pairs,
-    start_table,
 )
 from models.states import past_of, steps_of
 from tests.models.toy import toy_history
