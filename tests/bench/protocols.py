@@ -10,6 +10,7 @@ stay in the folder of --work, so that a second run only ranks.
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -61,6 +62,8 @@ def record_protocol(name: str, figures: Figures, folder: str) -> None:
         record(f"{name}-{short}", round(value, 4), "", bar, COMMAND, told, folder)
     if name == "nyc-table6-all":
         value = mean_figure(figures, MEAN, "discoveries", "hr_at_10")
+        if math.isnan(value):  # no row of that kind
+            return
         told = f"rows whose POI the user had not visited before; {notes}; "
         told += describe_floors(figures, "hr_at_10", "discoveries")
         record("nyc-discoveries-acc10", round(value, 4), "", DISCOVERIES_BAR, COMMAND, told, folder)

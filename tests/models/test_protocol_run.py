@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conf.results import load
 from models.config import Recipe
 from models.dataset import read_table
 from models.protocol_run import MEAN, build_finder, evaluate_protocol, fit_recipe
@@ -19,6 +20,7 @@ from models.protocol_tables import (
     write_samples,
 )
 from models.protocols import PROTOCOLS, build_rows
+from tests.bench.protocols import record_protocol
 
 WINDOW = 6
 RECIPE = Recipe.model_validate(
@@ -168,3 +170,22 @@ def test_a_recipe_without_others_needs_no_statistics(tables):
 
     assert build_finder(tables, recipe) is None
     assert recipe.decoder.hide_request_time
+
+
+def test_figures_of_a_protocol_go_into_the_ledger_with_their_floors(folder, tmp_path):
+    figures = evaluate_protocol("calgary", folder, recipe=RECIPE, seeds=(0,), work=tmp_path)
+
+    record_protocol("nyc-table6-all", figures, str(tmp_path / "results"))
+
+    results, problems = load(tmp_path / "results")
+    assert problems == []
+    assert [result.name for result in results] == [  # there is no discovery to tell of
+        "nyc-table6-all-acc1", "nyc-table6-all-acc10", "nyc-table6-all-mrr",
+    ]  # fmt: skip
+    acc1, _, mrr = results
+    assert acc1.bar == ">= 0.399"
+    kernel = figures["methods"]["kernel_counter"]["all"]["mrr"]
+    assert mrr.bar == f">= {kernel:.4f}"
+    assert f"kernel counter {kernel:.4f}" in mrr.notes
+    assert "mean of seeds 0 " in mrr.notes
+    assert "95 % by users" in mrr.notes
