@@ -188,11 +188,6 @@ class Recipe(Section):
     name: str = "tiny"
     decoder: DecoderConfig = DecoderConfig()
     pretrain: TrainConfig = TrainConfig()
-    pretrain_last: TrainConfig | None = Field(
-        None,
-        description="a second pre-training, on the last check-ins of trajectories alone, for the public "
-        "protocols that score those",
-    )
     sft_embedding: EmbeddingSftConfig = EmbeddingSftConfig()
     sft_ranking: TrainConfig = TrainConfig()
     align_dpo: AlignConfig = AlignConfig()

@@ -121,7 +121,6 @@ def run_pretrain(
     folder: Path,
     log: Log,
     finder: SlotFinder | None = None,
-    start: SpacetimeDecoder | None = None,
 ) -> TrainResult:
     """Pre-trains a decoder; leaves it in `folder/model`, and what a resume needs in `folder/checkpoints`.
 
@@ -133,7 +132,6 @@ def run_pretrain(
         folder: of the stage.
         log: takes metrics and their step.
         finder: slots of others, for a decoder that copies from them.
-        start: the weights to start from, of the same recipe and index; None = random ones.
 
     Raises:
         MissingInputError, NoTrainingDataError: nothing to learn from.
@@ -141,8 +139,6 @@ def run_pretrain(
     """
     torch.manual_seed(recipe.pretrain.seed)
     model, slots = build_decoder(recipe, tables.poi_index, tables.blocks, layout)
-    if start is not None:
-        model.load_state_dict(start.state_dict())
     stage = PretrainStage(tables.samples, day, recipe.pretrain, slots, folder / "scratch", finder)
     made_of = json.dumps([model.config.model_dump(mode="json"), asdict(tables), day], sort_keys=True)
     try:

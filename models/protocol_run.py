@@ -3,24 +3,22 @@
     python -m models evaluate --protocol nyc-table6 --data FOLDER --seeds 0,1,2
 
 One training per seed, pre-training only, through the one trainer; the checkpoint is the one of the lowest
-validation loss. Where a protocol scores the last check-ins of trajectories alone, a short second training on
-the last check-ins of the training trajectories may follow (`pretrain_last` of the recipe). A trained model
-stays in the work folder under a name made of its recipe, seed and training rows, so that protocols which
-score other rows of the same training share it, and a second run ranks only.
+validation loss. A trained model stays in the work folder under a name made of its recipe, seed and training
+rows, so that protocols which score other rows of the same training share it, and a second run ranks only.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from models.baselines import count_training
 from models.checkpoint import load_stage
-from models.config import Recipe, TrainConfig
+from models.config import Recipe
 from models.decoder import SpacetimeDecoder
 from models.figures import (
     Figures,
@@ -104,8 +102,6 @@ def evaluate_protocol(
         rows, finder = build_evaluation_rows(tables, split), build_finder(tables, recipe)
         for seed in seeds:
             trained = train_on_protocol(tables, recipe, seed=seed, work=work, finder=finder)
-            if protocol.is_last_only and recipe.pretrain_last is not None:
-                trained = train_on_last(tables, recipe, trained, seed=seed, work=work, finder=finder)
             ranks[f"model_seed_{seed}"] = rank_rows(rows, trained.model, finder)
             trainings[f"model_seed_{seed}"] = {
                 "seconds": trained.seconds,
@@ -145,59 +141,21 @@ def build_finder(tables: ProtocolTables, recipe: Recipe) -> SlotFinder | None:
 def train_on_protocol(
     tables: ProtocolTables, recipe: Recipe, *, seed: int, work: Path, finder: SlotFinder | None
 ) -> TrainedModel:
-    """Trains one model on all training check-ins, or reads it where it was trained before."""
+    """Trains one model, or reads it where it was trained before."""
     recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"seed": seed})})
-    folder = work / "trainings" / f"{tables.digest}-{_fingerprint(recipe, recipe.pretrain)}"
-    return _train_once(tables, recipe, folder, work=work, finder=finder)
-
-
-def train_on_last(
-    tables: ProtocolTables,
-    recipe: Recipe,
-    trained: TrainedModel,
-    *,
-    seed: int,
-    work: Path,
-    finder: SlotFinder | None,
-) -> TrainedModel:
-    """Trains a model further on the last check-ins of trajectories, for protocols that score those alone.
-
-    The start is validated too: where nothing is gained the model stays as it is.
-    """
-    assert recipe.pretrain_last is not None
-    all_rows = recipe.pretrain.model_copy(update={"seed": seed})
-    config = recipe.pretrain_last.model_copy(update={"seed": seed, "validate_start": True})
-    name = f"{tables.digest}-{_fingerprint(recipe, all_rows)}-last-{_fingerprint(recipe, config)}"
-    further = recipe.model_copy(update={"pretrain": config})
-    folder = work / "trainings" / name
-    found = _train_once(tables, further, folder, work=work, finder=finder, start=trained.model)
-    return replace(found, seconds=trained.seconds + found.seconds)
-
-
-def _train_once(
-    tables: ProtocolTables,
-    recipe: Recipe,
-    folder: Path,
-    *,
-    work: Path,
-    finder: SlotFinder | None,
-    start: SpacetimeDecoder | None = None,
-) -> TrainedModel:
-    """Trains in a folder; with a start on last check-ins only. Reads what is there where it is finished."""
-    result_file, window = folder / "result.json", recipe.decoder.window_actions
+    folder = work / "trainings" / f"{tables.digest}-{_fingerprint(recipe)}"
+    result_file = folder / "result.json"
     if not result_file.is_file():
-        kind = "all" if start is None else "last"
-        samples = work / "samples" / f"{tables.digest}-{window}-{kind}"
-        LOGGER.info("training seed %d on %s check-ins in %s", recipe.pretrain.seed, kind, folder)
+        samples = work / "samples" / f"{tables.digest}-{recipe.decoder.window_actions}"
+        LOGGER.info("training seed %d in %s", seed, folder)
         result = run_pretrain(
-            write_samples(tables, samples, window_actions=window, is_last_only=start is not None),
+            write_samples(tables, samples, window_actions=recipe.decoder.window_actions),
             day=DAY.isoformat(),
             recipe=recipe,
             layout=None,
             folder=folder,
             log=lambda metrics, step: None,
             finder=finder,
-            start=start,
         )
         result_file.write_text(json.dumps(asdict(result), indent=1))
     found = json.loads(result_file.read_text())
@@ -216,10 +174,10 @@ def rank_rows(rows: EvaluationRows, model: SpacetimeDecoder, finder: SlotFinder 
     return Ranks(higher, equal)
 
 
-def _fingerprint(recipe: Recipe, config: TrainConfig) -> str:
-    """Names a training: everything in the recipe that it reads."""
+def _fingerprint(recipe: Recipe) -> str:
+    """Names a training: everything in the recipe that pre-training reads."""
     content = {
         "decoder": recipe.decoder.model_dump(mode="json"),
-        "pretrain": config.model_dump(mode="json", exclude={"device", "checkpoint_every"}),
+        "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"device", "checkpoint_every"}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

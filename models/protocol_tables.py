@@ -93,27 +93,18 @@ def build_tables(rows: ProtocolRows, folder: Path) -> ProtocolTables:
     return ProtocolTables(rows, index, {name: pa.array(columns[name]) for name in MODEL_COLUMNS}, poi_rows)
 
 
-def write_samples(
-    tables: ProtocolTables, folder: Path, *, window_actions: int, is_last_only: bool = False
-) -> PretrainTables:
-    """Writes index and windows as Delta tables, once per folder, and returns where they are.
-
-    Args:
-        tables: the protocol.
-        folder: of the tables.
-        window_actions: rows of a window.
-        is_last_only: only the last check-ins of trajectories are targets.
-    """
+def write_samples(tables: ProtocolTables, folder: Path, *, window_actions: int) -> PretrainTables:
+    """Writes index and windows as Delta tables, once per folder, and returns where they are."""
     found = PretrainTables(
         *(TableAt(str(folder / name), 0) for name in ("pretrain_samples", "poi_index", "blocks"))
     )
     if not (folder / "blocks").is_dir():
-        is_selected = np.zeros(len(tables.rows.splits), np.bool_)
+        is_target = tables.rows.is_training
+        is_selected = np.zeros(len(is_target), np.bool_)
         is_selected[tables.rows.selection_rows] = True
-        counts = tables.rows.is_last if is_last_only else np.ones_like(is_selected)
         samples = [
-            cut_windows(tables, split, targets & counts, window_actions=window_actions)
-            for split, targets in (("train", tables.rows.is_training), ("val", is_selected))
+            cut_windows(tables, split, targets, window_actions=window_actions)
+            for split, targets in (("train", is_target), ("val", is_selected))
         ]
         content = (pa.concat_tables(samples), tables.index.slots, tables.index.blocks)
         for table, rows in zip((found.samples, found.poi_index, found.blocks), content, strict=True):

@@ -58,7 +58,6 @@ class ProtocolRows:
         requests: the scored rows by split (`val`, `test`).
         selection_rows: visits by which checkpoints are selected: every validation check-in that may be a
             target, whichever of them the protocol scores.
-        is_last: which visits are the last of their trajectory.
         num_rows: rows of each split.
     """
 
@@ -69,7 +68,6 @@ class ProtocolRows:
     splits: NDArray[np.object_]
     requests: dict[str, Requests]
     selection_rows: IntArray
-    is_last: BoolArray
     num_rows: dict[str, int]
 
     @property
@@ -110,7 +108,6 @@ def build_rows(protocol: Protocol, folder: Path) -> ProtocolRows:
         splits=frame["split"].to_numpy(dtype=object),
         requests={split: _requests(frame, visits, users, split, protocol) for split in ("val", "test")},
         selection_rows=_scored_rows(frame, "val", is_last_only=False),
-        is_last=(frame["trajectory"] != frame["trajectory"].shift(-1)).to_numpy(),
         num_rows=frame["split"].value_counts().to_dict(),
     )
 
