@@ -34,6 +34,10 @@ from models.pairs import (
 from models.slots import LiveSlots
 
 NUM_OWN_VISITS = 4
+NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
+"""Buckets of a user's taste for new POIs, and the actions it is judged by."""
+NUM_TASTES = 12
+"""Buckets of a user's visits to a category."""
 
 
 class SlotBank(NamedTuple):
@@ -120,6 +124,8 @@ class OthersMemory(nn.Module):
             NUM_BUCKETS * NUM_LISTS,
             NUM_OWN_VISITS * NUM_LISTS,
             NUM_DISTANCES * NUM_GAPS * NUM_LISTS,
+            NUM_NOVELTIES * NUM_GAPS,
+            NUM_TASTES * NUM_TASTES * NUM_LISTS,
         )
 
     @property
@@ -187,6 +193,8 @@ class OthersMemory(nn.Module):
             slots.similarity_BQC * NUM_LISTS + lists,
             own * NUM_LISTS + lists,
             (near * NUM_GAPS + gap) * NUM_LISTS + lists,
+            (bucket_novelty(past, steps)[..., None] * NUM_GAPS + gap).expand_as(lists),
+            self._bucket_taste(slots, past, steps) * NUM_LISTS + lists,
         )
         last = self._known_category(take_actions(past.categories_BL, steps.num_past_BQ - 1, fill=0))
         category = self._known_category(slots.categories_BQC)
@@ -199,19 +207,19 @@ class OthersMemory(nn.Module):
 
     def _count_own(self, slots: OtherSlots, past: Past, steps: Steps) -> Tensor:
         """Returns the log bucket of the user's own earlier visits to each slot's POI."""
-        L = past.blocks_BL.shape[1]
-        # Sorted by POI, then time, so that two look-ups bracket the visits before the step.
-        keys_BL = name_slots(past.blocks_BL, past.inners_BL) * (L + 1) + torch.arange(
-            L, device=past.blocks_BL.device
-        )
-        keys_BL = keys_BL.sort(dim=1).values
-        first_BQC = name_slots(slots.blocks_BQC, slots.inners_BQC) * (L + 1)
-        last_BQC = first_BQC + steps.num_past_BQ[..., None]
-        counts = torch.searchsorted(keys_BL, last_BQC.flatten(1)) - torch.searchsorted(
-            keys_BL, first_BQC.flatten(1)
-        )
-        bucket = (counts.view(first_BQC.shape) + 1).float().log2().long()
-        return bucket.clamp(max=NUM_OWN_VISITS - 1)
+        names_BL = name_slots(past.blocks_BL, past.inners_BL)
+        counts = count_before(names_BL, name_slots(slots.blocks_BQC, slots.inners_BQC), steps.num_past_BQ)
+        return (counts + 1).float().log2().long().clamp(max=NUM_OWN_VISITS - 1)
+
+    def _bucket_taste(self, slots: OtherSlots, past: Past, steps: Steps) -> Tensor:
+        """Returns buckets of the user's earlier visits to the slot's category, and of all earlier visits."""
+        counts = count_before(past.categories_BL, slots.categories_BQC, steps.num_past_BQ)
+        counts = counts * (slots.categories_BQC > 0)
+        buckets = [
+            (1.5 * (values + 1).float().log2()).long().clamp(max=NUM_TASTES - 1)
+            for values in (counts, steps.num_past_BQ[..., None])
+        ]
+        return buckets[0] * NUM_TASTES + buckets[1]
 
     def _poi_rows(self, slots: OtherSlots, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
         """Returns the row of the POI's own constant and whether there is one."""
@@ -240,6 +248,35 @@ def gather_copies(
     if len(parts) < 2:
         return parts[0] if parts else None
     return Copies(*(torch.cat(fields, dim=-1) for fields in zip(*parts, strict=True)))
+
+
+def count_before(names_BL: Tensor, wanted_BQC: Tensor, num_past_BQ: Tensor) -> Tensor:
+    """Counts how often each wanted name (from 0) is among the names before each step, (B, Q, C)."""
+    L = names_BL.shape[1]
+    # Sorted by name, then time, so that two look-ups bracket the actions before the step.
+    keys_BL = (names_BL * (L + 1) + torch.arange(L, device=names_BL.device)).sort(dim=1).values
+    first_BQC = wanted_BQC * (L + 1)
+    last_BQC = first_BQC + num_past_BQ[..., None]
+    stops, starts = (torch.searchsorted(keys_BL, part.flatten(1)) for part in (last_BQC, first_BQC))
+    return (stops - starts).view(first_BQC.shape)
+
+
+def bucket_novelty(past: Past, steps: Steps) -> Tensor:
+    """Returns which share of the last actions before each step were first visits, in buckets, (B, Q).
+
+    The last bucket is for steps without any past.
+    """
+    slots_BL = name_slots(past.blocks_BL, past.inners_BL)
+    ordered, order = slots_BL.sort(dim=1, stable=True)
+    is_new = torch.ones_like(ordered)
+    is_new[:, 1:] = (ordered.diff(dim=1) != 0).long()
+    is_first_BL = torch.zeros_like(ordered).scatter_(1, order, is_new)
+    until_BL1 = F.pad(is_first_BL.cumsum(dim=1), (1, 0))
+    stops = steps.num_past_BQ
+    starts = (stops - NOVELTY_ACTIONS).clamp(min=0)
+    counts = until_BL1.gather(1, stops) - until_BL1.gather(1, starts)
+    bucket = counts * (NUM_NOVELTIES - 1) // (stops - starts + 1)
+    return torch.where(stops > 0, bucket, NUM_NOVELTIES - 1)
 
 
 def _offset(rows: tuple[Tensor, ...], sizes: tuple[int, ...]) -> Tensor:
