@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from models.batch import OtherSlots
 from models.config import OthersConfig
-from models.copying import gather_copies
+from models.copying import bucket_novelty, gather_copies
 from models.memory import BLOCK
 from models.states import past_of, steps_of
 from tests.models.toy import (
@@ -117,6 +117,26 @@ def test_own_visits_of_a_slot_are_counted_up_to_the_step():
             (history.blocks_BL[b, j], history.inners_BL[b, j]) == poi for j in range(int(index[b, q]))
         )
         assert found[b, q, c] == min(3, int(math.log2(visits + 1)))
+
+
+def test_tastes_are_counted_up_to_the_step():
+    """New POIs among the last actions, and visits to the slot's category, by a plain loop."""
+    model, history = toy_decoder(others=ON), toy_history((12, 5, 1))
+    index = torch.tensor([[0, 4, 11], [1, 2, 4], [0, 0, 0]])
+    slots, steps, past = toy_others(3, 3), steps_of(history, index), past_of(history)
+
+    novelty, taste = bucket_novelty(past, steps), model.others._bucket_taste(slots, past, steps)
+
+    for b, q in torch.cartesian_prod(torch.arange(3), torch.arange(3)).tolist():
+        n = int(index[b, q])
+        pois = [(int(history.blocks_BL[b, j]), int(history.inners_BL[b, j])) for j in range(n)]
+        num_new = sum(poi not in pois[:j] for j, poi in enumerate(pois))
+        assert novelty[b, q] == (num_new * 11 // (n + 1) if n else 11)
+        for c in range(taste.shape[2]):
+            category = int(slots.categories_BQC[b, q, c])
+            visits = history.categories_BL[b, :n].tolist().count(category) if category else 0
+            expected = [int(1.5 * math.log2(count + 1)) for count in (visits, n)]
+            assert taste[b, q, c] == expected[0] * 12 + expected[1]
 
 
 def test_without_slots_a_decoder_that_could_copy_gives_what_the_memory_gives():
