@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -118,6 +118,9 @@ bench-rows: setup ## Rows of the demo that are unexplained [SOURCE=checkins DATA
 
 bench-rerun: setup ## Runs the synthetic demo's last night twice more and compares all digests [after make demo]
 	@SPACETIME_CONF=$(WORK)/settings.yaml $(PY) -m tests.bench.rerun --day 2026-03-01 --since 2026-02-28
+
+bench-protocols: setup ## Trains on public check-ins and scores them beside the floors [DATA=FOLDER of folders]
+	@$(PY) -m tests.bench.protocols --data $(DATA)
 
 bench-dags: setup .venv-airflow/.stamp ## Seconds that Airflow takes to parse the DAG files
 	@$(PY) -m tests.bench.dag_parse

@@ -12,18 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conf.cli import Job, JobContext, JobSummary, main
-from conf.settings import CONF_DIR
-
-DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         type=Path,
-        default=DEFAULT_RECIPE,
+        default=None,
         metavar="PATH",
-        help="shape of the model and how it is trained",
+        help="shape of the model and how it is trained; default conf/models/tiny.yaml, for public protocols "
+        "conf/models/checkins.yaml",
     )
     parser.add_argument(
         "--set-recipe",
@@ -48,6 +46,18 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", metavar="URI", help="bundle; empty = the day's training")
 
 
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seeds",
+        default="0,1,2",
+        metavar="LIST",
+        help="public protocols: one training per seed, kept and used again; empty = floors only",
+    )
+    parser.add_argument(
+        "--out", default="", metavar="FOLDER", help="public protocols: for figures and trained models"
+    )
+
+
 def _add_register(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     _add_strict(parser)
@@ -60,6 +70,7 @@ def _add_strict(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     _add_evaluation(parser)
+    _add_protocol(parser)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +101,10 @@ JOBS = {
     "sft_ranking": Job("ranking_samples -> click logits of candidates", _lazy("run_stage_job"), _add_recipe),
     "align_dpo": Job("preference_pairs -> aligned generator", _lazy("run_stage_job"), _add_recipe),
     "evaluate": Job(
-        "figures of floors and model on the same held-out rows", _lazy("run_evaluate_job"), _add_evaluate
+        "figures of floors and model on the same held-out rows: of a day, or of a public protocol",
+        _lazy("run_evaluate_job"),
+        _add_evaluate,
+        needs_day=False,
     ),
     "register": Job(
         "bundle -> registered model version, champion if the gate lets it pass",

@@ -27,6 +27,40 @@ class _Movable:
         return type(self)(*moved)
 
 
+class _OtherSlots(NamedTuple):
+    blocks_BQC: Tensor
+    inners_BQC: Tensor
+    categories_BQC: Tensor
+    lonlat_BQC2: Tensor
+    lists_BQC: Tensor
+    count_BQC: Tensor
+    share_BQC: Tensor
+    lift_BQC: Tensor
+    popularity_BQC: Tensor
+    similarity_BQC: Tensor
+    is_real_BQC: Tensor
+
+
+class OtherSlots(_Movable, _OtherSlots):
+    """POIs that the rows of other users suggest for each step.
+
+    Attributes:
+        blocks_BQC, inners_BQC, categories_BQC: int64 ids.
+        lonlat_BQC2: float32, place of the POI.
+        lists_BQC: int64, which list of `models.other_slots` suggests it.
+        count_BQC, share_BQC, lift_BQC, popularity_BQC, similarity_BQC: int64 buckets, as in
+            `models.other_slots.SlotLists`.
+        is_real_BQC: bool, False = the slot is empty.
+    """
+
+    __slots__ = ()
+
+    def take_steps(self, index_BQ: Tensor) -> "OtherSlots":
+        """Returns the slots of some of the steps."""
+        rows = torch.arange(len(index_BQ), device=index_BQ.device)[:, None]
+        return OtherSlots(*(field[rows, index_BQ] for field in self))
+
+
 class _History(NamedTuple):
     lengths_B: Tensor
     num_context_B: Tensor
@@ -41,6 +75,7 @@ class _History(NamedTuple):
     is_targets_BL: Tensor
     profile_ids_BP: Tensor
     vectors_BLM: Tensor | None = None
+    others: OtherSlots | None = None
 
 
 class HistoryBatch(_Movable, _History):
@@ -57,6 +92,7 @@ class HistoryBatch(_Movable, _History):
         is_targets_BL: bool, is the action a loss target.
         profile_ids_BP: int64, 0 = padding.
         vectors_BLM: float32, multimodal vectors of the POIs, or None.
+        others: slots of the steps of the transformer's window (Q = W), or None.
     """
 
     __slots__ = ()
@@ -68,6 +104,7 @@ class _Request(NamedTuple):
     user_lonlat_B2: Tensor
     action_types_B: Tensor
     is_neutral_B: Tensor
+    others: OtherSlots | None = None
 
 
 class RequestBatch(_Movable, _Request):
@@ -79,6 +116,7 @@ class RequestBatch(_Movable, _Request):
         user_lonlat_B2: float32, NaN = unknown.
         action_types_B: int64, the action to predict.
         is_neutral_B: bool, True = there is no request: the other fields of the row are not looked at.
+        others: slots of the request (Q = 1), or None.
     """
 
     __slots__ = ()

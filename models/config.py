@@ -22,11 +22,30 @@ class MemoryConfig(Section):
         True, description="mix copies of the user's own past POIs into the generator's distribution"
     )
     key_dim: int = Field(64, ge=1, description="width of the content match between a step and a past action")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="on the input embeddings that keys of past actions and slots are made of"
+    )
     clock_tables: bool = Field(True, description="learned tables over pairs of hours and of weekdays")
     table_rate: float = Field(
         10.0, gt=0, description="learning rate of the pair tables, times that of the rest"
     )
     large_table_rate: float = Field(2.0, gt=0, description="the same for tables of more than 1,000 rows")
+
+
+class OthersConfig(Section):
+    """Copying from others (ours): slots of POIs that other users' rows suggest; off = own history only."""
+
+    enabled: bool = Field(
+        False, description="mix slots of others into the distribution, where some are given"
+    )
+    num_followers: int = Field(8, ge=0, description="slots of POIs that follow the current one")
+    num_near: int = Field(72, ge=0, description="slots of POIs near the user that fit user and hour")
+    start: float = Field(-4.0, description="start of every slot's score")
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of a request."""
+        return self.num_followers + self.num_near
 
 
 class DecoderConfig(Section):
@@ -48,6 +67,10 @@ class DecoderConfig(Section):
     )
     embedding_dim: int = Field(64, ge=2, description="length of user and POI vectors")
     memory: MemoryConfig = MemoryConfig()
+    others: OthersConfig = OthersConfig()
+    hide_request_time: bool = Field(
+        False, description="the time of the step is not known: its clock is that of the action before"
+    )
     poi_vectors: Literal["off", "exact", "hashed"] = Field(
         "exact",
         description="vector of a POI's own beside the shared inner vector: one row each, or hashed rows",

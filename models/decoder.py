@@ -2,9 +2,8 @@
 
 The state at an action token predicts the block, the state at a block token the inner id. Training runs over
 whole windows; serving encodes the user part once (`encode_prefix`), adds the request's spacetime and action
-tokens (`request_state`), and hangs blocks or candidates below it, each for itself. Both ways agree to
-rounding (trap 4): a step being predicted always sees the last `window_actions` - 1 actions before it that
-its window holds.
+tokens (`request_state`), and hangs blocks or candidates below it, each for itself. Both ways agree to rounding
+(trap 4): a step being predicted always sees the last `window_actions` - 1 actions that its window holds.
 """
 
 # Shape letters: B = sequences, L = actions, W = actions of the window, D = model width, V = blocks,
@@ -14,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from conf.tokens import TOKENS_PER_ACTION, Slot
-from models.batch import CandidateBatch, HistoryBatch, RequestBatch
+from models.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
 from models.config import DecoderConfig
+from models.copying import Copies, OthersMemory, Sources, gather_copies
 from models.generator import Generator
+from models.layers import start_weights
 from models.masks import build_candidate_mask
-from models.memory import BLOCK, NUM_MEMORY_FEATURES, PlaceMemory, mix_all
+from models.memory import BLOCK, INNER, NUM_MEMORY_FEATURES, Bank, PlaceMemory, Which, mix_all
 from models.pairs import Steps
 from models.slots import LiveSlots
 from models.states import (
@@ -27,12 +28,12 @@ from models.states import (
     Prefix,
     RequestState,
     StepLogProbs,
-    last_steps,
     neutral_request,
-    pack_steps,
     past_of,
+    request_steps,
     steps_of,
     take_rows,
+    target_steps,
     valid_user,
     window_index,
 )
@@ -56,14 +57,17 @@ class SpacetimeDecoder(nn.Module):
         self.trunk = Trunk(config)
         self.generator = Generator(config)
         self.memory = PlaceMemory(config) if config.memory.enabled else None
+        self.others = OthersMemory(config) if config.others.enabled else None
         self.user_projection = nn.Linear(D, config.embedding_dim, bias=False)
         self.poi_projection = nn.Linear(D, config.embedding_dim, bias=False)
         self.click = nn.Linear(D, 1)
         self.click_memory = nn.Linear(NUM_MEMORY_FEATURES, 1, bias=False)
-        self.apply(_start_weights)
+        self.apply(start_weights)
         nn.init.zeros_(self.click_memory.weight)
         if self.memory is not None:
             self.memory.reset_gates()
+        if self.others is not None:
+            self.others.reset_start()
 
     def set_block_centers(self, block_ids: Tensor, lonlat: Tensor) -> None:
         """Tells where blocks lie, (N,) and (N, 2) degrees; blocks not told of have an unknown place."""
@@ -78,18 +82,23 @@ class SpacetimeDecoder(nn.Module):
     @property
     def rate_scales(self) -> dict[str, float]:
         """Parts of parameter names whose learning rate is scaled, for the trainer."""
-        memory = self.config.memory
-        return {"memory.small.": memory.table_rate, "memory.large.": memory.large_table_rate}
+        small, large = self.config.memory.table_rate, self.config.memory.large_table_rate
+        return {
+            "memory.small.": small,
+            "memory.large.": large,
+            "others.small": small,
+            "others.large": large,
+            "others.poi": large,
+        }
 
     # --- training ---------------------------------------------------------------------------------------
 
     def forward_history(self, history: HistoryBatch) -> Tensor:
         """Returns the states of the window's tokens, (B, 4 W, D)."""
         spacetime, inner = self.trunk.embed_history(history)
-        index_BW, _ = window_index(
-            history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions
-        )
-        states, _ = self.trunk.read_window(history, spacetime, inner, index_BW)
+        index_BW, *_ = target_steps(history, self.config.window_actions)
+        shown = self.trunk.embed_requests(history, spacetime)
+        states, _ = self.trunk.read_window(history, shown, inner, index_BW)
         return states
 
     def next_poi_log_probs(self, history: HistoryBatch, live: LiveSlots | None = None) -> StepLogProbs:
@@ -100,13 +109,9 @@ class SpacetimeDecoder(nn.Module):
             live: slots that exist; None = all within the capacities.
         """
         spacetime, inner = self.trunk.embed_history(history)
-        index_BW, valid_BW = window_index(
-            history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions
-        )
-        states, _ = self.trunk.read_window(history, spacetime, inner, index_BW)
-        is_target_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
-        is_target_BW = is_target_BW & (index_BW >= history.num_context_B[:, None])
-        window_BQ, is_target_BQ = pack_steps(is_target_BW)
+        index_BW, window_BQ, is_target_BQ = target_steps(history, self.config.window_actions)
+        shown = self.trunk.embed_requests(history, spacetime)
+        states, _ = self.trunk.read_window(history, shown, inner, index_BW)
         index_BQ = index_BW.gather(1, window_BQ)
         states_BWSD = states.unflatten(1, (-1, TOKENS_PER_ACTION))
         at_action = take_rows(states_BWSD[:, :, Slot.ACTION], window_BQ)
@@ -116,19 +121,24 @@ class SpacetimeDecoder(nn.Module):
         is_target_BQ = is_target_BQ & self._has_token(blocks_BQ, inners_BQ, live)
         blocks_BQ, inners_BQ = blocks_BQ * is_target_BQ, inners_BQ * is_target_BQ
         embedding = self.trunk.embedding
-        log_block = self.generator.block_log_probs(at_action, embedding, live)
-        log_block = log_block.gather(2, blocks_BQ[..., None])[..., 0]
+        log_blocks = self.generator.block_log_probs(at_action, embedding, live)
+        log_block = log_blocks.gather(2, blocks_BQ[..., None])[..., 0]
         targets = is_target_BQ.nonzero(as_tuple=True)
         chosen = self.generator.target_log_probs(
             at_block[targets], blocks_BQ[targets], inners_BQ[targets], embedding, live
         )
         log_inner = torch.zeros_like(log_block).index_put(targets, chosen)
-        if self.memory is not None:
-            bank = self.memory.remember(past_of(history), spacetime, inner)
-            pairs = self.memory.compare(bank, steps_of(history, index_BQ), live)
-            log_block, log_inner = self.memory.mix_steps(
-                (log_block, log_inner), (at_action, at_block), blocks_BQ, inners_BQ, bank, pairs
-            )
+        steps = steps_of(history, index_BQ, hide_time=self.config.hide_request_time)
+        bank = None if self.memory is None else self.memory.remember(past_of(history), spacetime, inner)
+        slots = None if history.others is None else history.others.take_steps(window_BQ)
+        sources = self._look_up(bank, history, steps, slots, live)
+        copies = self._copies(BLOCK, at_action, sources)
+        if copies is not None:
+            log_block = copies.mix_target(log_block, copies.blocks_BQX == blocks_BQ[..., None])
+        copies = self._copies(INNER, at_block, sources)
+        if copies is not None:
+            same_inner = copies.inners_BQX == inners_BQ[..., None]
+            log_inner = copies.inside(blocks_BQ).mix_target(log_inner, same_inner)
         is_padding = ~is_target_BQ
         return StepLogProbs(
             log_block.masked_fill(is_padding, 0.0), log_inner.masked_fill(is_padding, 0.0), is_target_BQ
@@ -142,7 +152,8 @@ class SpacetimeDecoder(nn.Module):
         index_BW, valid_BW = window_index(
             history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions - 1
         )
-        _, layers = self.trunk.read_window(history, spacetime, inner, index_BW)
+        shown = self.trunk.embed_requests(history, spacetime)
+        _, layers = self.trunk.read_window(history, shown, inner, index_BW)
         valid_BT = torch.cat(
             [valid_user(history), valid_BW.repeat_interleave(TOKENS_PER_ACTION, dim=1)], dim=1
         )
@@ -155,13 +166,10 @@ class SpacetimeDecoder(nn.Module):
     ) -> RequestState:
         """Reads the request's spacetime and action tokens; None = nothing was asked (neutral tokens)."""
         history = prefix.history
-        last = last_steps(history)
         request = request if request is not None else neutral_request(history)
         neutral_B = request.is_neutral_B
-        gaps = request.timestamps_B - last.timestamps_BQ[:, 0]
-        spacetime = self.trunk.embedding.embed_spacetime(
-            request.timestamps_B, request.tz_offsets_B, gaps, history.lengths_B > 0, request.user_lonlat_B2
-        )
+        steps = request_steps(history, request, hide_time=self.config.hide_request_time)
+        spacetime = self.trunk.embed_request(history, steps)
         no_spacetime, no_action = self.trunk.embedding.embed_no_request(neutral_B.shape)
         spacetime = torch.where(neutral_B[:, None], no_spacetime, spacetime)
         action = self.trunk.embedding.embed_actions(request.action_types_B)
@@ -173,37 +181,25 @@ class SpacetimeDecoder(nn.Module):
         states, cache = self.trunk.extend(
             prefix.cache, torch.stack([spacetime, action], dim=1), positions, own_22
         )
-        pairs = None
-        if self.memory is not None and prefix.bank is not None:
-            asked = Steps(
-                history.lengths_B[:, None],
-                request.timestamps_B[:, None],
-                request.tz_offsets_B[:, None],
-                request.user_lonlat_B2[:, None],
-            )
-            # Without a request the clock and the place are those of the user's last action.
-            steps = Steps(
-                *(torch.where(_like(neutral_B, own), old, own) for own, old in zip(asked, last, strict=True))
-            )
-            pairs = self.memory.compare(prefix.bank, steps, live)
-        return RequestState(cache, states[:, -1], prefix.bank, pairs, live)
+        sources = self._look_up(prefix.bank, history, steps, request.others, live)
+        return RequestState(cache, states[:, -1], *sources, live)
 
     def block_log_probs(self, state: RequestState) -> Tensor:
         """Returns log P(block), (B, V)."""
         log_probs = self.generator.block_log_probs(state.state_BD, self.trunk.embedding, state.live)
-        if self.memory is None or state.bank is None or state.pairs is None:
+        copies = self._copies(BLOCK, state.state_BD[:, None], state.sources)
+        if copies is None:
             return log_probs
-        scores = self.memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)
-        return mix_all(log_probs[:, None], scores, state.bank.past.blocks_BL)[:, 0]
+        return mix_all(log_probs[:, None], copies.scores_BQX, copies.blocks_BQX)[:, 0]
 
     def inner_log_probs(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns log P(inner | block) for some blocks, each looked into for itself, (B, K) -> (B, K, I)."""
         states_BKD = self._look_into(state, blocks_BK)
         log_probs = self.generator.inner_log_probs(states_BKD, blocks_BK, self.trunk.embedding, state.live)
-        if self.memory is None or state.bank is None or state.pairs is None:
+        copies = self._copies(INNER, states_BKD, state.sources)
+        if copies is None:
             return log_probs
-        scores = self.memory.score_inside(states_BKD, blocks_BK, state.bank, state.pairs)
-        return mix_all(log_probs, scores, state.bank.past.inners_BL)
+        return mix_all(log_probs, copies.inside(blocks_BK).scores_BQX, copies.inners_BQX)
 
     def poi_log_probs(self, state: RequestState, blocks_BC: Tensor, inners_BC: Tensor) -> Tensor:
         """Returns log P(POI) of given POIs, (B, C); -inf where a POI is newer than the model or not live."""
@@ -276,6 +272,24 @@ class SpacetimeDecoder(nn.Module):
         fits = (block_ids < self.config.num_blocks) & (inner_ids < self.config.max_inner)
         return fits if live is None else fits & live.contains(block_ids, inner_ids)
 
+    def _look_up(
+        self,
+        bank: Bank | None,
+        history: HistoryBatch,
+        steps: Steps,
+        slots: OtherSlots | None,
+        live: LiveSlots | None,
+    ) -> Sources:
+        """Looks up what does not depend on states: the own past, and the slots of others."""
+        pairs = None if self.memory is None or bank is None else self.memory.compare(bank, steps, live)
+        if self.others is None or slots is None:
+            return Sources(bank, pairs, None)
+        found = self.others.look_up(slots, past_of(history), steps, self.trunk.embedding, live)
+        return Sources(bank, pairs, found)
+
+    def _copies(self, which: Which, states_BQD: Tensor, sources: Sources) -> Copies | None:
+        return gather_copies(self.memory, self.others, which, states_BQD, sources)
+
     def _look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
         own_KK = torch.eye(blocks_BK.shape[1], dtype=torch.bool, device=blocks_BK.device)
@@ -284,17 +298,3 @@ class SpacetimeDecoder(nn.Module):
             state.cache, self.trunk.embedding.embed_blocks(blocks_BK), positions, own_KK
         )
         return states
-
-
-def _start_weights(module: nn.Module) -> None:
-    """Starts linear maps and embeddings at N(0, 0.02), as Llama does."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            nn.init.zeros_(module.weight[module.padding_idx])
-
-
-def _like(mask_B: Tensor, other: Tensor) -> Tensor:
-    return mask_B.view(-1, *(1 for _ in other.shape[1:]))

@@ -1,7 +1,7 @@
 """Evaluates models beside their floors on the same rows: a table, JSON and MLflow.
 
     python -m models evaluate --day D                                   held-out split of the day's samples
-    python -m models evaluate --protocol nyc-table6 --data FOLDER       rows and floors of a public protocol
+    python -m models evaluate --protocol nyc-table6 --data FOLDER       a public protocol (models.protocol_run)
 
 Full ranking over all POIs live as of the request, never sampled; returns and discoveries apart; intervals by
 user. A bundle's ranking and embedding stages are evaluated on `ranking_samples` of the same split.
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.tokens import ACTION_TYPES
-from models.baselines import count_training, score_by_distance
+from models.baselines import score_by_distance
 from models.bundle import ModelBundle
 from models.figures import (
     HIT_KS,
@@ -33,7 +33,6 @@ from models.figures import (
 )
 from models.inference import encode_pois, encode_user_requests, rank_targets_by_model, score_candidates
 from models.metrics import FloatArray, IntArray, Ranks
-from models.protocols import PROTOCOLS, build_rows
 from models.release_split import EvaluationRows
 from models.tracking import RunLog
 
@@ -147,23 +146,6 @@ def evaluate_ranking(
     return figures
 
 
-def evaluate_protocol(name: str, folder: Path, *, split: str = "test", seed: int = 0) -> Figures:
-    """Builds the rows of a public protocol and scores its floors.
-
-    Raises:
-        MissingInputError: the folder has no check-ins.
-    """
-    protocol = PROTOCOLS[name]
-    built = build_rows(protocol, folder)
-    requests = built.requests[split]
-    counts = count_training(built.training_visits, num_pois=len(built.poi_ids))
-    ranks = rank_floors(requests, counts, hide_request_time=protocol.hides_request_time)
-    figures = describe_next_poi(requests, ranks, seed=seed)
-    figures["rows_by_split"] = dict(built.num_rows)
-    figures["published_digest"] = protocol.digest if split == "test" else ""
-    return figures
-
-
 def print_figures(evaluation: Figures, console: Console | None = None) -> None:
     """Prints one table per task, floors first."""
     console = console or Console(stderr=True, width=None if sys.stderr.isatty() else LOG_WIDTH)
@@ -174,6 +156,8 @@ def print_figures(evaluation: Figures, console: Console | None = None) -> None:
             title = f"next POI, {evaluation['protocol']}, {evaluation['split']}{label}: {group}, {count} rows"
             console.print(_next_poi_table(title, next_poi, group))
         console.print(f"{next_poi['rows']} rows of {next_poi['users']} users, digest {next_poi['digest']}")
+        for method, differences in next_poi.get("minus_kernel_counter", {}).items():
+            console.print(f"{method} minus kernel counter, same rows: {_tell_differences(differences)}")
     if isinstance(ranking, dict):
         console.print(
             _ranking_table(f"clicks, {evaluation['split']}{label}: {ranking['rows']} impressions", ranking)
@@ -242,12 +226,18 @@ def _next_poi_table(title: str, figures: dict[str, dict], group: str) -> Table:
         table.add_column(name, justify="right")
     for method, groups in figures["methods"].items():
         own = groups[group]
-        interval = own["hr_at_1_interval"]
+        interval = own.get("hr_at_1_interval")
+        told = f"{interval['low']:.3f} to {interval['high']:.3f}" if interval else ""
         values = [own[f"hr_at_{k}"] for k in HIT_KS] + [own["mrr"]]
-        table.add_row(
-            method, *(f"{value:.4f}" for value in values), f"{interval['low']:.3f} to {interval['high']:.3f}"
-        )
+        table.add_row(method, *(f"{value:.4f}" for value in values), told)
     return table
+
+
+def _tell_differences(differences: Mapping[str, Mapping[str, float]]) -> str:
+    return ", ".join(
+        f"{name} {own['value']:+.4f} ({own['low']:+.4f} to {own['high']:+.4f})"
+        for name, own in differences.items()
+    )
 
 
 def _ranking_table(title: str, figures: dict[str, dict]) -> Table:

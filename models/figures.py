@@ -6,7 +6,7 @@ results are comparable only if their digests are equal.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -89,12 +89,33 @@ def describe_next_poi(requests: Requests, ranks: Mapping[str, Ranks], *, seed: i
     }
 
 
-def compare_next_poi(requests: Requests, ranks: Ranks, other: Ranks, *, seed: int = 0) -> Figures:
-    """Returns the paired differences of hr@1, hr@10 and MRR (first minus second) with intervals."""
+def average_methods(figures: Figures, methods: Sequence[str], name: str) -> None:
+    """Adds to described figures the mean of some methods, group by group, under a name; without intervals."""
+    described = figures["methods"]
+    assert isinstance(described, dict)
+    groups = described[methods[0]]
+    described[name] = {
+        group: {
+            figure: exact_mean(np.array([described[method][group][figure] for method in methods]))
+            for figure, value in own.items()
+            if isinstance(value, float)
+        }
+        for group, own in groups.items()
+    }
+
+
+def compare_next_poi(
+    requests: Requests, ranks: Ranks | Sequence[Ranks], other: Ranks, *, seed: int = 0
+) -> Figures:
+    """Returns the paired differences of hr@1, hr@10 and MRR (first minus second) with intervals.
+
+    Several ranks on the left (seeds of one model) count with their mean, row by row.
+    """
+    models = [ranks] if isinstance(ranks, Ranks) else list(ranks)
     values = {
-        "hr_at_1": hit_values(ranks, 1) - hit_values(other, 1),
-        "hr_at_10": hit_values(ranks, 10) - hit_values(other, 10),
-        "mrr": reciprocal_values(ranks) - reciprocal_values(other),
+        "hr_at_1": _mean_values(models, lambda own: hit_values(own, 1)) - hit_values(other, 1),
+        "hr_at_10": _mean_values(models, lambda own: hit_values(own, 10)) - hit_values(other, 10),
+        "mrr": _mean_values(models, reciprocal_values) - reciprocal_values(other),
     }
     return {name: asdict(bootstrap_mean(value, requests.users, seed=seed)) for name, value in values.items()}
 
@@ -156,6 +177,10 @@ def _describe_ranks(ranks: Ranks, rows: BoolArray, users: NDArray[np.generic], s
     figures[f"ndcg_at_{NDCG_K}"] = exact_mean(ndcg_values(own, NDCG_K))
     figures["hr_at_1_interval"] = asdict(bootstrap_mean(hit_values(own, 1), own_users, seed=seed))
     return figures
+
+
+def _mean_values(models: Sequence[Ranks], value: Callable[[Ranks], FloatArray]) -> FloatArray:
+    return np.mean([value(ranks) for ranks in models], axis=0)
 
 
 def _resamples(num_rows: int) -> int:

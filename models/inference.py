@@ -20,6 +20,8 @@ from models.catalogue import Catalogue
 from models.decoder import SpacetimeDecoder
 from models.generate import find_top_pois, rank_pois
 from models.metrics import Ranks
+from models.other_batches import add_to_requests
+from models.other_slots import SlotFinder
 from models.states import RequestState
 
 __all__ = [
@@ -147,10 +149,14 @@ def rank_targets_by_model(
     *,
     micro_batch: int = 64,
     device: str = "cpu",
+    finder: SlotFinder | None = None,
 ) -> Ranks:
-    """Returns the exact rank of each target (a row of the catalogue) among all POIs live on its day."""
+    """Returns the exact rank of each target (a row of the catalogue) among all POIs live on its day.
+
+    With a `finder`, a model that copies from others does so; the requests need their `user_id` then.
+    """
     higher, equal = np.zeros(requests.num_rows, np.int64), np.ones(requests.num_rows, np.int64)
-    for rows, state in _request_states(model, requests, catalogue, micro_batch, device):
+    for rows, state in _request_states(model, requests, catalogue, micro_batch, device, finder):
         blocks, inners = (
             torch.from_numpy(ids[targets[rows]]).to(device)
             for ids in (catalogue.block_ids, catalogue.inner_ids)
@@ -176,7 +182,12 @@ def batch_by_length(lengths: IntArray, size: int, groups: IntArray | None = None
 
 
 def _request_states(
-    model: SpacetimeDecoder, requests: pa.RecordBatch, catalogue: Catalogue, micro_batch: int, device: str
+    model: SpacetimeDecoder,
+    requests: pa.RecordBatch,
+    catalogue: Catalogue,
+    micro_batch: int,
+    device: str,
+    finder: SlotFinder | None = None,
 ) -> Iterator[tuple[IntArray, RequestState]]:
     """Yields (rows, their request states); rows of one batch see one set of live slots."""
     times = requests.column("request_ts_ms").to_numpy().astype(np.int64)
@@ -185,5 +196,9 @@ def _request_states(
     for rows in batch_by_length(history_lengths(requests), micro_batch, epochs):
         part = requests.take(pa.array(rows))
         live = catalogue.live_slots(int(times[rows[0]]), **capacities).to(device)
-        prefix = model.encode_prefix(collate_history(part).to(device))
-        yield rows, model.request_state(prefix, collate_requests(part).to(device), live)
+        history, request = collate_history(part), collate_requests(part)
+        if finder is not None:
+            users = part.column("user_id").to_numpy(zero_copy_only=False).astype(str)
+            request = add_to_requests(request, history, users, finder, model.config)
+        prefix = model.encode_prefix(history.to(device))
+        yield rows, model.request_state(prefix, request.to(device), live)

@@ -16,6 +16,7 @@ import torch
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError, NoTrainingDataError, SettingsError
+from conf.settings import CONF_DIR
 from models.bundle import ModelBundle, load_bundle, resolve_model
 from models.catalogue import Catalogue
 from models.config import load_recipe
@@ -24,7 +25,6 @@ from models.evaluate import (
     EVALUATION_FILE,
     RELEASE_SPLIT,
     evaluate_next_poi,
-    evaluate_protocol,
     evaluate_ranking,
     log_figures,
     print_figures,
@@ -33,6 +33,7 @@ from models.evaluate import (
 from models.figures import Figures
 from models.generator_choice import choose_generator
 from models.pins import locate_table, pin_table
+from models.protocol_run import evaluate_protocol
 from models.protocols import PROTOCOLS
 from models.register import find_champion, judge_challenger, register_bundle
 from models.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
@@ -41,6 +42,9 @@ from models.tracking import RunLog, open_training_run
 from models.trainer import TrainResult
 from models.training import STAGE_TABLES, Training, build_bundle, open_training, train_all, train_stage
 
+DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
+CHECKINS_RECIPE = CONF_DIR / "models" / "checkins.yaml"
+"""Recipes where none is given: of a day's training, and of public protocols."""
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 CATALOGUE_COLUMNS = (
@@ -84,28 +88,14 @@ def run_train_job(context: JobContext) -> JobSummary:
 
 
 def run_evaluate_job(context: JobContext) -> JobSummary:
-    """Evaluates a bundle on the day's held-out rows, or the floors on a public protocol."""
-    options = context.options
-    if options.protocol != RELEASE_SPLIT:
-        if options.protocol not in PROTOCOLS:
-            raise SettingsError(
-                where="--protocol",
-                key=options.protocol,
-                problem="no such protocol",
-                known=(RELEASE_SPLIT, *PROTOCOLS),
-            )
-        if not options.data:
-            raise MissingInputError(
-                what="the folder of check-ins", where="--data", needed_by=f"Protocol {options.protocol}",
-                remedy="Give the folder that holds checkins.parquet with --data.",
-            )  # fmt: skip
-        figures = evaluate_protocol(options.protocol, Path(options.data), split=options.split)
-        evaluation: Figures = {"protocol": options.protocol, "split": options.split, "next_poi": figures}
-        print_figures(evaluation)
-        folder = Path(context.settings.storage.artifacts) / "evaluations"
-        if not context.dry_run:
-            save_figures(evaluation, folder / f"{options.protocol}-{options.split}.json")
-        return JobSummary(rows_in=int(str(figures["rows"])), notes=_headline(evaluation))
+    """Evaluates a bundle on the day's held-out rows, or models of their own on a public protocol."""
+    if context.options.protocol != RELEASE_SPLIT:
+        return _evaluate_protocol(context)
+    if context.options.day is None:
+        raise MissingInputError(
+            what="the day", where="--day", needed_by="Evaluating a day's training",
+            remedy="Give it with --day YYYY-MM-DD, or name a public protocol with --protocol.",
+        )  # fmt: skip
     training = _open(context)
     with _open_run(context, training) as log:
         evaluation = _evaluate(context, training, log)
@@ -154,9 +144,39 @@ def _build_bundle(training: Training) -> None:
     choose_generator(read_evaluation_rows(training, "val", bundle), bundle)
 
 
+def _evaluate_protocol(context: JobContext) -> JobSummary:
+    """Trains on a public protocol, ranks, prints and saves the figures."""
+    options = context.options
+    if options.protocol not in PROTOCOLS:
+        raise SettingsError(
+            where="--protocol",
+            key=options.protocol,
+            problem="no such protocol",
+            known=(RELEASE_SPLIT, *PROTOCOLS),
+        )
+    if not options.data:
+        raise MissingInputError(
+            what="the folder of check-ins", where="--data", needed_by=f"Protocol {options.protocol}",
+            remedy="Give the folder that holds checkins.parquet with --data.",
+        )  # fmt: skip
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    recipe = load_recipe(options.recipe or CHECKINS_RECIPE, options.set_recipe)
+    folder = Path(options.out or Path(context.settings.storage.artifacts) / "evaluations")
+    seeds = [] if context.dry_run else [int(seed) for seed in options.seeds.split(",") if seed]
+    figures = evaluate_protocol(
+        options.protocol, Path(options.data), split=options.split, recipe=recipe, seeds=seeds, work=folder
+    )
+    evaluation: Figures = {"protocol": options.protocol, "split": options.split, "next_poi": figures}
+    evaluation["recipe"] = recipe.model_dump(mode="json")
+    print_figures(evaluation)
+    if not context.dry_run:
+        save_figures(evaluation, folder / f"{options.protocol}-{options.split}.json")
+    return JobSummary(rows_in=int(str(figures["rows"])), notes=_headline(evaluation))
+
+
 def _open(context: JobContext) -> Training:
     torch.set_num_threads(context.options.threads or torch.get_num_threads())
-    recipe = load_recipe(context.options.recipe, context.options.set_recipe)
+    recipe = load_recipe(context.options.recipe or DEFAULT_RECIPE, context.options.set_recipe)
     return open_training(context.settings, str(context.day), recipe)
 
 

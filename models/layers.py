@@ -130,3 +130,13 @@ class DecoderLayer(nn.Module):
         attended, new = self.attention(self.attention_norm(x_BTD), rotation, mask, past)
         x_BTD = x_BTD + self.dropout(attended)
         return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD))), new
+
+
+def start_weights(module: nn.Module) -> None:
+    """Starts linear maps and embeddings at N(0, 0.02), as Llama does."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])

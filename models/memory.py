@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from models.config import DecoderConfig
 from models.layers import RMSNorm
-from models.pairs import TABLES, PairFeatures, PairTable, Past, Steps, compare_pairs, start_table
+from models.pair_tables import PairTable, select_tables, start_table
+from models.pairs import PairFeatures, Past, Steps, compare_pairs
 from models.slots import LiveSlots
 
 LARGE_TABLE_ROWS = 1000
@@ -75,11 +76,14 @@ class PlaceMemory(nn.Module):
         self.key_dim = config.memory.key_dim
         D = config.hidden_dim
         self.spacetime_norm, self.inner_norm = RMSNorm(D, config.norm_eps), RMSNorm(D, config.norm_eps)
+        self.dropout = nn.Dropout(config.memory.dropout)
         self.key = nn.Linear(3 * D, 2 * self.key_dim, bias=False)
         self.query = nn.ModuleList(nn.Linear(D, self.key_dim, bias=False) for _ in (BLOCK, INNER))
         self.gate = nn.ModuleList(nn.Linear(D, 1) for _ in (BLOCK, INNER))
         self.value = nn.Linear(3 * D, D, bias=False)
-        tables = [table for table in TABLES if config.memory.clock_tables or not table.is_clock]
+        tables = select_tables(
+            clock_tables=config.memory.clock_tables, hide_request_time=config.hide_request_time
+        )
         self.small = PairTables([table for table in tables if table.num_rows <= LARGE_TABLE_ROWS])
         self.large = PairTables([table for table in tables if table.num_rows > LARGE_TABLE_ROWS])
 
@@ -95,6 +99,7 @@ class PlaceMemory(nn.Module):
         inner = self.inner_norm(inner_BLD)
         before = F.pad(inner, (0, 0, 1, 0))[:, : inner.shape[1]]
         content = torch.cat([self.spacetime_norm(spacetime_BLD), inner, before], dim=-1)
+        content = self.dropout(content)
         keys = self.key(content).unflatten(-1, (2, self.key_dim))
         can_copy = (past.blocks_BL < self.num_blocks) & (past.inners_BL < self.max_inner)
         return Bank(past, can_copy, content, keys)
@@ -122,19 +127,6 @@ class PlaceMemory(nn.Module):
         """Returns the inner scores of the past actions inside each block, (B, K, L); -inf outside."""
         scores = self.score(INNER, states_BKD, bank, pairs)
         return scores.masked_fill(bank.past.blocks_BL[:, None] != blocks_BK[..., None], -torch.inf)
-
-    def mix_steps(
-        self, log_probs: Pair, states: Pair, blocks_BQ: Tensor, inners_BQ: Tensor, bank: Bank, pairs: PairBias
-    ) -> Pair:
-        """Mixes the log probabilities of one POI per step; the states are those that predict them."""
-        same_block = bank.past.blocks_BL[:, None] == blocks_BQ[..., None]
-        same_poi = same_block & (bank.past.inners_BL[:, None] == inners_BQ[..., None])
-        block_scores = self.score(BLOCK, states[BLOCK], bank, pairs)
-        inner_scores = self.score_inside(states[INNER], blocks_BQ, bank, pairs)
-        return (
-            mix_target(log_probs[BLOCK], block_scores, same_block),
-            mix_target(log_probs[INNER], inner_scores, same_poi),
-        )
 
     def log_shares(
         self, states: Pair, blocks_BC: Tensor, inners_BC: Tensor, bank: Bank, pairs: PairBias
@@ -212,12 +204,18 @@ def mix_target(log_gen_BQ: Tensor, scores_BQL: Tensor, is_target_BQL: Tensor) ->
     return numerator - log_mass(scores_BQL)
 
 
-def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids_BL: Tensor) -> Tensor:
-    """Returns the mixture's log probability of every id, (B, Q, V); scores of -inf copy nothing."""
-    B, Q, L = scores_BQL.shape
+def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids: Tensor) -> Tensor:
+    """Returns the mixture's log probability of every id, (B, Q, V); scores of -inf copy nothing.
+
+    Args:
+        log_gen_BQV: the generator's, normalised.
+        scores_BQL: of the copies.
+        ids: their ids, (B, L) where they are the same for all steps, or (B, Q, L).
+    """
     largest = F.pad(scores_BQL, (1, 0)).amax(dim=-1, keepdim=True)  # the generator's own score is 0
     mass = (scores_BQL - largest).exp()
-    ids = ids_BL.clamp(max=log_gen_BQV.shape[-1] - 1)[:, None].expand(B, Q, L)
+    ids = (ids[:, None] if ids.dim() == 2 else ids).clamp(max=log_gen_BQV.shape[-1] - 1)
+    ids = ids.expand_as(scores_BQL)
     numerator = (log_gen_BQV - largest).exp().scatter_add(2, ids, mass)
     # Where nothing is copied the generator's log is kept as it is: the round trip through exp would lose
     # small ones.

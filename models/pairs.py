@@ -7,9 +7,6 @@ cost O(steps x actions).
 
 # Shape letters: B = sequences, Q = steps being predicted, L = past actions.
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -86,61 +83,19 @@ class PairFeatures(NamedTuple):
     hour_pair: Tensor
     signed_minutes: Tensor
     weekday_pair: Tensor
-
-
-@dataclass(frozen=True)
-class PairTable:
-    """One learned table over pair features: its rows and how features choose one."""
-
-    name: str
-    num_rows: int
-    row: Callable[[PairFeatures], Tensor]
-    is_clock: bool = False
-
-
-TABLES = (
-    PairTable("age_match", NUM_AGES * 6, lambda f: (f.age * 3 + f.match) * 2 + f.is_current),
-    PairTable("clock_count", 25 * 3 * 4, lambda f: (f.half_hours * 3 + f.day_relation) * 4 + f.visits // 2),
-    PairTable("gap_match", NUM_GAPS * 6, lambda f: (f.gap_BQ1 * 3 + f.match) * 2 + f.is_current),
-    PairTable(
-        "gap_distance_match",
-        NUM_GAPS * NUM_DISTANCES * 3,
-        lambda f: (f.gap_BQ1 * NUM_DISTANCES + f.distance) * 3 + f.match,
-    ),
-    PairTable("last_visit_gap", NUM_AGES * NUM_GAPS, lambda f: f.last_visit * NUM_GAPS + f.gap_BQ1),
-    PairTable("count", NUM_COUNTS, lambda f: f.visits),
-    PairTable("gap_difference_match", NUM_FINE_GAPS * 3, lambda f: f.gap_difference * 3 + f.match),
-    PairTable("two_back", 2, lambda f: f.two_back),
-    PairTable("hour_pair", 24 * 24 * 3, lambda f: f.hour_pair * 3 + f.day_relation, is_clock=True),
-    PairTable("signed_clock", NUM_SIGNED * 3, lambda f: f.signed_minutes * 3 + f.day_relation, is_clock=True),
-    PairTable("weekday_pair", 7 * 7 * 6, lambda f: f.weekday_pair, is_clock=True),
-)
-
-
-def start_table(table: PairTable) -> Tensor:
-    """Returns the start of a table, (rows,): the weights of the kernel counter (design 5), else zero."""
-    if table.name == "age_match":
-        hours = 2 ** ((torch.arange(NUM_AGES) + 0.5) / 2) - 1
-        return (torch.exp(-hours / (60 * 24)) + 0.05).log().repeat_interleave(6)
-    if table.name == "clock_count":
-        row = torch.arange(table.num_rows)
-        hours, same_type = (row // 12) / 2, (row // 4) % 3 < 2
-        return (0.05 + torch.exp(-((hours / 1.5) ** 2)) * (1 + 1.5 * same_type)).log()
-    if table.name == "gap_match":
-        row = torch.arange(table.num_rows)
-        return math.log(7) * ((row // 2) % 3 == SAME_POI) + math.log(0.1) * (row % 2)
-    return torch.zeros(table.num_rows)
+    previous_clock: Tensor
 
 
 @torch.no_grad()
 def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
     """Compares every step with every past action."""
-    slots_BL = _name_slots(past)
+    slots_BL = name_slots(past.blocks_BL, past.inners_BL)
     clock_q = _view_clock(split_time(steps.timestamps_BQ, steps.tz_offsets_BQ), dim=2)
     clock_j = _view_clock(split_time(past.timestamps_BL, past.tz_offsets_BL), dim=1)
     day_relation = _relate_days(clock_q.weekday, clock_j.weekday)
-    signed = (clock_q.minute_of_day - clock_j.minute_of_day + _HALF_DAY_MIN) % _DAY_MIN - _HALF_DAY_MIN
+    signed = _signed_minutes(clock_q, clock_j)
     visits, last_ms = _count_visits(past, steps, slots_BL)
+    previous = Clock(*(_shift_right(part[:, 0], 1, fill=0)[:, None] for part in clock_j))
     now = steps.timestamps_BQ[..., None]
     gap_q, gap_j = _gaps_of_steps(past, steps), _gaps_of_actions(past)
     is_current, match, two_back = _match_contexts(past, steps, slots_BL)
@@ -148,7 +103,7 @@ def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
         age=_bucket_age(now - past.timestamps_BL[:, None]),
         match=match,
         is_current=is_current,
-        half_hours=(signed.abs() + 15) // 30,
+        half_hours=_half_hours(signed),
         day_relation=day_relation,
         visits=visits.clamp(min=1).float().log2().long().clamp(max=NUM_COUNTS - 1),
         last_visit=_bucket_age(now - last_ms),
@@ -159,15 +114,39 @@ def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
         hour_pair=clock_q.hour * 24 + clock_j.hour,
         signed_minutes=_bucket_signed(signed),
         weekday_pair=(clock_q.weekday * 7 + clock_j.weekday) * 6 + (signed.abs() // 90).clamp(max=5),
+        previous_clock=_half_hours(_signed_minutes(clock_q, previous)) * 3
+        + _relate_days(clock_q.weekday, previous.weekday),
     )
 
 
-def _name_slots(past: Past) -> Tensor:
-    return past.blocks_BL * 2**24 + past.inners_BL
+def name_slots(block_ids: Tensor, inner_ids: Tensor) -> Tensor:
+    """Returns one number per (block, inner)."""
+    return block_ids * 2**24 + inner_ids
+
+
+def bucket_step_gap(past: Past, steps: Steps) -> Tensor:
+    """Returns the log bucket of the time since the user's last action, (B, Q)."""
+    return _bucket_gap(_gaps_of_steps(past, steps))
+
+
+def bucket_distance(places: Tensor, other_places: Tensor) -> Tensor:
+    """Returns the log bucket of distances, as in the pair tables; places broadcast, (..., 2) -> (...)."""
+    between = place_on_sphere(places) - place_on_sphere(other_places)
+    known = is_known_place(places) & is_known_place(other_places)
+    return torch.where(known, _bucket_chord(between.norm(dim=-1)), NUM_DISTANCES - 1)
 
 
 def _view_clock(clock: Clock, dim: int) -> Clock:
     return Clock(*(part.unsqueeze(dim) for part in clock))
+
+
+def _signed_minutes(clock_a: Clock, clock_b: Clock) -> Tensor:
+    """Returns how much later in the day, -720 to 719 minutes."""
+    return (clock_a.minute_of_day - clock_b.minute_of_day + _HALF_DAY_MIN) % _DAY_MIN - _HALF_DAY_MIN
+
+
+def _half_hours(signed_min: Tensor) -> Tensor:
+    return (signed_min.abs() + 15) // 30
 
 
 def _relate_days(weekday_a: Tensor, weekday_b: Tensor) -> Tensor:
@@ -203,9 +182,12 @@ def _bucket_distance(past: Past, steps: Steps) -> Tensor:
         place_on_sphere(past.poi_lonlat_BL2),
         compute_mode="donot_use_mm_for_euclid_dist",
     )
-    bucket = (1.5 * (chord * (EARTH_RADIUS_KM / 0.1) + 1).log2()).long().clamp(max=NUM_DISTANCES - 1)
     known = is_known_place(steps.user_lonlat_BQ2)[..., None] & is_known_place(past.poi_lonlat_BL2)[:, None]
-    return torch.where(known, bucket, NUM_DISTANCES - 1)
+    return torch.where(known, _bucket_chord(chord), NUM_DISTANCES - 1)
+
+
+def _bucket_chord(chord: Tensor) -> Tensor:
+    return (1.5 * (chord * (EARTH_RADIUS_KM / 0.1) + 1).log2()).long().clamp(max=NUM_DISTANCES - 1)
 
 
 def _gaps_of_actions(past: Past) -> Tensor:
@@ -216,11 +198,11 @@ def _gaps_of_actions(past: Past) -> Tensor:
 
 def _gaps_of_steps(past: Past, steps: Steps) -> Tensor:
     """Time since the user's last action, (B, Q); a long time without one."""
-    last_ms = _take(past.timestamps_BL, steps.num_past_BQ - 1, fill=-(2**50))
+    last_ms = take_actions(past.timestamps_BL, steps.num_past_BQ - 1, fill=-(2**50))
     return steps.timestamps_BQ - last_ms
 
 
-def _take(values_BL: Tensor, index_BQ: Tensor, fill: int) -> Tensor:
+def take_actions(values_BL: Tensor, index_BQ: Tensor, fill: int) -> Tensor:
     """Gathers along the actions; `fill` where the index points before the first."""
     if values_BL.shape[1] == 0:
         return torch.full_like(index_BQ, fill)
@@ -234,9 +216,9 @@ def _shift_right(values_BL: Tensor, by: int, fill: int) -> Tensor:
 
 def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compares what came before the step with what came before the action: current, match, two back."""
-    last_slot = _take(slots_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
-    last_category = _take(past.categories_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
-    slot_before_last = _take(slots_BL, steps.num_past_BQ - 2, fill=-1)[..., None]
+    last_slot = take_actions(slots_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
+    last_category = take_actions(past.categories_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
+    slot_before_last = take_actions(slots_BL, steps.num_past_BQ - 2, fill=-1)[..., None]
     same_poi = last_slot == _shift_right(slots_BL, 1, fill=-2)[:, None]
     category_before = _shift_right(past.categories_BL, 1, fill=-2)[:, None]
     same_category = (last_category == category_before) & (last_category > 0)

@@ -24,11 +24,13 @@ from models.config import Recipe, TrainConfig, size_layout
 from models.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt, read_table
 from models.decoder import SpacetimeDecoder
 from models.losses import next_poi_loss
+from models.other_batches import add_to_history
+from models.other_slots import SlotFinder
 from models.slots import LiveSlots
 from models.trainer import Log, TrainResult, train
 
 PRETRAIN_COLUMNS = (
-    "sample_id", "seq_len", "pattern", "num_context", "is_targets", "profile_ids",
+    "sample_id", "user_id", "seq_len", "pattern", "num_context", "is_targets", "profile_ids",
     *(name for name in HISTORY_NAMES if name not in ("poi_ids", "is_interests", "is_travels")),
 )  # fmt: skip
 
@@ -48,10 +50,16 @@ class PretrainStage:
     name = "pretrain"
 
     def __init__(
-        self, samples: TableAt, day: str, config: TrainConfig, slots: LiveSlots, scratch: Path
+        self,
+        samples: TableAt,
+        day: str,
+        config: TrainConfig,
+        slots: LiveSlots,
+        scratch: Path,
+        finder: SlotFinder | None = None,
     ) -> None:
         """Opens the splits `train` and `val`; raises as `SampleBatches`."""
-        self.slots = slots
+        self.slots, self.finder = slots, finder
         plan = BatchPlan(
             batch_size=config.batch_size,
             seed=config.seed,
@@ -80,7 +88,11 @@ class PretrainStage:
         """Returns the summed loss, the number of targets, and the loss of the two tokens apart."""
         assert isinstance(model, SpacetimeDecoder)
         device = next(model.parameters()).device
-        log_probs = model.next_poi_log_probs(collate_history(rows).to(device), self.slots.to(device))
+        history = collate_history(rows)
+        if self.finder is not None:
+            users = rows["user_id"].to_numpy(zero_copy_only=False).astype(str)
+            history = add_to_history(history, users, self.finder, model.config)
+        log_probs = model.next_poi_log_probs(history.to(device), self.slots.to(device))
         loss, num_targets = next_poi_loss(log_probs)
         sums = {
             "train/loss_block": -float(log_probs.block_BQ.detach().sum()),
@@ -101,7 +113,14 @@ class PretrainStage:
 
 
 def run_pretrain(
-    tables: PretrainTables, *, day: str, recipe: Recipe, layout: TokenLayout | None, folder: Path, log: Log
+    tables: PretrainTables,
+    *,
+    day: str,
+    recipe: Recipe,
+    layout: TokenLayout | None,
+    folder: Path,
+    log: Log,
+    finder: SlotFinder | None = None,
 ) -> TrainResult:
     """Pre-trains a decoder; leaves it in `folder/model`, and what a resume needs in `folder/checkpoints`.
 
@@ -112,6 +131,7 @@ def run_pretrain(
         layout: capacities; None = the index as it is, with the recipe's headroom.
         folder: of the stage.
         log: takes metrics and their step.
+        finder: slots of others, for a decoder that copies from them.
 
     Raises:
         MissingInputError, NoTrainingDataError: nothing to learn from.
@@ -119,7 +139,7 @@ def run_pretrain(
     """
     torch.manual_seed(recipe.pretrain.seed)
     model, slots = build_decoder(recipe, tables.poi_index, tables.blocks, layout)
-    stage = PretrainStage(tables.samples, day, recipe.pretrain, slots, folder / "scratch")
+    stage = PretrainStage(tables.samples, day, recipe.pretrain, slots, folder / "scratch", finder)
     made_of = json.dumps([model.config.model_dump(mode="json"), asdict(tables), day], sort_keys=True)
     try:
         result = train(stage, model, recipe.pretrain, folder, log, fingerprint=made_of)

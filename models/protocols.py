@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from conf.errors import CorruptInputError, MissingInputError
 from models.requests import BoolArray, IntArray, Requests, Visits, previous_within
@@ -50,17 +51,29 @@ class ProtocolRows:
 
     Attributes:
         poi_ids: the catalogue: POIs with a training check-in, sorted.
-        visits: all rows of the protocol.
-        is_training: which visits are training rows.
+        visits: all rows of the protocol, by user, then time.
+        users: user of each visit.
+        visit_poi_ids: POI of each visit, those outside the catalogue too.
+        splits: split of each visit.
         requests: the scored rows by split (`val`, `test`).
+        selection_rows: visits by which checkpoints are selected: every validation check-in that may be a
+            target, whichever of them the protocol scores.
         num_rows: rows of each split.
     """
 
     poi_ids: list[str]
     visits: Visits
-    is_training: BoolArray
+    users: NDArray[np.str_]
+    visit_poi_ids: NDArray[np.object_]
+    splits: NDArray[np.object_]
     requests: dict[str, Requests]
+    selection_rows: IntArray
     num_rows: dict[str, int]
+
+    @property
+    def is_training(self) -> BoolArray:
+        """Tells which visits are training rows."""
+        return self.splits == "train"
 
     @property
     def training_visits(self) -> Visits:
@@ -90,8 +103,11 @@ def build_rows(protocol: Protocol, folder: Path) -> ProtocolRows:
     return ProtocolRows(
         poi_ids=poi_ids,
         visits=visits,
-        is_training=is_training,
+        users=users,
+        visit_poi_ids=frame["poi_id"].to_numpy(dtype=object),
+        splits=frame["split"].to_numpy(dtype=object),
         requests={split: _requests(frame, visits, users, split, protocol) for split in ("val", "test")},
+        selection_rows=_scored_rows(frame, "val", is_last_only=False),
         num_rows=frame["split"].value_counts().to_dict(),
     )
 
@@ -211,5 +227,6 @@ PROTOCOLS: dict[str, Protocol] = {
     "nyc-table6-notime": Protocol(
         _getnext_split, is_last_only=True, hides_request_time=True, digest="bbbda6f1e83e8a21"
     ),
+    "nyc-table6-all-notime": Protocol(_getnext_split, hides_request_time=True, digest="252b8674516db305"),
     "nyc-lim-all-notime": Protocol(_lim_split, hides_request_time=True, digest="3f6237d609d0c3fb"),
 }

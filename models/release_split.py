@@ -79,6 +79,7 @@ class EvaluationRows:
             for name, values in self.visit_columns.items()
         }
         columns |= {
+            "user_id": pa.array(requests.users.tolist(), pa.string()),
             "request_ts_ms": pa.array(requests.timestamps_ms),
             "tz_offset_min": pa.array(requests.tz_offsets_min),
             "user_lon": pa.array(self.user_lons[rows]),

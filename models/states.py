@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import HistoryBatch, RequestBatch
+from models.copying import SlotBank, Sources
 from models.layers import KeyValues
 from models.memory import Bank, PairBias
-from models.pairs import Past, Steps
+from models.pairs import Past, Steps, take_actions
 from models.slots import LiveSlots
 
 
@@ -44,6 +45,7 @@ class RequestState(NamedTuple):
         cache: with the request's spacetime and action tokens.
         state_BD: state at the action token: predicts the block, and is the user tower's input.
         bank, pairs: what the memory knows; None if it is off.
+        slots: what others suggest; None if that is off, or nothing was given.
         live: slots that exist as of the request; None = all within the capacities.
     """
 
@@ -51,7 +53,13 @@ class RequestState(NamedTuple):
     state_BD: Tensor
     bank: Bank | None
     pairs: PairBias | None
+    slots: SlotBank | None
     live: LiveSlots | None
+
+    @property
+    def sources(self) -> Sources:
+        """What can be copied."""
+        return Sources(self.bank, self.pairs, self.slots)
 
 
 class CandidateStates(NamedTuple):
@@ -84,6 +92,14 @@ def pack_steps(is_target_BW: Tensor) -> tuple[Tensor, Tensor]:
     return places, is_target_BW.gather(1, places)
 
 
+def target_steps(history: HistoryBatch, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns which actions the window holds, (B, W), the places of its targets, and which are real, (B, Q)."""
+    index_BW, valid_BW = window_index(history.lengths_B, history.timestamps_BL.shape[1], window)
+    is_target_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
+    is_target_BW = is_target_BW & (index_BW >= history.num_context_B[:, None])
+    return index_BW, *pack_steps(is_target_BW)
+
+
 def take_rows(values_BLD: Tensor, index_BQ: Tensor) -> Tensor:
     return values_BLD.gather(1, index_BQ[..., None].expand(-1, -1, values_BLD.shape[-1]))
 
@@ -104,13 +120,26 @@ def past_of(history: HistoryBatch) -> Past:
     )
 
 
-def steps_of(history: HistoryBatch, index_BQ: Tensor) -> Steps:
-    """Steps that predict actions of the history: their own time and user place are the request's (trap 2)."""
-    return Steps(
+def steps_of(history: HistoryBatch, index_BQ: Tensor, *, hide_time: bool = False) -> Steps:
+    """Steps that predict actions of the history: their own time and user place are the request's (trap 2).
+
+    With `hide_time` the time is that of the action before, 0 where there is none.
+    """
+    steps = Steps(
         index_BQ,
         history.timestamps_BL.gather(1, index_BQ),
         history.tz_offsets_BL.gather(1, index_BQ),
         take_rows(history.user_lonlat_BL2, index_BQ),
+    )
+    return hide_times(steps, history) if hide_time else steps
+
+
+def hide_times(steps: Steps, history: HistoryBatch) -> Steps:
+    """Replaces the time of each step by that of the action before it."""
+    before = steps.num_past_BQ - 1
+    return steps._replace(
+        timestamps_BQ=take_actions(history.timestamps_BL, before, fill=0),
+        tz_offsets_BQ=take_actions(history.tz_offsets_BL, before, fill=0),
     )
 
 
@@ -133,6 +162,20 @@ def neutral_request(history: HistoryBatch) -> RequestBatch:
         torch.zeros_like(history.lengths_B),
         is_neutral,
     )
+
+
+def request_steps(history: HistoryBatch, request: RequestBatch, *, hide_time: bool) -> Steps:
+    """Returns the steps that the requests ask for; without a request those of the user's last action."""
+    asked = Steps(
+        history.lengths_B[:, None],
+        request.timestamps_B[:, None],
+        request.tz_offsets_B[:, None],
+        request.user_lonlat_B2[:, None],
+    )
+    if hide_time:
+        asked = hide_times(asked, history)
+    both = zip(asked, last_steps(history), strict=True)
+    return Steps(*(torch.where(_like(request.is_neutral_B, own), old, own) for own, old in both))
 
 
 def _like(mask_B: Tensor, other: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from models.config import DecoderConfig
 from models.embedding import TokenEmbedding
 from models.layers import DecoderLayer, KeyValues, RMSNorm, rotate_positions
 from models.masks import build_causal_mask, build_extension_mask
+from models.pairs import Steps, take_actions
 from models.states import Cache, take_rows, valid_user
 
 
@@ -40,10 +41,7 @@ class Trunk(nn.Module):
 
     def embed_history(self, history: HistoryBatch) -> tuple[Tensor, Tensor]:
         """Embeds the spacetime and inner tokens of all actions: the memory reads more than the window."""
-        gaps = nn.functional.pad(history.timestamps_BL.diff(dim=1), (1, 0))[
-            :, : history.timestamps_BL.shape[1]
-        ]
-        has_previous = (torch.arange(gaps.shape[1], device=gaps.device) > 0).expand_as(gaps)
+        gaps, has_previous = _gaps(history)
         spacetime = self.embedding.embed_spacetime(
             history.timestamps_BL, history.tz_offsets_BL, gaps, has_previous, history.user_lonlat_BL2
         )
@@ -55,6 +53,38 @@ class Trunk(nn.Module):
             history.vectors_BLM,
         )
         return spacetime, inner
+
+    def embed_requests(self, history: HistoryBatch, spacetime_BLD: Tensor) -> Tensor:
+        """Returns the spacetime tokens as the steps see them that predict the actions.
+
+        They are the actions' own (trap 2), unless the time of a request is hidden: then the clock and the
+        gap are those of the action before.
+        """
+        if not self.config.hide_request_time:
+            return spacetime_BLD
+        gaps, has_previous = _gaps(history)
+        return self.embedding.embed_spacetime(
+            _shift_right(history.timestamps_BL),
+            _shift_right(history.tz_offsets_BL),
+            _shift_right(gaps),
+            _shift_right(has_previous),
+            history.user_lonlat_BL2,
+        )
+
+    def embed_request(self, history: HistoryBatch, steps: Steps) -> Tensor:
+        """Embeds the spacetime token of one request per user, (B, D); its time is hidden already."""
+        num_past_B = history.lengths_B
+        known, back = 1, steps.timestamps_BQ[:, 0]
+        if self.config.hide_request_time:  # the gap is that of the action before, too
+            known, back = 2, take_actions(history.timestamps_BL, num_past_B[:, None] - 1, fill=0)[:, 0]
+        previous = take_actions(history.timestamps_BL, num_past_B[:, None] - known, fill=0)[:, 0]
+        return self.embedding.embed_spacetime(
+            steps.timestamps_BQ[:, 0],
+            steps.tz_offsets_BQ[:, 0],
+            back - previous,
+            num_past_B >= known,
+            steps.user_lonlat_BQ2[:, 0],
+        )
 
     def embed_candidates(self, candidates: CandidateBatch) -> Tensor:
         """Embeds the candidates' inner tokens, (B, C, D)."""
@@ -114,3 +144,15 @@ class Trunk(nn.Module):
             x, cache = layer(x, rotation, mask, None if past is None else past[number])
             caches.append(cache)
         return self.norm(x), tuple(caches)
+
+
+def _gaps(history: HistoryBatch) -> tuple[Tensor, Tensor]:
+    """Returns the time since each action's previous one, and whether there is one."""
+    num_actions = history.timestamps_BL.shape[1]
+    gaps = nn.functional.pad(history.timestamps_BL.diff(dim=1), (1, 0))[:, :num_actions]
+    return gaps, (torch.arange(num_actions, device=gaps.device) > 0).expand_as(gaps)
+
+
+def _shift_right(values_BL: Tensor) -> Tensor:
+    """Returns the value of the action before; 0 at the first."""
+    return nn.functional.pad(values_BL, (1, 0))[:, : values_BL.shape[1]]

@@ -27,6 +27,7 @@ VARIANTS = [
     {"poi_vectors": "off"},
     {"tie_embeddings": False},
     {"num_kv_heads": 4},
+    {"hide_request_time": True},
 ]
 
 
@@ -171,7 +172,7 @@ def test_padding_and_batch_mates_change_nothing(variant):
         one = HistoryBatch(*(None if field is None else field[row : row + 1] for field in history))
         own_profile = one.profile_ids_BP[:, : int((one.profile_ids_BP > 0).sum())]
         one = drop_columns(one._replace(profile_ids_BP=own_profile), length)
-        asked = RequestBatch(*(field[row : row + 1] for field in request))
+        asked = RequestBatch(*(None if field is None else field[row : row + 1] for field in request))
         shown = type(candidates)(*(field[row : row + 1] for field in candidates[:5]))
         for name, alone in _all_outputs(model, one, asked, shown).items():
             assert_close(alone[0], together[name][row], msg=lambda text, name=name: f"{name}: {text}")

@@ -203,7 +203,7 @@ def test_a_protocol_prints_its_floors(run, tmp_path):
     times = pd.Timestamp("2012-06-01", tz="UTC") + pd.to_timedelta(range(30), unit="h")
     frame = pd.DataFrame({"user_id": "u", "poi_id": [f"p{n % 3}" for n in range(30)], "utc_time": times})
     frame.assign(tz_offset_min=0).to_parquet(Path(tmp_path) / "checkins.parquet")
-    code, summary = run("evaluate", "--protocol", "calgary", "--data", str(tmp_path))
+    code, summary = run("evaluate", "--protocol", "calgary", "--data", str(tmp_path), "--seeds", "")
     assert code == 0
     assert summary["rows_in"] == 3
     assert {"popularity_acc1", "visit_counter_acc1", "kernel_counter_acc1"} <= set(summary["notes"])

@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from models.memory import BLOCK, PairTables, log_mass, mix_all, mix_target
-from models.pairs import TABLES, compare_pairs
+from models.pair_tables import TABLES
+from models.pairs import compare_pairs
 from models.states import past_of, steps_of
 from tests.models.toy import NUM_BLOCKS, toy_candidates, toy_decoder, toy_history, toy_requests, toy_slots
 

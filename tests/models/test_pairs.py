@@ -6,16 +6,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 
+from models.pair_tables import TABLES, start_table
 from models.pairs import (
     NO_MATCH,
     SAME_CATEGORY,
     SAME_POI,
-    TABLES,
     PairFeatures,
     Past,
     Steps,
     compare_pairs,
-    start_table,
 )
 from models.states import past_of, steps_of
 from tests.models.toy import toy_history
@@ -45,11 +44,9 @@ def compare_one(past: Past, steps: Steps, b: int, q: int, j: int) -> dict[str, i
         match = SAME_POI
     elif j >= 1 and categories[j - 1] == categories[n - 1] > 0:
         match = SAME_CATEGORY
-    relation = 2
-    if local_q.weekday() == local_j.weekday():
-        relation = 0
-    elif (local_q.weekday() >= 5) == (local_j.weekday() >= 5):
-        relation = 1
+    relation = _relate(local_q, local_j)
+    local_p = _local(times[j - 1] if j else 0, int(past.tz_offsets_BL[b, j - 1]) if j else 0)
+    apart = (minutes_q - local_p.hour * 60 - local_p.minute + 720) % 1440 - 720
     gap_q = (now - times[n - 1]) / 60_000
     gap_j = (times[j] - times[j - 1]) / 60_000 if j >= 1 else math.inf
     fine_q, fine_j = (15 if math.isinf(gap) else min(15, int(math.log2(gap + 1))) for gap in (gap_q, gap_j))
@@ -68,7 +65,19 @@ def compare_one(past: Past, steps: Steps, b: int, q: int, j: int) -> dict[str, i
         "hour_pair": local_q.hour * 24 + local_j.hour,
         "signed_minutes": min(19, int(2 * math.log2(abs(signed) + 1))) + 20 * (signed < 0),
         "weekday_pair": (local_q.weekday() * 7 + local_j.weekday()) * 6 + min(5, abs(signed) // 90),
+        "previous_clock": (abs(apart) + 15) // 30 * 3 + _relate_first(local_q, local_p, j),
     }
+
+
+def _relate(a: datetime, b: datetime) -> int:
+    if a.weekday() == b.weekday():
+        return 0
+    return 1 if (a.weekday() >= 5) == (b.weekday() >= 5) else 2
+
+
+def _relate_first(a: datetime, b: datetime, j: int) -> int:
+    """Before a user's first action the clock stands at Monday, 00:00."""
+    return _relate(a, b if j else datetime(2026, 1, 5, tzinfo=UTC))
 
 
 def _local(time_ms: int, offset_min: int) -> datetime:

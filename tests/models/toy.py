@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from conf.tokens import TokenLayout
-from models.batch import CandidateBatch, HistoryBatch, RequestBatch
+from models.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
 from models.config import DecoderConfig, MemoryConfig
 from models.decoder import SpacetimeDecoder
+from models.other_slots import NUM_BUCKETS
 from models.slots import LiveSlots
 
 NUM_BLOCKS, MAX_INNER, NUM_CATEGORIES = 5, 7, 4
@@ -133,4 +134,28 @@ def drop_columns(history: HistoryBatch, num_actions: int) -> HistoryBatch:
             field[:, :num_actions] if field is not None and name.split("_")[-1].startswith("BL") else field
             for name, field in history._asdict().items()
         )
+    )
+
+
+def toy_others(num_rows: int, num_steps: int, *, num_slots: int = 5, seed: int = 3) -> OtherSlots:
+    """Random slots for every step; some are empty."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_rows, num_steps, num_slots)
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
+    blocks, inners = draw(NUM_BLOCKS), draw(MAX_INNER)
+    return OtherSlots(
+        blocks_BQC=blocks,
+        inners_BQC=inners,
+        categories_BQC=(blocks + inners) % NUM_CATEGORIES,  # one POI has one category and one place
+        lonlat_BQC2=torch.stack([blocks, inners], dim=-1) * 0.02,
+        lists_BQC=draw(2),
+        count_BQC=draw(NUM_BUCKETS),
+        share_BQC=draw(NUM_BUCKETS),
+        lift_BQC=draw(NUM_BUCKETS),
+        popularity_BQC=draw(NUM_BUCKETS),
+        similarity_BQC=draw(NUM_BUCKETS),
+        is_real_BQC=draw(4) > 0,
     )

@@ -1,0 +1,118 @@
+"""Slots of others for batches: Arrow rows and tensors in, `OtherSlots` out; between numpy and torch.
+
+The finder takes the requesting user's own training rows out of all counts, so it needs to know who asks.
+"""
+
+# Shape letters: B = sequences, W = actions of the window, Q = steps, C = slots, S = steps that ask.
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.batch import HistoryBatch, OtherSlots, RequestBatch
+from models.config import DecoderConfig
+from models.features import split_time
+from models.other_slots import NEAR, Asked, SlotFinder
+from models.pairs import Steps, take_actions
+from models.states import hide_times, steps_of, window_index
+
+
+def add_to_history(
+    history: HistoryBatch, users: np.ndarray, finder: SlotFinder, config: DecoderConfig
+) -> HistoryBatch:
+    """Adds the slots of every loss target in the window; other steps have none.
+
+    Args:
+        history: of training samples.
+        users: user of each sample.
+        finder: knows the training rows of all users.
+        config: says how long the window is, and whether request times are hidden.
+    """
+    index_BW, valid_BW = window_index(
+        history.lengths_B, history.timestamps_BL.shape[1], config.window_actions
+    )
+    asks_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
+    asks_BW = asks_BW & (index_BW >= history.num_context_B[:, None])
+    steps = steps_of(history, index_BW, hide_time=config.hide_request_time)
+    return history._replace(others=_find(history, steps, asks_BW, users, finder))
+
+
+def add_to_requests(
+    request: RequestBatch,
+    history: HistoryBatch,
+    users: np.ndarray,
+    finder: SlotFinder,
+    config: DecoderConfig,
+) -> RequestBatch:
+    """Adds the slots of one request per user; neutral ones have none."""
+    steps = Steps(
+        history.lengths_B[:, None],
+        request.timestamps_B[:, None],
+        request.tz_offsets_B[:, None],
+        request.user_lonlat_B2[:, None],
+    )
+    if config.hide_request_time:
+        steps = hide_times(steps, history)
+    return request._replace(others=_find(history, steps, ~request.is_neutral_B[:, None], users, finder))
+
+
+def _find(
+    history: HistoryBatch, steps: Steps, asks_BQ: Tensor, users: np.ndarray, finder: SlotFinder
+) -> OtherSlots:
+    """Looks up the slots of the steps that ask."""
+    rows = asks_BQ.nonzero()[:, 0].numpy()
+    last_block, last_inner = (
+        take_actions(ids, steps.num_past_BQ - 1, fill=-1)[asks_BQ].numpy()
+        for ids in (history.blocks_BL, history.inners_BL)
+    )
+    lonlat_S2 = steps.user_lonlat_BQ2[asks_BQ].numpy().astype(np.float64)
+    hour_BQ = split_time(steps.timestamps_BQ, steps.tz_offsets_BQ).hour
+    known = finder.statistics.find_users(users)
+    current = np.where(last_block >= 0, finder.catalogue.find_rows(last_block, last_inner), -1)
+    past_rows, past_places = _list_past(steps, asks_BQ, rows)
+    blocks, inners = history.blocks_BL.numpy(), history.inners_BL.numpy()
+    pois_BL = finder.catalogue.find_rows(blocks, inners)
+    asked = Asked(
+        users=known[rows],
+        current=current,
+        lons=lonlat_S2[:, 0],
+        lats=lonlat_S2[:, 1],
+        hours=hour_BQ[asks_BQ].numpy(),
+        past_requests=past_rows,
+        past_pois=pois_BL[rows[past_rows], past_places],
+    )
+    found, catalogue = finder.find(asked), finder.catalogue
+    pois = np.maximum(found.pois, 0)
+    lists = np.zeros_like(pois)
+    lists[:, finder.num_followers :] = NEAR
+    places = np.stack([catalogue.lons[pois], catalogue.lats[pois]], axis=-1).astype(np.float32)
+
+    def spread(values_SC: np.ndarray) -> Tensor:
+        return _scatter(torch.from_numpy(np.ascontiguousarray(values_SC)), asks_BQ)
+
+    return OtherSlots(
+        blocks_BQC=spread(catalogue.block_ids[pois]),
+        inners_BQC=spread(catalogue.inner_ids[pois]),
+        categories_BQC=spread(catalogue.category_ids[pois]),
+        lonlat_BQC2=spread(places),
+        lists_BQC=spread(lists),
+        count_BQC=spread(found.count),
+        share_BQC=spread(found.share),
+        lift_BQC=spread(found.lift),
+        popularity_BQC=spread(found.popularity),
+        similarity_BQC=spread(found.similarity),
+        is_real_BQC=spread(found.pois >= 0),
+    )
+
+
+def _list_past(steps: Steps, asks_BQ: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (asking step, place in its row's history) of every past action of every asking step."""
+    lengths = steps.num_past_BQ[asks_BQ].numpy()
+    asking = np.repeat(np.arange(len(rows)), lengths)
+    return asking, np.arange(len(asking)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _scatter(values_SC: Tensor, asks_BQ: Tensor) -> Tensor:
+    whole = values_SC.new_zeros(*asks_BQ.shape, *values_SC.shape[1:])
+    whole[asks_BQ] = values_SC
+    return whole

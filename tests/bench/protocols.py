@@ -1,0 +1,147 @@
+"""Trains and scores the public next-POI protocols and records their figures.
+
+    python -m tests.bench.protocols --data FOLDER --work FOLDER
+
+FOLDER of --data holds the check-in folders (`fsq_nyc`, `fsq_charlotte`, `fsq_calgary`, `gowalla_nyc`); a folder that
+is not there is passed over, and its numbers stay as they are. Every figure is the mean over the seeds; trained models
+stay in the folder of --work, so that a second run only ranks.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from conf.results import record
+from models.config import load_recipe
+from models.evaluate import print_figures, save_figures
+from models.figures import Figures
+from models.protocol_run import MEAN, evaluate_protocol
+
+RECIPE = "conf/models/checkins.yaml"
+COMMAND = "make bench-protocols DATA=FOLDER"
+FOLDERS = {
+    "nyc-table6": "fsq_nyc",
+    "nyc-table6-all": "fsq_nyc",
+    "nyc-table6-notime": "fsq_nyc",
+    "nyc-lim-all": "fsq_nyc",
+    "nyc-lim-last": "fsq_nyc",
+    "charlotte": "fsq_charlotte",
+    "calgary": "fsq_calgary",
+    "gowalla-nyc": "gowalla_nyc",
+}
+KERNEL = "kernel counter"
+"""A bar that is the kernel counter's figure on the same rows."""
+BARS: dict[tuple[str, str], float | str] = {
+    ("nyc-table6", "acc1"): 0.434,
+    ("nyc-table6-all", "acc1"): 0.399,
+    ("nyc-table6-notime", "acc1"): 0.318,
+}
+CITIES = ("charlotte", "calgary", "gowalla-nyc")
+KEYS = {"acc1": "hr_at_1", "acc10": "hr_at_10", "mrr": "mrr"}
+DISCOVERIES_BAR = ">= 0.049"
+MINUTES_BAR = "<= 30"
+
+
+def record_protocol(name: str, figures: Figures, folder: str) -> None:
+    """Records the figures of one protocol."""
+    notes = describe_run(figures)
+    for short, key in KEYS.items():
+        if name in CITIES and short != "acc1":
+            continue
+        wanted = BARS.get((name, short), KERNEL)
+        floor = mean_figure(figures, "kernel_counter", "all", key)
+        bar = f">= {wanted}" if isinstance(wanted, float) else f">= {floor:.4f}"
+        value = mean_figure(figures, MEAN, "all", key)
+        told = f"{notes}; {describe_floors(figures, key)}; {describe_difference(figures, key)}"
+        record(f"{name}-{short}", round(value, 4), "", bar, COMMAND, told, folder)
+    if name == "nyc-table6-all":
+        value = mean_figure(figures, MEAN, "discoveries", "hr_at_10")
+        if math.isnan(value):  # no row of that kind
+            return
+        told = f"rows whose POI the user had not visited before; {notes}; "
+        told += describe_floors(figures, "hr_at_10", "discoveries")
+        record("nyc-discoveries-acc10", round(value, 4), "", DISCOVERIES_BAR, COMMAND, told, folder)
+
+
+def mean_figure(figures: Figures, method: str, group: str, key: str) -> float:
+    """Returns one figure of one method."""
+    methods = figures["methods"]
+    assert isinstance(methods, dict)
+    return float(methods[method][group][key])
+
+
+def describe_run(figures: Figures) -> str:
+    """Says rows, digest, seeds and what each seed gave."""
+    trainings = figures["trainings"]
+    assert isinstance(trainings, dict)
+    seeds = [method.removeprefix("model_seed_") for method in trainings]
+    each = [f"{mean_figure(figures, method, 'all', 'hr_at_1'):.4f}" for method in trainings]
+    return (
+        f"{figures['rows']} rows of {figures['users']} users, digest {figures['digest']}; "
+        f"mean of seeds {', '.join(seeds)} (acc1 {', '.join(each)}); recipe checkins"
+    )
+
+
+def describe_floors(figures: Figures, key: str, group: str = "all") -> str:
+    """Says what the floors give on the same rows."""
+    names = ("kernel_counter", "visit_counter", "popularity")
+    told = [f"{name.replace('_', ' ')} {mean_figure(figures, name, group, key):.4f}" for name in names]
+    return "floors on the same rows: " + ", ".join(told)
+
+
+def describe_difference(figures: Figures, key: str) -> str:
+    """Says how far the mean of the seeds is from the kernel counter, with its interval."""
+    differences = figures["minus_kernel_counter"]
+    assert isinstance(differences, dict)
+    own = differences[MEAN][key]
+    return f"minus kernel counter {own['value']:+.4f}, 95 % by users {own['low']:+.4f} to {own['high']:+.4f}"
+
+
+def record_minutes(work: Path, threads: int, folder: str) -> None:
+    """Records the longest training on New York check-ins among the evaluations that the work folder holds."""
+    minutes: dict[str, float] = {}
+    for name in (name for name, data in FOLDERS.items() if data == "fsq_nyc"):
+        path = work / f"{name}-test.json"
+        if path.is_file():
+            trainings = json.loads(path.read_text())["next_poi"]["trainings"]
+            minutes[name] = max(own["seconds"] for own in trainings.values()) / 60
+    if minutes:
+        longest = max(minutes, key=lambda name: minutes[name])
+        notes = f"longest of the trainings on New York check-ins ({longest}), {threads} CPU threads"
+        record("nyc-train-minutes", round(minutes[longest], 2), "min", MINUTES_BAR, COMMAND, notes, folder)
+
+
+def main() -> int:
+    """Evaluates the protocols whose folders are there; returns 2 if none is."""
+    parser = argparse.ArgumentParser(description="Records the figures of the public protocols in results/.")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--work", type=Path, default=Path(".demo/protocols"), metavar="FOLDER")
+    parser.add_argument("--protocols", default=",".join(FOLDERS), metavar="LIST")
+    parser.add_argument("--seeds", default="0,1,2", metavar="LIST")
+    parser.add_argument("--recipe", default=RECIPE)
+    parser.add_argument("--results", default="results", metavar="FOLDER")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    recipe, seeds = load_recipe(options.recipe), [int(seed) for seed in options.seeds.split(",")]
+    found = [name for name in options.protocols.split(",") if (options.data / FOLDERS[name]).is_dir()]
+    for name in found:
+        folder = options.data / FOLDERS[name]
+        figures = evaluate_protocol(name, folder, recipe=recipe, seeds=seeds, work=options.work)
+        evaluation = {"protocol": name, "split": "test", "next_poi": figures}
+        print_figures(evaluation)
+        save_figures(evaluation, options.work / f"{name}-test.json")
+        record_protocol(name, figures, options.results)
+    record_minutes(options.work, options.threads, options.results)
+    return 0 if found else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
