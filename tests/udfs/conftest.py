@@ -22,11 +22,14 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("other"), seed=2)
 
 
-def make_bundle(folder: Path, *, seed: int) -> Path:
-    """Writes a bundle of all stages with random weights for an index of two blocks."""
+def make_bundle(folder: Path, *, seed: int, broken_action_type: int | None = None) -> Path:
+    """Writes a bundle of all stages with random weights for an index of two blocks.
+
+    Rows with an action of the broken type make the model fail: the type's embedding is NaN.
+    """
     import torch
 
-    from conf.tokens import TokenLayout
+    from conf.tokens import NUM_SPECIAL, TokenLayout
     from models.bundle import STAGE_FOLDERS, save_bundle
     from models.checkpoint import save_stage
     from models.config import DecoderConfig
@@ -37,7 +40,10 @@ def make_bundle(folder: Path, *, seed: int) -> Path:
         hidden_dim=16, ffn_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, embedding_dim=8
     )
     torch.manual_seed(seed)
-    stage = save_stage(folder / "stage", SpacetimeDecoder(shape.with_layout(layout, num_pois=NUM_POIS)))
+    model = SpacetimeDecoder(shape.with_layout(layout, num_pois=NUM_POIS))
+    if broken_action_type is not None:
+        model.trunk.embedding.actions.weight.data[NUM_SPECIAL + broken_action_type] = torch.nan
+    stage = save_stage(folder / "stage", model)
     content = {"embedding_dim": shape.embedding_dim, "is_simulated": False}
     return save_bundle(folder / "bundle", dict.fromkeys(STAGE_FOLDERS, stage), layout=layout, content=content)
 

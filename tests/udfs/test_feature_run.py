@@ -7,9 +7,11 @@ import pytest
 
 from conf.errors import CapacityError, GateFailedError, IndexVersionError, MissingInputError
 from conf.tables import FEATURE_TABLES, TABLES
+from tests.udfs.conftest import make_bundle
 from tests.udfs.town import DAY_1, DAY_2, request, sequence, slot
 
 pytestmark = pytest.mark.spark
+BROKEN = 3
 
 
 def test_rerun_of_a_day_gives_equal_tables(computed):
@@ -150,14 +152,20 @@ def test_generated_pois_are_live_as_of_the_request(first_night):
     assert all(row["log_probability"] <= 0 for row in rows)
 
 
-def test_a_row_that_makes_the_model_fail_is_quarantined_and_the_rest_is_finished(first_night):
-    poison = sequence("u2", DAY_1, [4, 5])
-    poison["block_ids"] = [4, 10_000]  # no such row in the embedding table
+@pytest.fixture
+def broken_bundle(tmp_path):
+    """A model that returns NaN for whoever has done something of type `BROKEN`."""
+    return make_bundle(tmp_path / "broken", seed=1, broken_action_type=BROKEN)
+
+
+def test_a_row_that_makes_the_model_fail_is_quarantined_and_the_rest_is_finished(first_night, broken_bundle):
+    model = str(broken_bundle)
+    poison = sequence("u2", DAY_1, [4, 5], action_type_ids=[0, BROKEN])
     first_night.deliver(
         DAY_1, action_sequences=[sequence("u1", DAY_1, [0]), poison, sequence("u3", DAY_1, [7])]
     )
 
-    summary = first_night.run("user_embeddings", DAY_1)
+    summary = first_night.run("user_embeddings", DAY_1, model=model)
 
     assert [row["user_id"] for row in first_night.read("user_embeddings")] == ["u1", "u3"]
     (refused,) = first_night.read("quarantined_rows")
@@ -166,25 +174,24 @@ def test_a_row_that_makes_the_model_fail_is_quarantined_and_the_rest_is_finished
     assert (summary.rows_in, summary.rows_out, summary.rows_refused) == (3, 2, 1)
 
     first_night.deliver(DAY_1, action_sequences=[sequence("u1", DAY_1, [0])])
-    first_night.run("user_embeddings", DAY_1)
+    first_night.run("user_embeddings", DAY_1, model=model)
     assert first_night.read("quarantined_rows") == []  # mended input, rerun: nothing is left of the refusal
 
 
-def test_a_night_in_which_most_rows_fail_stops(first_night):
-    poison = [sequence(user, DAY_1, [4], block_ids=[10_000]) for user in ("u1", "u2", "u3")]
+def test_a_night_in_which_most_rows_fail_stops(first_night, broken_bundle):
+    poison = [sequence(user, DAY_1, [4], action_type_ids=[BROKEN]) for user in ("u1", "u2", "u3")]
     first_night.deliver(DAY_1, action_sequences=poison)
 
     with pytest.raises(GateFailedError, match="3 of 3 rows made the model fail"):
-        first_night.run("user_embeddings", DAY_1)
+        first_night.run("user_embeddings", DAY_1, model=str(broken_bundle))
 
 
-def test_a_worker_process_loads_the_model_once(first_night):
-    loads = first_night.run("features", DAY_1).notes["model_loads"]
+def test_a_worker_process_loads_the_model_once(first_night, tmp_path):
+    own_bundle = make_bundle(tmp_path / "own", seed=3)  # no worker has seen it
 
-    again = first_night.run("features", DAY_1).notes["model_loads"]
+    loads = first_night.run("features", DAY_1, model=str(own_bundle)).notes["model_loads"]
 
-    assert 1 <= loads <= 2  # local[2]: two worker processes
-    assert again == 0  # they live on
+    assert 1 <= loads <= 2  # local[2]: two worker processes, four tables
 
 
 def test_an_index_with_reassigned_ids_is_refused(first_night):
