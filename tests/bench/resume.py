@@ -149,7 +149,8 @@ def main() -> int:
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # loads seconds of libraries, here once for all forks
+    # The first optimiser loads seconds of libraries: here once, instead of in every fork.
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="resume-") as scratch:
         root, work = Path(scratch) / "tables", Path(scratch) / "work"
