@@ -166,12 +166,14 @@ def record_drift(moved: Mapping[str, float], num_runs: int, options: argparse.Na
     """Records the largest difference and returns it."""
     worst = max(moved, key=lambda name: moved[name])
     means = [name for name in moved if "methods/" in name and not name.endswith(("/low", "/high"))]
+    num_moved = sum(value > 0 for value in moved.values())
+    told = f"{num_moved} figures move at all, most {worst}" if num_moved else "none moves"
     where = f"protocol {options.protocol}" if options.protocol else "the planted town, all stages"
     command = "make bench-drift" + (f" PROTOCOL={options.protocol} DATA=FOLDER" if options.protocol else "")
     notes = (
         f"{where}: {len(moved)} figures under {num_runs} combinations of hash seed {HASH_SEEDS}, threads {THREADS}, "
-        f"batch size {BATCH_SIZES} and row order as written or shuffled; {sum(v > 0 for v in moved.values())} figures "
-        f"move at all, most {worst}; of the metrics themselves, without intervals and calibration, "
+        f"batch size {BATCH_SIZES} and row order as written or shuffled; {told}; "
+        "of the metrics themselves, without intervals and calibration, "
         f"{max(moved[name] for name in means):.2g} at most; trained once, evaluated {num_runs} times"
     )
     name = f"metric-drift-{options.protocol}" if options.protocol else "metric-drift"
