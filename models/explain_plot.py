@@ -19,9 +19,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from models.baselines import EARTH_RADIUS_KM
 from models.explain import Explanation
-from models.explain_text import tell_time
+from models.explain_text import group_by_poi, tell_time
 
-WIDTH, HEIGHT, DPI = 13.0, 6.2, 130
+WIDTH, HEIGHT, DPI = 13.5, 7.2, 130
 INK, SOFT, LINE = "#1f2937", "#6b7280", "#e5e7eb"
 BLOCK_COLOR, POI_COLOR, GENERATOR_COLOR = "#3b82f6", "#f59e0b", "#cbd5e1"
 SHADES = LinearSegmentedColormap.from_list("shades", ("#eff6ff", "#93c5fd", "#2563eb", "#1e3a8a"))
@@ -31,7 +31,8 @@ SHOWN_MASS = 0.9
 """The map shows at least the most probable blocks that hold this much, and the top POIs."""
 FLATTEST = 0.8
 """Shorter side of the map over the longer one, at least."""
-NUM_BARS = 12
+NUM_ACTIONS, NUM_POIS = 8, 7
+"""Bars of single actions, and of all visits to a POI."""
 LONGEST_NAME = 26
 LABEL_ANGLES = (105, 255, 40, 320, 150, 210)
 """Directions in which ranks stand beside their POIs, in turn from west to east, so that few cover each other."""
@@ -71,12 +72,13 @@ def draw_explanation(
         cell_km: side of a block's grid cell.
     """
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="white")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
-    _draw_map(left, explanation, cell_km)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1.0), height_ratios=(NUM_ACTIONS + 2, NUM_POIS))
+    _draw_map(figure.add_subplot(grid[:, 0]), explanation, cell_km)
     if explanation.has_memory:
-        _draw_shares(right, explanation, names)
+        _draw_shares(figure.add_subplot(grid[0, 1]), explanation, names)
+        _draw_visits(figure.add_subplot(grid[1, 1]), explanation, names)
     else:
-        _draw_pois(right, explanation, names)
+        _draw_pois(figure.add_subplot(grid[:, 1]), explanation, names)
     when = tell_time(explanation.timestamp_ms, explanation.tz_offset_min)
     title = f"User {explanation.user_id}, {when} local time, after {len(explanation.past)} actions"
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
@@ -169,7 +171,7 @@ def _frame_map(axes: Axes, explanation: Explanation, corners: list[np.ndarray]) 
 def _draw_shares(axes: Axes, explanation: Explanation, names: Mapping[str, str]) -> None:
     """The generator, then the actions leaned on most, with their parts of both predictions."""
     past, of_block, of_poi = explanation.past, explanation.block_shares, explanation.poi_shares
-    chosen = explanation.leaned_on(NUM_BARS)
+    chosen = explanation.leaned_on(NUM_ACTIONS)
     rows = [("generator", of_block.generator, of_poi.generator)]
     if of_block.others or of_poi.others:
         rows.append(("slots of others", of_block.others, of_poi.others))
@@ -182,7 +184,19 @@ def _draw_shares(axes: Axes, explanation: Explanation, names: Mapping[str, str])
         parts = (of_block.actions[rest].sum(), of_poi.actions[rest].sum())
         rows.append((f"the other {len(rest)} actions", *parts))
     _draw_bars(axes, [name for name, *_ in rows], np.array([parts for _, *parts in rows]))
-    axes.set(title="What it leans on", xlabel="part of the prediction; all parts together are 100 %")
+    axes.set(title="What it leans on")
+
+
+def _draw_visits(axes: Axes, explanation: Explanation, names: Mapping[str, str]) -> None:
+    """The same with all visits to a POI together: many small parts of one place add up."""
+    rows = [
+        (f"{_shorten(names.get(own.poi_id, own.poi_id))}, {own.num_visits} visits", own.of_block, own.of_poi)
+        for own in group_by_poi(explanation, NUM_POIS)
+    ]
+    _draw_bars(axes, [name for name, *_ in rows], np.array([parts for _, *parts in rows]).reshape(-1, 2))
+    axes.set(title="The same by POI", xlabel="part of the prediction; all parts together are 100 %")
+    if rows:
+        axes.legend(**{**LEGEND, "bbox_to_anchor": (0.5, -0.22)})
 
 
 def _draw_bars(axes: Axes, labels: list[str], parts_N2: np.ndarray) -> None:
@@ -190,17 +204,18 @@ def _draw_bars(axes: Axes, labels: list[str], parts_N2: np.ndarray) -> None:
     for column, (name, color) in enumerate((("block", BLOCK_COLOR), ("POI", POI_COLOR))):
         at = places + (column - 0.5) * 0.36
         axes.barh(at, parts_N2[:, column], 0.34, color=color, label=f"in predicting the {name}")
-    largest = max(float(parts_N2.max()), 0.01)
+    largest = max(float(parts_N2.max(initial=0.0)), 0.01)
     for place, parts in enumerate(parts_N2.tolist()):
         told = " and ".join(f"{part:.1%}" for part in parts)
         axes.text(max(parts) + 0.012 * largest, place, told, va="center", color=SOFT, size=8)
-    axes.set(yticks=places, yticklabels=labels, ylim=(len(labels) - 0.4, -0.6), xlim=(0, largest * 1.32))
+    axes.set(
+        yticks=places, yticklabels=labels, ylim=(max(len(labels), 1) - 0.4, -0.6), xlim=(0, largest * 1.32)
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
-    axes.legend(**LEGEND)
 
 
 def _draw_pois(axes: Axes, explanation: Explanation, names: Mapping[str, str]) -> None:

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +36,7 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str], consol
     if explanation.has_memory:
         leaned_on = explanation.leaned_on(NUM_LEANED_ON)
         console.print(tabulate_actions(explanation, names, leaned_on, "the prediction leans on"))
+        console.print(tabulate_visits(explanation, names))
         console.print(describe_shares(explanation), highlight=False)
     else:
         console.print(NO_MEMORY)
@@ -93,6 +96,42 @@ def tabulate_actions(
         when = tell_time(int(past.timestamps_ms[place]), int(past.tz_offsets_min[place]))
         name = names.get(past.poi_ids[place], past.poi_ids[place])
         table.add_row(when, name, str(past.block_ids[place]), *told)
+    return table
+
+
+@dataclass(frozen=True)
+class PoiShare:
+    """All visits to one POI together: how many, and their parts of the block's and the POI's prediction."""
+
+    poi_id: str
+    num_visits: int
+    of_block: float
+    of_poi: float
+
+
+def group_by_poi(explanation: Explanation, most: int) -> list[PoiShare]:
+    """Returns the POIs of the past whose visits have the largest shares together, largest first."""
+    shares = np.stack([explanation.block_shares.actions, explanation.poi_shares.actions])
+    poi_ids, poi_of, visits = np.unique(
+        np.array(explanation.past.poi_ids, dtype=str), return_inverse=True, return_counts=True
+    )
+    of_block, of_poi = (np.bincount(poi_of, weights=own, minlength=len(poi_ids)) for own in shares)
+    order = np.argsort(-(of_block + of_poi), kind="stable")[:most]
+    return [
+        PoiShare(str(poi_ids[n]), int(visits[n]), float(of_block[n]), float(of_poi[n]))
+        for n in order
+        if of_block[n] + of_poi[n] > 0
+    ]
+
+
+def tabulate_visits(explanation: Explanation, names: Mapping[str, str]) -> Table:
+    """Makes the table of the same shares, all visits to a POI together."""
+    table = _start(
+        "the same, all visits to a POI together", "POI", "visits", "share of block", "share of POI"
+    )
+    for own in group_by_poi(explanation, NUM_LEANED_ON):
+        name = names.get(own.poi_id, own.poi_id)
+        table.add_row(name, str(own.num_visits), f"{own.of_block:.2%}", f"{own.of_poi:.2%}")
     return table
 
 

@@ -25,7 +25,7 @@ from models.decoder import SpacetimeDecoder
 from models.explain import Explanation, explain_request
 from models.explain_job import build_request, read_history, read_place, read_time
 from models.explain_plot import draw_explanation
-from models.explain_text import NO_MEMORY, print_explanation
+from models.explain_text import NO_MEMORY, group_by_poi, print_explanation
 
 DAY = date(2026, 3, 1)
 CENTERS = {block: (4.8 + 0.07 * block, 52.31) for block in range(5)}
@@ -120,6 +120,22 @@ def test_a_user_who_always_goes_back_to_one_poi_leans_on_those_actions(make_deco
     assert found.block_shares.generator < 0.5
 
 
+def test_all_visits_to_a_poi_have_their_shares_together(explain):
+    found = explain(seed=1)
+    past = found.past
+
+    grouped = group_by_poi(found, 100)
+
+    assert len(grouped) == len(set(past.poi_ids))
+    for own in grouped:
+        is_visit = np.array(past.poi_ids) == own.poi_id
+        assert own.num_visits == is_visit.sum()
+        assert own.of_block == pytest.approx(found.block_shares.actions[is_visit].sum())
+        assert own.of_poi == pytest.approx(found.poi_shares.actions[is_visit].sum())
+    together = [own.of_block + own.of_poi for own in grouped]
+    assert together == sorted(together, reverse=True)
+
+
 def test_without_a_memory_there_are_blocks_and_pois_only(explain, tmp_path):
     found = explain(memory=MemoryConfig(enabled=False), top_k=4)
 
@@ -134,7 +150,7 @@ def test_without_a_memory_there_are_blocks_and_pois_only(explain, tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
-def test_a_request_before_the_first_action_has_no_past(make_decoder, catalogue, town_root):
+def test_a_request_before_the_first_action_has_no_past(make_decoder, catalogue, town_root, tmp_path):
     history = read_history(str(town_root), "u3", DAY)
     first = history["timestamps_ms"][0].as_py()[0]
     request = build_request(history, first, None, action_type_id=0)
@@ -142,6 +158,7 @@ def test_a_request_before_the_first_action_has_no_past(make_decoder, catalogue, 
     found = explain_request(make_decoder(), request, catalogue, CENTERS, top_k=3)
 
     assert len(found.past) == 0
+    draw_explanation(found, {}, tmp_path / "a.png", cell_km=5.0)
     assert found.block_shares.generator == pytest.approx(1)
     assert np.isnan(found.pois[0].distance_km)
 
