@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -107,7 +107,7 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-rows bench-rerun bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(WORK)
@@ -121,6 +121,12 @@ bench-rerun: setup ## Runs the synthetic demo's last night twice more and compar
 
 bench-protocols: setup ## Trains on public check-ins and scores them beside the floors [DATA=FOLDER of folders]
 	@$(PY) -m tests.bench.protocols --data $(DATA)
+
+bench-resume: setup ## Kills 40 trainings at random steps and resumes them: are the weights equal, bit for bit?
+	@$(PY) -m tests.bench.resume
+
+bench-drift: setup ## How far figures move with hash seed, batch size, row order, threads [PROTOCOL=NAME DATA=FOLDER]
+	@$(PY) -m tests.bench.drift $(if $(PROTOCOL),--protocol $(PROTOCOL) --data $(DATA))
 
 bench-dags: setup .venv-airflow/.stamp ## Seconds that Airflow takes to parse the DAG files
 	@$(PY) -m tests.bench.dag_parse

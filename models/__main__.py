@@ -85,6 +85,22 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--user", required=True, metavar="USER_ID", help="whose request")
+    parser.add_argument("--model", default="", metavar="URI", help="bundle; empty = the day's training")
+    parser.add_argument(
+        "--at",
+        default="",
+        metavar="EPOCH_MS_OR_ISO",
+        help="time of the request, UTC unless it says otherwise; empty = one usual gap after the last action",
+    )
+    parser.add_argument(
+        "--place", default="", metavar="LON,LAT", help="where the user is; empty = at the last action's POI"
+    )
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="POIs to list")
+    parser.add_argument("--out", default="", metavar="FOLDER", help="of the picture; empty = the artifacts")
+
+
 def _lazy(function: str) -> Callable[[JobContext], JobSummary]:
     """Returns a job of `models/jobs.py`; torch and MLflow are imported when it runs, so that --help is quick."""
 
@@ -112,6 +128,9 @@ JOBS = {
         _add_register,
     ),
     "train": Job("all stages, evaluate, register, in one parent run", _lazy("run_train_job"), _add_train),
+    "explain": Job(
+        "one request -> text and a picture of what it leans on", _lazy("run_explain_job"), _add_explain
+    ),
     "report": Job("release -> one HTML file", _lazy("run_report_job"), _add_report),
 }
 

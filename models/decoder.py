@@ -194,7 +194,7 @@ class SpacetimeDecoder(nn.Module):
 
     def inner_log_probs(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns log P(inner | block) for some blocks, each looked into for itself, (B, K) -> (B, K, I)."""
-        states_BKD = self._look_into(state, blocks_BK)
+        states_BKD = self.look_into(state, blocks_BK)
         log_probs = self.generator.inner_log_probs(states_BKD, blocks_BK, self.trunk.embedding, state.live)
         copies = self._copies(INNER, states_BKD, state.sources)
         if copies is None:
@@ -290,7 +290,7 @@ class SpacetimeDecoder(nn.Module):
     def _copies(self, which: Which, states_BQD: Tensor, sources: Sources) -> Copies | None:
         return gather_copies(self.memory, self.others, which, states_BQD, sources)
 
-    def _look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
+    def look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
         own_KK = torch.eye(blocks_BK.shape[1], dtype=torch.bool, device=blocks_BK.device)
         positions = state.cache.next_positions_B[:, None].expand_as(blocks_BK)

@@ -116,6 +116,13 @@ def run_report_job(context: JobContext) -> JobSummary:
     return run_report(context)
 
 
+def run_explain_job(context: JobContext) -> JobSummary:
+    """Explains one request of one user."""
+    from models.explain_job import run_explain
+
+    return run_explain(context)
+
+
 def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle | None) -> EvaluationRows:
     """Reads the requests of a split of the day's samples.
 
