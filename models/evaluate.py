@@ -199,6 +199,22 @@ def log_figures(evaluation: Figures, log: RunLog) -> None:
     log.flush()
 
 
+def headline(evaluation: Figures) -> dict[str, object]:
+    """The few figures worth a line."""
+    found: dict[str, object] = {}
+    next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
+    if isinstance(next_poi, dict):
+        found["digest"] = next_poi["digest"]
+        found |= {
+            f"{method}_acc1": round(own["all"]["hr_at_1"], 4) for method, own in next_poi["methods"].items()
+        }
+    if isinstance(ranking, dict):
+        found |= {
+            f"{method}_auc": round(own["auc"]["value"], 4) for method, own in ranking["methods"].items()
+        }
+    return found
+
+
 def _rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str, device: str) -> Ranks:
     higher, equal = np.zeros(len(rows.requests), np.int64), np.ones(len(rows.requests), np.int64)
     model = bundle.model(stage, device)

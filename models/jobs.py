@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import date
-from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pyarrow.dataset as pds
 import torch
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import MissingInputError, NoTrainingDataError, SettingsError
+from conf.errors import MissingInputError, NoTrainingDataError
 from conf.settings import CONF_DIR
 from models.bundle import ModelBundle, load_bundle, resolve_model
 from models.catalogue import Catalogue
@@ -26,6 +25,7 @@ from models.evaluate import (
     RELEASE_SPLIT,
     evaluate_next_poi,
     evaluate_ranking,
+    headline,
     log_figures,
     print_figures,
     save_figures,
@@ -33,8 +33,7 @@ from models.evaluate import (
 from models.figures import Figures
 from models.generator_choice import choose_generator
 from models.pins import locate_table, pin_table
-from models.protocol_run import evaluate_protocol
-from models.protocols import PROTOCOLS
+from models.protocol_job import run_protocol_job
 from models.register import find_champion, judge_challenger, register_bundle
 from models.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
 from models.sft_ranking import RANKING_COLUMNS
@@ -43,8 +42,7 @@ from models.trainer import TrainResult
 from models.training import STAGE_TABLES, Training, build_bundle, open_training, train_all, train_stage
 
 DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
-CHECKINS_RECIPE = CONF_DIR / "models" / "checkins.yaml"
-"""Recipes where none is given: of a day's training, and of public protocols."""
+"""Recipe of a training where none is given."""
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 CATALOGUE_COLUMNS = (
@@ -83,14 +81,14 @@ def run_train_job(context: JobContext) -> JobSummary:
         registration = _timed(steps, "register", lambda: _register(context, training, log))
     summary = _summarise(training, results)
     summary.steps |= steps
-    summary.notes |= {**_headline(evaluation), **registration}
+    summary.notes |= {**headline(evaluation), **registration}
     return summary
 
 
 def run_evaluate_job(context: JobContext) -> JobSummary:
     """Evaluates a bundle on the day's held-out rows, or models of their own on a public protocol."""
     if context.options.protocol != RELEASE_SPLIT:
-        return _evaluate_protocol(context)
+        return run_protocol_job(context)
     if context.options.day is None:
         raise MissingInputError(
             what="the day", where="--day", needed_by="Evaluating a day's training",
@@ -99,7 +97,7 @@ def run_evaluate_job(context: JobContext) -> JobSummary:
     training = _open(context)
     with _open_run(context, training) as log:
         evaluation = _evaluate(context, training, log)
-    return JobSummary(notes=_headline(evaluation))
+    return JobSummary(notes=headline(evaluation))
 
 
 def run_register_job(context: JobContext) -> JobSummary:
@@ -149,36 +147,6 @@ def _build_bundle(training: Training) -> None:
     """Gathers the stages and chooses the one that generates, on validation rows."""
     bundle = load_bundle(build_bundle(training))
     choose_generator(read_evaluation_rows(training, "val", bundle), bundle)
-
-
-def _evaluate_protocol(context: JobContext) -> JobSummary:
-    """Trains on a public protocol, ranks, prints and saves the figures."""
-    options = context.options
-    if options.protocol not in PROTOCOLS:
-        raise SettingsError(
-            where="--protocol",
-            key=options.protocol,
-            problem="no such protocol",
-            known=(RELEASE_SPLIT, *PROTOCOLS),
-        )
-    if not options.data:
-        raise MissingInputError(
-            what="the folder of check-ins", where="--data", needed_by=f"Protocol {options.protocol}",
-            remedy="Give the folder that holds checkins.parquet with --data.",
-        )  # fmt: skip
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    recipe = load_recipe(options.recipe or CHECKINS_RECIPE, options.set_recipe)
-    folder = Path(options.out or Path(context.settings.storage.artifacts) / "evaluations")
-    seeds = [] if context.dry_run else [int(seed) for seed in options.seeds.split(",") if seed]
-    figures = evaluate_protocol(
-        options.protocol, Path(options.data), split=options.split, recipe=recipe, seeds=seeds, work=folder
-    )
-    evaluation: Figures = {"protocol": options.protocol, "split": options.split, "next_poi": figures}
-    evaluation["recipe"] = recipe.model_dump(mode="json")
-    print_figures(evaluation)
-    if not context.dry_run:
-        save_figures(evaluation, folder / f"{options.protocol}-{options.split}.json")
-    return JobSummary(rows_in=int(str(figures["rows"])), notes=_headline(evaluation))
 
 
 def _open(context: JobContext) -> Training:
@@ -277,22 +245,6 @@ def _summarise(training: Training, results: dict[str, TrainResult]) -> JobSummar
         notes["skipped"] = dict(training.skipped)
     steps = {stage: result.seconds for stage, result in results.items()}
     return JobSummary(rows_in=rows, notes=notes, steps=steps)
-
-
-def _headline(evaluation: Figures) -> dict[str, object]:
-    """The few figures worth a line."""
-    found: dict[str, object] = {}
-    next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
-    if isinstance(next_poi, dict):
-        found["digest"] = next_poi["digest"]
-        found |= {
-            f"{method}_acc1": round(own["all"]["hr_at_1"], 4) for method, own in next_poi["methods"].items()
-        }
-    if isinstance(ranking, dict):
-        found |= {
-            f"{method}_auc": round(own["auc"]["value"], 4) for method, own in ranking["methods"].items()
-        }
-    return found
 
 
 def _timed(steps: dict[str, float], name: str, work: Callable[[], T]) -> T:
