@@ -150,8 +150,8 @@ def print_figures(evaluation: Figures, console: Console | None = None) -> None:
     """Prints one table per task, floors first."""
     console = console or Console(stderr=True, width=None if sys.stderr.isatty() else LOG_WIDTH)
     next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
-    label = " (simulated)" if evaluation.get("is_simulated") else ""
     if isinstance(next_poi, dict):
+        label = _label_simulated(next_poi)
         for group, count in next_poi["rows_by_group"].items():
             title = f"next POI, {evaluation['protocol']}, {evaluation['split']}{label}: {group}, {count} rows"
             console.print(_next_poi_table(title, next_poi, group))
@@ -159,6 +159,7 @@ def print_figures(evaluation: Figures, console: Console | None = None) -> None:
         for method, differences in next_poi.get("minus_kernel_counter", {}).items():
             console.print(f"{method} minus kernel counter, same rows: {_tell_differences(differences)}")
     if isinstance(ranking, dict):
+        label = _label_simulated(ranking)
         console.print(
             _ranking_table(f"clicks, {evaluation['split']}{label}: {ranking['rows']} impressions", ranking)
         )
@@ -233,6 +234,11 @@ def _score_by_embeddings(shown: Impressions, bundle: ModelBundle, device: str) -
     pois = pa.record_batch({name: pa.array(shown.flat(f"candidate_{old}")) for name, old in columns.items()})
     vectors = encode_pois(bundle, pois, device=device)
     return (users[shown.request_rows].astype(np.float64) * vectors).sum(axis=1)
+
+
+def _label_simulated(figures: dict) -> str:
+    """Says of each task whether its rows are simulated: clicks on real check-ins' POIs may be, the visits are not."""
+    return " (simulated)" if figures.get("is_simulated") else ""
 
 
 def _next_poi_table(title: str, figures: dict[str, dict], group: str) -> Table:
