@@ -11,12 +11,16 @@ from conf.cli import JobContext, JobSummary
 from etl.session import open_session
 from udfs.release_log import Release, load_releases
 
+LOG_WIDTH = 140
+"""Columns of the table where it is not printed in a terminal."""
+
 
 def run_releases(context: JobContext) -> JobSummary:
     """Prints all releases to stderr, the current one marked."""
     spark = open_session(context.settings, "spacetime-gr releases")
     releases = load_releases(spark, context.settings.storage.root)
-    Console(file=sys.stderr).print(build_listing(releases))
+    width = None if sys.stderr.isatty() else LOG_WIDTH
+    Console(file=sys.stderr, width=width).print(build_listing(releases))
     return JobSummary(rows_in=len(releases), notes={"current": releases[-1].release_id if releases else None})
 
 
