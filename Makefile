@@ -85,7 +85,7 @@ airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on this machi
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
-test: setup .venv-airflow/.stamp ## Every test, the nightly DAG included (at most 20 minutes)
+test: setup .venv-airflow/.stamp ## Every test on two processes, one real Airflow night included
 	@.venv/bin/lint-imports
 	@.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
