@@ -41,8 +41,7 @@ class SparkSettings(Section):
     ivy_dir: str = Field(".ivy", description="folder that keeps Delta's jars, resolved on first use")
     quick_start: bool = Field(
         False,
-        description="for small data (up to about 10^6 rows): compile little and plan once; queries start 2 to 3 times "
-        "sooner, rows pass slower",
+        description="for small data: compile little and plan once; queries start sooner, rows pass slower",
     )
     conf: dict[str, str] = Field(default_factory=dict, description="further Spark properties, as they are")
 

@@ -1,8 +1,8 @@
 """Archives the classes that Spark and Delta load, once: `python -m etl.class_archive`. Later JVMs map them.
 
-A fifth of the CPU time of a short job goes into reading and verifying some 25,000 classes. What it is:
-"Application Class-Data Sharing" of the JDK (JEP 350). An archive holds for the JDK and the class path that
-made it; any other JVM leaves it aside and starts as without it.
+Reading and verifying classes is a good part of what a short job costs. What this is: "Application Class-Data
+Sharing" of the JDK (JEP 350). An archive holds for the JDK and the class path that made it; any other JVM
+leaves it aside and starts as without it.
 """
 
 import logging
@@ -19,7 +19,7 @@ from conf.errors import SpacetimeError
 from conf.settings import Settings, load_settings
 from conf.tables import TABLES
 from etl.contracts import spark_schema
-from etl.session import class_archive, open_session
+from etl.session import QUIET_ARCHIVE, class_archive, open_session
 from etl.storage import merge_rows, read_table, replace_day
 
 LOGGER = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ def make_archive(settings: Settings) -> Path:
     """Writes, merges and reads tables in a folder of its own and returns the archive of the classes this loaded."""
     archive = class_archive(settings.spark.ivy_dir)
     archive.unlink(missing_ok=True)
-    dump = f"-XX:ArchiveClassesAtExit={archive} -Xlog:cds=off -Xlog:cds+dynamic=off -Xlog:class+path=off"
+    fresh = archive.with_suffix(".new")  # no session sees half an archive
+    dump = f"-XX:ArchiveClassesAtExit={fresh} {QUIET_ARCHIVE}"
     spark_settings = settings.spark.model_copy(
         update={"master": "local[2]", "quick_start": True, "conf": {"spark.driver.defaultJavaOptions": dump}}
     )
@@ -38,6 +39,8 @@ def make_archive(settings: Settings) -> Path:
         spark = open_session(settings.model_copy(update={"spark": spark_settings}), NAME)
         _load_classes(spark, folder, settings)
         _end_jvm(spark)
+    if fresh.is_file():
+        fresh.rename(archive)
     return archive
 
 

@@ -17,7 +17,8 @@ DELTA_COORDINATE = "io.delta:delta-spark_4.1_2.13:4.4.0"
 """Spark's minor version is part of the artefact's name; the pip wheel holds no jar."""
 LOG4J_FILE = Path(__file__).parent / "log4j2.properties"
 CLASS_ARCHIVE = "classes.jsa"
-"""Beside the jars: Spark's and Delta's classes as the JVM wants them in memory, made by `python -m etl.jars`."""
+"""Beside the jars: Spark's and Delta's classes as the JVM wants them in memory (`etl/class_archive.py`)."""
+QUIET_ARCHIVE = "-Xlog:cds=off -Xlog:cds+dynamic=off -Xlog:class+path=off"
 JVM_OPTIONS = f"-Dlog4j2.configurationFile={LOG4J_FILE} -XX:+UseParallelGC"
 QUICK_JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
 """The light compiler only. Its default code cache (48 MB) would overflow, and the JVM fall back to interpreting."""
@@ -112,7 +113,5 @@ def _java_options(spark_settings: SparkSettings) -> str:
     archive = class_archive(spark_settings.ivy_dir)
     if archive.is_file() and spark_settings.master.startswith("local"):
         # One of another JDK is left aside by the JVM, which then starts as without any.
-        options.append(
-            f"-XX:SharedArchiveFile={archive} -Xlog:cds=off -Xlog:cds+dynamic=off -Xlog:class+path=off"
-        )
+        options.append(f"-XX:SharedArchiveFile={archive} {QUIET_ARCHIVE}")
     return " ".join(options)

@@ -2,6 +2,6 @@
 
 import os
 
-# Read by OpenMP when torch loads. A thread that waits for another by spinning takes the core from it: on two cores with
-# any other load a training step took 6 s instead of 0.3 s.
+# Read by OpenMP when torch loads. A thread that waits for another by spinning takes the core from it: with any
+# other load on the machine a training step then takes many times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -25,7 +25,7 @@ from conf.errors import IndexVersionError, MissingInputError, SettingsError
 from conf.settings import Settings
 from conf.tables import HISTORY_NAMES
 from models.bundle import ModelBundle, load_bundle, resolve_model
-from models.catalogue import Catalogue
+from models.catalogue import CATALOGUE_COLUMNS, Catalogue
 from models.dataset import TableAt, read_table
 from models.explain import Explanation, Place, explain_request
 from models.explain_text import print_explanation
@@ -33,9 +33,6 @@ from models.pins import locate_table
 
 LOGGER = logging.getLogger(__name__)
 INPUTS = ("user_id", "index_version", "profile_ids", *HISTORY_NAMES)
-CATALOGUE_COLUMNS = (
-    "poi_id", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id", "valid_from", "valid_to",
-)  # fmt: skip
 TEXT_WIDTH = 110
 """Columns of the text where it is not printed in a terminal."""
 

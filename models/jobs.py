@@ -17,7 +17,7 @@ from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError, NoTrainingDataError
 from conf.settings import CONF_DIR
 from models.bundle import ModelBundle, load_bundle, resolve_model
-from models.catalogue import Catalogue
+from models.catalogue import CATALOGUE_COLUMNS, Catalogue
 from models.config import load_recipe
 from models.dataset import TableAt, read_table
 from models.evaluate import (
@@ -45,16 +45,6 @@ DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
 """Recipe of a training where none is given."""
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
-CATALOGUE_COLUMNS = (
-    "poi_id",
-    "block_id",
-    "inner_id",
-    "poi_lon",
-    "poi_lat",
-    "category_id",
-    "valid_from",
-    "valid_to",
-)
 
 
 def run_stage_job(context: JobContext) -> JobSummary:

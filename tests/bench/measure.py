@@ -19,7 +19,7 @@ import psutil
 
 from conf.results import record
 
-INTERVAL_S = 2.0  # looking costs the system some 0.1 s
+INTERVAL_S = 0.5
 BARS = {
     ("demo", "seconds"): "<= 600",
     ("demo", "peak-gib"): "< 6",

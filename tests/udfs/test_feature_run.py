@@ -191,7 +191,10 @@ def test_a_worker_process_loads_the_model_once(first_night, tmp_path):
 
     loads = first_night.run("features", DAY_1, model=str(own_bundle)).notes["model_loads"]
 
+    again = first_night.run("features", DAY_1, model=str(own_bundle)).notes["model_loads"]
+
     assert 1 <= loads <= 2  # local[2]: two worker processes, four tables
+    assert again == 0  # they live on
 
 
 def test_an_index_with_reassigned_ids_is_refused(first_night):
