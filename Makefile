@@ -44,7 +44,7 @@ setup: .ivy/.stamp ## Makes the environment: Python packages, JDK check, Delta's
 .venv/.packages.stamp: requirements.lock requirements-torch.lock .venv/.uv.stamp
 	@echo "set-up: Python packages of requirements.lock, then torch (the first time several GB; a few minutes)"
 	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements.lock
-	@$(UV) pip install --quiet --python $(PY) --no-deps -r requirements-torch.lock
+	@$(UV) pip install --quiet --compile-bytecode --python $(PY) --no-deps -r requirements-torch.lock
 	@touch $@
 
 .venv/.installed.stamp: pyproject.toml .venv/.packages.stamp
@@ -59,7 +59,7 @@ setup: .ivy/.stamp ## Makes the environment: Python packages, JDK check, Delta's
 .venv-airflow/.stamp: requirements-airflow.lock .venv/.uv.stamp
 	@echo "set-up: Airflow in its own environment .venv-airflow"
 	@$(PYTHON) -m venv .venv-airflow
-	@$(UV) pip install --quiet --python $(AIRFLOW_PY) --require-hashes -r $<
+	@$(UV) pip install --quiet --compile-bytecode --python $(AIRFLOW_PY) --require-hashes -r $<
 	@touch $@
 
 lock: .venv/.uv.stamp ## Resolves all versions anew (network); torch and its CUDA packages go without hashes

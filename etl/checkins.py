@@ -19,6 +19,7 @@ from conf.errors import MissingInputError
 from conf.settings import Settings
 from etl import sources
 from etl.impressions import keep_visits, pick_requests, simulate_impressions
+from etl.session import compute_once
 from etl.spacetime import event_date
 
 REQUIRED = {
@@ -170,7 +171,7 @@ def build_delivery(
     dated = with_first_seen(catalogue, actions)
     visits = keep_visits(up_to_day, dated)
     # Cut the plan: every recall list starts from the requests, and would compute them anew.
-    requests = pick_requests(visits, settings.impressions, day=day, since=since).localCheckpoint()
+    requests = compute_once(pick_requests(visits, settings.impressions, day=day, since=since))
     first_seen = F.coalesce("first_seen_date", F.lit(day))
     # A listed POI that nobody has visited comes with the first delivery, which is the one without `since`.
     is_new = sources.keep_dates(first_seen, day=day, since=since) & (

@@ -20,6 +20,7 @@ from conf.tables import QUARANTINED_ROWS, TABLES
 from conf.taxonomy import load_taxonomy
 from etl import action_sequences, categories, clean_actions, contracts, poi_index, storage, user_places
 from etl.refusal import to_quarantine
+from etl.session import compute_once
 
 LOGGER = logging.getLogger(__name__)
 A_SOURCE = "SOURCE (synthetic, checkins, tsmc, getnext or actions)"
@@ -132,38 +133,46 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
         for name in ("poi_index", "blocks", "categories")
     )
     _check_order(index, day)
-    judged = poi_index.judge_pois(raw, max_text_length=settings.clean.max_text_length).persist()
+    judged = compute_once(poi_index.judge_pois(raw, max_text_length=settings.clean.max_text_length))
     reasons = night.count(judged.groupBy("status", "reason").count(), table="raw_pois", rows_in=raw.count())
 
     known = known.where(F.col("first_day") < day)
     pois = _describe_pois(judged.where("status = 'accepted'"))
-    new_categories = categories.build_categories(
-        pois,
-        known,
-        day=day,
-        index_version=version,
-        first_id=_next_id(known, "category_id", 1),
-        taxonomy=load_taxonomy(),
-    ).persist()
+    new_categories = compute_once(
+        categories.build_categories(
+            pois,
+            known,
+            day=day,
+            index_version=version,
+            first_id=_next_id(known, "category_id", 1),
+            taxonomy=load_taxonomy(),
+        )
+    )
     all_categories = known.unionByName(new_categories).select("category_id", F.col("category").alias("leaf"))
     pois = pois.join(F.broadcast(all_categories), "leaf", "left").fillna(0, ["category_id"])
 
     known_blocks = blocks.where(F.col("first_day") < day)
     before = poi_index.state_before(index, day=day)
-    compared = poi_index.compare_with_index(
-        pois, before, day=day, moved_km=settings.index.moved_km, cell_km=settings.index.cell_km
-    ).persist()
-    new_blocks = poi_index.build_blocks(
-        compared,
-        known_blocks,
-        day=day,
-        index_version=version,
-        first_id=_next_id(known_blocks, "block_id", 0),
-        cell_km=settings.index.cell_km,
-    ).persist()
-    slots = poi_index.build_poi_index(
-        compared, index, known_blocks.unionByName(new_blocks), day=day, index_version=version
-    ).persist()
+    compared = compute_once(
+        poi_index.compare_with_index(
+            pois, before, day=day, moved_km=settings.index.moved_km, cell_km=settings.index.cell_km
+        )
+    )
+    new_blocks = compute_once(
+        poi_index.build_blocks(
+            compared,
+            known_blocks,
+            day=day,
+            index_version=version,
+            first_id=_next_id(known_blocks, "block_id", 0),
+            cell_km=settings.index.cell_km,
+        )
+    )
+    slots = compute_once(
+        poi_index.build_poi_index(
+            compared, index, known_blocks.unionByName(new_blocks), day=day, index_version=version
+        )
+    )
     with night.step("build"):
         night.summary.notes |= _check_capacity(slots, day, settings.index.max_inner)
 
@@ -175,7 +184,6 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     night.merge(new_blocks, "blocks", delete_where=of_day)
     night.merge(slots, "poi_index", delete_where=of_day.replace("first_day", "indexed_day"))
     night.summary.notes |= {"reasons": reasons}
-    _release(judged, new_categories, compared, new_blocks, slots)
     return night.summary
 
 
@@ -193,16 +201,18 @@ def clean_day(context: JobContext, spark: SparkSession) -> JobSummary:
     history = night.read_or_empty("cleaned_actions").where((F.col("day") < day) & of_version)
 
     recent = history.where(F.col("day") >= day - timedelta(days=settings.clean.duplicate_days))
-    judged = clean_actions.judge_actions(raw, slots, recent, day=day, settings=settings.clean).persist()
+    judged = compute_once(clean_actions.judge_actions(raw, slots, recent, day=day, settings=settings.clean))
     reasons = night.count(clean_actions.count_rows(judged), table="raw_actions", rows_in=raw.count())
 
     accepted = clean_actions.keep_accepted(judged)
     users = accepted.select("user_id").distinct()
     past = history.select(*accepted.columns).join(users, "user_id", "left_semi").unionByName(accepted)
     in_sight = past.where(F.col("event_date") > day - timedelta(days=settings.places.lookback_days))
-    places = user_places.build_user_places(
-        in_sight, users, known_categories, settings=settings.places, taxonomy=load_taxonomy()
-    ).persist()
+    places = compute_once(
+        user_places.build_user_places(
+            in_sight, users, known_categories, settings=settings.places, taxonomy=load_taxonomy()
+        )
+    )
     cleaned = clean_actions.with_interest(
         accepted, known_categories, places, at_place_km=settings.places.at_place_m / 1000
     )
@@ -212,7 +222,6 @@ def clean_day(context: JobContext, spark: SparkSession) -> JobSummary:
     night.replace(places, "user_places")
     night.replace(cleaned, "cleaned_actions")
     night.summary.notes |= {"reasons": reasons}
-    _release(judged, places)
     return night.summary
 
 
@@ -224,13 +233,15 @@ def sequence_day(context: JobContext, spark: SparkSession) -> JobSummary:
     places = night.read("user_places", made_by="clean_actions").where(F.col("day") == day)
     profiles = night.read_or_empty("raw_profiles").where(F.col("day") <= day)
     users = cleaned.where(F.col("day") == day).select("user_id").distinct()
-    sequences = action_sequences.build_action_sequences(
-        cleaned.join(users, "user_id", "left_semi"),
-        places,
-        profiles.join(users, "user_id", "left_semi"),
-        index_version=settings.index.version,
-        settings=settings.sequences,
-    ).persist()
+    sequences = compute_once(
+        action_sequences.build_action_sequences(
+            cleaned.join(users, "user_id", "left_semi"),
+            places,
+            profiles.join(users, "user_id", "left_semi"),
+            index_version=settings.index.version,
+            settings=settings.sequences,
+        )
+    )
     with night.step("build"):
         counted = (
             sequences.groupBy("pattern")
@@ -241,7 +252,6 @@ def sequence_day(context: JobContext, spark: SparkSession) -> JobSummary:
     night.summary.rows_in = sum(row["actions"] for row in counted)
     night.summary.rows_out = sum(row["n"] for row in counted)
     night.summary.notes |= {"users_by_pattern": {row["pattern"]: row["n"] for row in sorted(counted)}}
-    _release(sequences)
     return night.summary
 
 
@@ -278,8 +288,3 @@ def _check_capacity(slots: DataFrame, day: date, max_inner: int) -> dict[str, ob
 def _next_id(known: DataFrame, column: str, first: int) -> int:
     row = known.agg(F.max(column).alias("last")).first()
     return first if row is None or row["last"] is None else int(row["last"]) + 1
-
-
-def _release(*frames: DataFrame) -> None:
-    for frame in frames:
-        frame.unpersist()

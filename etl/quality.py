@@ -17,6 +17,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.tables import TABLES, TableContract
+from etl.session import compute_once
 
 # Read once, when Great Expectations is imported.
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -44,11 +45,8 @@ def gate(rows: DataFrame, name: str, docs_folder: str | Path) -> list[str]:
         One sentence per broken expectation, in the order of the contract; empty if the rows may be published.
     """
     contract = TABLES[name]
-    prepared = with_checked_columns(rows, contract).persist()
-    try:
-        result = _run(prepared, contract, Path(docs_folder))
-    finally:
-        prepared.unpersist()
+    prepared = compute_once(with_checked_columns(rows, contract))
+    result = _run(prepared, contract, Path(docs_folder))
     failures = _describe_failures(result, name)
     LOGGER.info("gate of %s: %d expectations failed", name, len(failures))
     return failures

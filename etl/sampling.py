@@ -14,20 +14,23 @@ from etl.nightly import Night
 from etl.preference_pairs import build_preference_pairs
 from etl.pretrain_samples import build_pretrain_samples
 from etl.ranking_samples import build_ranking_samples, with_live_slot
+from etl.session import compute_once
 
 
 def sample_windows(context: JobContext, spark: SparkSession) -> JobSummary:
     """Cuts histories into windows: `cleaned_actions` -> `pretrain_samples`."""
     night, day, settings = Night(context, spark), context.day, context.settings
-    built = build_pretrain_samples(
-        _actions(night),
-        _places(night),
-        _profile_ids(night),
-        day=day,
-        index_version=settings.index.version,
-        samples=settings.samples,
-        sequences=settings.sequences,
-    ).persist()
+    built = compute_once(
+        build_pretrain_samples(
+            _actions(night),
+            _places(night),
+            _profile_ids(night),
+            day=day,
+            index_version=settings.index.version,
+            samples=settings.samples,
+            sequences=settings.sequences,
+        )
+    )
     with night.step("build"):
         rows = (
             built.groupBy("split", "is_kept")
@@ -42,7 +45,6 @@ def sample_windows(context: JobContext, spark: SparkSession) -> JobSummary:
         "targets": {row["split"]: row["targets"] for row in sorted(rows) if row["is_kept"]},
         "dropped": "windows without target, and training windows of users below samples.min_richness",
     }
-    built.unpersist()
     return night.summary
 
 
@@ -52,9 +54,9 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
     impressions = night.read("raw_impressions", made_by="SOURCE").where(F.col("day") <= day)
     impressions = _last_delivered(impressions)
     of_version = F.col("index_version") == settings.index.version
-    shown = with_live_slot(
-        impressions, night.read("poi_index", made_by="poi_index").where(of_version)
-    ).persist()
+    shown = compute_once(
+        with_live_slot(impressions, night.read("poi_index", made_by="poi_index").where(of_version))
+    )
     with night.step("count"):
         counted = shown.agg(F.count("*").alias("rows"), F.count("block_id").alias("live")).first()
     assert counted is not None
@@ -74,7 +76,6 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
     night.summary.rows_in, night.summary.rows_out = counted["rows"], counted["live"]
     night.summary.rows_dropped = counted["rows"] - counted["live"]
     night.summary.notes |= {"dropped": "shown POIs without a slot live on the day of the request"}
-    shown.unpersist()
     return night.summary
 
 
@@ -82,11 +83,10 @@ def sample_pairs(context: JobContext, spark: SparkSession) -> JobSummary:
     """Pairs clicked with shown POIs: `ranking_samples` -> `preference_pairs`."""
     night, day = Night(context, spark), context.day
     requests = night.read("ranking_samples", made_by="ranking_samples").where(F.col("day") == day)
-    pairs = build_preference_pairs(requests, max_rejected=context.settings.samples.max_rejected).persist()
+    pairs = compute_once(build_preference_pairs(requests, max_rejected=context.settings.samples.max_rejected))
     with night.step("count"):
         night.summary.rows_in, night.summary.rows_out = requests.count(), pairs.count()
     night.replace(pairs, "preference_pairs")
-    pairs.unpersist()
     return night.summary
 
 

@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from pyspark.sql import SparkSession
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings, SparkSettings
 from etl.java import check_java
@@ -23,12 +24,16 @@ JVM_OPTIONS = f"-Dlog4j2.configurationFile={LOG4J_FILE} -XX:+UseParallelGC"
 QUICK_JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
 """The light compiler only. Its default code cache (48 MB) would overflow, and the JVM fall back to interpreting."""
 QUICK_PROPERTIES = {
-    # Compiling whole stages costs more than it saves on few rows; compiled projections pay.
+    # Compiling costs more than it saves on few rows.
     "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.adaptive.enabled": "false",
     "spark.databricks.delta.snapshotPartitions": "1",
     # The plan's text is made for every query, though nobody looks at it.
     "spark.sql.ui.explainMode": "simple",
+    "spark.sql.debug.maxToStringFields": "1",
+    # Noting the Python line of every column expression takes several calls into the JVM for each.
+    "spark.python.sql.dataFrameDebugging.enabled": "false",
 }
 JAR_PREFIXES = ("io.delta_", "io.unitycatalog_", "org.locationtech.jts_")
 """What Delta needs beyond the jars that Spark ships itself."""
@@ -50,6 +55,18 @@ def open_session(settings: Settings, app_name: str) -> SparkSession:
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+def compute_once(frame: DataFrame, level: StorageLevel = StorageLevel.MEMORY_AND_DISK) -> DataFrame:
+    """Returns the same rows, computed when first used and then kept; for rows that are used more than once.
+
+    Unlike `persist`, what follows is planned over the kept rows alone: `persist` has the whole plan analysed again for
+    every use, and planned again for every write to a table that it reads. The rows are kept on the executors; where
+    executors come and go, set the property `spark.checkpoint.dir` to a folder of the cluster, and they are kept there.
+    """
+    if frame.sparkSession.sparkContext.getCheckpointDir() is not None:
+        return frame.checkpoint(eager=False)
+    return frame.localCheckpoint(eager=False, storageLevel=level)
 
 
 def delta_jars(ivy_dir: str | Path) -> list[Path]:
@@ -82,6 +99,8 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.ansi.enabled": "true",
         "spark.sql.shuffle.partitions": str(spark_settings.shuffle_partitions),
+        # A night compiles more than 100 expressions (the default) and meets many of them again.
+        "spark.sql.codegen.cache.maxEntries": "1000",
         # Delta replays its log with 50 tasks by default: seconds of overhead on tables of our size.
         "spark.databricks.delta.snapshotPartitions": str(min(spark_settings.shuffle_partitions, 50)),
         "spark.databricks.delta.schema.autoMerge.enabled": "false",

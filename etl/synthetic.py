@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext, JobSummary
 from conf.settings import Settings
 from etl import sources
+from etl.session import compute_once
 from etl.synthetic_actions import build_visits
 from etl.synthetic_dirt import plant_dirty_actions, plant_dirty_pois
 from etl.synthetic_impressions import build_impressions
@@ -40,7 +41,7 @@ class SyntheticCity:
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         city, clean, since = settings.city, settings.clean, settings.source.since
         # Cut the plan: three tables start from the users, and each would analyse and compute them anew.
-        users = build_users(spark, city).localCheckpoint()
+        users = compute_once(build_users(spark, city))
         actions = build_visits(users, city=city, after=since, until=day)
         pois = _changed_pois(spark, settings, day)
         impressions = build_impressions(users, city=city, after=since, until=day)

@@ -5,12 +5,13 @@ are compared on the validation rows before the bundle is registered, and `bundle
 """
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 
 from models.bundle import ModelBundle, describe_bundle
 from models.inference import rank_targets_by_model
-from models.metrics import Ranks, digest_rows, exact_mean, reciprocal_values
+from models.metrics import FloatArray, Ranks, digest_rows, exact_mean, reciprocal_values
 from models.release_split import EvaluationRows
 
 LOGGER = logging.getLogger(__name__)
@@ -18,25 +19,36 @@ MAX_GATE_ROWS = 2_000
 GENERATING_STAGES = ("pretrain", "align_dpo")
 
 
-def choose_generator(rows: EvaluationRows, bundle: ModelBundle) -> dict[str, float]:
+@dataclass(frozen=True)
+class GeneratorChoice:
+    """What the generating stages of a bundle are worth on held-out rows.
+
+    Attributes:
+        stage: the better one; it generates.
+        mrr: by stage.
+        reciprocal_ranks: of the better one, by row of `sample_rows(rows, MAX_GATE_ROWS)`.
+    """
+
+    stage: str
+    mrr: dict[str, float]
+    reciprocal_ranks: FloatArray
+
+
+def choose_generator(rows: EvaluationRows, bundle: ModelBundle) -> GeneratorChoice:
     """Compares the generating stages by MRR on at most `MAX_GATE_ROWS` rows and notes the better in `bundle.json`.
 
     Args:
         rows: held-out validation rows, never test rows.
         bundle: just built.
-
-    Returns:
-        MRR by stage; empty if there is nothing to choose.
     """
     stages = [stage for stage in GENERATING_STAGES if stage in bundle.stage_names]
-    if len(stages) < 2:
-        return {}
     rows = sample_rows(rows, MAX_GATE_ROWS)
-    mrr = {stage: exact_mean(reciprocal_values(rank_by_stage(rows, bundle, stage))) for stage in stages}
+    reciprocal = {stage: reciprocal_values(rank_by_stage(rows, bundle, stage)) for stage in stages}
+    mrr = {stage: exact_mean(values) for stage, values in reciprocal.items()}
     chosen = max(reversed(stages), key=mrr.__getitem__)  # a tie goes to the later stage
     LOGGER.info("%s generates: MRR on %d validation rows %s", chosen, len(rows.requests), mrr)
     describe_bundle(bundle, {"generator_stage": chosen, "generator_mrr": mrr})
-    return mrr
+    return GeneratorChoice(chosen, mrr, reciprocal[chosen])
 
 
 def sample_rows(rows: EvaluationRows, most: int) -> EvaluationRows:

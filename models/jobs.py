@@ -31,7 +31,7 @@ from models.evaluate import (
     save_figures,
 )
 from models.figures import Figures
-from models.generator_choice import choose_generator
+from models.generator_choice import GeneratorChoice, choose_generator
 from models.pins import locate_table, pin_table
 from models.protocol_job import run_protocol_job
 from models.register import find_champion, judge_challenger, register_bundle
@@ -66,9 +66,9 @@ def run_train_job(context: JobContext) -> JobSummary:
     steps: dict[str, float] = {}
     with _open_run(context, training) as log:
         results = _timed(steps, "stages", lambda: train_all(training, log))
-        _timed(steps, "bundle", lambda: _build_bundle(training))
+        held_out, choice = _timed(steps, "bundle", lambda: _build_bundle(training))
         evaluation = _timed(steps, "evaluate", lambda: _evaluate(context, training, log))
-        registration = _timed(steps, "register", lambda: _register(context, training, log))
+        registration = _timed(steps, "register", lambda: _register(context, training, log, held_out, choice))
     summary = _summarise(training, results)
     summary.steps |= steps
     summary.notes |= {**headline(evaluation), **registration}
@@ -133,10 +133,11 @@ def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle | N
     return build_rows(train, held_out, catalogue, action_type_id=action_type_id)
 
 
-def _build_bundle(training: Training) -> None:
-    """Gathers the stages and chooses the one that generates, on validation rows."""
+def _build_bundle(training: Training) -> tuple[EvaluationRows, GeneratorChoice]:
+    """Gathers the stages and chooses the one that generates; returns the validation rows and what they say."""
     bundle = load_bundle(build_bundle(training))
-    choose_generator(read_evaluation_rows(training, "val", bundle), bundle)
+    held_out = read_evaluation_rows(training, "val", bundle)
+    return held_out, choose_generator(held_out, bundle)
 
 
 def _open(context: JobContext) -> Training:
@@ -202,10 +203,17 @@ def _read_impressions(training: Training, split: str) -> pa.Table | None:
     return found if found.num_rows else None
 
 
-def _register(context: JobContext, training: Training, log: RunLog) -> dict[str, object]:
+def _register(
+    context: JobContext,
+    training: Training,
+    log: RunLog,
+    held_out: EvaluationRows | None = None,
+    choice: GeneratorChoice | None = None,
+) -> dict[str, object]:
     bundle = load_bundle(training.bundle_folder)
     champion = find_champion(context.settings, bundle.layout.index_version)
-    verdict = judge_challenger(read_evaluation_rows(training, "val", bundle), bundle, champion)
+    rows = held_out or read_evaluation_rows(training, "val", bundle)
+    verdict = judge_challenger(rows, bundle, champion, choice=choice)
     if context.dry_run:
         return {"gate": asdict(verdict)}
     strict = getattr(context.options, "strict", False)

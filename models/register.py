@@ -22,7 +22,7 @@ from conf.settings import Settings
 from models.bundle import ModelBundle, digest_folder, load_bundle, resolve_model
 from models.click_scorer import SIGNATURE
 from models.figures import rank_floors
-from models.generator_choice import MAX_GATE_ROWS, rank_by_stage, sample_rows
+from models.generator_choice import MAX_GATE_ROWS, GeneratorChoice, rank_by_stage, sample_rows
 from models.metrics import bootstrap_mean, digest_rows, exact_mean, reciprocal_values
 from models.release_split import EvaluationRows
 from models.tracking import RunLog, open_client
@@ -69,7 +69,11 @@ class Registration:
 
 
 def judge_challenger(
-    rows: EvaluationRows, challenger: ModelBundle, champion: ModelBundle | None
+    rows: EvaluationRows,
+    challenger: ModelBundle,
+    champion: ModelBundle | None,
+    *,
+    choice: GeneratorChoice | None = None,
 ) -> GateVerdict:
     """Compares generators by MRR on at most `MAX_GATE_ROWS` rows, chosen by their ids.
 
@@ -77,11 +81,15 @@ def judge_challenger(
         rows: held-out validation rows.
         challenger: the new bundle.
         champion: the one in use, if there is one for the same index version.
+        choice: made of the same rows just before; spares ranking them by the challenger once more.
     """
     rows = sample_rows(rows, MAX_GATE_ROWS)
     requests = rows.requests
     floor = rank_floors(requests, rows.counts, catalogue=rows.catalogue)["popularity"]
-    own = reciprocal_values(rank_by_stage(rows, challenger, challenger.generator_stage))
+    if choice is None:
+        own = reciprocal_values(rank_by_stage(rows, challenger, challenger.generator_stage))
+    else:
+        own = choice.reciprocal_ranks
     figures = {"popularity": exact_mean(reciprocal_values(floor)), "challenger": exact_mean(own)}
     reasons = []
     if not figures["challenger"] > figures["popularity"]:

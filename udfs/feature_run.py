@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import GateFailedError, IndexVersionError, RowsLostError
+from etl.session import compute_once
 from etl.storage import (
     replace_day,
     table_location,
@@ -175,30 +176,27 @@ def run_feature(night: Night, name: str) -> JobSummary:
             raise IndexVersionError(
                 model_uri=night.model.uri, trained_on=night.model.index_version, found=row["index_version"]
             )
-    outcomes = build.outcomes.persist(StorageLevel.DISK_ONLY)
-    try:
-        counts = count_outcomes(outcomes, build.unit, job)
-        rows_in = build.todo.count()
-        summary = JobSummary(rows_in=rows_in, rows_out=counts["rows"], rows_refused=counts["refused"])
-        if rows_in != counts["done"] + counts["refused"]:
-            raise RowsLostError(
-                table=name,
-                day=str(night.day),
-                rows_in=rows_in,
-                rows_out=counts["done"],
-                rows_refused=counts["refused"],
-                rows_dropped=0,
-            )
-        if not night.dry_run:
-            _write_refused(night, job, outcomes, name)
-            _stop_if_model_fails(night, job, name, failed=counts["failed"], rows_in=rows_in)
-            # Last, because Spark drops a cached frame when a table that it was read from changes.
-            summary.tables[name] = replace_day(
-                keep_accepted(outcomes), name, night.settings.storage.root,
-                day=night.day, run_id=night.run_id, job=name,
-            )  # fmt: skip
-    finally:
-        outcomes.unpersist()
+    # On disk, since they are large and what a GPU has made is not to be made twice.
+    outcomes = compute_once(build.outcomes, StorageLevel.DISK_ONLY)
+    counts = count_outcomes(outcomes, build.unit, job)
+    rows_in = build.todo.count()
+    summary = JobSummary(rows_in=rows_in, rows_out=counts["rows"], rows_refused=counts["refused"])
+    if rows_in != counts["done"] + counts["refused"]:
+        raise RowsLostError(
+            table=name,
+            day=str(night.day),
+            rows_in=rows_in,
+            rows_out=counts["done"],
+            rows_refused=counts["refused"],
+            rows_dropped=0,
+        )
+    if not night.dry_run:
+        _write_refused(night, job, outcomes, name)
+        _stop_if_model_fails(night, job, name, failed=counts["failed"], rows_in=rows_in)
+        summary.tables[name] = replace_day(
+            keep_accepted(outcomes), name, night.settings.storage.root,
+            day=night.day, run_id=night.run_id, job=name,
+        )  # fmt: skip
     LOGGER.info(
         "%s %s: %d in, %d rows out, %d refused, model %s, %.1f s",
         name, night.day, rows_in, counts["rows"], counts["refused"], night.model.model_version,

@@ -105,10 +105,13 @@ def test_the_stage_that_ranks_better_generates(
         lambda rows, bundle, stage: Ranks(np.full(120, rank[stage] - 1), np.ones(120, np.int64)),
     )
 
-    mrr = choose_generator(rows, load_bundle(folder))
+    choice = choose_generator(rows, load_bundle(folder))
 
-    assert mrr == {"pretrain": 0.5, "align_dpo": 1 / aligned_rank}
-    assert load_bundle(folder).generator_stage == chosen
+    assert choice.mrr == {"pretrain": 0.5, "align_dpo": 1 / aligned_rank}
+    assert load_bundle(folder).generator_stage == choice.stage == chosen
+    assert choice.reciprocal_ranks.tolist() == [choice.mrr[chosen]] * 120
+    judged = judge_challenger(rows, load_bundle(folder), None, choice=choice)
+    assert judged.challenger == choice.mrr[chosen]  # the gate takes what was found
 
 
 def test_a_refused_bundle_stays_challenger_and_strict_makes_it_an_error(
