@@ -27,8 +27,6 @@ def spark_settings() -> SparkSettings:
         quick_start=True,
         conf={
             "spark.sql.warehouse.dir": f"/tmp/spacetime-tests-warehouse-{os.environ.get('PYTEST_XDIST_WORKER', '')}",
-            # Queries on a handful of rows run sooner than they compile.
-            "spark.sql.codegen.factoryMode": "NO_CODEGEN",
             "spark.databricks.delta.stats.collect": "false",
         },
     )
