@@ -136,21 +136,9 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     judged = compute_once(poi_index.judge_pois(raw, max_text_length=settings.clean.max_text_length))
     reasons = night.count(judged.groupBy("status", "reason").count(), table="raw_pois", rows_in=raw.count())
 
-    known = known.where(F.col("first_day") < day)
-    pois = _describe_pois(judged.where("status = 'accepted'"))
-    new_categories = compute_once(
-        categories.build_categories(
-            pois,
-            known,
-            day=day,
-            index_version=version,
-            first_id=_next_id(known, "category_id", 1),
-            taxonomy=load_taxonomy(),
-        )
+    new_categories, pois = _with_categories(
+        _describe_pois(judged.where("status = 'accepted'")), known, context
     )
-    all_categories = known.unionByName(new_categories).select("category_id", F.col("category").alias("leaf"))
-    pois = pois.join(F.broadcast(all_categories), "leaf", "left").fillna(0, ["category_id"])
-
     known_blocks = blocks.where(F.col("first_day") < day)
     before = poi_index.state_before(index, day=day)
     compared = compute_once(
@@ -260,6 +248,23 @@ def _describe_pois(accepted: DataFrame) -> DataFrame:
     return accepted.withColumns(
         {"leaf": leaf, "text": poi_index.poi_text(), "name": F.coalesce(F.trim("name"), F.lit(""))}
     )
+
+
+def _with_categories(pois: DataFrame, known: DataFrame, context: JobContext) -> tuple[DataFrame, DataFrame]:
+    """Returns the categories that are new, and the POIs with `category_id` (0 = none)."""
+    known = known.where(F.col("first_day") < context.day)
+    new = compute_once(
+        categories.build_categories(
+            pois,
+            known,
+            day=context.day,
+            index_version=context.settings.index.version,
+            first_id=_next_id(known, "category_id", 1),
+            taxonomy=load_taxonomy(),
+        )
+    )
+    ids = known.unionByName(new).select("category_id", F.col("category").alias("leaf"))
+    return new, pois.join(F.broadcast(ids), "leaf", "left").fillna(0, ["category_id"])
 
 
 def _check_order(index: DataFrame, day: date) -> None:

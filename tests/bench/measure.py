@@ -28,8 +28,14 @@ BARS = {
 """Bars of the project by name and quantity; what is not here is only told."""
 
 
-def tree_memory_gib(root: psutil.Process) -> float:
-    """Returns the memory that a process and all its descendants hold now, in GiB; shared pages count once."""
+def tree_memory_gib(root: psutil.Process, *, above: float = 0.0) -> float:
+    """Returns the memory that a process and all its descendants hold now, in GiB; shared pages count once.
+
+    Not more than the sum of the resident sizes, which is quick to read: if that is not above `above`, it is returned.
+    """
+    resident = _tree_resident_gib(root)
+    if resident <= above:
+        return resident
     total = 0
     for process in [root, *root.children(recursive=True)]:
         try:
@@ -42,6 +48,14 @@ def tree_memory_gib(root: psutil.Process) -> float:
     return total / 2**30
 
 
+def _tree_resident_gib(root: psutil.Process) -> float:
+    total = 0
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total / 2**30
+
+
 def measure(command: Sequence[str]) -> tuple[int, float, float]:
     """Runs a command to its end and returns exit code, seconds and peak memory in GiB."""
     started, peak = time.perf_counter(), 0.0
@@ -49,7 +63,7 @@ def measure(command: Sequence[str]) -> tuple[int, float, float]:
     root = psutil.Process(child.pid)
     while child.poll() is None:
         try:
-            peak = max(peak, tree_memory_gib(root))
+            peak = max(peak, tree_memory_gib(root, above=peak))
         except psutil.NoSuchProcess:  # it ended between poll and look
             break
         with contextlib.suppress(subprocess.TimeoutExpired):
