@@ -43,7 +43,7 @@ setup: .ivy/.stamp ## Makes the environment: Python packages, JDK check, Delta's
 
 .venv/.packages.stamp: requirements.lock requirements-torch.lock .venv/.uv.stamp
 	@echo "set-up: Python packages of requirements.lock, then torch (the first time several GB; a few minutes)"
-	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --compile-bytecode --python $(PY) --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --compile-bytecode --python $(PY) --no-deps -r requirements-torch.lock
 	@touch $@
 
