@@ -116,7 +116,7 @@ bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 bench-rows: setup ## Rows of the demo that are unexplained [SOURCE=checkins DATA=FOLDER, after make demo]
 	@$(PY) -m tests.bench.unexplained --root $(WORK)/warehouse --name $(if $(filter checkins,$(SOURCE)),nyc-)unexplained-rows
 
-bench-rerun: setup ## Runs the synthetic demo's last night twice more and compares all digests [after make demo]
+bench-rerun: setup ## Runs the synthetic demo's last night once more and compares all digests [after make demo]
 	@SPACETIME_CONF=$(WORK)/settings.yaml $(PY) -m tests.bench.rerun --day 2026-03-01 --since 2026-02-28
 
 bench-protocols: setup ## Trains on public check-ins and scores them beside the floors [DATA=FOLDER of folders]
