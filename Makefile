@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -107,7 +107,7 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-conservation bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(WORK)
@@ -127,6 +127,9 @@ bench-resume: setup ## Kills 40 trainings at random steps and resumes them: are 
 
 bench-drift: setup ## How far figures move with hash seed, batch size, row order, threads [PROTOCOL=NAME DATA=FOLDER]
 	@$(PY) -m tests.bench.drift $(if $(PROTOCOL),--protocol $(PROTOCOL) --data $(DATA))
+
+bench-conservation: setup ## Cleans a city of 10^6 rows full of planted dirt: is every verdict right? [ROWS=N]
+	@$(PY) -m tests.bench.conservation --rows $(or $(ROWS),1000000)
 
 bench-dags: setup .venv-airflow/.stamp ## Seconds that Airflow takes to parse the DAG files
 	@$(PY) -m tests.bench.dag_parse

@@ -1,14 +1,15 @@
-"""The rules of cleansing: every reason why a row is refused, repaired or flagged, in one table.
+"""The rules of cleansing: every reason why a row is refused, dropped, repaired or flagged, in one table.
 
-`etl/clean_actions.py` and `etl/poi_index.py` hold one condition per rule; a test keeps them in step. Within a
-table the first rule that matches gives the reason, so the order is part of the contract. Standard library
-only.
+`etl/action_rules.py`, `etl/clean_actions.py` and `etl/poi_index.py` hold one condition per rule; a test keeps
+them in step. Within a table the first refusing rule that matches gives the reason, so the order is part of
+the contract. The codes under which the feature jobs (`udfs/`) refuse rows stand here too, so that every code
+in `quarantined_rows` is explained in one place. Standard library only.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-Severity = Literal["refuse", "repair", "flag"]
+Severity = Literal["refuse", "drop", "repair", "flag"]
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,11 @@ class Rule:
     """One way in which a delivered row can be bad.
 
     Attributes:
-        code: reason code in `quarantined_rows.reason` or `cleaned_actions.repairs`.
-        table: raw table that it is checked on.
-        severity: `refuse` sends the row to quarantine, `repair` keeps it with a value mended, `flag` keeps it
-            as it is.
+        code: reason code in `quarantined_rows.reason` or `cleaned_actions.repairs`; of dropped rows only the
+            number is kept.
+        table: table whose rows it is checked on.
+        severity: `refuse` sends the row to quarantine, `drop` leaves out what is there already, `repair`
+            keeps the row with a value mended, `flag` keeps it as it is.
         columns: columns whose values go into `quarantined_rows.detail`.
         explanation: what is wrong and what follows from it, for whoever reads the funnel.
         example: a value that it catches.
@@ -37,8 +39,12 @@ def _action(code: str, severity: Severity, columns: str, explanation: str, examp
     return Rule(code, "raw_actions", severity, tuple(columns.split()), explanation, example)
 
 
-def _poi(code: str, columns: str, explanation: str, example: str) -> Rule:
-    return Rule(code, "raw_pois", "refuse", tuple(columns.split()), explanation, example)
+def _poi(code: str, severity: Severity, columns: str, explanation: str, example: str) -> Rule:
+    return Rule(code, "raw_pois", severity, tuple(columns.split()), explanation, example)
+
+
+def _feature(code: str, table: str, columns: str, explanation: str, example: str) -> Rule:
+    return Rule(code, table, "refuse", tuple(columns.split()), explanation, example)
 
 
 RULES: tuple[Rule, ...] = (
@@ -58,7 +64,18 @@ RULES: tuple[Rule, ...] = (
     ),
     _action("missing_poi", "refuse", "poi_id", "no POI: there is nothing to learn", "poi_id null or blank"),
     _action(
-        "missing_time", "refuse", "action_ts_ms", "no time: the action has no place in a history", "null"
+        "missing_time",
+        "refuse",
+        "action_ts_ms",
+        "no time, or one of a wrong type: the action has no place in a history",
+        'time "yesterday", which is read as null',
+    ),
+    _action(
+        "missing_action_type",
+        "refuse",
+        "action_type",
+        "no action type: nobody knows what was done",
+        "action_type null or blank",
     ),
     _action(
         "text_too_long",
@@ -68,8 +85,37 @@ RULES: tuple[Rule, ...] = (
         "an id of 100,000 letters",
     ),
     _action(
+        "placeholder_user",
+        "refuse",
+        "user_id",
+        "a word for nothing in place of a user: it would join strangers in one history",
+        "user_id NULL, None, NaN",
+    ),
+    _action(
+        "placeholder_poi",
+        "refuse",
+        "poi_id",
+        "a word for nothing in place of a POI",
+        "poi_id null, undefined, \\N",
+    ),
+    _action(
+        "broken_text",
+        "refuse",
+        "action_id user_id poi_id",
+        "an id with a control character or broken UTF-8: whom or what it means is lost",
+        "u\\x00123, p\\ufffd7",
+    ),
+    _action(
         "unknown_action_type", "refuse", "action_type", "not in the closed list of conf/tokens.py", "hover"
     ),
+    _action(
+        "time_negative",
+        "refuse",
+        "action_ts_ms",
+        "before 1970: an overflow or a wrong sign",
+        "-1767225600000",
+    ),
+    _action("time_zero", "refuse", "action_ts_ms", "0: a default where a time should be", "0"),
     _action("time_in_seconds", "refuse", "action_ts_ms", "a plausible time if read as seconds", "1767225600"),
     _action(
         "time_in_microseconds",
@@ -78,13 +124,27 @@ RULES: tuple[Rule, ...] = (
         "a plausible time if read as microseconds",
         "1767225600000000",
     ),
+    _action(
+        "time_in_nanoseconds",
+        "refuse",
+        "action_ts_ms",
+        "a plausible time if read as nanoseconds",
+        "1767225600000000000",
+    ),
     _action("time_in_future", "refuse", "action_ts_ms", "after the end of the day of delivery", "next week"),
     _action(
         "time_too_early",
         "refuse",
         "action_ts_ms",
         "before clean.earliest_day: there was no service",
-        "1970-01-20",
+        "1999-12-31",
+    ),
+    _action(
+        "poi_place_not_finite",
+        "refuse",
+        "poi_lon poi_lat",
+        "NaN or infinite: the outcome of a failed computation",
+        "lon NaN, lat Infinity",
     ),
     _action(
         "poi_place_swapped",
@@ -108,7 +168,11 @@ RULES: tuple[Rule, ...] = (
         "lon 0, lat 0",
     ),
     _action(
-        "unknown_poi", "refuse", "poi_id", "the catalogue has never held this POI", "poi_id of a test system"
+        "unknown_poi",
+        "refuse",
+        "poi_id",
+        "the catalogue did not hold this POI; if it comes to, python -m etl replay takes the action in",
+        "poi_id of a test system",
     ),
     _action(
         "user_place_swapped",
@@ -125,10 +189,66 @@ RULES: tuple[Rule, ...] = (
         "an id used twice",
     ),
     _action(
+        "repeated_action",
+        "refuse",
+        "action_id user_id poi_id action_ts_ms",
+        "same user, millisecond, POI and action type as another action of the delivery, under another id: sent twice",
+        "a retry of the app with a new id",
+    ),
+    _action(
+        "too_many_actions",
+        "refuse",
+        "user_id action_ts_ms",
+        "beyond clean.max_actions_per_day of one user on one day: a bot or a test account; the earliest are kept",
+        "the 2,001st action of a day",
+    ),
+    _action(
+        "exact_duplicate",
+        "drop",
+        "action_id",
+        "equal to an accepted action in every value: counted, not kept",
+        "a file delivered twice",
+    ),
+    _action(
+        "action_id_missing",
+        "repair",
+        "action_id",
+        "no id, or a word for nothing: a hash of the content is the id",
+        "action_id null, blank, None",
+    ),
+    _action(
+        "id_trimmed",
+        "repair",
+        "action_id user_id poi_id",
+        "blanks around an id are cut off",
+        "p1 with a line end",
+    ),
+    _action(
+        "action_type_spelling",
+        "repair",
+        "action_type",
+        "a known action type but for case and blanks around it",
+        "Click",
+    ),
+    _action(
+        "user_place_not_finite",
+        "repair",
+        "user_lon user_lat",
+        "NaN or infinite: the user's place becomes unknown",
+        "lon NaN",
+    ),
+    _action(
+        "user_place_incomplete",
+        "repair",
+        "user_lon user_lat",
+        "half of a place: the user's place becomes unknown",
+        "lon 4.9, lat null",
+    ),
+    _action(
         "user_place_out_of_range",
         "repair",
         "user_lon user_lat",
-        "no such place on earth, or half of a place: the user's place becomes unknown",
+        "no such place on earth: the user's place becomes unknown",
         "lat 123.4",
     ),
     _action(
@@ -146,6 +266,13 @@ RULES: tuple[Rule, ...] = (
         "a POI logged 12 km away",
     ),
     _action(
+        "poi_place_incomplete",
+        "repair",
+        "poi_lon poi_lat",
+        "half of a place, or a value of a wrong type: the catalogue's place is used",
+        "lon null, lat 52.4",
+    ),
+    _action(
         "tz_missing",
         "repair",
         "tz_offset_min",
@@ -155,27 +282,164 @@ RULES: tuple[Rule, ...] = (
     _action(
         "tz_out_of_range", "repair", "tz_offset_min", "no such time zone: the nautical one is used", "2000"
     ),
-    _poi("poi_missing_id", "poi_id", "no id: nothing could refer to it", "poi_id null or blank"),
+    _action(
+        "tz_far_from_place",
+        "flag",
+        "tz_offset_min user_lon",
+        "a time zone hours away from the user's longitude: perhaps the wrong sign, or hours for minutes",
+        "+300 in New York",
+    ),
+    _action(
+        "before_poi_opened",
+        "flag",
+        "poi_id action_ts_ms",
+        "more than a day before the catalogue's first sight of the POI",
+        "an action of 2011 on a POI of 2024",
+    ),
+    _action(
+        "after_poi_closed",
+        "flag",
+        "poi_id action_ts_ms",
+        "more than a day after the POI closed, as far as the catalogue knows",
+        "a click on a closed POI",
+    ),
+    _action(
+        "impossible_speed",
+        "flag",
+        "user_lon user_lat action_ts_ms",
+        "the user would have come from the last action's place faster than clean.max_speed_kmh",
+        "Paris, a minute after Tokyo",
+    ),
+    _poi("poi_missing_id", "refuse", "poi_id", "no id: nothing could refer to it", "poi_id null or blank"),
     _poi(
         "poi_text_too_long",
+        "refuse",
         "poi_id name category category_path",
         "an id or a name longer than clean.max_text_length: a broken export",
         "a name of 100,000 letters",
     ),
-    _poi("poi_missing_place", "poi_lon poi_lat", "no place: it lies in no block", "null"),
+    _poi("poi_placeholder_id", "refuse", "poi_id", "a word for nothing in place of an id", "poi_id NaN"),
+    _poi("poi_broken_id", "refuse", "poi_id", "an id with a control character or broken UTF-8", "p\\ufffd7"),
+    _poi(
+        "poi_missing_place",
+        "refuse",
+        "poi_lon poi_lat",
+        "no place, or half of one: it lies in no block",
+        "null",
+    ),
+    _poi(
+        "poi_not_finite",
+        "refuse",
+        "poi_lon poi_lat",
+        "NaN or infinite: the outcome of a failed geocoding",
+        "lon NaN",
+    ),
     _poi(
         "poi_swapped",
+        "refuse",
         "poi_lon poi_lat",
-        "longitude and latitude are swapped: in range only the other way round",
+        "longitude and latitude are swapped: in range, or near the place known so far, only the other way round",
         "lon 52.4, lat 104.9",
     ),
     _poi(
-        "poi_out_of_range", "poi_lon poi_lat", "no such place on earth, either way round", "lat 95, lon 300"
+        "poi_out_of_range",
+        "refuse",
+        "poi_lon poi_lat",
+        "no such place on earth, either way round",
+        "lat 95, lon 300",
     ),
-    _poi("poi_zero", "poi_lon poi_lat", "(0, 0): a default where a place should be", "lon 0, lat 0"),
+    _poi(
+        "poi_zero", "refuse", "poi_lon poi_lat", "(0, 0): a default where a place should be", "lon 0, lat 0"
+    ),
+    _poi(
+        "poi_moved_too_far",
+        "refuse",
+        "poi_id poi_lon poi_lat",
+        "farther than clean.max_poi_move_km from its place so far: an id used again, or a wrong place",
+        "a cafe of Paris in Rome",
+    ),
+    _poi(
+        "poi_duplicate_id",
+        "refuse",
+        "poi_id name",
+        "the id of another row of the day with other content; a closing, else the first in order, is kept",
+        "an id used twice",
+    ),
+    _poi(
+        "poi_exact_duplicate",
+        "drop",
+        "poi_id",
+        "equal to another row of the day in every value: counted, not kept",
+        "a page of the catalogue sent twice",
+    ),
+    _poi("poi_id_trimmed", "repair", "poi_id", "blanks around the id are cut off", "p1 with a line end"),
+    _poi(
+        "poi_first_seen_ahead",
+        "repair",
+        "first_seen_date",
+        "first seen after the day of delivery: the day of delivery is used",
+        "next year",
+    ),
+    _poi("poi_name_missing", "flag", "name", "no name: kept, but its text says little to an encoder", "null"),
+    _poi(
+        "poi_category_missing",
+        "flag",
+        "category category_path",
+        "no category: kept under category 0, as of interest",
+        "null",
+    ),
+    _feature(
+        "embed_user_failed",
+        "action_sequences",
+        "user_id",
+        "the model failed on this user's history: the user has no new vector",
+        "a vector that is not finite",
+    ),
+    _feature(
+        "embed_poi_failed",
+        "poi_index",
+        "poi_id",
+        "the model failed on this POI: it has no new vector",
+        "a vector that is not finite",
+    ),
+    _feature(
+        "score_no_live_slot",
+        "ranking_requests",
+        "request_id",
+        "a candidate that the index does not hold as live: it is not scored",
+        "a POI closed yesterday",
+    ),
+    _feature(
+        "score_unknown_action_type",
+        "ranking_requests",
+        "request_id",
+        "a request for an action type that is not in conf/tokens.py: none of it is scored",
+        "hover",
+    ),
+    _feature(
+        "score_failed",
+        "ranking_requests",
+        "request_id",
+        "the model failed on this request: none of it is scored",
+        "a score that is not finite",
+    ),
+    _feature(
+        "generate_unknown_action_type",
+        "ranking_requests",
+        "request_id",
+        "a request for an action type that is not in conf/tokens.py: nothing is generated",
+        "hover",
+    ),
+    _feature(
+        "generate_failed",
+        "ranking_requests",
+        "request_id",
+        "the model failed on this request: nothing is generated",
+        "a probability that is not finite",
+    ),
 )
 
 
 def rules_of(table: str, severity: Severity) -> tuple[Rule, ...]:
-    """Returns the rules of a raw table of one severity, in the order in which they are tried."""
+    """Returns the rules of a table of one severity, in the order in which they are tried."""
     return tuple(rule for rule in RULES if rule.table == table and rule.severity == severity)

@@ -72,9 +72,9 @@ class CitySettings(Section):
     center_lat: float = 52.37
     radius_km: float = Field(18.0, gt=0, description="most POIs lie within this distance of the centre")
     num_other_cities: int = Field(3, ge=0, description="cities that users travel to")
-    dirty_share: float = Field(
-        0.01, ge=0, le=0.5, description="rows of each delivery that break the contract"
-    )
+    dirty_share: float = Field(0.01, ge=0, le=0.5, description="rows of each delivery that are refused")
+    kept_dirt_share: float = Field(0.0, ge=0, le=0.5, description="rows added that are mended or flagged")
+    bot_share: float = Field(0.0, ge=0, le=0.1, description="actions beside which a bot acts beyond the cap")
     num_candidates: int = Field(11, ge=2, description="POIs shown per request (paper: about 11)")
 
 
@@ -89,9 +89,14 @@ class CleanSettings(Section):
     duplicate_days: int = Field(
         30, ge=1, description="deliveries before --day in which a redelivered action is looked for"
     )
-    max_poi_shift_km: float = Field(
-        5.0, gt=0, description="logged POI place farther than this from the catalogue's is repaired"
+    max_poi_shift_km: float = Field(5.0, gt=0, description="a POI logged farther off is repaired")
+    max_poi_move_km: float = Field(500.0, gt=0, description="a POI that moved farther is refused")
+    max_actions_per_day: int = Field(
+        2_000,
+        ge=1,
+        description="actions kept per user and event day, the earliest; a bot's others are refused",
     )
+    max_speed_kmh: float = Field(1_200.0, gt=0, description="a faster user is flagged (airliners: about 900)")
 
 
 class PlacesSettings(Section):

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,14 @@ def _add_source_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_replay_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--as-of",
+        type=date.fromisoformat,
+        help="judge with the catalogue as it stood at the end of this day; all that it holds if not given",
+    )
+
+
 def _add_docs_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--readme", type=Path, default=Path("etl/README.md"), help="file that holds the table pages"
@@ -155,6 +164,12 @@ JOBS: dict[str, Job] = {
         "raw_actions + poi_index -> cleaned_actions, user_places, quarantined_rows: rows in = accepted + "
         "quarantined + exact duplicates dropped, or the job fails (exit code 3); reasons: conf/rules.py",
         run_one(*NIGHT_STEPS["clean_actions"]),
+    ),
+    "replay": Job(
+        "clean_actions of a day once more, with the catalogue of today or of --as-of: takes in actions whose POI "
+        "was delivered later; counts add up as ever, a second run changes nothing",
+        run_one("etl.replay", "replay_day"),
+        _add_replay_options,
     ),
     "action_sequences": Job(
         "cleaned_actions + user_places -> action_sequences: the history of every user active on the day, "

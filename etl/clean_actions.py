@@ -3,30 +3,28 @@
 In: `raw_actions` of the day, the slots of `poi_index`, actions accepted on the days before. Out: the day's
 rows judged (accepted, refused, dropped), from which the accepted and the quarantined rows and one count of
 all are made: rows in = accepted + quarantined + exact duplicates dropped. Run: python -m etl clean_actions
---day D.
+--day D. Conditions on one row are in `etl/action_rules.py`, here are those that compare rows.
 """
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from conf.rules import rules_of
+from conf.rules import Rule, rules_of
 from conf.settings import CleanSettings
-from conf.tables import RAW_ACTIONS
-from conf.tokens import ACTION_TYPES
-from etl import spacetime
-from etl.refusal import describe_values, is_blank, is_too_long, with_reason
+from conf.tokens import action_type_id
+from etl import action_rules, spacetime
+from etl.action_rules import PAYLOAD_COLUMNS
+from etl.refusal import first_reason, found_codes, with_detail
 
-PAYLOAD_COLUMNS = tuple(name for name in RAW_ACTIONS.column_names if name != "day")
-SWAPPED_USER_FAR_KM = 1000.0
-"""A user's place is taken for swapped only if it is farther than this from the POI as given ..."""
-SWAPPED_USER_NEAR_KM = 100.0
-"""... and nearer than this the other way round. People search POIs of far cities, hardly of mirrored ones."""
-MAX_TZ_OFFSET_MIN = 840
 SLOT_FIELDS = ("index_version", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id")
 SAME_ACTION = ("user_id", "action_ts_ms", "poi_id", "action_type_id", "user_lon", "user_lat", "tz_offset_min")
 """A redelivered action is an exact duplicate if these agree with the row accepted before."""
+COMPARING_RULES = ("duplicate_id", "repeated_action", "too_many_actions")
+"""Rules that compare rows; they are tried on the rows that break none of the others."""
+JUMP_KM = 50.0
+"""Places may be off by so much (cell towers, IP addresses) before two of them prove a speed."""
 
 
 def judge_actions(
@@ -35,7 +33,7 @@ def judge_actions(
     """Judges every delivered row; no row is lost or doubled.
 
     Args:
-        raw: `raw_actions` of the day.
+        raw: `raw_actions` of the day; further columns pass through.
         slots: `poi_index` with all slots, live and ended.
         known: `cleaned_actions` of the days before, as far back as redeliveries are looked for.
         day: the job's day.
@@ -45,23 +43,31 @@ def judge_actions(
         The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, and for accepted rows
         the columns of the contract but `is_interest`; raw values that were mended are under `clean_*` names.
     """
-    placed = _with_slot(raw, slots)
-    checked = with_reason(placed, _row_rules(), _refusals(day=day, settings=settings))
-    mended = _with_repairs(checked, settings=settings)
-    return _with_duplicates(mended, known)
+    placed = _with_slot(action_rules.with_clean_ids(raw), slots)
+    reason = first_reason(_row_rules(), action_rules.refusals(day=day, settings=settings))
+    checked = action_rules.with_clean_values(placed.withColumn("reason", reason))
+    of_users = _with_user_order(_with_duplicates(checked, known), settings=settings)
+    codes = found_codes(
+        {
+            **action_rules.repairs(settings=settings),
+            **action_rules.flags(),
+            "impossible_speed": F.col("is_too_fast"),
+        }
+    )
+    return with_detail(of_users.withColumn("repairs", codes), rules_of("raw_actions", "refuse"))
 
 
 def keep_accepted(judged: DataFrame) -> DataFrame:
     """Keeps the accepted rows, in the shape of `cleaned_actions` without `day` and `is_interest`."""
     return judged.where("status = 'accepted'").select(
         F.col("clean_action_id").alias("action_id"),
-        "user_id",
+        F.col("clean_user_id").alias("user_id"),
         "action_ts_ms",
-        spacetime.event_date(F.col("action_ts_ms")).alias("event_date"),
+        F.col("event_day").alias("event_date"),
         F.col("clean_tz_offset_min").alias("tz_offset_min"),
         F.col("clean_user_lon").alias("user_lon"),
         F.col("clean_user_lat").alias("user_lat"),
-        "poi_id",
+        F.col("clean_poi_id").alias("poi_id"),
         *(F.col(f"slot.{name}").alias(name) for name in SLOT_FIELDS),
         "action_type_id",
         "repairs",
@@ -95,21 +101,16 @@ def with_interest(
     return joined.select(*accepted.columns, is_interest.alias("is_interest"))
 
 
-def count_rows(judged: DataFrame) -> DataFrame:
-    """Counts the judged rows by `status` and `reason`: one pass, a handful of rows."""
-    return judged.groupBy("status", "reason").count()
+def _row_rules() -> tuple[Rule, ...]:
+    """Rules that look at one row."""
+    return tuple(rule for rule in rules_of("raw_actions", "refuse") if rule.code not in COMPARING_RULES)
 
 
-def _row_rules():
-    """Rules that look at one row; duplicates are found among the rows that break none of them."""
-    return tuple(rule for rule in rules_of("raw_actions", "refuse") if rule.code != "duplicate_id")
-
-
-def _with_slot(raw: DataFrame, slots: DataFrame) -> DataFrame:
+def _with_slot(rows: DataFrame, slots: DataFrame) -> DataFrame:
     """Adds `slot`: the POI's slot live on the day of the action, else the nearest in time, else null."""
     fields = F.struct("valid_from", "valid_to", *SLOT_FIELDS)
-    by_poi = slots.groupBy("poi_id").agg(F.collect_list(fields).alias("slots"))
-    when = spacetime.event_date(F.col("action_ts_ms"))
+    by_poi = slots.groupBy(F.col("poi_id").alias("clean_poi_id")).agg(F.collect_list(fields).alias("slots"))
+    when = F.col("event_day")
 
     def with_gap(slot: Column) -> Column:
         before = F.date_diff(slot["valid_from"], when)
@@ -119,136 +120,99 @@ def _with_slot(raw: DataFrame, slots: DataFrame) -> DataFrame:
     nearest = F.array_min(F.transform("slots", with_gap))["slot"]
     # Nearly every POI has one slot: no need to compare.
     slot = F.when(F.size("slots") == 1, F.get("slots", F.lit(0))).otherwise(nearest)
-    return raw.join(by_poi, "poi_id", "left").withColumn("slot", slot).drop("slots")
+    return rows.join(by_poi, "clean_poi_id", "left").withColumn("slot", slot).drop("slots")
 
 
-def _refusals(*, day: date, settings: CleanSettings) -> dict[str, Column]:
-    user_lon, user_lat, poi_lon, poi_lat = (
-        F.col(name) for name in ("user_lon", "user_lat", "poi_lon", "poi_lat")
-    )
-    at = (F.col("slot.poi_lon"), F.col("slot.poi_lat"))
-    shift = settings.max_poi_shift_km
-    poi_seems_swapped = (_km(poi_lon, poi_lat, *at) > shift) & (_km(poi_lat, poi_lon, *at) <= shift)
-    user_seems_swapped = (_km(user_lon, user_lat, *at) > SWAPPED_USER_FAR_KM) & (
-        _km(user_lat, user_lon, *at) <= SWAPPED_USER_NEAR_KM
-    )
-    has_poi_place = poi_lon.isNotNull() & poi_lat.isNotNull()
-    return {
-        "corrupt_record": F.col("corrupt_record").isNotNull(),
-        "missing_user": is_blank(F.col("user_id")),
-        "missing_poi": is_blank(F.col("poi_id")),
-        "missing_time": F.col("action_ts_ms").isNull(),
-        "text_too_long": is_too_long(
-            ("action_id", "user_id", "poi_id", "action_type"), settings.max_text_length
-        ),
-        "unknown_action_type": ~F.coalesce(F.col("action_type").isin(*ACTION_TYPES), F.lit(False)),
-        **_time_refusals(day=day, settings=settings),
-        "poi_place_swapped": has_poi_place & (_is_swapped_range(poi_lon, poi_lat) | poi_seems_swapped),
-        "poi_place_out_of_range": has_poi_place & ~spacetime.is_on_earth(poi_lon, poi_lat),
-        "poi_place_zero": (poi_lon == 0) & (poi_lat == 0),
-        "unknown_poi": F.col("slot").isNull(),
-        "user_place_swapped": _is_swapped_range(user_lon, user_lat) | user_seems_swapped,
-    }
-
-
-def _time_refusals(*, day: date, settings: CleanSettings) -> dict[str, Column]:
-    time = F.col("action_ts_ms")
-    earliest = _epoch_ms(settings.earliest_day)
-    latest = _epoch_ms(day + timedelta(days=1)) + settings.max_future_min * 60_000
-    return {
-        "time_in_seconds": time.between(earliest // 1000, latest // 1000),
-        "time_in_microseconds": time.between(earliest * 1000, latest * 1000),
-        "time_in_future": time > latest,
-        "time_too_early": time < earliest,
-    }
-
-
-def _with_repairs(checked: DataFrame, *, settings: CleanSettings) -> DataFrame:
-    """Adds the mended values (`clean_*`) and the codes of what was mended."""
-    lon, lat, tz = F.col("user_lon"), F.col("user_lat"), F.col("tz_offset_min")
-    is_usable = spacetime.is_on_earth(lon, lat) & ~((lon == 0) & (lat == 0))
-    clean_lon, clean_lat = F.when(is_usable, lon), F.when(is_usable, lat)
-    tz_in_range = tz.between(-MAX_TZ_OFFSET_MIN, MAX_TZ_OFFSET_MIN)
-    derived_tz = spacetime.tz_offset_from_longitude(F.coalesce(clean_lon, F.col("slot.poi_lon")))
-    far = _km(F.col("poi_lon"), F.col("poi_lat"), F.col("slot.poi_lon"), F.col("slot.poi_lat"))
-    is_given = lon.isNotNull() | lat.isNotNull()
-    repairs = {
-        "poi_place_far": far > settings.max_poi_shift_km,
-        "tz_missing": tz.isNull(),
-        "tz_out_of_range": ~tz_in_range,
-        "user_place_out_of_range": is_given & ~spacetime.is_on_earth(lon, lat),
-        "user_place_zero": (lon == 0) & (lat == 0),
-    }
-    codes = F.array_compact(F.array(*(F.when(found, F.lit(code)) for code, found in sorted(repairs.items()))))
-    content = F.to_json(F.struct(*(name for name in PAYLOAD_COLUMNS if name != "action_id")))
-    types = F.array(*map(F.lit, ACTION_TYPES))
-    return checked.withColumns(
-        {
-            "clean_user_lon": clean_lon,
-            "clean_user_lat": clean_lat,
-            "clean_tz_offset_min": F.when(tz_in_range, tz).otherwise(derived_tz),
-            "action_type_id": (F.array_position(types, F.col("action_type")) - 1).cast("int"),
-            "repairs": codes,
-            "clean_action_id": F.when(is_blank(F.col("action_id")), F.sha2(content, 256)).otherwise(
-                F.col("action_id")
-            ),
-        }
-    )
-
-
-def _with_duplicates(mended: DataFrame, known: DataFrame) -> DataFrame:
+def _with_duplicates(checked: DataFrame, known: DataFrame) -> DataFrame:
     """Adds `status`, and the reason of rows whose id belongs to another action.
 
     The first row of an id by time, then content, stands for it, unless an earlier day has accepted one. Rows
     that equal it are dropped, others refused.
     """
     is_good = F.col("reason").isNull()
-    content = F.xxhash64(*PAYLOAD_COLUMNS)
     same_id = Window.partitionBy("clean_action_id", is_good).orderBy("action_ts_ms", "content_hash")
     kept = known.select(
         F.col("action_id").alias("clean_action_id"),
         F.struct(*(F.col(name).alias(name) for name in SAME_ACTION)).alias("kept"),
     )
+    # Joined before the window: rows that lie together by id lie together for it too, not the other way round.
     ranked = (
-        mended.withColumn("content_hash", content)
+        checked.withColumn("content_hash", F.xxhash64(*PAYLOAD_COLUMNS))
+        .join(kept, "clean_action_id", "left")
         .withColumns(
             {"first_hash": F.first("content_hash").over(same_id), "nth": F.row_number().over(same_id)}
         )
-        .join(kept, "clean_action_id", "left")
     )
-    mine = {
-        "user_lon": "clean_user_lon",
-        "user_lat": "clean_user_lat",
-        "tz_offset_min": "clean_tz_offset_min",
-    }
     equals_kept = F.lit(True)
     for name in SAME_ACTION:
-        equals_kept &= F.col(mine.get(name, name)).eqNullSafe(F.col(f"kept.{name}"))
+        mine = name if name in ("action_ts_ms", "action_type_id") else f"clean_{name}"
+        equals_kept &= F.col(mine).eqNullSafe(F.col(f"kept.{name}"))
     was_kept = F.col("kept").isNotNull()
     is_repeat = F.when(was_kept, equals_kept).otherwise(
         (F.col("nth") > 1) & (F.col("content_hash") == F.col("first_hash"))
     )
     is_conflict = F.when(was_kept, ~equals_kept).otherwise(F.col("content_hash") != F.col("first_hash"))
-    rule = next(rule for rule in rules_of("raw_actions", "refuse") if rule.code == "duplicate_id")
     status = F.when(~is_good | is_conflict, "refused").when(is_repeat, "dropped").otherwise("accepted")
     return ranked.withColumns(
         {
             "status": status,
-            "reason": F.when(is_good & is_conflict, F.lit(rule.code)).otherwise(F.col("reason")),
-            "detail": F.when(is_good & is_conflict, describe_values(rule)).otherwise(F.col("detail")),
+            "reason": F.when(is_good & is_conflict, F.lit("duplicate_id")).otherwise(F.col("reason")),
         }
     ).drop("content_hash", "first_hash", "nth", "kept")
 
 
-def _km(lon_a: Column, lat_a: Column, lon_b: Column, lat_b: Column) -> Column:
-    """Returns the distance, null where a place is out of range (a swapped one need not be on earth)."""
-    is_sane = spacetime.is_on_earth(lon_a, lat_a)
-    return F.when(is_sane, spacetime.distance_km(lon_a, lat_a, lon_b, lat_b))
+def _with_user_order(judged: DataFrame, *, settings: CleanSettings) -> DataFrame:
+    """Adds `is_too_fast`, and refuses what a user sent twice and what is beyond the cap of a day.
 
-
-def _is_swapped_range(lon: Column, lat: Column) -> Column:
-    return ~spacetime.is_on_earth(lon, lat) & spacetime.is_on_earth(lat, lon)
-
-
-def _epoch_ms(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
+    The accepted rows of a user are looked at in the order of time, then POI, type and id: total, and rows
+    that say the same are neighbours. Both windows share one shuffle and one sort, and pass over the rows as
+    they come, so a hot user costs a sort that may spill, no memory. The other rows are spread by their id:
+    a broken export without users would else be one group.
+    """
+    is_accepted = F.col("status") == "accepted"
+    order = ("action_ts_ms", "clean_poi_id", "action_type_id", "clean_action_id")
+    of_user = Window.partitionBy("is_candidate", "owner").orderBy("event_day", *order)
+    of_day = (
+        Window.partitionBy("is_candidate", "owner", "event_day")
+        .orderBy(*order)
+        .rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    )
+    acting = F.col("action_type_id") == action_type_id("checkin")  # a check-in happens at the POI
+    at = [
+        F.when(acting, F.col(f"slot.poi_{axis}")).otherwise(F.col(f"clean_user_{axis}"))
+        for axis in ("lon", "lat")
+    ]
+    last = F.lag(F.struct(*order[:3], at[0].alias("lon"), at[1].alias("lat"))).over(of_user)
+    is_repeated = F.lit(True)
+    for name in order[:3]:
+        is_repeated &= F.col(name) == F.col(f"last.{name}")
+    # As doubles: refused rows pass here too, and the difference of two absurd times is no bigint.
+    times = [F.col(name).cast("double") for name in ("action_ts_ms", "last.action_ts_ms")]
+    hours = (times[0] - times[1]) / spacetime.MS_PER_HOUR
+    km = spacetime.distance_km(F.col("last.lon"), F.col("last.lat"), *at)
+    ordered = (
+        judged.withColumns(
+            {
+                "is_candidate": is_accepted,
+                "owner": F.when(is_accepted, F.col("clean_user_id")).otherwise(F.col("clean_action_id")),
+            }
+        )
+        .withColumn("last", last)
+        .withColumns(
+            {
+                "is_repeated": F.coalesce(is_repeated, F.lit(False)),
+                "is_too_fast": km > F.lit(JUMP_KM) + settings.max_speed_kmh * hours,
+            }
+        )
+        .withColumn("nth_of_day", F.count_if(~F.col("is_repeated")).over(of_day))
+    )
+    surplus = F.when(F.col("is_repeated"), "repeated_action").when(
+        F.col("nth_of_day") > settings.max_actions_per_day, "too_many_actions"
+    )
+    is_surplus = is_accepted & surplus.isNotNull()
+    return ordered.withColumns(
+        {
+            "status": F.when(is_surplus, "refused").otherwise(F.col("status")),
+            "reason": F.when(is_surplus, surplus).otherwise(F.col("reason")),
+        }
+    ).drop("is_candidate", "owner", "last", "is_repeated", "nth_of_day")

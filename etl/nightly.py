@@ -19,7 +19,7 @@ from conf.errors import IndexFullError, IndexOrderError, MissingInputError, Rows
 from conf.tables import QUARANTINED_ROWS, TABLES
 from conf.taxonomy import load_taxonomy
 from etl import action_sequences, categories, clean_actions, contracts, poi_index, storage, user_places
-from etl.refusal import to_quarantine
+from etl.refusal import count_rows, tally, to_quarantine
 from etl.session import compute_once
 
 LOGGER = logging.getLogger(__name__)
@@ -91,36 +91,29 @@ class Night:
         self.summary.steps[name] = self.summary.steps.get(name, 0.0) + seconds
         LOGGER.info("%s %s: %s took %.1f s", self.context.job, self.context.day, name, seconds)
 
-    def count(self, counted: DataFrame, *, table: str, rows_in: int) -> dict[str, int]:
-        """Takes the counts by status and reason into the summary.
+    def count(self, judged: DataFrame, *, table: str, rows_in: int) -> dict[str, object]:
+        """Takes the counts of judged rows into the summary.
 
         Returns:
-            Refused rows by reason.
+            For the notes: refused rows by reason, accepted rows by what was repaired or flagged.
 
         Raises:
             RowsLostError: they do not add up to `rows_in`.
         """
         with self.step("count"):
-            rows = counted.collect()
-        by_status = {
-            status: sum(r["count"] for r in rows if r["status"] == status)
-            for status in ("accepted", "refused", "dropped")
-        }
+            counts = tally(count_rows(judged).collect())
+        statuses = counts["statuses"]
         found = {
             "rows_in": rows_in,
-            "rows_out": by_status["accepted"],
-            "rows_refused": by_status["refused"],
-            "rows_dropped": by_status["dropped"],
+            "rows_out": statuses["accepted"],
+            "rows_refused": statuses["refused"],
+            "rows_dropped": statuses["dropped"],
         }
         for name, value in found.items():
             setattr(self.summary, name, value)
-        if rows_in != sum(by_status.values()):
+        if rows_in != sum(statuses.values()):
             raise RowsLostError(table=table, day=str(self.context.day), **found)
-        return {
-            r["reason"]: r["count"]
-            for r in sorted(rows, key=lambda r: (-r["count"], str(r["reason"])))
-            if r["reason"]
-        }
+        return {"reasons": counts["reasons"], "repairs": counts["repairs"]}
 
 
 def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
@@ -133,19 +126,16 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
         for name in ("poi_index", "blocks", "categories")
     )
     _check_order(index, day)
-    judged = compute_once(poi_index.judge_pois(raw, max_text_length=settings.clean.max_text_length))
-    reasons = night.count(judged.groupBy("status", "reason").count(), table="raw_pois", rows_in=raw.count())
+    before = poi_index.state_before(index, day=day)
+    judged = compute_once(poi_index.judge_pois(raw, before, day=day, settings=settings.clean))
+    counts = night.count(judged, table="raw_pois", rows_in=raw.count())
 
     new_categories, pois = _with_categories(
         _describe_pois(judged.where("status = 'accepted'")), known, context
     )
     known_blocks = blocks.where(F.col("first_day") < day)
-    before = poi_index.state_before(index, day=day)
-    compared = compute_once(
-        poi_index.compare_with_index(
-            pois, before, day=day, moved_km=settings.index.moved_km, cell_km=settings.index.cell_km
-        )
-    )
+    moved_km, cell_km = settings.index.moved_km, settings.index.cell_km
+    compared = compute_once(poi_index.compare_with_index(pois, day=day, moved_km=moved_km, cell_km=cell_km))
     new_blocks = compute_once(
         poi_index.build_blocks(
             compared,
@@ -153,7 +143,7 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
             day=day,
             index_version=version,
             first_id=_next_id(known_blocks, "block_id", 0),
-            cell_km=settings.index.cell_km,
+            cell_km=cell_km,
         )
     )
     slots = compute_once(
@@ -171,26 +161,32 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     night.merge(new_categories, "categories", delete_where=of_day)
     night.merge(new_blocks, "blocks", delete_where=of_day)
     night.merge(slots, "poi_index", delete_where=of_day.replace("first_day", "indexed_day"))
-    night.summary.notes |= {"reasons": reasons}
+    night.summary.notes |= counts
     return night.summary
 
 
-def clean_day(context: JobContext, spark: SparkSession) -> JobSummary:
-    """Cleans the day: `raw_actions` -> `cleaned_actions`, `user_places`, `quarantined_rows`."""
+def clean_day(context: JobContext, spark: SparkSession, *, as_of: date | None = None) -> JobSummary:
+    """Cleans the day: `raw_actions` -> `cleaned_actions`, `user_places`, `quarantined_rows`.
+
+    The catalogue is read as it stood at the end of `as_of`, by default the day: a backfill judges as the
+    night did.
+    """
     night, day, settings = Night(context, spark), context.day, context.settings
     raw = night.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
     of_version = F.col("index_version") == settings.index.version
-    # As the index stood on the day, so that a backfill judges as the night did.
+    as_of = as_of or day
     index = night.read("poi_index", made_by="poi_index").where(of_version)
-    slots = poi_index.state_before(index, day=day + timedelta(days=1))
+    slots = poi_index.state_before(index, day=as_of + timedelta(days=1))
     known_categories = night.read("categories", made_by="poi_index").where(
-        of_version & (F.col("first_day") <= day)
+        of_version & (F.col("first_day") <= as_of)
     )
-    history = night.read_or_empty("cleaned_actions").where((F.col("day") < day) & of_version)
-
+    accepted_ever = night.read_or_empty("cleaned_actions").where(of_version)
+    history = accepted_ever.where(F.col("day") < day)
     recent = history.where(F.col("day") >= day - timedelta(days=settings.clean.duplicate_days))
+    if as_of > day:  # what a later day has accepted since is not accepted a second time
+        recent = recent.unionByName(accepted_ever.where(F.col("day") > day))
     judged = compute_once(clean_actions.judge_actions(raw, slots, recent, day=day, settings=settings.clean))
-    reasons = night.count(clean_actions.count_rows(judged), table="raw_actions", rows_in=raw.count())
+    counts = night.count(judged, table="raw_actions", rows_in=raw.count())
 
     accepted = clean_actions.keep_accepted(judged)
     users = accepted.select("user_id").distinct()
@@ -209,7 +205,7 @@ def clean_day(context: JobContext, spark: SparkSession) -> JobSummary:
     )
     night.replace(places, "user_places")
     night.replace(cleaned, "cleaned_actions")
-    night.summary.notes |= {"reasons": reasons}
+    night.summary.notes |= counts
     return night.summary
 
 
@@ -245,8 +241,9 @@ def sequence_day(context: JobContext, spark: SparkSession) -> JobSummary:
 
 def _describe_pois(accepted: DataFrame) -> DataFrame:
     leaf = categories.leaf_category(F.col("category"), F.col("category_path"))
+    name = F.coalesce(F.trim("name"), F.lit(""))
     return accepted.withColumns(
-        {"leaf": leaf, "text": poi_index.poi_text(), "name": F.coalesce(F.trim("name"), F.lit(""))}
+        {"poi_id": F.col("clean_poi_id"), "leaf": leaf, "text": poi_index.poi_text(), "name": name}
     )
 
 

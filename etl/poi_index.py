@@ -12,35 +12,67 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.rules import rules_of
+from conf.settings import CleanSettings
 from conf.tables import POI_INDEX, RAW_POIS
 from etl import spacetime
-from etl.refusal import is_blank, is_too_long, with_reason
+from etl.refusal import (
+    first_reason,
+    found_codes,
+    is_broken_text,
+    is_empty,
+    is_not_finite,
+    is_placeholder,
+    is_too_long,
+    trimmed,
+    with_detail,
+)
 
 SLOT_COLUMNS = POI_INDEX.column_names
 PAYLOAD_COLUMNS = tuple(name for name in RAW_POIS.column_names if name != "day")
 TEXT_SEPARATOR = ". "
+DUPLICATE = "poi_duplicate_id"
+SWAPPED_NEAR_KM = 100.0
+"""A POI that seems to have moved too far is swapped if it lies nearer than this the other way round."""
 
 
-def judge_pois(raw: DataFrame, *, max_text_length: int) -> DataFrame:
-    """Adds `reason`, `detail` and `status` (accepted, refused, dropped) to the day's POI rows.
+def judge_pois(raw: DataFrame, before: DataFrame, *, day: date, settings: CleanSettings) -> DataFrame:
+    """Judges every delivered row of the catalogue; no row is lost or doubled.
 
-    Of several good rows of one POI the first by total order is accepted, a closing before all others; the
-    rest is dropped and counted.
+    Of several good rows of one POI the first by total order is accepted, a closing before all others; rows
+    equal to it are dropped, others refused.
+
+    Args:
+        raw: `raw_pois` of the day.
+        before: the index before the day.
+        day: the job's day.
+        settings: bounds of what is accepted.
+
+    Returns:
+        The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, `repairs` (what was
+        mended or flagged), `clean_poi_id`, and `slot`, the POI's last slot before the day or null.
     """
-    lon, lat = F.col("poi_lon"), F.col("poi_lat")
-    conditions = {
-        "poi_missing_id": is_blank(F.col("poi_id")),
-        "poi_text_too_long": is_too_long(("poi_id", "name", "category", "category_path"), max_text_length),
-        "poi_missing_place": lon.isNull() | lat.isNull() | F.isnan(lon) | F.isnan(lat),
-        "poi_swapped": ~spacetime.is_on_earth(lon, lat) & spacetime.is_on_earth(lat, lon),
-        "poi_out_of_range": ~spacetime.is_on_earth(lon, lat),
-        "poi_zero": (lon == 0) & (lat == 0),
-    }
-    judged = with_reason(raw, rules_of("raw_pois", "refuse"), conditions)
+    known = _with_last_slot(raw.withColumn("clean_poi_id", trimmed("poi_id")), before)
+    refusing = rules_of("raw_pois", "refuse")
+    row_rules = tuple(rule for rule in refusing if rule.code != DUPLICATE)
+    checked = known.withColumns(
+        {
+            "reason": first_reason(row_rules, _refusals(settings)),
+            "repairs": found_codes(_repairs(day)),
+            "content_hash": F.xxhash64(*PAYLOAD_COLUMNS),
+        }
+    )
     order = [F.desc_nulls_last("is_closed"), *(F.asc_nulls_last(name) for name in PAYLOAD_COLUMNS)]
-    rank = F.row_number().over(Window.partitionBy("poi_id", F.col("reason").isNull()).orderBy(*order))
-    status = F.when(F.col("reason").isNotNull(), "refused").when(rank > 1, "dropped").otherwise("accepted")
-    return judged.withColumn("status", status)
+    is_good = F.col("reason").isNull()
+    same_poi = Window.partitionBy("clean_poi_id", is_good).orderBy(*order)
+    ranked = checked.withColumns(
+        {"first_hash": F.first("content_hash").over(same_poi), "nth": F.row_number().over(same_poi)}
+    )
+    is_conflict = is_good & (F.col("content_hash") != F.col("first_hash"))
+    status = F.when(~is_good | is_conflict, "refused").when(F.col("nth") > 1, "dropped").otherwise("accepted")
+    judged = ranked.withColumns(
+        {"status": status, "reason": F.when(is_conflict, F.lit(DUPLICATE)).otherwise(F.col("reason"))}
+    )
+    return with_detail(judged.drop("content_hash", "first_hash", "nth"), refusing)
 
 
 def state_before(index: DataFrame, *, day: date) -> DataFrame:
@@ -54,25 +86,19 @@ def state_before(index: DataFrame, *, day: date) -> DataFrame:
     )
 
 
-def compare_with_index(
-    pois: DataFrame, before: DataFrame, *, day: date, moved_km: float, cell_km: float
-) -> DataFrame:
+def compare_with_index(pois: DataFrame, *, day: date, moved_km: float, cell_km: float) -> DataFrame:
     """Puts every accepted POI beside its last slot and says what the day does to it.
 
     Args:
-        pois: accepted POIs with `category_id` and `text`.
-        before: the index before the day.
+        pois: accepted POIs with their last `slot` (null if there is none), `category_id` and `text`.
         day: the job's day.
         moved_km: a POI farther than this from its slot has moved; a smaller shift leaves the slot as it is.
         cell_km: side of a grid cell.
 
     Returns:
-        The POIs plus `slot` (struct, null if there is none), `is_new_slot`, `is_ended`, `is_updated`,
+        The POIs plus `is_new_slot`, `is_ended`, `is_updated`,
         `slot_from` (first day of the new slot), `cell_x`, `cell_y` and `hilbert`.
     """
-    delivered = pois.select("poi_id").distinct()
-    last = F.max_by(F.struct(*SLOT_COLUMNS), F.struct("valid_from", "indexed_day")).alias("slot")
-    slots = before.join(delivered, "poi_id", "left_semi").groupBy("poi_id").agg(last)
     cell = spacetime.grid_cell(F.col("poi_lon"), F.col("poi_lat"), cell_km=cell_km)
     far = spacetime.distance_km(
         F.col("poi_lon"), F.col("poi_lat"), F.col("slot.poi_lon"), F.col("slot.poi_lat")
@@ -88,7 +114,7 @@ def compare_with_index(
         | ~F.col("category_id").eqNullSafe(F.col("slot.category_id"))
     )
     first_seen = F.least(F.coalesce("first_seen_date", F.lit(day)), F.lit(day))
-    return pois.join(slots, "poi_id", "left").withColumns(
+    return pois.withColumns(
         {
             "is_new_slot": F.col("slot").isNull() | is_moved | is_reopened,
             "is_ended": is_ended,
@@ -176,6 +202,46 @@ def poi_text() -> Column:
     """Returns what a text encoder reads: name, category path, address, description, if there."""
     parts = ("name", "category_path", "address", "description")
     return F.concat_ws(TEXT_SEPARATOR, *(F.nullif(F.trim(name), F.lit("")) for name in parts))
+
+
+def _with_last_slot(rows: DataFrame, before: DataFrame) -> DataFrame:
+    delivered = rows.select(F.col("clean_poi_id").alias("poi_id")).distinct()
+    last = F.max_by(F.struct(*SLOT_COLUMNS), F.struct("valid_from", "indexed_day")).alias("slot")
+    slots = before.join(delivered, "poi_id", "left_semi").groupBy("poi_id").agg(last)
+    return rows.join(slots.withColumnRenamed("poi_id", "clean_poi_id"), "clean_poi_id", "left")
+
+
+def _refusals(settings: CleanSettings) -> dict[str, Column]:
+    lon, lat, poi = F.col("poi_lon"), F.col("poi_lat"), F.col("clean_poi_id")
+    at = (F.col("slot.poi_lon"), F.col("slot.poi_lat"))
+    is_far = spacetime.distance_km(lon, lat, *at) > settings.max_poi_move_km
+    is_near_swapped = spacetime.distance_km(lat, lon, *at) <= SWAPPED_NEAR_KM
+    is_on_earth = spacetime.is_on_earth(lon, lat)
+    return {
+        "poi_missing_id": is_empty(poi),
+        "poi_text_too_long": is_too_long(
+            ("poi_id", "name", "category", "category_path"), settings.max_text_length
+        ),
+        "poi_placeholder_id": is_placeholder(poi),
+        "poi_broken_id": is_broken_text(poi),
+        "poi_missing_place": lon.isNull() | lat.isNull(),
+        "poi_not_finite": is_not_finite(lon, lat),
+        "poi_swapped": (~is_on_earth & spacetime.is_on_earth(lat, lon))
+        | (is_on_earth & is_far & is_near_swapped),
+        "poi_out_of_range": ~is_on_earth,
+        "poi_zero": (lon == 0) & (lat == 0),
+        "poi_moved_too_far": is_far,
+    }
+
+
+def _repairs(day: date) -> dict[str, Column]:
+    """Returns the conditions that mend or flag; the mending is that of the columns made later."""
+    return {
+        "poi_id_trimmed": F.col("poi_id") != F.col("clean_poi_id"),
+        "poi_first_seen_ahead": F.col("first_seen_date") > F.lit(day),
+        "poi_name_missing": is_empty(F.trim("name")),
+        "poi_category_missing": is_empty(F.trim("category")) & is_empty(F.trim("category_path")),
+    }
 
 
 def _new_slots(

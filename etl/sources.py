@@ -181,6 +181,9 @@ def _shape(spark: SparkSession, frame: DataFrame | None, name: str, day: date) -
     columns = [
         F.lit(day).alias("day")
         if column.name == "day"
+        # Bytes that are no UTF-8 become U+FFFD, which the cleaning refuses: other readers of the table fail on them.
+        else F.make_valid_utf8(column.name).alias(column.name)
+        if column.name in have and column.type == "string"
         else F.col(column.name)
         if column.name in have
         else F.lit(None).cast(column.type).alias(column.name)

@@ -107,7 +107,8 @@ def distance_km(lon_a: Column, lat_a: Column, lon_b: Column, lat_b: Column) -> C
     half_lat = F.sin(F.radians(lat_b - lat_a) / 2)
     half_lon = F.sin(F.radians(lon_b - lon_a) / 2)
     chord = half_lat * half_lat + F.cos(F.radians(lat_a)) * F.cos(F.radians(lat_b)) * half_lon * half_lon
-    return F.lit(2 * EARTH_RADIUS_KM) * F.asin(F.sqrt(F.least(chord, F.lit(1.0))))
+    # Rounding may lift the chord of opposite points above 1, where asin is NaN. `least` would take 1 for null too.
+    return F.lit(2 * EARTH_RADIUS_KM) * F.nanvl(F.asin(F.sqrt(chord)), F.lit(math.pi / 2))
 
 
 def is_on_earth(lon: Column, lat: Column) -> Column:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
@@ -69,9 +69,9 @@ class PlantedTruth:
         users: user_id, home and work (`home_lon`, `home_lat`, `work_lon`, `work_lat`), `likes` (attribute
             that only texts tell)
             and the favourite leaf of every kind (`taste_food` ...).
-        actions: action_id and reason of every dirty action; the id of an unparsable record is that of its
-            text.
-        pois: poi_id and reason of every dirty POI.
+        actions: action_id and reason of every planted action, refused, dropped or kept; the id of an
+            unparsable record is that of its text.
+        pois: poi_id and reason of every planted POI.
     """
 
     users: DataFrame
@@ -96,7 +96,7 @@ def plant_truth(spark: SparkSession, settings: Settings, *, day: date) -> Plante
     likes = look_up(ATTRIBUTES, F.col("likes_no"))
     actions = build_visits(users, city=city, after=settings.source.since, until=day)
     dirty = plant_dirty_actions(actions, city=city, clean=clean).where("planted_reason IS NOT NULL")
-    dirty_id = F.coalesce("action_id", F.regexp_extract("corrupt_record", '"action_id": "([^"]*)"', 1))
+    dirty_id = delivered_id(F.col("action_id"), F.col("corrupt_record"))
     pois = plant_dirty_pois(_changed_pois(spark, settings, day), city=city, clean=clean)
     return PlantedTruth(
         users=users.withColumns(tastes).select("user_id", *places, likes.alias("likes"), *tastes),
@@ -105,6 +105,11 @@ def plant_truth(spark: SparkSession, settings: Settings, *, day: date) -> Plante
             "poi_id", F.col("planted_reason").alias("reason")
         ),
     )
+
+
+def delivered_id(action_id: Column, corrupt_record: Column) -> Column:
+    """Returns the id of an action, taken from its text where the record could not be parsed."""
+    return F.coalesce(action_id, F.regexp_extract(corrupt_record, '"action_id": "([^"]*)"', 1))
 
 
 def _changed_pois(spark: SparkSession, settings: Settings, day: date) -> DataFrame:

@@ -25,8 +25,8 @@ PLAIN_CONTRACTS = ("tables", "tokens", "errors", "rules", "results")
 """Files of conf/ that everything imports, so they use the standard library only."""
 
 MAX_FILE_LINES = 300
-LISTS = ("tables.py", "errors.py")
-"""Long because they list: one entry per table, one per error."""
+LISTS = ("tables.py", "errors.py", "rules.py")
+"""Long because they list: one entry per table, one per error, one per rule."""
 MAX_FUNCTION_LINES = 60
 """40 of code, and room for the signature and a docstring that explains."""
 

@@ -11,6 +11,7 @@ from conf.errors import IndexFullError, IndexOrderError, MissingInputError
 from conf.settings import load_settings
 from etl import nightly
 from etl.digests import digest_tables
+from etl.replay import replay_day
 from etl.storage import read_table, replace_day
 from tests.rows import DAY, HOUR_MS, NOON_MS, action, frame_of, poi
 
@@ -83,6 +84,7 @@ def test_a_night_makes_sequences_counts_every_row_and_a_rerun_changes_nothing(sp
     clean = first["clean_actions"]
     assert (clean.rows_in, clean.rows_out, clean.rows_refused, clean.rows_dropped) == (7, 4, 2, 1)
     assert clean.notes["reasons"] == {"time_in_seconds": 1, "unknown_poi": 1}
+    assert clean.notes["repairs"] == {"tz_missing": 1, "user_place_zero": 1}
     assert first["poi_index"].notes["reasons"] == {"poi_out_of_range": 1}
     assert {name: s.rows_out for name, s in first.items()} == {name: s.rows_out for name, s in second.items()}
     ann = read_table(spark, root, "action_sequences").where("user_id = 'ann'").first()
@@ -183,6 +185,37 @@ def test_an_action_redelivered_on_a_later_day_is_dropped_and_one_with_other_cont
     assert (summary.rows_out, summary.rows_refused, summary.rows_dropped) == (1, 1, 1)
     late = read_table(spark, settings.storage.root, "cleaned_actions").where(F.col("day") == next_day).first()
     assert (late["action_id"], late["event_date"]) == ("a3", DAY)  # late rows land on the day they happened
+
+
+def test_a_replay_takes_in_actions_on_a_poi_that_was_delivered_later(spark, settings):
+    root, next_day = settings.storage.root, DAY + timedelta(days=1)
+    tables = ("cleaned_actions", "quarantined_rows", "user_places")
+    # Of the actions on the unknown POI one has the id of a good action, one is delivered again the day after.
+    ids = ("b1", "a1", "b2")
+    late = [action(action_id=name, poi_id="p9", action_ts_ms=NOON_MS + n) for n, name in enumerate(ids)]
+    deliver(spark, settings, actions=[action(), action(), *late], pois=[poi()])
+    catalogue = [poi(poi_id="p9", category="Zoo", day=next_day)]
+    deliver(spark, settings, actions=[{**late[2], "day": next_day}], pois=catalogue, day=next_day)
+    for day in (DAY, next_day):
+        nightly.index_pois(context_of(settings, "poi_index", day), spark)
+        nightly.clean_day(context_of(settings, "clean_actions", day), spark)
+    as_night_did = digest_tables(spark, root, tables, day=DAY)
+
+    def replay(as_of):
+        options = argparse.Namespace(as_of=as_of)
+        done = replay_day(JobContext("replay", DAY, settings, "test-run", False, options), spark)
+        return done, digest_tables(spark, root, tables, day=DAY)
+
+    done, replayed = replay(None)
+    assert (done.rows_in, done.rows_out, done.rows_refused, done.rows_dropped) == (5, 2, 1, 2)
+    assert done.notes["quarantined_change"] == {"duplicate_id": 1, "unknown_poi": -3}
+    rows = {r["action_id"]: r for r in read_table(spark, root, "cleaned_actions").collect()}
+    assert {name: r["day"] for name, r in rows.items()} == {"a1": DAY, "b1": DAY, "b2": next_day}
+    assert rows["b1"]["category_id"] == 2  # the zoo became known with the POI
+    again, same = replay(next_day)
+    assert (again.notes["quarantined_change"], "next" in again.notes, same) == ({}, False, replayed)
+    _, taken_back = replay(DAY)  # with the catalogue of the day itself, as the night did
+    assert taken_back == as_night_did
 
 
 def test_a_dry_run_writes_nothing(spark, settings):

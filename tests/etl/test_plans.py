@@ -24,11 +24,11 @@ FORBIDDEN = (
 def plans(spark):
     tables = {name: spark.createDataFrame([], spark_schema(contract)) for name, contract in TABLES.items()}
     cleaned, known = tables["cleaned_actions"], tables["categories"]
-    judged_pois = poi_index.judge_pois(tables["raw_pois"], max_text_length=100)
+    before = poi_index.state_before(tables["poi_index"], day=DAY)
+    judged_pois = poi_index.judge_pois(tables["raw_pois"], before, day=DAY, settings=CleanSettings())
     pois = nightly._describe_pois(judged_pois)
     indexed = pois.join(known.selectExpr("category AS leaf", "category_id"), "leaf", "left")
-    before = poi_index.state_before(tables["poi_index"], day=DAY)
-    compared = poi_index.compare_with_index(indexed, before, day=DAY, moved_km=0.2, cell_km=5.0)
+    compared = poi_index.compare_with_index(indexed, day=DAY, moved_km=0.2, cell_km=5.0)
     judged = clean_actions.judge_actions(
         tables["raw_actions"], tables["poi_index"], cleaned, day=DAY, settings=CleanSettings()
     )
@@ -79,3 +79,16 @@ def plans(spark):
 )
 def test_no_python_and_no_cartesian_product(plans, table):
     assert not [word for word in FORBIDDEN if word in plans[table]]
+
+
+def test_the_rows_of_a_user_are_shuffled_and_sorted_once(spark):
+    raw, slots, known = (
+        spark.createDataFrame([], spark_schema(TABLES[name]))
+        for name in ("raw_actions", "poi_index", "cleaned_actions")
+    )
+    judged = clean_actions.judge_actions(raw, slots, known, day=DAY, settings=CleanSettings())
+
+    plan = judged._jdf.queryExecution().executedPlan().toString()
+
+    assert plan.count("Exchange hashpartitioning(is_candidate") == 1
+    assert plan.count("Sort [is_candidate") == 1

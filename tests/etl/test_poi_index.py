@@ -1,19 +1,62 @@
 """Ids follow the history of the catalogue, not the way in which its rows lie."""
 
 import random
+from collections import Counter
 from datetime import date, timedelta
 
+from conf.rules import rules_of
+from conf.settings import CleanSettings
 from etl import nightly, poi_index
 from tests.rows import DAY, frame_of, poi
+
+NAN, INFINITY = float("nan"), float("inf")
+BAD = {
+    "poi_missing_id": {"poi_id": " "},
+    "poi_text_too_long": {"name": "x" * 200},
+    "poi_placeholder_id": {"poi_id": "None"},
+    "poi_broken_id": {"poi_id": "p\x007"},
+    "poi_missing_place": {"poi_lat": None},
+    "poi_not_finite": {"poi_lon": NAN, "poi_lat": INFINITY},
+    "poi_swapped": {"poi_lon": 52.36, "poi_lat": 104.89},
+    "poi_out_of_range": {"poi_lon": 200.0, "poi_lat": 95.0},
+    "poi_zero": {"poi_lon": 0.0, "poi_lat": 0.0},
+    "poi_moved_too_far": {"poi_id": "moved", "poi_lon": 12.49, "poi_lat": 41.89},  # from Amsterdam to Rome
+    "poi_duplicate_id": {"poi_id": "p1", "name": "Two"},
+}
+KEPT = {
+    "poi_id_trimmed": {"poi_id": " poi_id_trimmed\n"},
+    "poi_first_seen_ahead": {"first_seen_date": DAY + timedelta(days=1)},
+    "poi_name_missing": {"name": " "},
+    "poi_category_missing": {"category": None, "category_path": ""},
+}
+SLOT = {
+    "index_version": 1,
+    "block_id": 0,
+    "inner_id": 0,
+    "poi_lon": 4.89,
+    "poi_lat": 52.36,
+    "category_id": 1,
+    "valid_from": date(2026, 1, 1),
+    "indexed_day": date(2026, 1, 1),
+    "name": "",
+    "text": "",
+    "changed_day": date(2026, 1, 1),
+    "is_simulated": False,
+}
+
+
+def judge(spark, raw, slots=()):
+    before = frame_of(spark, "poi_index", slots)
+    return poi_index.judge_pois(raw, before, day=DAY, settings=CleanSettings(max_text_length=100))
 
 
 def assign(spark, rows, *, partitions):
     """Runs the builders of a first night; returns (block, inner) by POI."""
     raw = frame_of(spark, "raw_pois", rows).repartition(partitions)
     empty = {name: frame_of(spark, name, []) for name in ("poi_index", "blocks")}
-    judged = poi_index.judge_pois(raw, max_text_length=100).where("status = 'accepted'")
+    judged = judge(spark, raw).where("status = 'accepted'")
     pois = nightly._describe_pois(judged).selectExpr("*", "1 AS category_id")
-    compared = poi_index.compare_with_index(pois, empty["poi_index"], day=DAY, moved_km=0.2, cell_km=5.0)
+    compared = poi_index.compare_with_index(pois, day=DAY, moved_km=0.2, cell_km=5.0)
     blocks = poi_index.build_blocks(
         compared, empty["blocks"], day=DAY, index_version=1, first_id=0, cell_km=5.0
     )
@@ -54,13 +97,34 @@ def test_first_sight_comes_before_the_curve_and_is_never_after_the_day(spark):
 
 
 def test_of_several_rows_of_a_poi_one_counts_and_a_closing_wins(spark):
-    rows = [poi(name="A"), poi(name="B", is_closed=True), poi(name="C"), poi(poi_id=None)]
+    rows = [poi(name="A"), poi(name="B", is_closed=True), poi(name="C"), poi(name="B", is_closed=True)]
 
-    judged = poi_index.judge_pois(frame_of(spark, "raw_pois", rows), max_text_length=100).collect()
+    judged = judge(spark, frame_of(spark, "raw_pois", rows)).collect()
 
-    assert {row["name"]: row["status"] for row in judged if row["poi_id"]} == {
-        "A": "dropped",
-        "B": "accepted",
-        "C": "dropped",
-    }
-    assert [row["reason"] for row in judged if row["status"] == "refused"] == ["poi_missing_id"]
+    assert sorted((row["name"], row["status"], row["reason"]) for row in judged if row["reason"]) == [
+        ("A", "refused", "poi_duplicate_id"),
+        ("C", "refused", "poi_duplicate_id"),
+    ]
+    assert sorted(row["status"] for row in judged if row["name"] == "B") == ["accepted", "dropped"]
+
+
+def test_every_refusing_rule_has_a_row_here_and_catches_it(spark):
+    assert list(BAD) == [rule.code for rule in rules_of("raw_pois", "refuse")]
+    rows = [poi(**{"poi_id": f"bad {code}", **fields}) for code, fields in BAD.items()]
+    slots = [{**SLOT, "poi_id": "p1"}, {**SLOT, "poi_id": "moved"}, {**SLOT, "poi_id": "mirrored"}]
+    rows += [poi(), poi(poi_id="mirrored", poi_lon=52.36, poi_lat=4.89)]
+
+    judged = judge(spark, frame_of(spark, "raw_pois", rows), slots).collect()
+
+    assert Counter(row["reason"] for row in judged) == Counter([*BAD, "poi_swapped", None])
+
+
+def test_repairs_and_flags_are_noted_and_the_row_is_kept(spark):
+    codes = [rule.code for severity in ("repair", "flag") for rule in rules_of("raw_pois", severity)]
+    assert list(KEPT) == codes
+    rows = [poi(**{"poi_id": code, **fields}) for code, fields in KEPT.items()]
+
+    judged = judge(spark, frame_of(spark, "raw_pois", rows)).collect()
+
+    assert {row["clean_poi_id"]: row["repairs"] for row in judged} == {code: [code] for code in KEPT}
+    assert {row["status"] for row in judged} == {"accepted"}

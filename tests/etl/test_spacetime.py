@@ -149,3 +149,13 @@ def test_nothing_missing_or_out_of_range_is_on_earth(spark):
     rows = frame.select(spacetime.is_on_earth(F.col("lon"), F.col("lat")), "expected").collect()
 
     assert all(row[0] == row[1] for row in rows)
+
+
+def test_a_distance_is_null_where_a_coordinate_is_and_half_the_earth_between_opposite_points(spark):
+    points = [(4.9, 52.4, None, 52.4), (4.9, 52.4, 4.9, 52.4), (10.1, 20.3, -169.9, -20.3)]
+    rows = spark.createDataFrame(points, "a double, b double, c double, d double")
+
+    found = [row[0] for row in rows.select(spacetime.distance_km(*map(F.col, "abcd"))).collect()]
+
+    assert found[:2] == [None, 0.0]
+    assert found[2] == pytest.approx(3.141592653589793 * 6371.0088)

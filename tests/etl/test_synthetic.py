@@ -8,11 +8,11 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from conf.rules import rules_of
+from conf.rules import RULES
 from conf.settings import CitySettings, CleanSettings, Settings
 from etl.synthetic import SyntheticCity, plant_truth
 from etl.synthetic_actions import build_visits
-from etl.synthetic_dirt import EXACT_DUPLICATE, plant_dirty_actions, plant_dirty_pois
+from etl.synthetic_dirt import NOT_PLANTED, plant_dirty_actions, plant_dirty_pois
 from etl.synthetic_impressions import build_exposures, click_logit
 from etl.synthetic_places import LEAVES, PATHS, is_open, lay_out, poi_number, with_poi
 from etl.synthetic_users import build_users
@@ -121,20 +121,26 @@ def test_the_planted_taste_is_the_most_visited_kind_of_restaurant(visits, truth)
     assert liked.mean() > 0.45  # of six kinds; taste alone is 52 %
 
 
-def test_every_rule_of_refusal_has_its_dirty_row(spark, visits):
-    pois = spark.range(200).selectExpr(
-        "concat('p', id) AS poi_id", "'Bar' AS name", "4.9D AS poi_lon", "52.4D AS poi_lat"
+def test_every_rule_has_its_dirty_row(spark, visits):
+    city = CITY.model_copy(update={"kept_dirt_share": 0.2, "bot_share": 0.002})
+    columns = ("poi_id", "name", "category", "category_path", "first_seen_date", "poi_lon", "poi_lat")
+    pois = spark.range(500).selectExpr(
+        "concat('p', id)", "'Bar'", "'Bar'", "'Food > Bar'", "DATE'2025-01-01'", "4.9D", "52.4D"
     )
-    dirty = plant_dirty_actions(visits, city=CITY, clean=CleanSettings())
-    dirty_pois = plant_dirty_pois(pois, city=CITY, clean=CleanSettings())
+    dirty = plant_dirty_actions(visits, city=city, clean=CleanSettings(max_actions_per_day=5))
+    dirty_pois = plant_dirty_pois(pois.toDF(*columns), city=city, clean=CleanSettings())
 
-    reasons, poi_reasons = (
-        {row[0] for row in frame.select("planted_reason").distinct().collect()}
-        for frame in (dirty, dirty_pois)
-    )
+    for table, frame in (("raw_actions", dirty), ("raw_pois", dirty_pois)):
+        reasons = {row[0] for row in frame.select("planted_reason").distinct().collect()}
+        assert reasons == {rule.code for rule in RULES if rule.table == table} - {*NOT_PLANTED} | {None}
 
-    assert reasons == {rule.code for rule in rules_of("raw_actions", "refuse")} | {EXACT_DUPLICATE, None}
-    assert poi_reasons == {rule.code for rule in rules_of("raw_pois", "refuse")} | {None}
+
+def test_a_bot_acts_more_often_on_a_day_than_is_kept(visits):
+    city = CITY.model_copy(update={"dirty_share": 0.0, "bot_share": 0.002})
+    dirty = plant_dirty_actions(visits, city=city, clean=CleanSettings(max_actions_per_day=5))
+    bots = dirty.where("user_id LIKE 'bot-%'").groupBy("user_id", "planted_reason").count().collect()
+
+    assert {(row["planted_reason"], row["count"]) for row in bots} == {(None, 5), ("too_many_actions", 20)}
 
 
 def test_planting_dirt_leaves_the_clean_rows_as_they_are(visits):
