@@ -92,11 +92,15 @@ class SchemaError(SpacetimeError):
 
     exit_code = 3
 
-    def __init__(self, *, table: str, column: str, expected: str, found: str, remedy: str) -> None:
+    def __init__(
+        self, *, table: str, column: str, expected: str, found: str, remedy: str, example: str = ""
+    ) -> None:
         self.table, self.column, self.expected, self.found = table, column, expected, found
+        self.example = example
+        shown = f", for example {example}" if example else ""
         super().__init__(
-            f"{table} should have column {column!r} of type {expected}, but found {found}. Rows read without it would "
-            f"all be refused or, worse, mean something else, so nothing was written. {remedy}"
+            f"{table} should have column {column!r} of type {expected}, but found {found}{shown}. Rows read without it "
+            f"would all be refused or, worse, mean something else, so nothing was written. {remedy}"
         )
 
 

@@ -159,6 +159,34 @@ class ImpressionSettings(Section):
     since_days: int = Field(45, ge=1, description="requests are made from the last so many days only")
 
 
+class GateSettings(Section):
+    """Bounds of the audit (what is watched in which table: conf/gates.py)."""
+
+    history_days: int = Field(7, ge=1, description="days before --day that a day is compared with")
+    min_history_days: int = Field(
+        3, ge=1, description="published days needed among them; with fewer there is no verdict"
+    )
+    low_volume: float = Field(
+        0.5, ge=0, le=1, description="fewer rows than this share of the usual number are a warning"
+    )
+    high_volume: float = Field(2.0, ge=1, description="more rows than this multiple of it are a warning")
+    min_volume: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="fewer than this share of the usual are almost nothing and stop the night",
+    )
+    max_share_shift: float = Field(
+        0.15, ge=0, le=1, description="a share (of interest actions) that moves farther is a warning"
+    )
+    max_null_shift: float = Field(
+        0.1, ge=0, le=1, description="a share of nulls that moves farther is a warning"
+    )
+    max_age_days: int = Field(
+        0, ge=0, description="days by which the newest row may be older than --day; more stop the night"
+    )
+
+
 class FeatureSettings(Section):
     """Inference jobs."""
 
@@ -193,6 +221,7 @@ class Settings(Section):
     samples: SampleSettings = SampleSettings()
     impressions: ImpressionSettings = ImpressionSettings()
     features: FeatureSettings = FeatureSettings()
+    gates: GateSettings = GateSettings()
     mlflow: MlflowSettings = MlflowSettings()
 
 

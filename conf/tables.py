@@ -1,8 +1,8 @@
 """The contract of every table: grain, key, columns with meaning, unit, bounds and nullability.
 
 This is the one place where a table is described. Derived from it: the Spark schema, Delta's column comments and
-CHECK constraints (`etl/storage.py`), the Great Expectations suite (`etl/quality.py`), the Arrow schema of the UDFs'
-output (`udfs/`), the pages in `etl/README.md`. Standard library only, so that everything may import it.
+CHECK constraints (`etl/storage.py`), the rules that Great Expectations judges (`etl/gate_rules.py`), the Arrow schema
+of the UDFs' output (`udfs/`), the pages in `etl/README.md`. Standard library only, so that everything may import it.
 
 A column named `day` is the day of the job that wrote the row (`--day`): the day of delivery for raw tables, the day
 as of which a row was computed for derived ones. `event_date` is the UTC day on which an action happened. Arrays named
@@ -587,6 +587,24 @@ POI_CANDIDATES = TableContract(
     ),
 )
 
+TABLE_STATISTICS = TableContract(
+    name="table_statistics",
+    grain="one figure of one table on one day, as a passed audit counted it; what later days are compared with",
+    key=("day", "table_name", "column_name", "statistic"),
+    columns=(
+        DAY,
+        Column("table_name", "string", "table that was looked at"),
+        Column("column_name", "string", "column, or columns joined by ', '; empty for the whole table"),
+        Column("statistic", "string", "what was counted: rows, nulls, true ..., see etl/table_statistics.py"),
+        Column(
+            "value",
+            "double",
+            "number of rows, days since 1970-01-01 where it is a date; null = no row to look at",
+            nullable=True,
+        ),
+    ),
+)
+
 RELEASES = TableContract(
     name="releases",
     grain="one published release; the largest release_id is the current one",
@@ -634,6 +652,7 @@ TABLES: dict[str, TableContract] = {
         POI_EMBEDDINGS,
         RANKING_SCORES,
         POI_CANDIDATES,
+        TABLE_STATISTICS,
         RELEASES,
     )
 }

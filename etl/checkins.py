@@ -39,6 +39,15 @@ POI_OPTIONAL = {
     "category_path": "string",
     "description": "string",
 }
+UNREAD = (
+    "category_id", "category_l1", "chain_id", "tz_from_source", "time_precision",
+    "source_split", "lim_traj_id", "lim_block", "yk_split", "getnext_split",
+)  # fmt: skip
+"""Columns that the public check-in folders have beyond these; other additions are warned of."""
+POI_UNREAD = (
+    "category_id", "category_l1", "category_path_2014", "chain_id", "gowalla_poi_id", "region",
+    "n_checkins", "n_users",
+)  # fmt: skip
 REMEDY = (
     "A row needs user_id, poi_id, latitude, longitude and utc_time, for example ('u1', 'p1', 40.71, -74.0, "
     "TIMESTAMP '2012-04-03 18:00:09'); rename the columns of the file accordingly."
@@ -50,6 +59,9 @@ class CheckinFolder:
     """A folder with `checkins.parquet` and `pois.parquet` (or the catalogue at `source.pois_path`)."""
 
     name = "checkins"
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         folder = _folder(settings)
@@ -66,7 +78,13 @@ class CheckinFolder:
             remedy="Put the POI catalogue there, or name it with --set source.pois_path=FILE.",
         )
         checkins = sources.pick_columns(
-            rows, "checkins.parquet", required=REQUIRED, optional=OPTIONAL, remedy=REMEDY
+            rows,
+            "checkins.parquet",
+            required=REQUIRED,
+            optional=OPTIONAL,
+            remedy=REMEDY,
+            warnings=self.warnings,
+            unread=UNREAD,
         )
         catalogue = sources.pick_columns(
             listed,
@@ -74,6 +92,8 @@ class CheckinFolder:
             required=POI_REQUIRED,
             optional=POI_OPTIONAL,
             remedy="A POI needs poi_id, latitude and longitude, for example ('p1', 40.71, -74.0).",
+            warnings=self.warnings,
+            unread=POI_UNREAD,
         )
         actions = build_actions(checkins.withColumn("action_ts_ms", F.unix_millis("utc_time")))
         return build_delivery(actions, describe_pois(catalogue), settings, day=day)

@@ -14,10 +14,11 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import MissingInputError, SchemaError
+from conf.errors import MissingInputError
 from conf.settings import Settings
+from etl import schema_drift as drift
 from etl import sources
-from etl.checkins import POI_OPTIONAL, POI_REQUIRED, build_delivery, describe_pois
+from etl.checkins import POI_OPTIONAL, POI_REQUIRED, POI_UNREAD, build_delivery, describe_pois
 
 NEEDED_BY = "The job actions"
 REQUESTED_TYPE = "click"
@@ -32,13 +33,27 @@ RECORD = (
     "poi_geo struct<x: string, y: string>, category string, action_type string, "
     "action_id string, tz_offset_min string, corrupt_record string"
 )
+SCALARS = {
+    "time": "bigint",
+    "user_id": "string",
+    "poi_id": "string",
+    "category": "string",
+    "action_type": "string",
+    "action_id": "string",
+    "tz_offset_min": "int",
+}
+PLACES, AXES = ("user_geo", "poi_geo"), ("x", "y")
 REQUIRED = ("time", "user_id", "poi_id", "action_type")
+REMEDY = f"A record looks like this: {EXAMPLE}."
 
 
 class PaperActions:
     """JSON lines or Parquet in the paper's form; names that end in `.parquet` are Parquet."""
 
     name = "actions"
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         path = settings.source.path
@@ -49,10 +64,10 @@ class PaperActions:
                 needed_by=NEEDED_BY,
                 remedy="Name it with --set source.path=PATH.",
             )
-        records = (
-            _read_parquet(spark, path) if path.rstrip("/").endswith(".parquet") else _read_json(spark, path)
-        )
-        return build_delivery(shape_actions(records), _read_catalogue(spark, settings), settings, day=day)
+        read = _read_parquet if path.rstrip("/").endswith(".parquet") else _read_json
+        records = read(spark, path, self.warnings)
+        catalogue = _read_catalogue(spark, settings, self.warnings)
+        return build_delivery(shape_actions(records), catalogue, settings, day=day)
 
     def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
         return sources.collect_requests(impressions, day=day, action_type=REQUESTED_TYPE)
@@ -92,46 +107,74 @@ def _coordinate(geo: str, axis: str) -> Column:
     return F.col(geo).getField(axis).try_cast("double")
 
 
-def _read_json(spark: SparkSession, path: str) -> DataFrame:
+def _read_json(spark: SparkSession, path: str, warnings: list[str]) -> DataFrame:
     lines = sources.read_lines(
         spark, path, needed_by=NEEDED_BY, remedy="Name the file or folder with --set source.path=PATH."
     )
+    warnings += _check_lines(lines, path)
     options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": "corrupt_record"}
     return lines.select(F.from_json("value", RECORD, options).alias("record")).select("record.*")
 
 
-def _read_parquet(spark: SparkSession, path: str) -> DataFrame:
+def _check_lines(lines: DataFrame, path: str) -> list[str]:
+    """Looks at the keys and values of the first records; returns warnings, raises SchemaError."""
+    keys = F.array_distinct(F.flatten(F.collect_set(F.json_object_keys("value"))))
+    row = lines.limit(drift.SAMPLE_ROWS).agg(F.array_sort(keys).alias("keys")).first()
+    known = row["keys"] if row is not None else []
+    if not known:
+        return []  # no line is a record: the cleaning counts them
+    drift.require_names(known, path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
+    probes = []
+    for name, wanted in SCALARS.items():
+        given = F.get_json_object("value", f"$.{name}")
+        # from_json reads an object into a text column as it stands; no id looks like that.
+        converted = F.when(~given.rlike(r"^\s*[\[{]"), given).try_cast(wanted)
+        probes.append(drift.Probe(name, wanted, "JSON", given, converted))
+    for place in PLACES:
+        whole = F.get_json_object("value", f"$.{place}")
+        for axis in AXES:
+            value = F.get_json_object("value", f"$.{place}.{axis}")
+            # A place without this axis does not convert; one whose axis is null has no value.
+            has_axis = F.array_contains(F.json_object_keys(whole), axis)
+            given = F.when(F.coalesce(has_axis, F.lit(False)), value).otherwise(whole)
+            probes.append(drift.Probe(f"{place}.{axis}", "double", "JSON", given, value.try_cast("double")))
+    drift.refuse_unconverted(lines, path, probes, remedy=REMEDY)
+    return drift.describe_unread(path, [key for key in known if key not in {*SCALARS, *PLACES}])
+
+
+def _read_parquet(spark: SparkSession, path: str, warnings: list[str]) -> DataFrame:
     rows = sources.read_parquet(
         spark, path, needed_by=NEEDED_BY, remedy="Name the file or folder with --set source.path=PATH."
     )
-    fields = {field.name: field.dataType for field in rows.schema.fields}
-    for name in REQUIRED:
-        if name not in fields:
-            raise SchemaError(
-                table=path,
-                column=name,
-                expected="string or number",
-                found=f"no such column (columns there: {', '.join(fields)})",
-                remedy=f"A record looks like this: {EXAMPLE}.",
-            )
-    wanted = T._parse_datatype_string(RECORD)
-    assert isinstance(wanted, T.StructType)
-    columns = []
-    for field in wanted.fields:
-        given = fields.get(field.name)
-        if given is None:
-            value = F.lit(None)
-        elif isinstance(field.dataType, T.StructType):
-            value = F.struct(
-                *(F.col(field.name).getField(axis).cast("string").alias(axis) for axis in ("x", "y"))
-            )
-        else:
-            value = F.col(field.name)
+    drift.require_columns(rows, path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
+    drift.require_types(rows, path, SCALARS, remedy=REMEDY)
+    have, columns = set(rows.columns), []
+    for field in _record_type().fields:  # in their order: ids are made from the content
+        value = F.col(field.name) if field.name in have & {*SCALARS, *PLACES} else F.lit(None)
+        if field.name in have & set(PLACES):
+            axes = _axes(rows, field.name, path)
+            drift.require_types(axes, path, dict.fromkeys(axes.columns, "double"), remedy=REMEDY)
+            value = F.struct(*(value.getField(axis).cast("string").alias(axis) for axis in AXES))
         columns.append(value.cast(field.dataType).alias(field.name))
+    warnings += drift.describe_additions(rows, path, {*SCALARS, *PLACES})
     return rows.select(*columns)
 
 
-def _read_catalogue(spark: SparkSession, settings: Settings) -> DataFrame | None:
+def _record_type() -> T.StructType:
+    record = T._parse_datatype_string(RECORD)
+    assert isinstance(record, T.StructType)
+    return record
+
+
+def _axes(rows: DataFrame, place: str, path: str) -> DataFrame:
+    """Returns the coordinates of a place as columns `place.x`, `place.y`; SchemaError if it has none."""
+    kind = rows.schema[place].dataType
+    if not isinstance(kind, T.StructType) or not set(AXES) <= set(kind.names):
+        drift.refuse_column(rows, path, place, "struct<x: double, y: double>", remedy=REMEDY)
+    return rows.select(*(F.col(place).getField(axis).alias(f"{place}.{axis}") for axis in AXES))
+
+
+def _read_catalogue(spark: SparkSession, settings: Settings, warnings: list[str]) -> DataFrame | None:
     if not settings.source.pois_path:
         return None
     listed = sources.read_parquet(
@@ -143,6 +186,12 @@ def _read_catalogue(spark: SparkSession, settings: Settings) -> DataFrame | None
     remedy = "A POI needs poi_id, latitude and longitude, for example ('p1', 39.91, 116.41)."
     return describe_pois(
         sources.pick_columns(
-            listed, "the POI catalogue", required=POI_REQUIRED, optional=POI_OPTIONAL, remedy=remedy
+            listed,
+            "the POI catalogue",
+            required=POI_REQUIRED,
+            optional=POI_OPTIONAL,
+            remedy=remedy,
+            warnings=warnings,
+            unread=POI_UNREAD,
         )
     )

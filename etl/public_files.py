@@ -15,6 +15,7 @@ from conf.errors import MissingInputError, SchemaError
 from conf.settings import Settings
 from etl import sources
 from etl.checkins import ACTION_TYPE, build_actions, build_delivery
+from etl.schema_drift import Probe, describe_unread, refuse_unconverted
 
 TSMC_COLUMNS = (
     "user_id",
@@ -35,6 +36,17 @@ GETNEXT_REQUIRED = {
     "UTC_time": "string",
 }
 GETNEXT_OPTIONAL = {"timezone": "double"}
+GETNEXT_UNREAD = (
+    "POI_catid", "POI_catid_code", "local_time", "day_of_week", "norm_in_day_time", "trajectory_id",
+    "norm_day_shift", "norm_relative_time",
+)  # fmt: skip
+GETNEXT_REMEDY = f"Its header must name {', '.join((*GETNEXT_REQUIRED, *GETNEXT_OPTIONAL))}."
+TSMC_REMEDY = (
+    "The raw TSMC2014 file has a user, a venue, its category's id and name, latitude, longitude, "
+    "the offset in minutes and the time, for example "
+    "'470\\t49bbd6c0f964a520f4531fe3\\t4bf58dd8d48988d127951735\\t"
+    "Arts & Crafts Store\\t40.71981\\t-74.00258\\t-240\\tTue Apr 03 18:00:09 +0000 2012'."
+)
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -42,6 +54,9 @@ class TsmcFile:
     """The TSMC2014 TSV: eight columns without a header, Latin-1, times with names of weekday and month."""
 
     name = "tsmc"
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         path = _path(settings, self.name)
@@ -56,7 +71,7 @@ class TsmcFile:
             needed_by="The job tsmc",
             remedy="Name the file with --set source.path=FILE.",
         )
-        _refuse_other_format(rows, path)
+        self.warnings += _check_format(rows, path)
         checkins = rows.select(
             "user_id",
             F.col("venue_id").alias("poi_id"),
@@ -77,6 +92,9 @@ class GetnextFile:
 
     name = "getnext"
 
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         rows = sources.read_csv(
             spark,
@@ -89,7 +107,12 @@ class GetnextFile:
             "the GETNext CSV",
             required=GETNEXT_REQUIRED,
             optional=GETNEXT_OPTIONAL,
-            remedy=f"Its header must name {', '.join((*GETNEXT_REQUIRED, *GETNEXT_OPTIONAL))}.",
+            remedy=GETNEXT_REMEDY,
+            warnings=self.warnings,
+            unread=GETNEXT_UNREAD,
+        )
+        refuse_unconverted(
+            named, "the GETNext CSV", [_time_probe("UTC_time", "2012-04-03 18:00:09")], remedy=GETNEXT_REMEDY
         )
         checkins = named.select(
             "user_id",
@@ -131,22 +154,37 @@ def parse_time(text: Column) -> Column:
     return F.unix_millis(F.when(is_long, rearranged).otherwise(text).try_cast("timestamp"))
 
 
-def _refuse_other_format(rows: DataFrame, path: str) -> None:
-    """Looks at the first row: refused row by row, a file with other columns would not tell the cause."""
+def _check_format(rows: DataFrame, path: str) -> list[str]:
+    """Looks at the first rows: refused row by row, a file with other columns would not tell the cause.
+
+    Columns after the eighth pass with a warning, which is returned: the eight before them are where they should be.
+
+    Raises:
+        SchemaError: there are fewer, or they hold something else.
+    """
     first = rows.first()
-    if first is None or (first["utc_time"] is not None and first["excess"] is None):
-        return
-    found = sum(value is not None for value in first)
-    raise SchemaError(
-        table=path,
-        column="utc_time",
-        expected="string, the eighth of eight columns separated by tabs",
-        found=f"{found} columns in the first row",
-        remedy="The raw TSMC2014 file has a user, a venue, its category's id and name, latitude, longitude, "
-        "the offset in minutes and the time, for example "
-        "'470\\t49bbd6c0f964a520f4531fe3\\t4bf58dd8d48988d127951735\\t"
-        "Arts & Crafts Store\\t40.71981\\t-74.00258\\t-240\\tTue Apr 03 18:00:09 +0000 2012'.",
-    )
+    if first is None:
+        return []
+    if first["utc_time"] is None:
+        found = sum(value is not None for value in first)
+        raise SchemaError(
+            table=path,
+            column="utc_time",
+            expected="string, the eighth of eight columns separated by tabs",
+            found=f"{found} columns in the first row",
+            remedy=TSMC_REMEDY,
+        )
+    probes = [
+        Probe(name, kind, "text", F.col(name), F.col(name).try_cast(kind))
+        for name, kind in (("latitude", "double"), ("longitude", "double"), ("tz_offset_min", "int"))
+    ]
+    probes.append(_time_probe("utc_time", "Tue Apr 03 18:00:09 +0000 2012"))
+    refuse_unconverted(rows, path, probes, remedy=TSMC_REMEDY)
+    return describe_unread(path, ["those after the eighth"] if first["excess"] is not None else [])
+
+
+def _time_probe(name: str, form: str) -> Probe:
+    return Probe(name, f"time like {form}", "text", F.col(name), parse_time(F.col(name)))
 
 
 def _path(settings: Settings, job: str) -> str:

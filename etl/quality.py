@@ -1,113 +1,129 @@
-"""The gate: what a table holds against its contract, judged by Great Expectations, kept as Data Docs.
+"""The gates: Great Expectations judges the figures of a day's tables; what it found is kept as Data Docs.
 
-In: the rows of one day at one version, a contract of `conf/tables.py`. Out: the failures, readable; none =
-passed. What needs more than one column (keys that occur twice, arrays of unequal length, vectors that are not
-of unit length) is first made a column, so that everything is judged in the one aggregation into which GX
-gathers its metrics. Row-level refusal is not here but in `etl/refusal.py`: GX does not return rows on Spark.
+In: the rules of every table (`etl/gate_rules.py`), which hold the figures that one Spark action has counted
+(`etl/table_statistics.py`). Out: critical failures, which stop publication, and warnings, which do not. Great
+Expectations gets one row with a column per figure, not the rows themselves: on rows it takes several Spark jobs per
+expectation. Row-level refusal is not here but in `etl/refusal.py`.
 """
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyspark.sql import Column as SparkColumn
-from pyspark.sql import DataFrame, Window
-from pyspark.sql import functions as F
-
-from conf.tables import TABLES, TableContract
-from etl.session import compute_once
+from etl.gate_rules import Rule
 
 # Read once, when Great Expectations is imported.
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 if TYPE_CHECKING:
+    import pandas as pd
     from great_expectations.checkpoint import CheckpointResult
+    from great_expectations.data_context import EphemeralDataContext
     from great_expectations.expectations.expectation import Expectation
 
 LOGGER = logging.getLogger(__name__)
 SITE = "audits"
-KEY_REPEATS, LENGTHS_DIFFER, VECTOR_LENGTH = "key_repeats", "lengths_differ", "vector_length"
-UNIT_TOLERANCE = 1e-3
-MAX_EXAMPLES = 3
 
 
-def gate(rows: DataFrame, name: str, docs_folder: str | Path) -> list[str]:
-    """Checks rows of a table against its contract and adds a page to the Data Docs.
+@dataclass(frozen=True)
+class Judgement:
+    """What the gates found, in words.
+
+    Attributes:
+        failures: critical; the day must not be published.
+        warnings: kept and shown, publication goes on.
+        unjudged: what could not be judged, since too few days came before.
+    """
+
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
+
+
+def judge(rules: Mapping[str, Sequence[Rule]], docs_folder: str | Path, *, day: date) -> Judgement:
+    """Judges the figures of all tables of a day and adds a page per table to the Data Docs.
 
     Args:
-        rows: the rows of one day, read at a pinned version.
-        name: table of `conf/tables.py`.
-        docs_folder: folder of the Data Docs site; its entry is index.html.
+        rules: by table, in the order in which failures are told; a table without rules is left out.
+        docs_folder: folder of the Data Docs site of the day, whose entry is index.html; pages of an earlier run in
+            it are removed.
+        day: names the pages.
 
     Returns:
-        One sentence per broken expectation, in the order of the contract; empty if the rows may be published.
+        One sentence per rule that does not hold, by severity.
     """
-    contract = TABLES[name]
-    prepared = compute_once(with_checked_columns(rows, contract))
-    result = _run(prepared, contract, Path(docs_folder))
-    failures = _describe_failures(result, name)
-    LOGGER.info("gate of %s: %d expectations failed", name, len(failures))
-    return failures
+    suites = {table: of_table for table, of_table in rules.items() if of_table}
+    judgement = Judgement()
+    if not suites:
+        return judgement
+    result = _run(suites, Path(docs_folder), day)
+    for validation in result.run_results.values():
+        for outcome in validation.results:
+            if outcome.success:
+                continue
+            config = outcome.expectation_config
+            assert config is not None, "every expectation of ours has a config"
+            told = judgement.warnings if config.severity == "warning" else judgement.failures
+            told.append(str((config.meta or {})["failure"]))
+    LOGGER.info(
+        "gates of %s: %d rules on %d tables, %d failed, %d warnings",
+        day, sum(map(len, suites.values())), len(suites), len(judgement.failures), len(judgement.warnings),
+    )  # fmt: skip
+    return judgement
 
 
-def with_checked_columns(rows: DataFrame, contract: TableContract) -> DataFrame:
-    """Replaces arrays by what is checked of them: `lengths_differ`, `vector_length`; adds `key_repeats`."""
-    checked: dict[str, SparkColumn] = {}
-    if contract.key:
-        # One shuffle by key; the counts of all rows are then one more column to aggregate.
-        checked[KEY_REPEATS] = F.count("*").over(Window.partitionBy(*contract.key)) > 1
-    if contract.equal_lengths:
-        pairs = [F.size(name) != F.size(group[0]) for group in contract.equal_lengths for name in group[1:]]
-        checked[LENGTHS_DIFFER] = F.greatest(*(pair.cast("int") for pair in pairs)) == 1
-    if "embedding" in contract.column_names:
-        squares = F.aggregate(
-            "embedding", F.lit(0.0), lambda total, x: total + x.cast("double") * x.cast("double")
-        )
-        checked[VECTOR_LENGTH] = F.sqrt(squares)
-    kept = [
-        column.name
-        for column in contract.columns
-        if not column.is_array and not column.type.startswith("map<")
-    ]
-    return rows.select(*kept, *(column.alias(name) for name, column in checked.items()))
-
-
-def build_expectations(contract: TableContract) -> list["Expectation"]:
-    """Derives the suite from the contract: rows, key, nulls, bounds, closed lists, lengths, unit vectors."""
+def build_expectation(rule: Rule) -> "Expectation":
+    """Says a rule in the words of Great Expectations; its severity goes along."""
     from great_expectations import expectations as gxe
+    from great_expectations.expectations.metadata_types import FailureSeverity
 
-    expectations: list[Expectation] = [gxe.ExpectTableRowCountToBeBetween(min_value=1)]
-    for column in contract.columns:
-        if column.is_array or column.type.startswith("map<"):
-            continue
-        if not column.nullable and not contract.raw:
-            expectations.append(gxe.ExpectColumnValuesToNotBeNull(column=column.name))
-        if column.low is not None or column.high is not None:
-            expectations.append(
-                gxe.ExpectColumnValuesToBeBetween(
-                    column=column.name, min_value=column.low, max_value=column.high
-                )
-            )
-        if column.allowed:
-            expectations.append(
-                gxe.ExpectColumnValuesToBeInSet(column=column.name, value_set=list(column.allowed))
-            )
-    if contract.key:
-        expectations.append(gxe.ExpectColumnValuesToBeInSet(column=KEY_REPEATS, value_set=[False]))
-    if contract.equal_lengths:
-        expectations.append(gxe.ExpectColumnValuesToBeInSet(column=LENGTHS_DIFFER, value_set=[False]))
-    if "embedding" in contract.column_names:
-        expectations.append(
-            gxe.ExpectColumnValuesToBeBetween(
-                column=VECTOR_LENGTH, min_value=1 - UNIT_TOLERANCE, max_value=1 + UNIT_TOLERANCE
-            )
+    # The largest value of one row is the figure itself, and the Data Docs show it as observed.
+    return gxe.ExpectColumnMaxToBeBetween(
+        column=_figure_name(rule),
+        min_value=rule.low,
+        max_value=rule.high,
+        severity=FailureSeverity(rule.severity),
+        description=f"{rule.says} ({rule.severity})",
+        meta={"failure": rule.failure},
+    )
+
+
+def _run(suites: Mapping[str, Sequence[Rule]], docs_folder: Path, day: date) -> "CheckpointResult":
+    """Runs one checkpoint over all tables in one context: making a context takes as long as judging."""
+    import great_expectations as gx
+    from great_expectations.core.run_identifier import RunIdentifier
+
+    context = _open_context(docs_folder)
+    source = context.data_sources.add_pandas("figures")
+    validations = []
+    for table, rules in suites.items():
+        batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("figures_of_the_day")
+        suite = context.suites.add(
+            gx.ExpectationSuite(name=table, expectations=[build_expectation(rule) for rule in rules])
         )
-    return expectations
+        validations.append(
+            context.validation_definitions.add(gx.ValidationDefinition(name=table, data=batch, suite=suite))
+        )
+    checkpoint = gx.Checkpoint(
+        name="audit",
+        validation_definitions=validations,
+        actions=[],
+        result_format="BASIC",
+    )
+    run_id = RunIdentifier(run_name=str(day), run_time=datetime.now(UTC))
+    result = context.checkpoints.add(checkpoint).run(
+        batch_parameters={"dataframe": _figures(suites)}, run_id=run_id
+    )
+    # Once for all tables; as an action of the checkpoint it would build the site anew after each.
+    context.build_data_docs(site_names=[SITE])
+    return result
 
 
-def _run(prepared: DataFrame, contract: TableContract, docs_folder: Path) -> "CheckpointResult":
+def _open_context(docs_folder: Path) -> "EphemeralDataContext":
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
@@ -118,65 +134,20 @@ def _run(prepared: DataFrame, contract: TableContract, docs_folder: Path) -> "Ch
     site = {
         "class_name": "SiteBuilder",
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        # The pages of results say what was expected, too.
+        "site_section_builders": {"expectations": "None"},
         "store_backend": store,
     }
     context.add_data_docs_site(site_name=SITE, site_config=site)  # type: ignore[arg-type]
-    asset = context.data_sources.add_spark("delta").add_dataframe_asset(contract.name)
-    batch = asset.add_batch_definition_whole_dataframe("rows_of_the_day")
-    suite = context.suites.add(
-        gx.ExpectationSuite(name=contract.name, expectations=build_expectations(contract))
-    )
-    validation = context.validation_definitions.add(
-        gx.ValidationDefinition(name=contract.name, data=batch, suite=suite)
-    )
-    checkpoint = gx.Checkpoint(
-        name=contract.name,
-        validation_definitions=[validation],
-        actions=[gx.checkpoint.UpdateDataDocsAction(name="data_docs", site_names=[SITE])],
-        result_format="BASIC",
-    )
-    return context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": prepared})
+    return context
 
 
-def _describe_failures(result: "CheckpointResult", name: str) -> list[str]:
-    failures = []
-    for validation in result.run_results.values():
-        for outcome in validation.results:
-            if not outcome.success:
-                failures.append(
-                    _describe(name, outcome.expectation_config, outcome.result, outcome.exception_info)
-                )
-    return failures
+def _figures(suites: Mapping[str, Sequence[Rule]]) -> "pd.DataFrame":
+    """Returns one row for all tables: a checkpoint takes one frame, and each suite looks at its own columns."""
+    import pandas as pd
+
+    return pd.DataFrame([{_figure_name(rule): rule.found for rules in suites.values() for rule in rules}])
 
 
-def _describe(name: str, config: object, found: dict[str, object], exception: dict[str, object]) -> str:
-    """Says what was expected and what was found, in the words of the contract."""
-    kwargs = {key: value for key, value in config.kwargs.items() if key not in ("batch_id", "column")}  # type: ignore[attr-defined]
-    column = config.kwargs.get("column")  # type: ignore[attr-defined]
-    if exception.get("raised_exception"):
-        return f"{name}: {column or 'the table'} could not be checked ({exception.get('exception_message')})"
-    if column is None:
-        return f"{name}: {found.get('observed_value')} rows, expected {_limits(kwargs)}"
-    examples = list(_as_list(found.get("partial_unexpected_list")))[:MAX_EXAMPLES]
-    expected = {KEY_REPEATS: "keys to be unique", LENGTHS_DIFFER: "arrays of equal length"}.get(
-        str(column), _limits(kwargs)
-    )
-    shown = (
-        f", for example {', '.join(map(str, examples))}"
-        if examples and column not in (KEY_REPEATS, LENGTHS_DIFFER)
-        else ""
-    )
-    return f"{name}: {found.get('unexpected_count')} rows break column {column}: expected {expected}{shown}"
-
-
-def _limits(kwargs: dict[str, object]) -> str:
-    if "value_set" in kwargs:
-        return f"one of {kwargs['value_set']}"
-    low, high = kwargs.get("min_value"), kwargs.get("max_value")
-    if low is None and high is None:
-        return "no nulls"
-    return f"{'any' if low is None else low} to {'any' if high is None else high}"
-
-
-def _as_list(value: object) -> Sequence[object]:
-    return value if isinstance(value, list) else []
+def _figure_name(rule: Rule) -> str:
+    return f"{rule.table}: {rule.label}"

@@ -10,7 +10,7 @@ up to and including D: the first night brings all history, every later one its o
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import date
 from typing import Protocol
 
@@ -18,13 +18,13 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import CorruptInputError, MissingInputError, SchemaError
+from conf.errors import CorruptInputError, MissingInputError
 from conf.settings import Settings
 from conf.tables import TABLES
 from etl import contracts, storage
+from etl.schema_drift import describe_additions, require_columns, require_types
 from etl.spacetime import event_date
 
 LOGGER = logging.getLogger(__name__)
@@ -39,9 +39,11 @@ class Source(Protocol):
 
     Attributes:
         name: name of the job.
+        warnings: what is odd about the delivery and does not stop it, filled by `read`: columns that nobody reads.
     """
 
     name: str
+    warnings: list[str]
 
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         """Returns the delivery of a day: frames by raw table, `ranking_requests` apart.
@@ -61,10 +63,13 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
     Raises:
         MissingInputError: a file of the source is not there.
         CorruptInputError: a file cannot be read as what it should be.
-        SchemaError: a required column is missing.
+        SchemaError: a required column is missing, or has changed to a type that does not convert; nothing is written.
     """
     summary = JobSummary()
     frames = dict(source.read(spark, context.settings, day=context.day))
+    summary.notes["warnings"] = source.warnings
+    for warning in source.warnings:
+        LOGGER.warning("%s %s: %s", source.name, context.day, warning)
     for name in DELIVERED_TABLES:
         started = time.perf_counter()
         if name == "ranking_requests" and "raw_impressions" in frames:
@@ -137,28 +142,40 @@ def read_lines(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -
 
 
 def pick_columns(
-    frame: DataFrame, table: str, *, required: Mapping[str, str], optional: Mapping[str, str], remedy: str
+    frame: DataFrame,
+    table: str,
+    *,
+    required: Mapping[str, str],
+    optional: Mapping[str, str],
+    remedy: str,
+    warnings: list[str],
+    unread: Collection[str] = (),
 ) -> DataFrame:
-    """Selects columns by name with the given types; values that do not convert become null.
+    """Selects columns by name with the given types; single values that do not convert become null.
+
+    Args:
+        frame: a file as opened; the order of its columns does not matter.
+        table: what the file is called in errors.
+        required: types of columns that must be there.
+        optional: types of columns that are null where they are not there.
+        remedy: what to do about a file that does not fit.
+        warnings: takes a sentence that names the columns which nobody reads.
+        unread: columns that are known and not needed, and so no cause for a warning.
 
     Raises:
-        SchemaError: a required column is missing, or a column holds arrays, maps or structs.
+        SchemaError: a required column is missing, or the values of a column do not convert.
     """
-    fields = {field.name: field.dataType for field in frame.schema.fields}
-    for name, wanted in required.items():
-        if name not in fields:
-            found = f"no such column (columns there: {', '.join(fields)})"
-            raise SchemaError(table=table, column=name, expected=wanted, found=found, remedy=remedy)
-    columns = []
-    for name, wanted in {**required, **optional}.items():
-        kind = fields.get(name)
-        if isinstance(kind, T.ArrayType | T.MapType | T.StructType):
-            raise SchemaError(
-                table=table, column=name, expected=wanted, found=kind.simpleString(), remedy=remedy
-            )
-        value = F.lit(None).cast(wanted) if kind is None else F.col(f"`{name}`").try_cast(wanted)
-        columns.append(value.alias(name))
-    return frame.select(*columns)
+    wanted = {**required, **optional}
+    require_columns(frame, table, required, remedy=remedy)
+    require_types(frame, table, wanted, remedy=remedy)
+    warnings += describe_additions(frame, table, {*wanted, *unread})
+    have = set(frame.columns)
+    return frame.select(
+        *(
+            (F.col(f"`{name}`").try_cast(kind) if name in have else F.lit(None).cast(kind)).alias(name)
+            for name, kind in wanted.items()
+        )
+    )
 
 
 def collect_requests(impressions: DataFrame, *, day: date, action_type: str) -> DataFrame:

@@ -38,6 +38,9 @@ class SyntheticCity:
 
     name = "synthetic"
 
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
     def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
         city, clean, since = settings.city, settings.clean, settings.source.since
         # Cut the plan: three tables start from the users, and each would analyse and compute them anew.

@@ -7,6 +7,7 @@ kept.
 from pathlib import Path
 
 from conf.errors import SettingsError
+from conf.gates import TableGates, gates_of
 from conf.rules import RULES
 from conf.tables import TABLES, Column, TableContract
 
@@ -57,9 +58,25 @@ def _render_table(contract: TableContract) -> str:
             + ", ".join(f"`{group[0]}`" for group in contract.equal_lengths)
             + " are parallel."
         )
+    facts += _describe_gates(gates_of(contract.name))
     lines = "\n".join(_render_column(column) for column in contract.columns)
     head = "| column | type | values | meaning |\n|---|---|---|---|"
     return f"### {contract.name}\n\n{' '.join(facts)}\n\n{head}\n{lines}\n"
+
+
+def _describe_gates(gates: TableGates) -> list[str]:
+    """Says what the audit watches in a table beyond its contract; nothing if it watches nothing."""
+    watched = []
+    if gates.volume is not None:
+        counted = f"rows with `{gates.counted_by}` = the day" if gates.counted_by else "rows"
+        watched.append(f"number of {counted} ({gates.volume} if almost nothing came)")
+    watched += [f"share of `{name}`" for name in gates.shares]
+    if gates.newest:
+        watched.append(f"newest `{gates.newest}` (critical)")
+    watched += [f"unique {_code(columns)} (critical)" for columns in gates.unique]
+    if gates.frozen:
+        watched.append(f"{_code(gates.frozen)} of a key never change (critical)")
+    return [f"Watched: {'; '.join(watched)}."] if watched else []
 
 
 def _render_column(column: Column) -> str:

@@ -1,29 +1,41 @@
 """Audits the feature tables of a day, and what they were made from, before anything is published.
 
-The Great Expectations gate checks each table against its contract; the checks here are those that look across
-tables: one model and one index version, a vector for every user and every live POI, a score for every
-candidate, every generated POI live. Everything is read at versions that are pinned first and kept in the
-audit record, a JSON file under `{storage.artifacts}/audits/`; `publish` releases exactly those. Run it with
-`python -m udfs audit --day D`.
+The gates judge each table: its contract, and volume, shares and freshness beside the days before. The checks here are
+those that look across tables: one model and one index version, a vector for every user and every live POI, a score for
+every candidate, every generated POI live. Everything is read at versions that are pinned first and kept in the audit
+record, a JSON file under `{storage.artifacts}/audits/`; `publish` releases exactly those. A critical failure stops
+publication; a warning is in the record, the job's summary and the Data Docs. Run: `python -m udfs audit --day D`.
 """
 
+import logging
 import time
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import GateFailedError
-from conf.tables import FEATURE_TABLES
-from etl.quality import gate
+from conf.settings import GateSettings
+from conf.tables import TABLE_STATISTICS
+from etl.contracts import spark_schema
+from etl.gate_rules import Figure, build_rules
+from etl.quality import Judgement, judge
 from etl.session import open_session
+from etl.storage import replace_day
+from etl.table_statistics import measure_tables
 from udfs.audit_checks import AuditedDay, check_across_tables, check_stamps, find_stamps
 from udfs.audit_record import Audit, save_audit
 
-MAY_BE_EMPTY = (*FEATURE_TABLES, "ranking_requests")
+LOGGER = logging.getLogger(__name__)
+DayFigures = dict[tuple[date, str], dict[tuple[str, str], Figure]]
+"""Figures by day and table, then by column and statistic."""
 
 
 def run_audit(context: JobContext) -> JobSummary:
-    """Audits the day and writes the record.
+    """Audits the day and writes the record and, if it passed, the day's figures for the days to come.
 
     Raises:
         MissingInputError: a feature table or an input was never written.
@@ -32,14 +44,22 @@ def run_audit(context: JobContext) -> JobSummary:
     settings, started = context.settings, time.perf_counter()
     spark = open_session(settings, f"spacetime-gr audit {context.day}")
     audited = AuditedDay(spark, settings.storage.root, context.day)
-    docs = Path(settings.storage.artifacts) / "data_docs"
+    docs = Path(settings.storage.artifacts) / "data_docs" / str(context.day)
     stamps = find_stamps(audited)
     checks = check_stamps(stamps)
     if len(stamps) == 1:
         checks += check_across_tables(audited, model_version=stamps[0][0], index_version=stamps[0][1])
     crossed = time.perf_counter()
+    figures = measure_day(audited, history_days=settings.gates.history_days)
+    measured = time.perf_counter()
+    judgement = judge_day(audited, figures, docs, settings.gates)
     failures = [f"{check.table}: {check.found} {check.name}" for check in checks if not check.is_passed]
-    failures += run_gates(audited, docs)
+    failures += judgement.failures
+    steps = {
+        "checks": crossed - started,
+        "figures": measured - crossed,
+        "gates": time.perf_counter() - measured,
+    }
     audit = Audit(
         day=str(context.day),
         run_id=context.run_id,
@@ -51,25 +71,73 @@ def run_audit(context: JobContext) -> JobSummary:
         checks=[asdict(check) for check in checks],
         failures=failures,
         docs=str(docs),
+        warnings=judgement.warnings,
+        unjudged=judgement.unjudged,
     )
     if not context.dry_run:
         save_audit(audit, settings.storage.artifacts)
+    for warning in audit.warnings:
+        LOGGER.warning("audit of %s: %s", context.day, warning)
     if failures:
         raise GateFailedError(table="the feature tables", day=audit.day, failures=failures, docs=docs)
-    steps = {"checks": crossed - started, "gates": time.perf_counter() - crossed}
-    return JobSummary(notes={"checks": len(checks), "table_versions": audited.versions}, steps=steps)
+    notes = {
+        "checks": len(checks),
+        "table_versions": audited.versions,
+        "warnings": audit.warnings,
+        "unjudged": audit.unjudged,
+    }
+    summary = JobSummary(notes=notes, steps=steps)
+    if not context.dry_run:
+        summary.tables[TABLE_STATISTICS.name] = save_figures(audited, figures, context)
+    return summary
 
 
-def run_gates(audited: AuditedDay, docs: Path) -> list[str]:
-    """Runs the Great Expectations gate of every table; returns what failed, in words.
+def measure_day(audited: AuditedDay, *, history_days: int) -> DayFigures:
+    """Counts the figures of the day and reads those of the days before, in one Spark action."""
+    tables = {name: audited.rows(name) for name in audited.versions}
+    figures = measure_tables(tables, audited.before_the_night(), day=audited.day)
+    found = audited.earlier_statistics(history_days).unionByName(
+        figures.withColumn("day", F.lit(audited.day)), allowMissingColumns=True
+    )
+    by_table: DayFigures = {}
+    for row in found.collect():  # a few hundred figures, however large the tables are
+        of_table = by_table.setdefault((row["day"], row["table_name"]), {})
+        of_table[row["column_name"], row["statistic"]] = Figure(row["value"], row["example"])
+    return by_table
 
-    A night may have no requests and nothing to embed anew, so tables that follow from those are judged only
-    if they have rows; a night without a single action is a delivery that failed.
-    """
-    failures = []
+
+def judge_day(audited: AuditedDay, figures: DayFigures, docs: Path, settings: GateSettings) -> Judgement:
+    """Judges every table of the day; returns what failed, in words."""
+    rules, unjudged = {}, []
     for name in audited.versions:
-        rows = audited.rows(name)
-        if name in MAY_BE_EMPTY and rows.isEmpty():
-            continue
-        failures += gate(rows, name, docs)
-    return failures
+        earlier = {
+            day: found for (day, table), found in figures.items() if table == name and day < audited.day
+        }
+        rules[name], too_few = build_rules(
+            name, figures[audited.day, name], earlier, day=audited.day, settings=settings
+        )
+        unjudged += too_few
+    judgement = judge(rules, docs, day=audited.day)
+    return Judgement(judgement.failures, judgement.warnings, unjudged)
+
+
+def save_figures(audited: AuditedDay, figures: DayFigures, context: JobContext) -> int:
+    """Replaces the day's rows of `table_statistics`; only passed audits come here.
+
+    So a day on which almost nothing came does not make almost nothing the usual.
+    """
+    rows = [
+        (day, table, column, statistic, figure.value)
+        for (day, table), found in sorted(figures.items())
+        if day == audited.day
+        for (column, statistic), figure in sorted(found.items())
+    ]
+    frame: DataFrame = audited.spark.createDataFrame(rows, spark_schema(TABLE_STATISTICS))
+    return replace_day(
+        frame.coalesce(1),
+        TABLE_STATISTICS.name,
+        audited.root,
+        day=audited.day,
+        run_id=context.run_id,
+        job=context.job,
+    )

@@ -6,13 +6,14 @@ there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from functools import reduce
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from conf.tables import FEATURE_TABLES, TABLES
+from conf.gates import gates_of
+from conf.tables import FEATURE_TABLES, TABLE_STATISTICS, TABLES
 from etl.contracts import spark_schema
 from etl.storage import read_table, table_exists, table_version
 from udfs.feature_night import pin_version
@@ -45,6 +46,10 @@ class AuditedDay:
         self.spark, self.root, self.day = spark, root, day
         self.versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
         self.versions |= {name: pin_version(spark, root, name, day) for name in UPSTREAM_TABLES}
+        eve = day - timedelta(days=1)
+        self.versions_before = {
+            name: pin_version(spark, root, name, eve) for name in self.versions if gates_of(name).frozen
+        }
 
     def read(self, name: str) -> DataFrame:
         """Reads a table at its pinned version."""
@@ -54,6 +59,21 @@ class AuditedDay:
         """Reads the day's rows of a table; all rows of one that is not written by day."""
         rows = self.read(name)
         return rows.where(F.col("day") == F.lit(self.day)) if TABLES[name].write == "day" else rows
+
+    def before_the_night(self) -> dict[str, DataFrame]:
+        """Reads the tables with columns that never change as they stood before the day's night."""
+        return {
+            name: read_table(self.spark, self.root, name, version=version)
+            for name, version in self.versions_before.items()
+        }
+
+    def earlier_statistics(self, days: int) -> DataFrame:
+        """Reads the figures that the audits of so many days before the day have counted."""
+        if not table_exists(self.spark, self.root, TABLE_STATISTICS.name):
+            return self.spark.createDataFrame([], spark_schema(TABLE_STATISTICS))
+        first = F.lit(self.day - timedelta(days=days))
+        rows = read_table(self.spark, self.root, TABLE_STATISTICS.name)
+        return rows.where((F.col("day") >= first) & (F.col("day") < F.lit(self.day)))
 
     def refused(self, job: str) -> DataFrame:
         """Reads what a feature job refused on the day; the quarantine is not pinned, it is only counted."""

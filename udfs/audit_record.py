@@ -7,7 +7,7 @@ equal files.
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -28,7 +28,9 @@ class Audit:
         table_versions: Delta version of every table looked at.
         checks: what was counted across tables.
         failures: why it did not pass, in words; those of the gate included.
-        docs: folder of the Data Docs.
+        docs: folder of the day's Data Docs.
+        warnings: what the gates found that does not stop publication, in words.
+        unjudged: what the gates could not judge, since too few days came before.
     """
 
     day: str
@@ -41,6 +43,9 @@ class Audit:
     checks: list[dict[str, object]]
     failures: list[str]
     docs: str
+    # Records written before these were kept have neither.
+    warnings: list[str] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
 
 
 def save_audit(audit: Audit, artifacts: str) -> Path:

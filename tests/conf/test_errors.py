@@ -35,6 +35,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
         "column": "poi_id",
         "expected": "string",
         "found": "no such column",
+        "example": "12",
         "remedy": "Add it.",
     },
     "RowsLostError": {

@@ -1,49 +1,59 @@
-"""The gate passes good rows, and says in words what is wrong with bad ones."""
+"""Great Expectations judges the figures: severities, texts, pages."""
 
 from datetime import date
 
 import pytest
 
-from conf.tables import TABLES
-from etl.contracts import spark_schema
-from etl.quality import gate
+from conf.gates import Severity
+from etl.gate_rules import Rule
+from etl.quality import Judgement, build_expectation, judge
 
 DAY = date(2026, 1, 31)
 
 
-def vectors(spark, rows):
-    full = [(DAY, user, vector, DAY, "7", 1, "r", False) for user, vector in rows]
-    schema = spark_schema(TABLES["user_embeddings"])
-    return spark.createDataFrame(full, schema)
-
-
-def test_good_rows_pass_and_leave_a_page(spark, tmp_path):
-    assert gate(vectors(spark, [("ann", [0.6, 0.8]), ("bob", [1.0, 0.0])]), "user_embeddings", tmp_path) == []
-    assert (tmp_path / "index.html").is_file()
-
-
-def test_each_defect_is_named_with_how_many_rows_have_it(spark, tmp_path):
-    rows = vectors(
-        spark, [("ann", [0.6, 0.8]), ("ann", [0.6, 0.8]), ("bob", [1.0, 1.0]), ("eve", [float("nan"), 0.0])]
+def rule(table: str, found: float, severity: Severity = "critical", low: float | None = None) -> Rule:
+    """Nothing may be found; with `low`, at least so much must be."""
+    return Rule(
+        table,
+        "rows",
+        found,
+        low,
+        None if low else 0,
+        severity,
+        f"{table} is as it should be",
+        f"{table} broke",
     )
 
-    failures = gate(rows, "user_embeddings", tmp_path)
 
-    assert "user_embeddings: 2 rows break column key_repeats: expected keys to be unique" in failures
-    (of_length,) = [failure for failure in failures if "vector_length" in failure]
-    assert of_length.startswith("user_embeddings: 2 rows break column vector_length: expected 0.999 to 1.001")
-    assert len(failures) == 2
+def test_criticals_and_warnings_are_told_apart_and_every_table_has_a_page(tmp_path):
+    rules = {
+        "good": [rule("good", 0)],
+        "odd": [rule("odd", 3, "warning"), rule("odd", 3, low=1)],  # the same figure, two rules
+        "bad": [rule("bad", 3)],
+        "empty": [],
+    }
+
+    assert judge(rules, tmp_path, day=DAY) == Judgement(failures=["bad broke"], warnings=["odd broke"])
+
+    index = (tmp_path / "index.html").read_text()
+    assert all(f"validations/{table}/{DAY}/" in index for table in ("good", "odd", "bad"))
+    (page,) = (tmp_path / "validations" / "odd" / str(DAY)).rglob("*.html")
+    assert (
+        "odd is as it should be (warning)" in page.read_text()
+    )  # the Data Docs say what was expected, and how bad
 
 
-def test_a_day_without_rows_does_not_pass(spark, tmp_path):
-    (failure,) = gate(vectors(spark, []), "user_embeddings", tmp_path)
-
-    assert failure == "user_embeddings: 0 rows, expected 1 to any"
+def test_severity_is_that_of_great_expectations():
+    assert build_expectation(rule("odd", 3, "warning")).severity.value == "warning"
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_every_contract_makes_a_suite(name):
-    pytest.importorskip("great_expectations")
-    from etl.quality import build_expectations
+def test_without_rules_nothing_is_judged(tmp_path):
+    assert judge({}, tmp_path / "docs", day=DAY) == Judgement()
+    assert not (tmp_path / "docs").exists()
 
-    assert len(build_expectations(TABLES[name])) >= 1
+
+@pytest.mark.parametrize(("found", "is_good"), [(0.0, False), (1.0, True), (1e9, True)])
+def test_an_open_bound_lets_everything_beyond_pass(tmp_path, found, is_good):
+    judgement = judge({"odd": [rule("odd", found, low=1)]}, tmp_path, day=DAY)
+
+    assert (judgement.failures == []) is is_good

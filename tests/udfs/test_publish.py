@@ -5,6 +5,7 @@ import json
 import pytest
 
 from conf.errors import AuditMissingError, GateFailedError, NoReleaseError, ReleaseSkewError
+from etl.quality import Judgement, judge
 from tests.udfs.town import DAY_1, DAY_2, action, request, sequence
 from udfs.read_release import read_release
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.spark
 @pytest.fixture(autouse=True)
 def gate_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate has tests of its own, and a test below runs it; the others need not wait for it."""
-    monkeypatch.setattr("udfs.audit.gate", lambda rows, name, docs: [])
+    monkeypatch.setattr("udfs.audit.judge", lambda rules, docs, day: Judgement())
 
 
 def test_readers_see_nothing_before_the_first_release(computed):
@@ -154,12 +155,10 @@ def test_a_candidate_without_a_score_fails_the_audit(computed):
 
 
 def test_the_gate_judges_every_table_and_keeps_data_docs(computed, monkeypatch):
-    import etl.quality
-
-    monkeypatch.setattr("udfs.audit.gate", etl.quality.gate)
+    monkeypatch.setattr("udfs.audit.judge", judge)
     computed.deliver(DAY_1, cleaned_actions=[])  # a delivery that failed
 
     with pytest.raises(GateFailedError, match="cleaned_actions: 0 rows"):
         computed.run("audit", DAY_1)
 
-    assert (computed.artifacts / "data_docs" / "index.html").is_file()
+    assert (computed.artifacts / "data_docs" / str(DAY_1) / "index.html").is_file()

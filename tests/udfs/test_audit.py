@@ -1,0 +1,125 @@
+"""What the gates of an audit stop, what they only tell, and the figures they leave for the days to come."""
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from conf.errors import AuditMissingError, GateFailedError
+from tests.udfs.town import DAY_1, DAY_2, slot
+from udfs.audit import measure_day
+from udfs.audit_checks import AuditedDay
+from udfs.read_release import read_release
+
+pytestmark = pytest.mark.spark
+
+
+def remember(town, usual, *, before, days=3):
+    """Writes figures of cleaned_actions for the days before one: so many actions on each, all of interest."""
+    for number in range(1, days + 1):
+        figures = {
+            ("", "rows"): usual,
+            ("", "rows_of_the_day"): usual,
+            ("is_interest", "true"): usual,
+            ("user_lon", "nulls"): usual,
+            ("user_lat", "nulls"): usual,
+        }
+        rows = [
+            {
+                "table_name": "cleaned_actions",
+                "column_name": column,
+                "statistic": statistic,
+                "value": float(value),
+            }
+            for (column, statistic), value in figures.items()
+        ]
+        town.deliver(before - timedelta(days=number), table_statistics=rows)
+
+
+def record_of(town, day):
+    return json.loads((town.artifacts / "audits" / f"{day}.json").read_text())
+
+
+def test_a_warning_is_told_and_kept_and_the_night_is_published(computed):
+    remember(computed, 3, before=DAY_1)  # the day has 1 action: below half of 3, above a tenth
+
+    summary = computed.run("audit", DAY_1)
+
+    (warning,) = summary.notes["warnings"]
+    assert warning == (
+        "cleaned_actions: 1 rows of the day itself, usual are 3 (median of 3 days before), expected 2 to 6"
+    )
+    assert (record_of(computed, DAY_1)["warnings"], record_of(computed, DAY_1)["is_passed"]) == (
+        [warning],
+        True,
+    )
+    assert (
+        "ranking_requests: number of rows not judged, 0 of 3 days needed before it"
+        in summary.notes["unjudged"]
+    )
+    pages = (computed.artifacts / "data_docs" / str(DAY_1)).rglob("*.html")
+    assert any("rows of the day itself: 2 to 6 (warning)" in page.read_text() for page in pages)
+    assert computed.run("publish", DAY_1).notes == {"release_id": 1, "is_new": True, "day": str(DAY_1)}
+
+
+def test_a_critical_failure_leaves_the_last_release_in_place(published):
+    remember(published, 20, before=DAY_1)
+    published.deliver_second_night()
+    published.run("features", DAY_2)
+    before = sorted(read_release(published.spark, published.root, "user_embeddings").collect())
+
+    with pytest.raises(
+        GateFailedError, match=r"1 rows of the day itself, usual are 20 .*, expected at least 2"
+    ):
+        published.run("audit", DAY_2)
+
+    with pytest.raises(AuditMissingError, match="the audit failed"):
+        published.run("publish", DAY_2)
+    assert sorted(read_release(published.spark, published.root, "user_embeddings").collect()) == before
+    # Almost nothing must not become the usual: the figures of the failed day are not kept.
+    assert DAY_2 not in {row["day"] for row in published.read("table_statistics")}
+
+
+def test_ids_that_change_overnight_stop_the_night(published):
+    published.deliver_second_night()
+    published.deliver(DAY_2, poi_index=[slot(2, inner_id=7, changed_day=DAY_2)])
+    published.run("features", DAY_2)
+
+    with pytest.raises(GateFailedError) as error:
+        published.run("audit", DAY_2)
+
+    (failure,) = (text for text in error.value.failures if text.startswith("poi_index"))
+    assert "1 of 9 rows break block_id, inner_id (changed)" in failure
+    assert '"poi_id":"p2"' in failure
+    assert '"was":{"block_id":0,"inner_id":2},"now":{"block_id":0,"inner_id":7}' in failure
+
+
+def test_figures_of_a_day_are_written_once_however_often_it_is_audited(published):
+    before = published.digest("table_statistics")
+
+    published.run("audit", DAY_1, run_id="again")
+
+    assert published.digest("table_statistics") == before
+    figures = {
+        (row["table_name"], row["column_name"], row["statistic"]): row["value"]
+        for row in published.read("table_statistics")
+    }
+    assert figures["cleaned_actions", "", "rows_of_the_day"] == 1
+    assert figures["poi_index", "", "rows"] == 8
+    assert figures["poi_index", "block_id, inner_id", "changed"] == 0
+    assert figures["ranking_requests", "user_lon", "nulls"] == 0
+
+
+def test_all_figures_and_those_of_the_days_before_come_from_one_action(published):
+    spark = published.spark
+    audited = AuditedDay(spark, published.root, DAY_1)
+    calls = []
+    collect = type(audited.read("poi_index")).collect
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(audited.read("poi_index")), "collect", lambda self: calls.append(1) or collect(self)
+        )
+        figures = measure_day(audited, history_days=7)
+
+    assert len(calls) == 1
+    assert {table for day, table in figures if day == DAY_1} == set(audited.versions)
