@@ -43,6 +43,7 @@ class SparkSettings(Section):
         False,
         description="for small data: compile little and plan once; queries start sooner, rows pass slower",
     )
+    jvm_options: str = Field("", description="further options of the driver's JVM; the last of a kind wins")
     conf: dict[str, str] = Field(default_factory=dict, description="further Spark properties, as they are")
 
 

@@ -6,7 +6,9 @@ takes them from there and needs no network.
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
@@ -39,8 +41,15 @@ JAR_PREFIXES = ("io.delta_", "io.unitycatalog_", "org.locationtech.jts_")
 """What Delta needs beyond the jars that Spark ships itself."""
 
 
-def open_session(settings: Settings, app_name: str) -> SparkSession:
+def open_session(
+    settings: Settings, app_name: str, properties: Mapping[str, str] = MappingProxyType({})
+) -> SparkSession:
     """Opens the session of a job, or returns the one that is open.
+
+    Args:
+        settings: how to start Spark.
+        app_name: what the cluster shows.
+        properties: what this job needs beyond the settings.
 
     Raises:
         JavaMissingError: no Java runtime of a supported version was found.
@@ -50,7 +59,7 @@ def open_session(settings: Settings, app_name: str) -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = sys.executable
     spark_settings = settings.spark
     builder = SparkSession.builder.appName(app_name).master(spark_settings.master)
-    for key, value in _properties(settings).items():
+    for key, value in {**_properties(settings), **properties}.items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
@@ -133,4 +142,4 @@ def _java_options(spark_settings: SparkSettings) -> str:
     if archive.is_file() and spark_settings.master.startswith("local"):
         # One of another JDK is left aside by the JVM, which then starts as without any.
         options.append(f"-XX:SharedArchiveFile={archive} {QUIET_ARCHIVE}")
-    return " ".join(options)
+    return " ".join([*options, spark_settings.jvm_options])

@@ -16,6 +16,9 @@ from etl.storage import read_table, table_exists, table_version, table_version_o
 from udfs.model_cache import ServedModel, check_index, serve_model
 from udfs.slots import keep_known
 
+WORKER_PROPERTIES = {"spark.python.daemon.module": "udfs.worker_daemon"}
+"""Workers of these jobs are forked from a process that has imported torch."""
+
 
 @dataclass(frozen=True)
 class Night:
@@ -59,7 +62,7 @@ def open_night(context: JobContext, inputs: Sequence[str]) -> Night:
         IndexVersionError, CapacityError, FingerprintError: the model does not fit the index.
     """
     settings = context.settings
-    spark = open_session(settings, f"spacetime-gr {context.job} {context.day}")
+    spark = open_session(settings, f"spacetime-gr {context.job} {context.day}", WORKER_PROPERTIES)
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", settings.features.batch_rows)
     versions = {name: pin_version(spark, settings.storage.root, name, context.day) for name in inputs}
     model = serve_model(spark, context.options.model or settings.features.model, settings)

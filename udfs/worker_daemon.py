@@ -1,0 +1,19 @@
+"""The process that Spark forks its Python workers from, with torch and the model code already imported.
+
+Spark's own daemon (`pyspark.daemon`) imports neither, so every worker would do it again: 4 CPU seconds and several
+hundred MB each, and once more after every idle minute, when Spark ends its workers. Forked from here they start at
+once and share the memory. Named by the property `spark.python.daemon.module`; Spark runs it as
+`python -m udfs.worker_daemon pyspark.worker`.
+
+Nothing here may start a thread: threads do not survive a fork. Importing does not, computing does.
+"""
+
+from pyspark import daemon
+
+import udfs.poi_candidates
+import udfs.poi_embeddings
+import udfs.ranking_scores
+import udfs.user_embeddings  # noqa: F401
+
+if __name__ == "__main__":
+    daemon.manager()
