@@ -6,16 +6,16 @@ changed ids read their own few columns, since carrying whole rows through a shuf
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import reduce
 
-from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.gates import gates_of
 from conf.tables import TABLES, Column, TableContract
-from etl.spacetime import event_date
+from etl.spacetime import MS_PER_DAY
 
 FIGURE_SCHEMA = "table_name string, column_name string, statistic string, value double, example string"
 
@@ -26,6 +26,25 @@ NEWEST_DAY, REPEATED, CHANGED = "newest_day", "repeated", "changed"
 
 EMBEDDING = "embedding"
 UNIT_TOLERANCE = 1e-3
+LENGTH = f"sqrt(aggregate({EMBEDDING}, 0D, (total, x) -> total + double(x) * double(x)))"
+"""The Euclidean length of a vector."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A figure to count: SQL text, since hundreds of column objects would take seconds to build.
+
+    Attributes:
+        column: name of the column that the figure is about; empty for the table.
+        statistic: one of the names above.
+        value: aggregate, a number.
+        example: aggregate, text that shows what was counted.
+    """
+
+    column: str
+    statistic: str
+    value: str
+    example: str = "NULL"
 
 
 def measure_tables(
@@ -56,40 +75,36 @@ def measure_tables(
 def measure_rows(rows: DataFrame, contract: TableContract, *, day: date) -> DataFrame:
     """Counts, in one scan, everything that one row shows by itself: nulls, bounds, lists, lengths, shares, age."""
     gates = gates_of(contract.name)
-    figures = [_figure("", ROWS, F.count("*"))]
+    figures = [Aggregate("", ROWS, "count(*)")]
     if gates.counted_by:
-        figures.append(_figure("", ROWS_OF_DAY, F.count_if(F.col(gates.counted_by) == F.lit(day))))
+        figures.append(Aggregate("", ROWS_OF_DAY, f"count_if({gates.counted_by} = DATE'{day}')"))
     for column in contract.columns:
         if is_checked(column):
-            figures += _measure_column(column)
-    figures += [_figure(name, TRUE, F.count_if(F.col(name))) for name in gates.shares]
+            figures += _figures_of_column(column)
+    figures += [Aggregate(name, TRUE, f"count_if({name})") for name in gates.shares]
     if gates.newest:
-        newest = F.col(gates.newest)
-        as_date = newest if contract.column(gates.newest).type == "date" else event_date(newest)
-        figures.append(_figure(gates.newest, NEWEST_DAY, F.max(F.unix_date(as_date)), F.max(as_date)))
+        is_date = contract.column(gates.newest).type == "date"
+        newest = (
+            gates.newest if is_date else f"date_from_unix_date(int(floor({gates.newest} / {MS_PER_DAY})))"
+        )
+        figures.append(Aggregate(gates.newest, NEWEST_DAY, f"unix_date(max({newest}))", f"max({newest})"))
     for group in contract.equal_lengths:
-        differ = [F.size(name) != F.size(group[0]) for name in group[1:]]
-        figures.append(_figure(group[0], LENGTHS_DIFFER, F.count_if(reduce(SparkColumn.__or__, differ))))
+        differ = " OR ".join(f"size({name}) <> size({group[0]})" for name in group[1:])
+        figures.append(Aggregate(group[0], LENGTHS_DIFFER, f"count_if({differ})"))
     if EMBEDDING in contract.column_names:
-        length = vector_length(F.col(EMBEDDING))
         # NaN is larger than every number in Spark, so that it lies outside, too.
-        is_off = ~length.between(1 - UNIT_TOLERANCE, 1 + UNIT_TOLERANCE)
-        figures.append(_count(EMBEDDING, NOT_UNIT_LENGTH, is_off, shown=length))
-    return rows.agg(F.array(*figures).alias("figures")).select(
-        F.lit(contract.name).alias("table_name"), F.inline("figures")
-    )
+        is_off = f"{LENGTH} NOT BETWEEN {1 - UNIT_TOLERANCE} AND {1 + UNIT_TOLERANCE}"
+        figures.append(_count(EMBEDDING, NOT_UNIT_LENGTH, is_off, shown=LENGTH))
+    return _compute(rows, contract.name, figures)
 
 
 def measure_repeated(rows: DataFrame, table: str, columns: Sequence[str]) -> DataFrame:
     """Counts the rows whose values of these columns occur in another row, too."""
     repeated = rows.groupBy(*columns).agg(F.count("*").alias("n")).where("n > 1")
-    figure = _figure(
-        ", ".join(columns),
-        REPEATED,
-        F.coalesce(F.sum("n"), F.lit(0)),
-        F.min(F.to_json(F.struct(*columns))),
+    example = f"min(to_json(struct({', '.join(columns)})))"
+    return _compute(
+        repeated, table, [Aggregate(", ".join(columns), REPEATED, "coalesce(sum(n), 0)", example)]
     )
-    return _single(repeated, table, figure)
 
 
 def measure_changed(
@@ -100,8 +115,9 @@ def measure_changed(
     was = before.select(*key, F.struct(*frozen).alias("was"))
     now = rows.select(*key, F.struct(*frozen).alias("now"))
     changed = was.join(now, key, "left").where(~F.col("was").eqNullSafe(F.col("now")))
-    example = F.min(F.to_json(F.struct(*key, "was", "now"), {"ignoreNullFields": "false"}))
-    return _single(changed, contract.name, _figure(", ".join(frozen), CHANGED, F.count("*"), example))
+    shown = f"to_json(struct({', '.join(key)}, was, now), map('ignoreNullFields', 'false'))"
+    figure = Aggregate(", ".join(frozen), CHANGED, "count(*)", f"min({shown})")
+    return _compute(changed, contract.name, [figure])
 
 
 def is_checked(column: Column) -> bool:
@@ -109,50 +125,42 @@ def is_checked(column: Column) -> bool:
     return not column.is_array and not column.type.startswith("map<")
 
 
-def vector_length(vector: SparkColumn) -> SparkColumn:
-    """Returns the Euclidean length of an array of numbers."""
-    return F.sqrt(
-        F.aggregate(vector, F.lit(0.0), lambda total, x: total + x.cast("double") * x.cast("double"))
-    )
-
-
 def has_bounds(column: Column) -> bool:
     """Tells whether values can lie out of bounds: fractions must be finite even where no bound is given."""
     return column.low is not None or column.high is not None or column.type in ("float", "double")
 
 
-def _measure_column(column: Column) -> list[SparkColumn]:
-    value = F.col(column.name)
-    figures = [_figure(column.name, NULLS, F.count_if(value.isNull()))]
+def _figures_of_column(column: Column) -> list[Aggregate]:
+    name = column.name
+    figures = [Aggregate(name, NULLS, f"count_if({name} IS NULL)")]
     if has_bounds(column):
-        broken = F.lit(False)
-        if column.low is not None:
-            broken = broken | (value < column.low)
+        broken = [f"{name} < {column.low}"] if column.low is not None else []
         if column.high is not None:
-            broken = broken | (value > column.high)
+            broken.append(f"{name} > {column.high}")
         if column.type in ("float", "double"):
-            broken = broken | F.isnan(value) | (F.abs(value) == float("inf"))
-        figures.append(_count(column.name, OUT_OF_BOUNDS, broken, shown=value))
+            broken += [f"isnan({name})", f"abs({name}) = double('infinity')"]
+        figures.append(_count(name, OUT_OF_BOUNDS, " OR ".join(broken), shown=name))
     if column.allowed:
-        figures.append(_count(column.name, NOT_ALLOWED, ~value.isin(*column.allowed), shown=value))
+        allowed = ", ".join(map(repr, column.allowed))
+        figures.append(_count(name, NOT_ALLOWED, f"{name} NOT IN ({allowed})", shown=name))
     return figures
 
 
-def _count(column: str, statistic: str, condition: SparkColumn, *, shown: SparkColumn) -> SparkColumn:
+def _count(column: str, statistic: str, condition: str, *, shown: str) -> Aggregate:
     """Counts the rows that meet a condition; the example is the smallest text, so that reruns show the same."""
-    return _figure(column, statistic, F.count_if(condition), F.min(F.when(condition, shown.cast("string"))))
+    example = f"min(CASE WHEN {condition} THEN string({shown}) END)"
+    return Aggregate(column, statistic, f"count_if({condition})", example)
 
 
-def _figure(
-    column: str, statistic: str, value: SparkColumn, example: SparkColumn | None = None
-) -> SparkColumn:
-    return F.struct(
-        F.lit(column).alias("column_name"),
-        F.lit(statistic).alias("statistic"),
-        value.cast("double").alias("value"),
-        (F.lit(None) if example is None else example).cast("string").alias("example"),
+def _compute(rows: DataFrame, table: str, figures: Sequence[Aggregate]) -> DataFrame:
+    """Computes figures in one aggregation, as rows of `FIGURE_SCHEMA`."""
+    columns = {
+        "column_name": [repr(figure.column) for figure in figures],
+        "statistic": [repr(figure.statistic) for figure in figures],
+        "value": [f"double({figure.value})" for figure in figures],
+        "example": [f"string({figure.example})" for figure in figures],
+    }
+    arrays = [f"array({', '.join(texts)}) AS {name}" for name, texts in columns.items()]
+    return rows.selectExpr(*arrays).selectExpr(
+        f"'{table}' AS table_name", f"inline(arrays_zip({', '.join(columns)}))"
     )
-
-
-def _single(rows: DataFrame, table: str, figure: SparkColumn) -> DataFrame:
-    return rows.agg(figure.alias("figure")).select(F.lit(table).alias("table_name"), "figure.*")

@@ -8,7 +8,6 @@ import pytest
 
 from conf.settings import Settings, SparkSettings, StorageSettings
 
-
 LONGEST_FIRST = ("airflow_dags", "udfs", "etl", "bench", "models", "conf")
 """Folders in the order of their longest file: what runs last should be short, or one process waits for the other."""
 

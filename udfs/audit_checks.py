@@ -39,6 +39,15 @@ class Check:
         return self.found == 0
 
 
+@dataclass(frozen=True)
+class Search:
+    """A check to make: the rows that must not be there."""
+
+    table: str
+    name: str
+    rows: DataFrame
+
+
 class AuditedDay:
     """The tables of one day at pinned versions."""
 
@@ -107,32 +116,36 @@ def check_stamps(stamps: Sequence[tuple[str, int, bool]]) -> list[Check]:
 
 
 def check_across_tables(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Check]:
-    """Counts what must not be there when all tables of the day are put beside each other."""
-    return [
-        *check_vectors(audited, model_version=model_version, index_version=index_version),
-        *check_scores(audited),
-        *check_candidates(audited, index_version=index_version),
+    """Counts what must not be there when all tables of the day are put beside each other, in one Spark action."""
+    searches = [
+        *find_missing_vectors(audited, model_version=model_version, index_version=index_version),
+        *find_wrong_scores(audited),
+        *find_wrong_candidates(audited, index_version=index_version),
     ]
+    numbered = [search.rows.select(F.lit(number).alias("check")) for number, search in enumerate(searches)]
+    counts = reduce(DataFrame.unionAll, numbered).groupBy("check").count().collect()
+    found = {row["check"]: row["count"] for row in counts}
+    return [Check(search.table, search.name, found.get(number, 0)) for number, search in enumerate(searches)]
 
 
-def check_vectors(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Check]:
-    """Counts users and live POIs whose vector is missing or stale, unless it was refused."""
+def find_missing_vectors(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Search]:
+    """Finds users and live POIs whose vector is missing or stale, unless it was refused."""
     done = (F.col("model_version") == model_version) & (F.col("day") <= F.lit(audited.day))
     users = pending_users(
         audited.read("action_sequences"), audited.read("user_embeddings").where(done), day=audited.day
     )
     slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
     pois = pending_pois(slots, audited.read("poi_embeddings").where(done), day=audited.day)
-    checks = []
+    searches = []
     for table, key, pending in (("user_embeddings", "user_id", users), ("poi_embeddings", "poi_id", pois)):
         refused = audited.refused(table).select(F.get_json_object("payload", f"$.{key}").alias(key))
-        missing = pending.join(refused, key, "left_anti").count()
-        checks.append(Check(table, f"{key}s without a vector as of the day", missing))
-    return checks
+        missing = pending.join(refused, key, "left_anti")
+        searches.append(Search(table, f"{key}s without a vector as of the day", missing))
+    return searches
 
 
-def check_scores(audited: AuditedDay) -> list[Check]:
-    """Counts candidates of the day that are neither scored nor refused."""
+def find_wrong_scores(audited: AuditedDay) -> list[Search]:
+    """Finds candidates of the day that are neither scored nor refused, and scores of no candidate."""
     delivered = audited.rows("ranking_requests").select(
         "request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")
     )
@@ -143,15 +156,15 @@ def check_scores(audited: AuditedDay) -> list[Check]:
     scored = audited.rows("ranking_scores").select("request_id", "poi_id")
     key = ["request_id", "poi_id"]
     return [
-        Check("ranking_scores", "candidates neither scored nor refused",
-              delivered.join(scored.unionByName(refused), key, "left_anti").count()),
-        Check("ranking_scores", "scores of pairs that nobody asked for",
-              scored.join(delivered, key, "left_anti").count()),
+        Search("ranking_scores", "candidates neither scored nor refused",
+               delivered.join(scored.unionByName(refused), key, "left_anti")),
+        Search("ranking_scores", "scores of pairs that nobody asked for",
+               scored.join(delivered, key, "left_anti")),
     ]  # fmt: skip
 
 
-def check_candidates(audited: AuditedDay, *, index_version: int) -> list[Check]:
-    """Counts requests without generated POIs, and generated POIs that are not live as of their request."""
+def find_wrong_candidates(audited: AuditedDay, *, index_version: int) -> list[Search]:
+    """Finds requests without generated POIs, and generated POIs that are not live as of their request."""
     requests = prepare_requests(audited.read("ranking_requests"), day=audited.day)
     generated = audited.rows("poi_candidates").select("request_id", "rank", "poi_id", "log_probability")
     refused = audited.refused("poi_candidates").select(
@@ -167,9 +180,9 @@ def check_candidates(audited: AuditedDay, *, index_version: int) -> list[Check]:
     )
     ranks = generated.groupBy("request_id").agg(F.max("rank").alias("last"), F.count("*").alias("n"))
     return [
-        Check("poi_candidates", "requests neither answered nor refused",
-              requests.join(answered, "request_id", "left_anti").count()),
-        Check("poi_candidates", "generated POIs that are not live as of the request",
-              generated.join(live, ["request_id", "rank"], "left_anti").count()),
-        Check("poi_candidates", "requests with gaps in their ranks", ranks.where("last <> n").count()),
+        Search("poi_candidates", "requests neither answered nor refused",
+               requests.join(answered, "request_id", "left_anti")),
+        Search("poi_candidates", "generated POIs that are not live as of the request",
+               generated.join(live, ["request_id", "rank"], "left_anti")),
+        Search("poi_candidates", "requests with gaps in their ranks", ranks.where("last <> n")),
     ]  # fmt: skip
