@@ -52,9 +52,16 @@ CATEGORIES = (
 
 @dataclass(frozen=True)
 class Town:
-    """How many rows there are; `hot_share` of the actions belong to one user more."""
+    """What the rows are like.
+
+    Attributes:
+        rows: actions, about.
+        user_skew: users are drawn as num_users * u^user_skew, u uniform; 1 = all alike.
+        hot_share: share of the actions that belong to one user more.
+    """
 
     rows: int
+    user_skew: float = 2.0
     hot_share: float = 0.0
 
     @property
@@ -123,7 +130,7 @@ def _actions_sql(town: Town) -> str:
         good AS (
             SELECT p.day, 'a' || n AS action_id,
                 CASE WHEN dice('hot', n) < {town.hot_share} THEN '{HOT_USER}'
-                    ELSE 'u' || floor({town.num_users} * dice('user', n) ** 2)::BIGINT END AS user_id,
+                    ELSE 'u' || floor({town.num_users} * dice('user', n) ** {town.user_skew})::BIGINT END AS user_id,
                 p.poi_id, ['click', 'navigate', 'search', 'order', 'checkin'][1 + (hash(n, 'type') % 5)::INTEGER]
                     AS action_type,
                 epoch_ms(DATE '{DAY}'::TIMESTAMP) - (hash(n, 'time') % {NUM_DAYS * 86_400_000})::BIGINT
