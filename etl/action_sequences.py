@@ -13,7 +13,7 @@ from conf.settings import SequenceSettings
 from conf.tables import HISTORY_NAMES
 from conf.tokens import PROFILE_BUCKETS
 from etl import spacetime
-from etl.histories import VISIT_FIELDS, pattern_of, richness
+from etl.histories import VISIT_FIELDS, pattern_of, richness_of_list
 
 
 def build_action_sequences(
@@ -89,24 +89,23 @@ def _keep_last(actions: DataFrame, *, max_actions: int) -> DataFrame:
 def _collect(last: DataFrame) -> DataFrame:
     """Makes one row per user with `visits` in order of time, `num_actions`, `richness` and `is_simulated`.
 
-    Grouping by user and POI first gives the visits per POI for the entropy; both steps run on one shuffle.
+    One aggregation: a second one, by user and POI, would sort all rows and write all visits once more.
     """
     fields = (
         "action_ts_ms",
         "action_id",
         *(field for field in VISIT_FIELDS.values() if field != "action_ts_ms"),
     )
-    by_poi = last.groupBy("user_id", "poi_id").agg(
-        F.collect_list(F.struct(*fields)).alias("poi_visits"),
-        F.count_if("is_interest").alias("num_interest"),
-        F.first("num_actions").alias("num_actions"),
-        F.bool_or("is_simulated").alias("is_simulated"),
-    )
-    return by_poi.groupBy("user_id").agg(
-        F.sort_array(F.flatten(F.collect_list("poi_visits"))).alias("visits"),
-        F.first("num_actions").alias("num_actions"),
-        richness(F.col("num_interest")).alias("richness"),
-        F.bool_or("is_simulated").alias("is_simulated"),
+    return (
+        last.groupBy("user_id")
+        .agg(
+            F.sort_array(F.collect_list(F.struct(*fields))).alias("visits"),
+            F.collect_list(F.when(F.col("is_interest"), F.col("poi_id"))).alias("interest_pois"),
+            F.first("num_actions").alias("num_actions"),
+            F.bool_or("is_simulated").alias("is_simulated"),
+        )
+        .withColumn("richness", richness_of_list(F.col("interest_pois")))
+        .drop("interest_pois")
     )
 
 
