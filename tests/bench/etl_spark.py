@@ -1,8 +1,8 @@
 """The project's own clean -> index -> sequences over the Parquet of `etl_town`, as one side of `etl_rivals`.
 
 The transforms are those of the nightly jobs, put together as on a first night; what is cut between two steps
-(`compute_once`) is cut as there. The delivery's day is the day of the job, so all histories are made anew. Left out
-against the nightly: Delta (Parquet in, Parquet out), the tables written beside (quarantine, counts, index), home and
+(`compute_once`) is cut as there, and the index is written and read again. The delivery's day is the day of the job, so all histories are made anew. Left out
+against the nightly: Delta (Parquet in, Parquet out), the tables written beside (quarantine, counts), home and
 work. What is never written is never computed: Catalyst leaves out detail, payload, repairs and flags of a row.
 """
 
@@ -31,6 +31,9 @@ def run(spark: SparkSession, folder: Path, target: Path) -> None:
     """Reads the raw Parquet of `folder` and writes the sequences to `target`."""
     settings = Settings()
     known_categories, slots = build_index(spark, folder, settings)
+    # As a table, like the nightly's: then its size is known, and the join with it is planned by its size.
+    slots.write.mode("overwrite").parquet(f"{target}-index")
+    slots = spark.read.parquet(f"{target}-index")
     raw = spark.read.parquet(str(folder / "raw_actions.parquet"))
     judged = clean_actions.judge_actions(
         raw, slots, _nothing(spark, "cleaned_actions"), day=DAY, settings=settings.clean
@@ -81,7 +84,7 @@ def build_index(spark: SparkSession, folder: Path, settings: Settings) -> tuple[
         )
     )
     slots = poi_index.build_poi_index(compared, index, blocks, day=DAY, index_version=VERSION)
-    return new_categories, compute_once(slots)
+    return new_categories, slots
 
 
 def _nothing(spark: SparkSession, name: str) -> DataFrame:
