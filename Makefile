@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -130,6 +130,13 @@ bench-drift: setup ## How far figures move with hash seed, batch size, row order
 
 bench-conservation: setup ## Cleans a city of 10^6 rows full of planted dirt: is every verdict right? [ROWS=N]
 	@$(PY) -m tests.bench.conservation --rows $(or $(ROWS),1000000)
+
+bench-etl: setup ## Clean, index, sequences: ours beside DuckDB and Polars on the same rows [ROWS=N; extra `bench`]
+	@$(PY) -m tests.bench.etl_rivals --rows $(or $(ROWS),1000000 10000000)
+
+bench-scale: setup ## One user with a tenth of all actions; 60 small nights through Delta [extra `bench`]
+	@$(PY) -m tests.bench.hot_user
+	@$(PY) -m tests.bench.small_files
 
 bench-dags: setup .venv-airflow/.stamp ## Seconds that Airflow takes to parse the DAG files
 	@$(PY) -m tests.bench.dag_parse

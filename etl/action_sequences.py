@@ -13,7 +13,7 @@ from conf.settings import SequenceSettings
 from conf.tables import HISTORY_NAMES
 from conf.tokens import PROFILE_BUCKETS
 from etl import spacetime
-from etl.histories import VISIT_FIELDS, pattern_of, richness
+from etl.histories import VISIT_FIELDS, pattern_of, richness_of_list
 
 
 def build_action_sequences(
@@ -41,32 +41,25 @@ def build_action_sequences(
         build_profile_ids(profiles), "user_id", "left"
     )
     # Without a known home the middle of the visited POIs stands for it.
-    home = (
-        F.coalesce("home_lon", _median(F.col("visits.poi_lon"))),
-        F.coalesce("home_lat", _median(F.col("visits.poi_lat"))),
-    )
-    is_travels = F.transform(
-        "visits",
-        lambda visit: (
-            spacetime.distance_km(visit["poi_lon"], visit["poi_lat"], F.col("near_lon"), F.col("near_lat"))
-            > settings.travel_km
-        ),
+    home = F.struct(
+        *(
+            F.coalesce(f"home_{axis}", _median(F.col(f"visits.poi_{axis}"))).alias(axis)
+            for axis in ("lon", "lat")
+        )
     )
     arrays = {name: F.col(f"visits.{field}") for name, field in VISIT_FIELDS.items()}
-    return (
-        known.withColumns({"near_lon": home[0], "near_lat": home[1]})
-        .withColumn("is_travels", is_travels)
-        .select(
-            "user_id",
-            F.lit(index_version).alias("index_version"),
-            "num_actions",
-            F.size("visits").alias("seq_len"),
-            "richness",
-            pattern_of(F.col("is_travels"), mixed_share=settings.mixed_share).alias("pattern"),
-            F.coalesce("profile_ids", F.array().cast("array<int>")).alias("profile_ids"),
-            *((arrays[name] if name in arrays else F.col(name)).alias(name) for name in HISTORY_NAMES),
-            "is_simulated",
-        )
+    return known.withColumn(
+        "is_travels", _is_travels(F.col("visits"), home, travel_km=settings.travel_km)
+    ).select(
+        "user_id",
+        F.lit(index_version).alias("index_version"),
+        "num_actions",
+        F.size("visits").alias("seq_len"),
+        "richness",
+        pattern_of(F.col("is_travels"), mixed_share=settings.mixed_share).alias("pattern"),
+        F.coalesce("profile_ids", F.array().cast("array<int>")).alias("profile_ids"),
+        *((arrays[name] if name in arrays else F.col(name)).alias(name) for name in HISTORY_NAMES),
+        "is_simulated",
     )
 
 
@@ -96,25 +89,43 @@ def _keep_last(actions: DataFrame, *, max_actions: int) -> DataFrame:
 def _collect(last: DataFrame) -> DataFrame:
     """Makes one row per user with `visits` in order of time, `num_actions`, `richness` and `is_simulated`.
 
-    Grouping by user and POI first gives the visits per POI for the entropy; both steps run on one shuffle.
+    One aggregation: a second one, by user and POI, would sort all rows and write all visits once more.
     """
     fields = (
         "action_ts_ms",
         "action_id",
         *(field for field in VISIT_FIELDS.values() if field != "action_ts_ms"),
     )
-    by_poi = last.groupBy("user_id", "poi_id").agg(
-        F.collect_list(F.struct(*fields)).alias("poi_visits"),
-        F.count_if("is_interest").alias("num_interest"),
-        F.first("num_actions").alias("num_actions"),
-        F.bool_or("is_simulated").alias("is_simulated"),
+    return (
+        last.groupBy("user_id")
+        .agg(
+            F.sort_array(F.collect_list(F.struct(*fields))).alias("visits"),
+            F.collect_list(F.when(F.col("is_interest"), F.col("poi_id"))).alias("interest_pois"),
+            F.first("num_actions").alias("num_actions"),
+            F.bool_or("is_simulated").alias("is_simulated"),
+        )
+        .withColumn("richness", richness_of_list(F.col("interest_pois")))
+        .drop("interest_pois")
     )
-    return by_poi.groupBy("user_id").agg(
-        F.sort_array(F.flatten(F.collect_list("poi_visits"))).alias("visits"),
-        F.first("num_actions").alias("num_actions"),
-        richness(F.col("num_interest")).alias("richness"),
-        F.bool_or("is_simulated").alias("is_simulated"),
-    )
+
+
+def _is_travels(visits: Column, home: Column, *, travel_km: float) -> Column:
+    """Tells of each visit whether its POI is farther than `travel_km` from `home` (struct of lon, lat).
+
+    Home is bound by a loop over one element. As a column of its own it would not last: the optimizer moves what is
+    used once to where it is used, and so a median over all visits into the loop over the visits.
+    """
+
+    def of(near: Column) -> Column:
+        return F.transform(
+            visits,
+            lambda visit: (
+                spacetime.distance_km(visit["poi_lon"], visit["poi_lat"], near["lon"], near["lat"])
+                > travel_km
+            ),
+        )
+
+    return F.get(F.transform(F.array(home), of), F.lit(0))
 
 
 def _median(values: Column) -> Column:

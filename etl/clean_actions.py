@@ -171,9 +171,10 @@ def _with_user_order(judged: DataFrame, *, settings: CleanSettings) -> DataFrame
     """
     is_accepted = F.col("status") == "accepted"
     order = ("action_ts_ms", "clean_poi_id", "action_type_id", "clean_action_id")
-    of_user = Window.partitionBy("is_candidate", "owner").orderBy("event_day", *order)
+    # The owner first: rows are sorted by the first eight bytes of the first column, then compared one by one.
+    of_user = Window.partitionBy("owner", "is_candidate").orderBy("event_day", *order)
     of_day = (
-        Window.partitionBy("is_candidate", "owner", "event_day")
+        Window.partitionBy("owner", "is_candidate", "event_day")
         .orderBy(*order)
         .rowsBetween(Window.unboundedPreceding, Window.currentRow)
     )

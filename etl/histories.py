@@ -149,12 +149,39 @@ def richness(visits: Column) -> Column:
     exp(ln n - sum(c ln c) / n). The sum runs over whole numbers (units of 1e-9), so that the order in which groups
     arrive cannot move its last digit.
     """
-    logs = F.when(visits > 0, F.round(visits * F.log(visits) * 1e9).cast("bigint")).otherwise(
-        F.lit(0).cast("bigint")
+    return _effective_number(F.sum(visits), F.sum(_visits_times_log(visits)))
+
+
+def richness_of_list(pois: Column) -> Column:
+    """Returns what `richness` does, of an array with one POI per visit, in any order."""
+
+    def take(state: Column, poi: Column) -> Column:
+        same = F.struct(poi.alias("poi"), (state["visits"] + 1).alias("visits"), state["logs"].alias("logs"))
+        logs = state["logs"] + _visits_times_log(state["visits"])
+        return F.when(poi == state["poi"], same).otherwise(
+            F.struct(poi.alias("poi"), F.lit(1).cast("bigint").alias("visits"), logs.alias("logs"))
+        )
+
+    nothing = F.struct(
+        F.lit("").alias("poi"),
+        F.lit(0).cast("bigint").alias("visits"),
+        F.lit(0).cast("bigint").alias("logs"),
     )
-    total = F.sum(visits)
-    entropy = F.log(F.nullif(total, F.lit(0))) - F.sum(logs) / F.lit(1e9) / F.nullif(total, F.lit(0))
-    return F.coalesce(F.exp(entropy), F.lit(0.0))
+    logs = F.aggregate(
+        F.sort_array(pois), nothing, take, lambda state: state["logs"] + _visits_times_log(state["visits"])
+    )
+    return _effective_number(F.size(pois), logs)
+
+
+def _visits_times_log(visits: Column) -> Column:
+    logs = F.round(visits * F.log(visits) * 1e9).cast("bigint")
+    return F.when(visits > 0, logs).otherwise(F.lit(0).cast("bigint"))
+
+
+def _effective_number(visits: Column, logs: Column) -> Column:
+    """Returns exp(ln n - logs / n), 0 for n = 0; `logs` in units of 1e-9."""
+    num_visits = F.nullif(visits, F.lit(0))
+    return F.coalesce(F.exp(F.log(num_visits) - logs / F.lit(1e9) / num_visits), F.lit(0.0))
 
 
 def pattern_of(is_travels: Column, *, mixed_share: float) -> Column:

@@ -113,6 +113,8 @@ def _properties(settings: Settings) -> dict[str, str]:
         # Delta replays its log with 50 tasks by default: seconds of overhead on tables of our size.
         "spark.databricks.delta.snapshotPartitions": str(min(spark_settings.shuffle_partitions, 50)),
         "spark.databricks.delta.schema.autoMerge.enabled": "false",
+        # The index of half a million POIs: sent to where the actions are, it saves their shuffle and sort.
+        "spark.sql.autoBroadcastJoinThreshold": "32m",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(spark_settings.shuffle_partitions),
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.sql.parquet.compression.codec": "zstd",
