@@ -23,7 +23,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
-from etl import nightly, storage
+from etl import catch_up, storage
 
 LAST_DAY = date(9998, 12, 31)
 """After all others, and still with a day after it: what is as of its end is before that."""
@@ -37,7 +37,7 @@ def replay_day(context: JobContext, spark: SparkSession) -> JobSummary:
         RowsLostError: the counts do not add up.
     """
     before = _count_quarantined(context, spark)
-    summary = nightly.clean_day(context, spark, as_of=context.options.as_of or LAST_DAY)
+    summary = catch_up.clean_days(context, spark, as_of=context.options.as_of or LAST_DAY)
     after = summary.notes["reasons"]
     assert isinstance(after, dict)
     changed = {

@@ -8,7 +8,7 @@ or URI, or `catalog:NAME` for tables of a metastore.
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -65,14 +65,19 @@ def table_version(spark: SparkSession, root: str, name: str) -> int:
     return int(row["version"])
 
 
+def table_history(spark: SparkSession, root: str, name: str) -> DataFrame:
+    """Returns the commits of a table that its log still holds: `version`, `userMetadata` and more."""
+    _require(spark, root, name)
+    return _delta_table(spark, root, name).history()
+
+
 def table_version_of_day(spark: SparkSession, root: str, name: str, day: date) -> int:
     """Returns the version of a table that runs strictly forward (`poi_index`) as it stood at the end of a day.
 
     It is the version before the first commit of a later day; so a backfill sees what the night saw.
     """
-    _require(spark, root, name)
     noted = F.get_json_object("userMetadata", "$.day").cast("date")
-    later = _delta_table(spark, root, name).history().where(noted > F.lit(day))
+    later = table_history(spark, root, name).where(noted > F.lit(day))
     row = later.agg(F.min("version").alias("version")).first()
     first_later = None if row is None else row["version"]
     return table_version(spark, root, name) if first_later is None else max(int(first_later) - 1, 0)
@@ -96,7 +101,15 @@ def read_table(spark: SparkSession, root: str, name: str, *, version: int | None
 
 
 def replace_day(
-    frame: DataFrame, name: str, root: str, *, day: date, run_id: str, job: str, where: str | None = None
+    frame: DataFrame,
+    name: str,
+    root: str,
+    *,
+    day: date,
+    run_id: str,
+    job: str,
+    where: str | None = None,
+    note: Mapping[str, object] | None = None,
 ) -> int:
     """Replaces the rows of one day by `frame` in one commit and returns the new version.
 
@@ -109,6 +122,7 @@ def replace_day(
         job: kept in the commit.
         where: replaces only the rows of the day that match this condition, as every row of `frame` must; for tables
             that several jobs write.
+        note: further facts that the commit notes (`etl/commits.py`).
 
     Raises:
         SchemaError: a column of the contract is missing.
@@ -124,7 +138,7 @@ def replace_day(
         rows.write.format("delta")
         .mode("overwrite")
         .option("replaceWhere", f"day = DATE'{day}'" + (f" AND ({where})" if where else ""))
-        .option("userMetadata", _commit_note(job, day, run_id))
+        .option("userMetadata", _commit_note(job, day, run_id, note))
     )
     location = table_location(root, name)
     save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
@@ -257,8 +271,8 @@ def _require(spark: SparkSession, root: str, name: str) -> None:
         )
 
 
-def _commit_note(job: str, day: date, run_id: str) -> str:
-    return json.dumps({"job": job, "day": str(day), "run_id": run_id})
+def _commit_note(job: str, day: date, run_id: str, note: Mapping[str, object] | None = None) -> str:
+    return json.dumps({"job": job, "day": str(day), "run_id": run_id, **(note or {})})
 
 
 def _with_commit_note(spark: SparkSession, note: str, write: Callable[[], int]) -> int:

@@ -6,7 +6,7 @@ from datetime import date, timedelta
 
 from conf.rules import rules_of
 from conf.settings import CleanSettings
-from etl import nightly, poi_index
+from etl import index_job, poi_index
 from tests.rows import DAY, frame_of, poi
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -55,7 +55,7 @@ def assign(spark, rows, *, partitions):
     raw = frame_of(spark, "raw_pois", rows).repartition(partitions)
     empty = {name: frame_of(spark, name, []) for name in ("poi_index", "blocks")}
     judged = judge(spark, raw).where("status = 'accepted'")
-    pois = nightly._describe_pois(judged).selectExpr("*", "1 AS category_id")
+    pois = index_job.describe_pois(judged).selectExpr("*", "1 AS category_id")
     compared = poi_index.compare_with_index(pois, day=DAY, moved_km=0.2, cell_km=5.0)
     blocks = poi_index.build_blocks(
         compared, empty["blocks"], day=DAY, index_version=1, first_id=0, cell_km=5.0
