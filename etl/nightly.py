@@ -24,6 +24,8 @@ from etl.refusal import count_rows, tally, to_quarantine
 from etl.session import compute_once
 
 LOGGER = logging.getLogger(__name__)
+MAX_BROADCAST_ROWS = 1_000_000
+"""Rows of a day up to which the keys in them (ids of some tens of bytes) are broadcast."""
 A_SOURCE = "SOURCE (synthetic, checkins, tsmc, getnext or actions)"
 
 
@@ -93,8 +95,16 @@ class Night:
                 frame.write.format("noop").mode("overwrite").save()
                 return
             run = self.context
+            # Usually nothing is there to delete; then only the files with changed rows are opened.
+            is_rerun = not self.read_or_empty(name).alias("target").where(delete_where).isEmpty()
             self.summary.tables[name] = storage.merge_rows(
-                frame, name, self.root, day=run.day, run_id=run.run_id, job=run.job, delete_where=delete_where
+                frame,
+                name,
+                self.root,
+                day=run.day,
+                run_id=run.run_id,
+                job=run.job,
+                delete_where=delete_where if is_rerun else None,
             )
 
     def quarantine(self, refused: DataFrame, *, source_table: str, columns: tuple[str, ...]) -> None:
@@ -159,13 +169,19 @@ def clean_day(
     recent = history.where(F.col("day") >= day - timedelta(days=settings.clean.duplicate_days))
     if as_of > day:  # what a later day has accepted since is not accepted a second time
         recent = recent.unionByName(accepted_ever.where(F.col("day") > day))
+    rows_in = raw.count()
+    ids = clean_actions.delivered_ids(raw)
+    recent = recent.join(_small(ids, rows_in), "action_id", "left_semi")
     judged = compute_once(clean_actions.judge_actions(raw, slots, recent, day=day, settings=settings.clean))
-    counts = night.count(judged, table="raw_actions", rows_in=raw.count())
+    counts = night.count(judged, table="raw_actions", rows_in=rows_in)
 
     accepted = clean_actions.keep_accepted(judged)
     users = accepted.select("user_id").distinct()
-    past = history.select(*accepted.columns).join(users, "user_id", "left_semi").unionByName(accepted)
-    in_sight = past.where(F.col("event_date") > day - timedelta(days=settings.places.lookback_days))
+    # An action is delivered on its own day or later, so older days need not be opened.
+    since = day - timedelta(days=settings.places.lookback_days)
+    of_users = history.where(F.col("day") >= since).join(_small(users, rows_in), "user_id", "left_semi")
+    past = of_users.select(*accepted.columns).unionByName(accepted)
+    in_sight = past.where(F.col("event_date") > since)
     places = compute_once(
         user_places.build_user_places(
             in_sight, users, known_categories, settings=settings.places, taxonomy=load_taxonomy()
@@ -191,7 +207,8 @@ def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool =
     cleaned = night.read("cleaned_actions", made_by="clean_actions").where((F.col("day") <= day) & of_version)
     places = night.read("user_places", made_by="clean_actions").where(F.col("day") == day)
     profiles = night.read_or_empty("raw_profiles").where(F.col("day") <= day)
-    users = cleaned.where(F.col("day") == day).select("user_id").distinct()
+    of_day = cleaned.where(F.col("day") == day)
+    users = _small(of_day.select("user_id").distinct(), of_day.count())
     sequences = compute_once(
         action_sequences.build_action_sequences(
             cleaned.join(users, "user_id", "left_semi"),
@@ -212,3 +229,8 @@ def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool =
     night.summary.rows_out = sum(row["n"] for row in counted)
     night.summary.notes |= {"users_by_pattern": {row["pattern"]: row["n"] for row in sorted(counted)}}
     return night.summary
+
+
+def _small(keys: DataFrame, num_rows: int) -> DataFrame:
+    """Has the keys of a usual night sent to every task, so that the history is filtered as it is read, not shuffled."""
+    return F.broadcast(keys) if num_rows <= MAX_BROADCAST_ROWS else keys

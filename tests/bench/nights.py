@@ -69,10 +69,10 @@ def deliveries(spark: SparkSession, settings: Settings) -> Deliveries:
     days = days_of(settings.city)
     raw = synthetic.SyntheticCity().read(spark, settings, day=days[-1])
     right = {
-        "raw_actions": compute_once(_spread_actions(_shape(raw["raw_actions"], "raw_actions"), days)),
+        "raw_actions": compute_once(_spread_actions(shape(raw["raw_actions"], "raw_actions"), days)),
         "raw_pois": compute_once(_spread_pois(spark, settings, days)),
         "raw_profiles": compute_once(
-            _shape(raw["raw_profiles"], "raw_profiles").withColumn("day", F.lit(days[0]))
+            shape(raw["raw_profiles"], "raw_profiles").withColumn("day", F.lit(days[0]))
         ),
     }
     chance = uniform(2, "wrong", F.col("action_id"))
@@ -150,7 +150,7 @@ def _spread_pois(spark: SparkSession, settings: Settings, days: Sequence[date]) 
         told = synthetic.SyntheticCity().read(spark, settings.model_copy(update={"source": source}), day=day)
         # Each is computed by itself: the plans of all nights at once would take longer than their rows.
         frames.append(
-            compute_once(_shape(told["raw_pois"], "raw_pois").withColumn("day", F.lit(day)).coalesce(1))
+            compute_once(shape(told["raw_pois"], "raw_pois").withColumn("day", F.lit(day)).coalesce(1))
         )
     first = frames[0]
     number = (uniform(2, "renamed on", F.col("poi_id")) * (len(days) - 1)).cast("int") + 1
@@ -170,7 +170,7 @@ def _spread_pois(spark: SparkSession, settings: Settings, days: Sequence[date]) 
     return told
 
 
-def _shape(frame: DataFrame, name: str) -> DataFrame:
+def shape(frame: DataFrame, name: str) -> DataFrame:
     columns = [column for column in TABLES[name].columns if column.name != "day"]
     return frame.select(
         *(
