@@ -39,6 +39,18 @@ class DayCommit:
     as_of: date | None
 
 
+def table_version_of_day(spark: SparkSession, root: str, name: str, day: date) -> int:
+    """Returns the version of a table that runs strictly forward (`poi_index`) as it stood at the end of a day.
+
+    It is the version before the first commit of a later day; so a backfill sees what the night saw.
+    """
+    noted = F.get_json_object("userMetadata", "$.day").cast("date")
+    later = storage.table_history(spark, root, name).where(noted > F.lit(day))
+    row = later.agg(F.min("version").alias("version")).first()
+    first_later = None if row is None else row["version"]
+    return storage.table_version(spark, root, name) if first_later is None else max(int(first_later) - 1, 0)
+
+
 def note_of(spark: SparkSession, root: str, name: str, *, as_of: date | None = None) -> dict[str, object]:
     """Returns what a commit of `name` has to note; taken before anything is read."""
     read = {
