@@ -150,7 +150,8 @@ def main() -> int:
     notes = (
         f"{samples} requests beside a brute-force scan of {options.rows} planted actions, all at {len(INSTANTS_MS)} "
         f"times of {NUM_DAYS} days, so that most requests have actions at their very time; {edges} requests at the "
-        f"first or last millisecond of a day; compared: history, travel by the home then known, profile; first difference: {example[:200]}"
+        f"first or last millisecond of a day; compared: history, travel by the home then known, "
+        f"profile; first difference: {example[:200]}"
     )
     record("leaks-found", leaks, "samples", "== 0", "make bench-leaks", notes, options.results)
     print(f"{leaks} leaks; {notes}")

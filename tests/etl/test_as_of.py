@@ -44,10 +44,8 @@ def test_a_profile_has_a_state_for_every_day_that_changed_it(spark):
         told(DAY + timedelta(days=1), "age", "30s"),  # told again: no change
     ]
 
-    states = {
-        row["day"]: set(row["profile_ids"])
-        for row in profile_states(frame_of(spark, "raw_profiles", rows)).collect()
-    }
+    found = profile_states(frame_of(spark, "raw_profiles", rows)).collect()
 
-    assert list(sorted(states)) == [FIRST, DAY]
+    states = {row["day"]: set(row["profile_ids"]) for row in found}
+    assert sorted(states) == [FIRST, DAY]
     assert len(states[FIRST] & states[DAY]) == 1  # the city stays, the age changes
