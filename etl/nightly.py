@@ -95,8 +95,11 @@ class Night:
                 frame.write.format("noop").mode("overwrite").save()
                 return
             run = self.context
-            # Usually nothing is there to delete; then only the files with changed rows are opened.
+            # Usually nothing is there to delete; then only the files with changed rows are opened, if any changed.
             is_rerun = not self.read_or_empty(name).alias("target").where(delete_where).isEmpty()
+            if not is_rerun and frame.isEmpty() and storage.table_exists(self.spark, self.root, name):
+                self.summary.tables[name] = storage.table_version(self.spark, self.root, name)
+                return
             self.summary.tables[name] = storage.merge_rows(
                 frame,
                 name,

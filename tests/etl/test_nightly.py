@@ -166,6 +166,18 @@ def test_a_full_block_stops_the_night_before_anything_is_written(spark, settings
         read_table(spark, settings.storage.root, "poi_index")
 
 
+def test_the_index_tells_how_full_it_is_and_warns_in_time(spark, settings):
+    deliver(spark, settings, pois=POIS)
+    tight = ("index.max_inner=2", "index.max_blocks=10", "index.warn_share=0.9")
+
+    summary = index_job.index_pois(context_of(settings, "poi_index", overrides=tight, dry_run=True), spark)
+
+    assert summary.notes["fullest_block"] == {"block_id": 0, "inner_ids": 2, "of": 2}
+    assert (summary.notes["num_slots"], summary.notes["num_blocks"]) == (3, 2)
+    (warning,) = summary.notes["warnings"]
+    assert warning.startswith("1 blocks have given out 90% of their 2 inner ids, block 0 most (2)")
+
+
 def test_a_missing_raw_table_names_the_command_that_makes_it(spark, settings):
     with pytest.raises(MissingInputError, match=r"python -m etl SOURCE .* --day 2026-01-31"):
         nightly.clean_day(context_of(settings, "clean_actions"), spark)
