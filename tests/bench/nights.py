@@ -19,6 +19,7 @@ from conf.tables import TABLES
 from etl import catch_up, contracts, index_job, storage, synthetic
 from etl.session import compute_once
 from etl.spacetime import event_date
+from etl.synthetic_dirt import plant_dirty_pois
 from etl.synthetic_places import uniform
 
 JOBS = {
@@ -147,11 +148,10 @@ def _spread_pois(spark: SparkSession, settings: Settings, days: Sequence[date]) 
     frames = []
     for before, day in zip([None, *days], days, strict=False):
         source = settings.source.model_copy(update={"since": before})
-        told = synthetic.SyntheticCity().read(spark, settings.model_copy(update={"source": source}), day=day)
+        told = synthetic.changed_pois(spark, settings.model_copy(update={"source": source}), day)
+        dirty = plant_dirty_pois(told, city=settings.city, clean=settings.clean)
         # Each is computed by itself: the plans of all nights at once would take longer than their rows.
-        frames.append(
-            compute_once(shape(told["raw_pois"], "raw_pois").withColumn("day", F.lit(day)).coalesce(1))
-        )
+        frames.append(compute_once(shape(dirty, "raw_pois").withColumn("day", F.lit(day)).coalesce(1)))
     first = frames[0]
     number = (uniform(2, "renamed on", F.col("poi_id")) * (len(days) - 1)).cast("int") + 1
     is_renamed = (uniform(2, "renamed", F.col("poi_id")) < RENAMED_SHARE * len(days)) & ~F.col("is_closed")
