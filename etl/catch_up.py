@@ -7,15 +7,12 @@ rerun that finds its rows stored already commits nothing: a backfill of many day
 """
 
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import date
 
 from pyspark.sql import SparkSession
 
 from conf.cli import JobContext, JobSummary
 from etl import commits, nightly
-
-Run = Callable[[JobContext, bool], JobSummary]
-"""Runs the job for the day of a context; may leave out the commit of rows that are stored already."""
 
 
 def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None = None) -> JobSummary:
@@ -24,40 +21,38 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
     A later day that was replayed is judged with the catalogue of its replay again.
     """
     root, name = context.settings.storage.root, "cleaned_actions"
-    summary = _run_day(
-        context, spark, name, lambda c, skip: nightly.clean_day(c, spark, as_of=as_of, skip_equal=skip)
-    )
-    later = _later_days(context, spark, name)
+    is_current, later = _look_around(context, spark, name, as_of=as_of)
+    summary = nightly.clean_day(context, spark, as_of=as_of, skip_equal=is_current)
     behind = commits.days_behind(spark, root, name, later)
     # Whatever is made anew leaves all days after it behind.
     due = [day for day in later if day >= behind[0]] if behind else []
-    as_of_by_day = (
-        {day: commit.as_of for day, commit in commits.last_commits(spark, root, name).items()} if due else {}
-    )
+    made = commits.last_commits(spark, root, name) if due else {}
+    as_of_days = {day: commit.as_of for day, commit in made.items()}
     return _run_later(
-        context, summary, due, lambda c: nightly.clean_day(c, spark, as_of=as_of_by_day.get(c.day))
+        context, summary, due, lambda c: nightly.clean_day(c, spark, as_of=as_of_days.get(c.day))
     )
 
 
 def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
     """Makes the sequences of the day, then of later days whose actions have changed; see `nightly.sequence_day`."""
     root, name = context.settings.storage.root, "action_sequences"
-    summary = _run_day(context, spark, name, lambda c, skip: nightly.sequence_day(c, spark, skip_equal=skip))
-    due = commits.days_behind(spark, root, name, _later_days(context, spark, name))
+    is_current, later = _look_around(context, spark, name)
+    summary = nightly.sequence_day(context, spark, skip_equal=is_current)
+    due = commits.days_behind(spark, root, name, later)
     return _run_later(context, summary, due, lambda c: nightly.sequence_day(c, spark))
 
 
-def _run_day(context: JobContext, spark: SparkSession, name: str, run: Run) -> JobSummary:
+def _look_around(
+    context: JobContext, spark: SparkSession, name: str, *, as_of: date | None = None
+) -> tuple[bool, list[date]]:
+    """Tells whether the day is there as asked for and not behind, and which later days are there (dry: none)."""
     root, day = context.settings.storage.root, context.day
-    stored = [other for other in commits.days_from(spark, root, name, day) if other == day]
-    is_current = bool(stored) and not commits.days_behind(spark, root, name, stored)
-    return run(context, is_current)
-
-
-def _later_days(context: JobContext, spark: SparkSession, name: str) -> list[date]:
-    if context.dry_run:
-        return []
-    return commits.days_from(spark, context.settings.storage.root, name, context.day + timedelta(days=1))
+    known = commits.days_from(spark, root, name, day)
+    made = commits.last_commits(spark, root, name).get(day) if day in known else None
+    is_current = (
+        made is not None and made.as_of == as_of and not commits.days_behind(spark, root, name, [day])
+    )
+    return is_current, [] if context.dry_run else [other for other in known if other > day]
 
 
 def _run_later(
