@@ -4,7 +4,7 @@ Samples are as of a day: they hold what was delivered up to it, split by time co
 gives the same rows.
 """
 
-from datetime import date
+from datetime import date, timedelta
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext, JobSummary
 from conf.tokens import action_type_id
 from etl.nightly import Night
+from etl.poi_slots import state_before
 from etl.preference_pairs import build_preference_pairs
 from etl.pretrain_samples import build_pretrain_samples
 from etl.profiles import profile_states
@@ -57,9 +58,11 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
     impressions = night.read("raw_impressions", made_by="SOURCE").where(F.col("day") <= day)
     impressions = _last_delivered(impressions)
     of_version = F.col("index_version") == settings.index.version
-    shown = compute_once(
-        with_live_slot(impressions, night.read("poi_index", made_by="poi_index").where(of_version))
-    )
+    index = night.read("poi_index", made_by="poi_index").where(of_version)
+    slots = state_before(
+        index, day=day + timedelta(days=1)
+    )  # a rerun after later nights sees what the night saw
+    shown = compute_once(with_live_slot(impressions, slots))
     with night.step("count"):
         counted = shown.agg(F.count("*").alias("rows"), F.count("block_id").alias("live")).first()
     assert counted is not None
