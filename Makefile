@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -107,7 +107,7 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-conservation bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-conservation bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(WORK)
@@ -137,6 +137,21 @@ bench-etl: setup ## Clean, index, sequences: ours beside DuckDB and Polars on th
 bench-scale: setup ## One user with a tenth of all actions; 60 small nights through Delta [extra `bench`]
 	@$(PY) -m tests.bench.hot_user
 	@$(PY) -m tests.bench.small_files
+
+bench-increments: setup ## Thirty nights as they come, a rebuild, a backfill out of order: are the tables equal?
+	@$(PY) -m tests.bench.increments
+
+bench-night-cost: setup ## Seconds of a night with 1 % active users over those of a rebuild [ACTIONS=N]
+	@$(PY) -m tests.bench.night_cost --actions $(or $(ACTIONS),10000000)
+
+bench-kills: setup ## Kills the ETL's jobs 60 times; goes on where it was if interrupted [MINUTES=N]
+	@$(PY) -m tests.bench.kills --minutes $(or $(MINUTES),60)
+
+bench-index: setup ## Grid cells of 10^6 points beside an oracle of another kind
+	@$(PY) -m tests.bench.index_oracle
+
+bench-leaks: setup ## Ranking samples beside a brute-force scan of planted futures
+	@$(PY) -m tests.bench.leaks
 
 bench-dags: setup .venv-airflow/.stamp ## Seconds that Airflow takes to parse the DAG files
 	@$(PY) -m tests.bench.dag_parse

@@ -2,7 +2,8 @@
 
 Trigger it with the day: `airflow dags trigger backfill_day --conf '{"day": "2026-01-31"}'`. Raw tables stay
 as delivered and `poi_index` is left alone, since its ids depend on the order of days. Days may be recomputed
-in any order.
+in any order: later days of cleaned actions and sequences that the day leaves behind follow by themselves. Features of
+later days are not recomputed; trigger the DAG for those that are to be published anew.
 """
 
 from airflow.sdk import DAG, Param

@@ -124,6 +124,15 @@ class IndexSettings(Section):
         0.2, gt=0, description="a POI delivered farther than this from its slot has moved"
     )
     max_inner: int = Field(4096, ge=1, description="inner ids per block that a model can hold")
+    max_blocks: int = Field(
+        500_000, ge=1, description="block ids that a model can hold (paper: about 400 thousand for 10^8 POIs)"
+    )
+    warn_share: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="the index job warns when this share of max_inner or max_blocks is given out",
+    )
 
 
 class SequenceSettings(Section):

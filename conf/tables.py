@@ -399,6 +399,12 @@ POI_INDEX = TableContract(
             "name, category path, address and description as last delivered, for text encoders",
         ),
         Column("changed_day", "date", "day of the job that last changed anything in the row"),
+        Column(
+            "past_details",
+            "array<struct<replaced_day:date,changed_day:date,name:string,text:string,category_id:int>>",
+            "what the row said before each change of a later day (replaced_day), oldest first; null = never changed",
+            nullable=True,
+        ),
         IS_SIMULATED,
     ),
 )

@@ -2,8 +2,8 @@
 
 The order of a night: a source (synthetic, checkins, tsmc, getnext or actions), poi_index, clean_actions,
 action_sequences; `night` runs them in one session. Before a training: pretrain_samples, ranking_samples,
-preference_pairs, or `samples` for all three. This file holds the job table; the work is in `etl/nightly.py`,
-`etl/sampling.py` and the table files.
+preference_pairs, or `samples` for all three. This file holds the job table; the work is in `etl/index_job.py`,
+`etl/catch_up.py`, `etl/nightly.py`, `etl/sampling.py` and the table files.
 """
 
 import argparse
@@ -34,9 +34,9 @@ SOURCES = {
 """Source -> module and function that writes the raw tables of a day, and what it reads."""
 
 NIGHT_STEPS = {
-    "poi_index": ("etl.nightly", "index_pois"),
-    "clean_actions": ("etl.nightly", "clean_day"),
-    "action_sequences": ("etl.nightly", "sequence_day"),
+    "poi_index": ("etl.index_job", "index_pois"),
+    "clean_actions": ("etl.catch_up", "clean_days"),
+    "action_sequences": ("etl.catch_up", "sequence_days"),
 }
 SAMPLE_STEPS = {
     "pretrain_samples": ("etl.sampling", "sample_windows"),

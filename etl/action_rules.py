@@ -91,6 +91,12 @@ def refusals(*, day: date, settings: CleanSettings) -> dict[str, Column]:
     }
 
 
+def settled_id() -> Column:
+    """Returns the id of an action: the delivered one, else a hash of its content."""
+    content = F.to_json(F.struct(*(name for name in PAYLOAD_COLUMNS if name != "action_id")))
+    return F.coalesce("clean_action_id", F.sha2(content, 256))
+
+
 def with_clean_values(checked: DataFrame) -> DataFrame:
     """Adds the mended values: `clean_user_lon`, `clean_user_lat`, `clean_tz_offset_min`, ids, type id."""
     lon, lat, _, _ = _places()
@@ -98,7 +104,6 @@ def with_clean_values(checked: DataFrame) -> DataFrame:
     is_usable = spacetime.is_on_earth(lon, lat) & ~((lon == 0) & (lat == 0))
     clean_lon, clean_lat = F.when(is_usable, lon), F.when(is_usable, lat)
     nautical = spacetime.tz_offset_from_longitude(F.coalesce(clean_lon, F.col("slot.poi_lon")))
-    content = F.to_json(F.struct(*(name for name in PAYLOAD_COLUMNS if name != "action_id")))
     types = F.array(*map(F.lit, ACTION_TYPES))
     return checked.withColumns(
         {
@@ -106,7 +111,7 @@ def with_clean_values(checked: DataFrame) -> DataFrame:
             "clean_user_lat": clean_lat,
             "clean_tz_offset_min": F.when(_is_tz(tz), tz).otherwise(nautical),
             "action_type_id": (F.array_position(types, F.col("clean_action_type")) - 1).cast("int"),
-            "clean_action_id": F.coalesce("clean_action_id", F.sha2(content, 256)),
+            "clean_action_id": settled_id(),
             "has_action_id": F.col("clean_action_id").isNotNull(),
         }
     )

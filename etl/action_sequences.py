@@ -11,9 +11,9 @@ from pyspark.sql import functions as F
 
 from conf.settings import SequenceSettings
 from conf.tables import HISTORY_NAMES
-from conf.tokens import PROFILE_BUCKETS
 from etl import spacetime
 from etl.histories import VISIT_FIELDS, pattern_of, richness_of_list
+from etl.profiles import build_profile_ids
 
 
 def build_action_sequences(
@@ -61,13 +61,6 @@ def build_action_sequences(
         *((arrays[name] if name in arrays else F.col(name)).alias(name) for name in HISTORY_NAMES),
         "is_simulated",
     )
-
-
-def build_profile_ids(profiles: DataFrame) -> DataFrame:
-    """Hashes the latest value of every attribute of a user into `profile_ids`, sorted, from 1."""
-    latest = profiles.groupBy("user_id", "attribute").agg(F.max_by("value", "day").alias("value"))
-    bucket = F.pmod(F.xxhash64(F.concat_ws("=", "attribute", "value")), F.lit(PROFILE_BUCKETS)) + 1
-    return latest.groupBy("user_id").agg(F.sort_array(F.collect_set(bucket.cast("int"))).alias("profile_ids"))
 
 
 def _keep_last(actions: DataFrame, *, max_actions: int) -> DataFrame:

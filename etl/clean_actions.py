@@ -57,6 +57,11 @@ def judge_actions(
     return with_detail(of_users.withColumn("repairs", codes), rules_of("raw_actions", "refuse"))
 
 
+def delivered_ids(raw: DataFrame) -> DataFrame:
+    """Returns `action_id` of the delivered rows as cleaning will settle it, distinct: what to look for in the past."""
+    return action_rules.with_clean_ids(raw).select(action_rules.settled_id().alias("action_id")).distinct()
+
+
 def keep_accepted(judged: DataFrame) -> DataFrame:
     """Keeps the accepted rows, in the shape of `cleaned_actions` without `day` and `is_interest`."""
     return judged.where("status = 'accepted'").select(

@@ -6,11 +6,14 @@ neither a hot user nor a user with many requests is ever held in one array. `spa
 before a request, so nothing at or after its time can enter (point in time).
 """
 
+from datetime import date
+
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.tables import HISTORY_NAMES
 from etl import spacetime
+from etl.as_of import known_before
 
 VISIT_FIELDS = {
     "poi_ids": "poi_id",
@@ -51,28 +54,29 @@ def number_actions(actions: DataFrame) -> DataFrame:
     return actions.withColumns({"number": F.row_number().over(in_order), **places})
 
 
-def with_travel(actions: DataFrame, places: DataFrame, *, travel_km: float) -> DataFrame:
+def with_travel(actions: DataFrame, places: DataFrame, *, travel_km: float, first_day: date) -> DataFrame:
     """Adds `is_travel`: is the POI farther from the user's home than `travel_km`.
 
     Args:
-        actions: with `user_id`, `poi_lon`, `poi_lat`.
-        places: `user_places` up to the day; the last row of a user holds. Without a home the middle of the visited
-            POIs stands for it.
+        actions: with `user_id`, `event_date`, `poi_lon`, `poi_lat`.
+        places: `user_places` up to the day; of a user the last row counts that was known before the day of the action.
+            Without a home the middle of the visited POIs stands for it.
         travel_km: radius, km.
+        first_day: day of the first night (`etl/as_of.py`).
     """
-    home = places.groupBy("user_id").agg(F.max_by(F.struct("home_lon", "home_lat"), "day").alias("home"))
+    homes = known_before(
+        actions, places.select("user_id", "day", "home_lon", "home_lat"), on="event_date", first_day=first_day
+    )
     middle = actions.groupBy("user_id").agg(
         *(F.percentile(f"poi_{axis}", 0.5).alias(f"middle_{axis}") for axis in ("lon", "lat"))
     )
-    known = middle.join(home, "user_id", "left").select(
-        "user_id",
-        *(F.coalesce(f"home.home_{axis}", f"middle_{axis}").alias(f"near_{axis}") for axis in ("lon", "lat")),
-    )
-    distance = spacetime.distance_km(F.col("poi_lon"), F.col("poi_lat"), F.col("near_lon"), F.col("near_lat"))
+    near = [F.coalesce(f"home_{axis}", f"middle_{axis}") for axis in ("lon", "lat")]
+    distance = spacetime.distance_km(F.col("poi_lon"), F.col("poi_lat"), *near)
     return (
-        actions.join(known, "user_id")
+        actions.join(homes, ["user_id", "event_date"])
+        .join(middle, "user_id")
         .withColumn("is_travel", distance > travel_km)
-        .drop("near_lon", "near_lat")
+        .drop("home_lon", "home_lat", "middle_lon", "middle_lat")
     )
 
 

@@ -1,4 +1,4 @@
-"""The jobs of a night: poi_index, clean_actions, action_sequences; they read, call the builders, write.
+"""The jobs of a night, clean_actions and action_sequences, and what all jobs share: read, call the builders, write.
 
 Thin ends around the pure builders of the table files. What is written depends on the inputs, the day and the
 settings alone, so a rerun of a day gives the same tables. Counts are taken in one aggregation per job.
@@ -6,7 +6,7 @@ settings alone, so a rerun of a day gives the same tables. Counts are taken in o
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -15,14 +15,17 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import IndexFullError, IndexOrderError, MissingInputError, RowsLostError
+from conf.errors import MissingInputError, RowsLostError
 from conf.tables import QUARANTINED_ROWS, TABLES
 from conf.taxonomy import load_taxonomy
-from etl import action_sequences, categories, clean_actions, contracts, poi_index, storage, user_places
+from etl import action_sequences, clean_actions, commits, contracts, storage, user_places
+from etl.poi_slots import state_before
 from etl.refusal import count_rows, tally, to_quarantine
 from etl.session import compute_once
 
 LOGGER = logging.getLogger(__name__)
+MAX_BROADCAST_ROWS = 1_000_000
+"""Rows of a day up to which the keys in them (ids of some tens of bytes) are broadcast."""
 A_SOURCE = "SOURCE (synthetic, checkins, tsmc, getnext or actions)"
 
 
@@ -33,6 +36,8 @@ class Night:
     context: JobContext
     spark: SparkSession
     summary: JobSummary = field(default_factory=JobSummary)
+    skip_equal: bool = False
+    """Is nothing committed where the rows of the day are stored already?"""
 
     @property
     def root(self) -> str:
@@ -55,16 +60,33 @@ class Night:
             return storage.read_table(self.spark, self.root, name)
         return self.spark.createDataFrame([], contracts.spark_schema(TABLES[name]))
 
-    def replace(self, frame: DataFrame, name: str, *, where: str | None = None) -> None:
+    def replace(
+        self,
+        frame: DataFrame,
+        name: str,
+        *,
+        where: str | None = None,
+        note: Mapping[str, object] | None = None,
+    ) -> None:
         """Replaces the rows of the day, unless the run is dry."""
         with self.step(f"write_{name}"):
             if self.context.dry_run:
                 frame.write.format("noop").mode("overwrite").save()
                 return
             run = self.context
+            if self.skip_equal and self._is_stored(frame, name, where):
+                self.summary.tables[name] = storage.table_version(self.spark, self.root, name)
+                return
             self.summary.tables[name] = storage.replace_day(
-                frame, name, self.root, day=run.day, run_id=run.run_id, job=run.job, where=where
+                frame, name, self.root, day=run.day, run_id=run.run_id, job=run.job, where=where, note=note
             )
+
+    def _is_stored(self, frame: DataFrame, name: str, where: str | None) -> bool:
+        """Tells whether the table holds these rows of the day and no others, by content."""
+        stored = self.read_or_empty(name).where(F.col("day") == self.context.day).where(where or "true")
+        rows = contracts.conform(frame.withColumn("day", F.lit(self.context.day)), TABLES[name])
+        found, expected = (contracts.digest_table(side, TABLES[name]) for side in (stored, rows))
+        return found == expected
 
     def merge(self, frame: DataFrame, name: str, *, delete_where: str) -> None:
         """Merges changed rows and deletes what an earlier run of the day had added, unless the run is dry."""
@@ -73,8 +95,19 @@ class Night:
                 frame.write.format("noop").mode("overwrite").save()
                 return
             run = self.context
+            # Usually nothing is there to delete; then only the files with changed rows are opened, if any changed.
+            is_rerun = not self.read_or_empty(name).alias("target").where(delete_where).isEmpty()
+            if not is_rerun and frame.isEmpty() and storage.table_exists(self.spark, self.root, name):
+                self.summary.tables[name] = storage.table_version(self.spark, self.root, name)
+                return
             self.summary.tables[name] = storage.merge_rows(
-                frame, name, self.root, day=run.day, run_id=run.run_id, job=run.job, delete_where=delete_where
+                frame,
+                name,
+                self.root,
+                day=run.day,
+                run_id=run.run_id,
+                job=run.job,
+                delete_where=delete_where if is_rerun else None,
             )
 
     def quarantine(self, refused: DataFrame, *, source_table: str, columns: tuple[str, ...]) -> None:
@@ -116,67 +149,21 @@ class Night:
         return {"reasons": counts["reasons"], "repairs": counts["repairs"]}
 
 
-def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
-    """Indexes the POIs of the day: `raw_pois` -> `categories`, `blocks`, `poi_index`, `quarantined_rows`."""
-    night, day, settings = Night(context, spark), context.day, context.settings
-    version = settings.index.version
-    raw = night.read("raw_pois", made_by=A_SOURCE).where(F.col("day") == day)
-    index, blocks, known = (
-        night.read_or_empty(name).where(F.col("index_version") == version)
-        for name in ("poi_index", "blocks", "categories")
-    )
-    _check_order(index, day)
-    before = poi_index.state_before(index, day=day)
-    judged = compute_once(poi_index.judge_pois(raw, before, day=day, settings=settings.clean))
-    counts = night.count(judged, table="raw_pois", rows_in=raw.count())
-
-    new_categories, pois = _with_categories(
-        _describe_pois(judged.where("status = 'accepted'")), known, context
-    )
-    known_blocks = blocks.where(F.col("first_day") < day)
-    moved_km, cell_km = settings.index.moved_km, settings.index.cell_km
-    compared = compute_once(poi_index.compare_with_index(pois, day=day, moved_km=moved_km, cell_km=cell_km))
-    new_blocks = compute_once(
-        poi_index.build_blocks(
-            compared,
-            known_blocks,
-            day=day,
-            index_version=version,
-            first_id=_next_id(known_blocks, "block_id", 0),
-            cell_km=cell_km,
-        )
-    )
-    slots = compute_once(
-        poi_index.build_poi_index(
-            compared, index, known_blocks.unionByName(new_blocks), day=day, index_version=version
-        )
-    )
-    with night.step("build"):
-        night.summary.notes |= _check_capacity(slots, day, settings.index.max_inner)
-
-    night.quarantine(
-        judged.where("status = 'refused'"), source_table="raw_pois", columns=poi_index.PAYLOAD_COLUMNS
-    )
-    of_day = f"target.first_day = DATE'{day}' AND target.index_version = {version}"
-    night.merge(new_categories, "categories", delete_where=of_day)
-    night.merge(new_blocks, "blocks", delete_where=of_day)
-    night.merge(slots, "poi_index", delete_where=of_day.replace("first_day", "indexed_day"))
-    night.summary.notes |= counts
-    return night.summary
-
-
-def clean_day(context: JobContext, spark: SparkSession, *, as_of: date | None = None) -> JobSummary:
+def clean_day(
+    context: JobContext, spark: SparkSession, *, as_of: date | None = None, skip_equal: bool = False
+) -> JobSummary:
     """Cleans the day: `raw_actions` -> `cleaned_actions`, `user_places`, `quarantined_rows`.
 
     The catalogue is read as it stood at the end of `as_of`, by default the day: a backfill judges as the
-    night did.
+    night did. Later days are not looked at: `etl/catch_up.py` does.
     """
-    night, day, settings = Night(context, spark), context.day, context.settings
+    night, day, settings = Night(context, spark, skip_equal=skip_equal), context.day, context.settings
+    note = commits.note_of(spark, night.root, "cleaned_actions", as_of=as_of)
     raw = night.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
     of_version = F.col("index_version") == settings.index.version
     as_of = as_of or day
     index = night.read("poi_index", made_by="poi_index").where(of_version)
-    slots = poi_index.state_before(index, day=as_of + timedelta(days=1))
+    slots = state_before(index, day=as_of + timedelta(days=1))
     known_categories = night.read("categories", made_by="poi_index").where(
         of_version & (F.col("first_day") <= as_of)
     )
@@ -185,13 +172,19 @@ def clean_day(context: JobContext, spark: SparkSession, *, as_of: date | None = 
     recent = history.where(F.col("day") >= day - timedelta(days=settings.clean.duplicate_days))
     if as_of > day:  # what a later day has accepted since is not accepted a second time
         recent = recent.unionByName(accepted_ever.where(F.col("day") > day))
+    rows_in = raw.count()
+    ids = clean_actions.delivered_ids(raw)
+    recent = recent.join(_small(ids, rows_in), "action_id", "left_semi")
     judged = compute_once(clean_actions.judge_actions(raw, slots, recent, day=day, settings=settings.clean))
-    counts = night.count(judged, table="raw_actions", rows_in=raw.count())
+    counts = night.count(judged, table="raw_actions", rows_in=rows_in)
 
     accepted = clean_actions.keep_accepted(judged)
     users = accepted.select("user_id").distinct()
-    past = history.select(*accepted.columns).join(users, "user_id", "left_semi").unionByName(accepted)
-    in_sight = past.where(F.col("event_date") > day - timedelta(days=settings.places.lookback_days))
+    # An action is delivered on its own day or later, so older days need not be opened.
+    since = day - timedelta(days=settings.places.lookback_days)
+    of_users = history.where(F.col("day") >= since).join(_small(users, rows_in), "user_id", "left_semi")
+    past = of_users.select(*accepted.columns).unionByName(accepted)
+    in_sight = past.where(F.col("event_date") > since)
     places = compute_once(
         user_places.build_user_places(
             in_sight, users, known_categories, settings=settings.places, taxonomy=load_taxonomy()
@@ -204,19 +197,21 @@ def clean_day(context: JobContext, spark: SparkSession, *, as_of: date | None = 
         judged.where("status = 'refused'"), source_table="raw_actions", columns=clean_actions.PAYLOAD_COLUMNS
     )
     night.replace(places, "user_places")
-    night.replace(cleaned, "cleaned_actions")
+    night.replace(cleaned, "cleaned_actions", note=note)
     night.summary.notes |= counts
     return night.summary
 
 
-def sequence_day(context: JobContext, spark: SparkSession) -> JobSummary:
+def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool = False) -> JobSummary:
     """Makes the histories of the users active on the day: `cleaned_actions` -> `action_sequences`."""
-    night, day, settings = Night(context, spark), context.day, context.settings
+    night, day, settings = Night(context, spark, skip_equal=skip_equal), context.day, context.settings
+    note = commits.note_of(spark, night.root, "action_sequences")
     of_version = F.col("index_version") == settings.index.version
     cleaned = night.read("cleaned_actions", made_by="clean_actions").where((F.col("day") <= day) & of_version)
     places = night.read("user_places", made_by="clean_actions").where(F.col("day") == day)
     profiles = night.read_or_empty("raw_profiles").where(F.col("day") <= day)
-    users = cleaned.where(F.col("day") == day).select("user_id").distinct()
+    of_day = cleaned.where(F.col("day") == day)
+    users = _small(of_day.select("user_id").distinct(), of_day.count())
     sequences = compute_once(
         action_sequences.build_action_sequences(
             cleaned.join(users, "user_id", "left_semi"),
@@ -232,61 +227,13 @@ def sequence_day(context: JobContext, spark: SparkSession) -> JobSummary:
             .agg(F.count("*").alias("n"), F.sum("seq_len").alias("actions"))
             .collect()
         )
-    night.replace(sequences, "action_sequences")
+    night.replace(sequences, "action_sequences", note=note)
     night.summary.rows_in = sum(row["actions"] for row in counted)
     night.summary.rows_out = sum(row["n"] for row in counted)
     night.summary.notes |= {"users_by_pattern": {row["pattern"]: row["n"] for row in sorted(counted)}}
     return night.summary
 
 
-def _describe_pois(accepted: DataFrame) -> DataFrame:
-    leaf = categories.leaf_category(F.col("category"), F.col("category_path"))
-    name = F.coalesce(F.trim("name"), F.lit(""))
-    return accepted.withColumns(
-        {"poi_id": F.col("clean_poi_id"), "leaf": leaf, "text": poi_index.poi_text(), "name": name}
-    )
-
-
-def _with_categories(pois: DataFrame, known: DataFrame, context: JobContext) -> tuple[DataFrame, DataFrame]:
-    """Returns the categories that are new, and the POIs with `category_id` (0 = none)."""
-    known = known.where(F.col("first_day") < context.day)
-    new = compute_once(
-        categories.build_categories(
-            pois,
-            known,
-            day=context.day,
-            index_version=context.settings.index.version,
-            first_id=_next_id(known, "category_id", 1),
-            taxonomy=load_taxonomy(),
-        )
-    )
-    ids = known.unionByName(new).select("category_id", F.col("category").alias("leaf"))
-    return new, pois.join(F.broadcast(ids), "leaf", "left").fillna(0, ["category_id"])
-
-
-def _check_order(index: DataFrame, day: date) -> None:
-    row = index.agg(F.max("changed_day").alias("last")).first()
-    if row is not None and row["last"] is not None and row["last"] > day:
-        raise IndexOrderError(day=str(day), last_day=str(row["last"]))
-
-
-def _check_capacity(slots: DataFrame, day: date, max_inner: int) -> dict[str, object]:
-    """Raises IndexFullError if a block overflows; returns what the summary says about the night."""
-    is_new = F.col("indexed_day") == day
-    row = slots.agg(
-        F.count_if(is_new).alias("new_slots"),
-        F.count_if(F.col("closed_day") == day).alias("ended_slots"),
-        F.max(F.when(is_new, F.struct("inner_id", "block_id"))).alias("fullest"),
-    ).first()
-    assert row is not None
-    if row["fullest"] is not None and row["fullest"]["inner_id"] >= max_inner:
-        fullest = row["fullest"]
-        raise IndexFullError(
-            day=str(day), block_id=fullest["block_id"], num_pois=fullest["inner_id"] + 1, max_inner=max_inner
-        )
-    return {"new_slots": row["new_slots"], "ended_slots": row["ended_slots"]}
-
-
-def _next_id(known: DataFrame, column: str, first: int) -> int:
-    row = known.agg(F.max(column).alias("last")).first()
-    return first if row is None or row["last"] is None else int(row["last"]) + 1
+def _small(keys: DataFrame, num_rows: int) -> DataFrame:
+    """Has the keys of a usual night sent to every task, so that the history is filtered as it is read, not shuffled."""
+    return F.broadcast(keys) if num_rows <= MAX_BROADCAST_ROWS else keys

@@ -15,6 +15,7 @@ from conf.rules import rules_of
 from conf.settings import CleanSettings
 from conf.tables import POI_INDEX, RAW_POIS
 from etl import spacetime
+from etl.poi_slots import PAST, change_slots, last_slots, restore_slots, state_before
 from etl.refusal import (
     first_reason,
     found_codes,
@@ -27,7 +28,6 @@ from etl.refusal import (
     with_detail,
 )
 
-SLOT_COLUMNS = POI_INDEX.column_names
 PAYLOAD_COLUMNS = tuple(name for name in RAW_POIS.column_names if name != "day")
 TEXT_SEPARATOR = ". "
 DUPLICATE = "poi_duplicate_id"
@@ -73,17 +73,6 @@ def judge_pois(raw: DataFrame, before: DataFrame, *, day: date, settings: CleanS
         {"status": status, "reason": F.when(is_conflict, F.lit(DUPLICATE)).otherwise(F.col("reason"))}
     )
     return with_detail(judged.drop("content_hash", "first_hash", "nth"), refusing)
-
-
-def state_before(index: DataFrame, *, day: date) -> DataFrame:
-    """Returns the index as it stood before a day: slots since then taken out, closings since then undone."""
-    is_ended_later = F.coalesce(F.col("closed_day") >= F.lit(day), F.lit(False))
-    return index.where(F.col("indexed_day") < F.lit(day)).withColumns(
-        {
-            "valid_to": F.when(~is_ended_later, F.col("valid_to")),
-            "closed_day": F.when(~is_ended_later, F.col("closed_day")),
-        }
-    )
 
 
 def compare_with_index(pois: DataFrame, *, day: date, moved_km: float, cell_km: float) -> DataFrame:
@@ -181,21 +170,12 @@ def build_poi_index(
 
     Returns:
         Rows of the contract: new slots, ended and updated ones, and slots that an earlier run of this day had
-        ended and this one has not. Inner ids may lie beyond the limit: the job checks.
+        changed and this one has not. Inner ids may lie beyond the limit: the job checks.
     """
     before = state_before(index, day=day)
     new = _new_slots(compared, before, blocks, day=day, index_version=index_version)
-    touched = (
-        compared.where("is_ended OR is_updated").select(_changed_slot(day).alias("slot")).select("slot.*")
-    )
-    changed = new.unionByName(touched)
-    reopened = before.join(
-        index.where(F.col("closed_day") == F.lit(day)).select("poi_id", "valid_from"),
-        ["poi_id", "valid_from"],
-        "left_semi",
-    )
-    restored = reopened.join(touched.select("poi_id", "valid_from"), ["poi_id", "valid_from"], "left_anti")
-    return changed.unionByName(restored.withColumn("changed_day", F.lit(day)).select(*SLOT_COLUMNS))
+    touched = change_slots(compared, day=day)
+    return new.unionByName(touched).unionByName(restore_slots(index, touched, day=day))
 
 
 def poi_text() -> Column:
@@ -206,8 +186,7 @@ def poi_text() -> Column:
 
 def _with_last_slot(rows: DataFrame, before: DataFrame) -> DataFrame:
     delivered = rows.select(F.col("clean_poi_id").alias("poi_id")).distinct()
-    last = F.max_by(F.struct(*SLOT_COLUMNS), F.struct("valid_from", "indexed_day")).alias("slot")
-    slots = before.join(delivered, "poi_id", "left_semi").groupBy("poi_id").agg(last)
+    slots = last_slots(before.join(delivered, "poi_id", "left_semi"))
     return rows.join(slots.withColumnRenamed("poi_id", "clean_poi_id"), "clean_poi_id", "left")
 
 
@@ -268,20 +247,6 @@ def _new_slots(
         "name",
         "text",
         F.lit(day).alias("changed_day"),
+        F.lit(None).cast(POI_INDEX.column(PAST).type).alias(PAST),
         "is_simulated",
     )
-
-
-def _changed_slot(day: date) -> Column:
-    """Returns the last slot with what the day says of it: its end, or its new name, category and text."""
-    ended, updated = F.col("is_ended"), F.col("is_updated")
-    values = {
-        "valid_to": F.when(ended, F.lit(day)).otherwise(F.col("slot.valid_to")),
-        "closed_day": F.when(ended, F.lit(day)).otherwise(F.col("slot.closed_day")),
-        "changed_day": F.lit(day),
-        **{
-            name: F.when(updated, F.col(name)).otherwise(F.col(f"slot.{name}"))
-            for name in ("name", "text", "category_id")
-        },
-    }
-    return F.struct(*(values.get(name, F.col(f"slot.{name}")).alias(name) for name in SLOT_COLUMNS))

@@ -14,15 +14,17 @@ from pyspark.sql import functions as F
 
 from conf.settings import SampleSettings, SequenceSettings
 from conf.tables import HISTORY_NAMES
+from etl.as_of import known_before
 from etl.histories import gather_spans, number_actions, pattern_of, richness, split_of, with_travel
 
 
 def build_pretrain_samples(
     actions: DataFrame,
     places: DataFrame,
-    profile_ids: DataFrame,
+    profiles: DataFrame,
     *,
     day: date,
+    first_day: date,
     index_version: int,
     samples: SampleSettings,
     sequences: SequenceSettings,
@@ -32,8 +34,9 @@ def build_pretrain_samples(
     Args:
         actions: `cleaned_actions` up to the day, in one index version.
         places: `user_places` up to the day.
-        profile_ids: `user_id`, `profile_ids`.
+        profiles: `profile_states` up to the day; a window gets what was known before the day of its first target.
         day: the job's day; splits are counted back from it.
+        first_day: day of the first night (`etl/as_of.py`).
         index_version: version of the index that the ids belong to.
         samples: lengths, splits, threshold of richness.
         sequences: radius and share of travel.
@@ -41,7 +44,9 @@ def build_pretrain_samples(
     Returns:
         Rows of the contract without `day`, plus `is_kept` (false: the job counts and drops the row).
     """
-    numbered = with_travel(number_actions(actions), places, travel_km=sequences.travel_km)
+    numbered = with_travel(
+        number_actions(actions), places, travel_km=sequences.travel_km, first_day=first_day
+    )
     dated = numbered.withColumn(
         "split",
         split_of(F.col("event_date"), day=F.lit(day), val_days=samples.val_days, test_days=samples.test_days),
@@ -60,7 +65,9 @@ def build_pretrain_samples(
     built = (
         gathered.join(spans, "span_id")
         .join(_train_richness(dated), "user_id", "left")
-        .join(profile_ids, "user_id", "left")
+        .join(
+            known_before(spans, profiles, on="window_date", first_day=first_day), ["user_id", "window_date"]
+        )
         .withColumn("num_context", F.col("window_number") - F.col("first_number"))
         .withColumns(
             {"is_targets": is_target, "pattern": pattern_of(in_window, mixed_share=sequences.mixed_share)}
@@ -98,6 +105,7 @@ def _cut_windows(dated: DataFrame, samples: SampleSettings) -> DataFrame:
     cut = windows.agg(
         F.min("number").alias("window_number"),
         F.max("number").alias("last_number"),
+        F.min("event_date").alias("window_date"),
         F.bool_or("is_simulated").alias("is_simulated"),
     )
     return cut.select(
@@ -107,6 +115,7 @@ def _cut_windows(dated: DataFrame, samples: SampleSettings) -> DataFrame:
         F.greatest(F.col("window_number") - samples.context_actions, F.lit(1)).alias("first_number"),
         "window_number",
         "last_number",
+        "window_date",
         "is_simulated",
     )
 

@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from conf.settings import SampleSettings, SequenceSettings
 from conf.tables import CANDIDATE_NAMES, HISTORY_NAMES, REQUEST_COLUMNS
 from etl import spacetime
+from etl.as_of import known_before
 from etl.histories import empty_if_null, gather_spans, number_actions, span_before, split_of, with_travel
 
 REQUEST_NAMES = tuple(column.name for column in REQUEST_COLUMNS)
@@ -49,9 +50,10 @@ def build_ranking_samples(
     shown: DataFrame,
     actions: DataFrame,
     places: DataFrame,
-    profile_ids: DataFrame,
+    profiles: DataFrame,
     *,
     day: date,
+    first_day: date,
     index_version: int,
     request_type_id: int,
     samples: SampleSettings,
@@ -63,8 +65,9 @@ def build_ranking_samples(
         shown: result of `with_live_slot`; rows without slot are left out.
         actions: `cleaned_actions` up to the day, in one index version.
         places: `user_places` up to the day.
-        profile_ids: `user_id`, `profile_ids`.
+        profiles: `profile_states` up to the day; a request gets what was known before its day.
         day: the job's day; splits are counted back from it.
+        first_day: day of the first night (`etl/as_of.py`).
         index_version: version of the index that the ids belong to.
         request_type_id: action type that a request asks for.
         samples: lengths and splits.
@@ -73,16 +76,19 @@ def build_ranking_samples(
     Returns:
         Rows of the contract without `day`.
     """
-    requests = _group_requests(shown.where("block_id IS NOT NULL"))
-    numbered = with_travel(number_actions(actions), places, travel_km=sequences.travel_km)
+    asked_on = spacetime.event_date(F.col("request_ts_ms"))
+    requests = _group_requests(shown.where("block_id IS NOT NULL")).withColumn("asked_on", asked_on)
+    numbered = with_travel(
+        number_actions(actions), places, travel_km=sequences.travel_km, first_day=first_day
+    )
     spans = span_before(requests, numbered, max_actions=samples.ranking_history)
     histories = gather_spans(spans, numbered, stretch=samples.ranking_history)
     split = split_of(
-        spacetime.event_date(F.col("request_ts_ms")),
+        F.col("asked_on"),
         day=F.lit(day), val_days=samples.val_days, test_days=samples.test_days,
     )  # fmt: skip
     joined = requests.join(histories.withColumnRenamed("span_id", "request_id"), "request_id", "left").join(
-        profile_ids, "user_id", "left"
+        known_before(requests, profiles, on="asked_on", first_day=first_day), ["user_id", "asked_on"], "left"
     )
     # Without a delivered place the user is where the last action was; never where the target is.
     user_place = {f"user_{axis}": F.coalesce(f"user_{axis}", F.try_element_at(f"poi_{axis}s", F.lit(-1)).cast("double"))

@@ -12,8 +12,8 @@ of day R (by default all that it holds). So it is a pure function of (inputs, D,
 D` takes it back. An action that was accepted stays so, as slots are only appended; one that was delivered
 again and accepted on a later day is an exact duplicate of that one.
 
-Histories of later days that were made before the replay lack its rows until `action_sequences` of those
-days runs again; the summary says so. Refused POIs are not replayed: ids are given in order of first sight,
+Later days are brought up (`etl/catch_up.py`), their histories by `action_sequences --day D`; the summary says
+so. Refused POIs are not replayed: ids are given in order of first sight,
 so a mended POI is delivered anew and indexed on that day.
 """
 
@@ -23,7 +23,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
-from etl import nightly, storage
+from etl import catch_up, storage
 
 LAST_DAY = date(9998, 12, 31)
 """After all others, and still with a day after it: what is as of its end is before that."""
@@ -37,7 +37,7 @@ def replay_day(context: JobContext, spark: SparkSession) -> JobSummary:
         RowsLostError: the counts do not add up.
     """
     before = _count_quarantined(context, spark)
-    summary = nightly.clean_day(context, spark, as_of=context.options.as_of or LAST_DAY)
+    summary = catch_up.clean_days(context, spark, as_of=context.options.as_of or LAST_DAY)
     after = summary.notes["reasons"]
     assert isinstance(after, dict)
     changed = {
@@ -48,7 +48,7 @@ def replay_day(context: JobContext, spark: SparkSession) -> JobSummary:
     summary.notes |= {"quarantined_before": before, "quarantined_change": changed}
     if changed:
         summary.notes["next"] = (
-            f"python -m etl action_sequences --day {context.day}, and for every later day that was made before"
+            f"python -m etl action_sequences --day {context.day}; it brings the later days up too"
         )
     return summary
 

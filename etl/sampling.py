@@ -4,15 +4,18 @@ Samples are as of a day: they hold what was delivered up to it, split by time co
 gives the same rows.
 """
 
+from datetime import date, timedelta
+
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
 from conf.tokens import action_type_id
-from etl.action_sequences import build_profile_ids
 from etl.nightly import Night
+from etl.poi_slots import state_before
 from etl.preference_pairs import build_preference_pairs
 from etl.pretrain_samples import build_pretrain_samples
+from etl.profiles import profile_states
 from etl.ranking_samples import build_ranking_samples, with_live_slot
 from etl.session import compute_once
 
@@ -24,8 +27,9 @@ def sample_windows(context: JobContext, spark: SparkSession) -> JobSummary:
         build_pretrain_samples(
             _actions(night),
             _places(night),
-            _profile_ids(night),
+            _profiles(night),
             day=day,
+            first_day=_first_day(night),
             index_version=settings.index.version,
             samples=settings.samples,
             sequences=settings.sequences,
@@ -54,9 +58,11 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
     impressions = night.read("raw_impressions", made_by="SOURCE").where(F.col("day") <= day)
     impressions = _last_delivered(impressions)
     of_version = F.col("index_version") == settings.index.version
-    shown = compute_once(
-        with_live_slot(impressions, night.read("poi_index", made_by="poi_index").where(of_version))
-    )
+    index = night.read("poi_index", made_by="poi_index").where(of_version)
+    slots = state_before(
+        index, day=day + timedelta(days=1)
+    )  # a rerun after later nights sees what the night saw
+    shown = compute_once(with_live_slot(impressions, slots))
     with night.step("count"):
         counted = shown.agg(F.count("*").alias("rows"), F.count("block_id").alias("live")).first()
     assert counted is not None
@@ -65,8 +71,9 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
         shown,
         actions,
         _places(night),
-        _profile_ids(night),
+        _profiles(night),
         day=day,
+        first_day=_first_day(night),
         index_version=settings.index.version,
         request_type_id=_requested_type(actions),
         samples=settings.samples,
@@ -108,8 +115,14 @@ def _places(night: Night) -> DataFrame:
     return night.read("user_places", made_by="clean_actions").where(F.col("day") <= night.context.day)
 
 
-def _profile_ids(night: Night) -> DataFrame:
-    return build_profile_ids(night.read_or_empty("raw_profiles").where(F.col("day") <= night.context.day))
+def _profiles(night: Night) -> DataFrame:
+    return profile_states(night.read_or_empty("raw_profiles").where(F.col("day") <= night.context.day))
+
+
+def _first_day(night: Night) -> date:
+    """Returns the day of the first night, which handed over the history."""
+    row = _actions(night).agg(F.min("day").alias("first")).first()
+    return night.context.day if row is None or row["first"] is None else row["first"]
 
 
 def _num_targets() -> F.Column:

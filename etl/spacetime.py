@@ -2,9 +2,9 @@
 
 In and out: Spark columns. No Python runs per row. The grid (design section 3): rows are latitude bands of
 `cell_km`, stretched by less than half a cell over the whole meridian so that they end exactly at the poles;
-each row is cut into round(circumference at its middle / cell_km) columns, at least one. A point on a border
-belongs to the cell north and east of it; the north pole belongs to the last row, longitude 180 is longitude
--180.
+each row is cut into round(circumference at its middle / cell_km) columns, at least one. A point on a border,
+or nearer to it than `BORDER_WIDTH`, belongs to the cell north and east of it; the north pole belongs to the last row,
+longitude 180 is longitude -180.
 """
 
 import math
@@ -18,6 +18,8 @@ HILBERT_ORDER = 8
 """A cell is cut into 2^8 x 2^8 squares for numbering: 20 m for cells of 5 km."""
 WORLD_HILBERT_ORDER = 14
 """The whole earth is cut into 2^14 x 2^14 pieces for numbering cells: half a cell of 5 km."""
+BORDER_WIDTH = 1e-9
+"""Cells: a point so near to a border is on it (5 micrometres), for no double lies exactly on most borders."""
 MS_PER_HOUR = 3_600_000
 MS_PER_DAY = 86_400_000
 
@@ -49,12 +51,12 @@ def grid_cell(lon: Column, lat: Column, *, cell_km: float) -> GridCell:
         cell_km: side of a cell.
     """
     rows = num_rows(cell_km)
-    up = (lat + F.lit(90.0)) / F.lit(180.0 / rows)
-    cell_y = F.least(F.floor(up), F.lit(rows - 1)).cast("int")
+    up = (lat + F.lit(90.0)) * F.lit(rows) / F.lit(180.0)
+    cell_y = F.least(F.floor(up + BORDER_WIDTH), F.lit(rows - 1)).cast("int")
     columns = num_columns(cell_y, cell_km=cell_km)
-    along = F.when(lon >= 180.0, F.lit(0.0)).otherwise((lon + F.lit(180.0)) / F.lit(360.0) * columns)
-    cell_x = F.least(F.floor(along), columns - 1).cast("int")
-    return GridCell(cell_x, cell_y, along - cell_x, up - cell_y)
+    along = (lon + F.lit(180.0)) * columns / F.lit(360.0)
+    whole = F.floor(along + BORDER_WIDTH)
+    return GridCell(F.pmod(whole, columns).cast("int"), cell_y, along - whole, up - cell_y)
 
 
 def num_columns(cell_y: Column, *, cell_km: float) -> Column:

@@ -5,10 +5,11 @@ table is first written. Nothing is appended blindly: a rerun of a day gives the 
 or URI, or `catalog:NAME` for tables of a metastore.
 """
 
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from conf.errors import (
     MissingInputError,
 )
 from conf.tables import TABLES, TableContract
-from etl.contracts import as_field, check_constraints, conform
+from etl.contracts import as_field, check_constraints, conform, digest_table
 
 LOGGER = logging.getLogger(__name__)
 CATALOG_PREFIX = "catalog:"
@@ -65,17 +66,10 @@ def table_version(spark: SparkSession, root: str, name: str) -> int:
     return int(row["version"])
 
 
-def table_version_of_day(spark: SparkSession, root: str, name: str, day: date) -> int:
-    """Returns the version of a table that runs strictly forward (`poi_index`) as it stood at the end of a day.
-
-    It is the version before the first commit of a later day; so a backfill sees what the night saw.
-    """
+def table_history(spark: SparkSession, root: str, name: str) -> DataFrame:
+    """Returns the commits of a table that its log still holds: `version`, `userMetadata` and more."""
     _require(spark, root, name)
-    noted = F.get_json_object("userMetadata", "$.day").cast("date")
-    later = _delta_table(spark, root, name).history().where(noted > F.lit(day))
-    row = later.agg(F.min("version").alias("version")).first()
-    first_later = None if row is None else row["version"]
-    return table_version(spark, root, name) if first_later is None else max(int(first_later) - 1, 0)
+    return _delta_table(spark, root, name).history()
 
 
 def read_table(spark: SparkSession, root: str, name: str, *, version: int | None = None) -> DataFrame:
@@ -96,7 +90,15 @@ def read_table(spark: SparkSession, root: str, name: str, *, version: int | None
 
 
 def replace_day(
-    frame: DataFrame, name: str, root: str, *, day: date, run_id: str, job: str, where: str | None = None
+    frame: DataFrame,
+    name: str,
+    root: str,
+    *,
+    day: date,
+    run_id: str,
+    job: str,
+    where: str | None = None,
+    note: Mapping[str, object] | None = None,
 ) -> int:
     """Replaces the rows of one day by `frame` in one commit and returns the new version.
 
@@ -109,6 +111,7 @@ def replace_day(
         job: kept in the commit.
         where: replaces only the rows of the day that match this condition, as every row of `frame` must; for tables
             that several jobs write.
+        note: further facts that the commit notes (`etl/commits.py`).
 
     Raises:
         SchemaError: a column of the contract is missing.
@@ -124,7 +127,7 @@ def replace_day(
         rows.write.format("delta")
         .mode("overwrite")
         .option("replaceWhere", f"day = DATE'{day}'" + (f" AND ({where})" if where else ""))
-        .option("userMetadata", _commit_note(job, day, run_id))
+        .option("userMetadata", _commit_note(job, day, run_id, note))
     )
     location = table_location(root, name)
     save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
@@ -178,10 +181,13 @@ def merge_rows(
 
 
 def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str, day: date) -> int:
-    """Appends rows with new keys to a log table and returns the new version; a key that is there is refused.
+    """Appends rows with new keys to a log table and returns the new version.
+
+    A retry of the same run finds its rows there, equal in every column, and appends nothing; a key that is there with
+    other content is refused, never skipped.
 
     Raises:
-        DuplicateKeyError: a key is there already, or occurs twice.
+        DuplicateKeyError: a key is there already with other content, or occurs twice.
         ConflictingWriteError: another run appended at the same time.
     """
     contract = TABLES[name]
@@ -189,8 +195,12 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
     spark, key = frame.sparkSession, list(contract.key)
     rows = conform(frame.withColumn("run_id", F.lit(run_id)), contract)
     _create_if_missing(spark, contract, root)
-    known = rows.join(read_table(spark, root, name), key, "left_semi")
-    _refuse_duplicate_keys(rows.unionByName(known.select(*rows.columns)), contract)
+    stored = read_table(spark, root, name).select(*rows.columns)
+    known = rows.join(stored, key, "left_semi")
+    same_run = stored.where(F.col("run_id") == run_id).join(rows.select(*key), key, "left_semi")
+    if digest_table(same_run, contract) == digest_table(rows, contract):
+        return table_version(spark, root, name)
+    _refuse_duplicate_keys(rows.unionByName(known), contract)
     # The write itself reads the table, so Delta sees a conflict if another run appends between the two.
     new = rows.join(read_table(spark, root, name).select(*key), key, "left_anti").select(*rows.columns)
     writer = new.write.format("delta").mode("append").option("userMetadata", _commit_note(job, day, run_id))
@@ -232,7 +242,9 @@ def _create_if_missing(spark: SparkSession, contract: TableContract, root: str) 
     builder = builder.property("delta.enableDeletionVectors", "false").property(
         "delta.columnMapping.mode", "none"
     )
-    builder.execute()
+    # Another run may make the table at this moment, by the same contract: then it is there.
+    with contextlib.suppress(DeltaConcurrentModificationException):
+        builder.execute()
 
 
 def _refuse_duplicate_keys(rows: DataFrame, contract: TableContract) -> None:
@@ -257,8 +269,8 @@ def _require(spark: SparkSession, root: str, name: str) -> None:
         )
 
 
-def _commit_note(job: str, day: date, run_id: str) -> str:
-    return json.dumps({"job": job, "day": str(day), "run_id": run_id})
+def _commit_note(job: str, day: date, run_id: str, note: Mapping[str, object] | None = None) -> str:
+    return json.dumps({"job": job, "day": str(day), "run_id": run_id, **(note or {})})
 
 
 def _with_commit_note(spark: SparkSession, note: str, write: Callable[[], int]) -> int:

@@ -46,7 +46,7 @@ class SyntheticCity:
         # Cut the plan: three tables start from the users, and each would analyse and compute them anew.
         users = compute_once(build_users(spark, city))
         actions = build_visits(users, city=city, after=since, until=day)
-        pois = _changed_pois(spark, settings, day)
+        pois = changed_pois(spark, settings, day)
         impressions = build_impressions(users, city=city, after=since, until=day)
         known = F.col("known_date")
         profiles = build_profiles(users, city=city).where(sources.keep_dates(known, day=day, since=since))
@@ -100,7 +100,7 @@ def plant_truth(spark: SparkSession, settings: Settings, *, day: date) -> Plante
     actions = build_visits(users, city=city, after=settings.source.since, until=day)
     dirty = plant_dirty_actions(actions, city=city, clean=clean).where("planted_reason IS NOT NULL")
     dirty_id = delivered_id(F.col("action_id"), F.col("corrupt_record"))
-    pois = plant_dirty_pois(_changed_pois(spark, settings, day), city=city, clean=clean)
+    pois = plant_dirty_pois(changed_pois(spark, settings, day), city=city, clean=clean)
     return PlantedTruth(
         users=users.withColumns(tastes).select("user_id", *places, likes.alias("likes"), *tastes),
         actions=dirty.select(dirty_id.alias("action_id"), F.col("planted_reason").alias("reason")),
@@ -115,7 +115,7 @@ def delivered_id(action_id: Column, corrupt_record: Column) -> Column:
     return F.coalesce(action_id, F.regexp_extract(corrupt_record, '"action_id": "([^"]*)"', 1))
 
 
-def _changed_pois(spark: SparkSession, settings: Settings, day: date) -> DataFrame:
+def changed_pois(spark: SparkSession, settings: Settings, day: date) -> DataFrame:
     """Returns the POIs that opened, closed or moved in the days of the delivery, as they are on its day."""
     since = settings.source.since
     numbers = spark.range(settings.city.num_pois).select(F.col("id").cast("int").alias("poi_no"))

@@ -10,9 +10,10 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext
 from conf.settings import Settings
 from conf.tables import TABLES
+from etl.commits import table_version_of_day
 from etl.contracts import spark_schema
 from etl.session import open_session
-from etl.storage import read_table, table_exists, table_version, table_version_of_day
+from etl.storage import read_table, table_exists, table_version
 from udfs.model_cache import ServedModel, check_index, serve_model
 from udfs.slots import keep_known
 

@@ -23,7 +23,7 @@ from conf.cli import JobContext
 from conf.results import record
 from conf.rules import RULES
 from conf.settings import CitySettings, CleanSettings, Settings, SparkSettings, StorageSettings
-from etl import nightly, synthetic
+from etl import index_job, nightly, synthetic
 from etl.session import open_session
 from etl.storage import read_table
 
@@ -84,7 +84,7 @@ def measure(spark: SparkSession, settings: Settings) -> Conservation:
     day = settings.city.first_day + timedelta(days=settings.city.num_days - 1)
     for name, step in (
         ("synthetic", synthetic.deliver),
-        ("poi_index", nightly.index_pois),
+        ("poi_index", index_job.index_pois),
         ("clean_actions", nightly.clean_day),
     ):
         step(JobContext(name, day, settings, "conservation", False, argparse.Namespace()), spark)

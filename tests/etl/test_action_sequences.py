@@ -8,7 +8,8 @@ from pyspark.sql import functions as F
 
 from conf.settings import SequenceSettings
 from conf.tables import HISTORY_NAMES
-from etl.action_sequences import build_action_sequences, build_profile_ids, pattern_of
+from etl.action_sequences import build_action_sequences, pattern_of
+from etl.profiles import build_profile_ids
 from tests.rows import DAY, HOUR_MS, NOON_MS, cleaned, frame_of
 
 VISITS = [("p1", 4.0), ("p2", 4.1), ("p1", 4.0), ("p3", 6.0), ("p1", 4.0)]

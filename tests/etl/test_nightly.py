@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext
 from conf.errors import IndexFullError, IndexOrderError, MissingInputError
 from conf.settings import load_settings
-from etl import nightly
+from etl import index_job, nightly
 from etl.digests import digest_tables
 from etl.replay import replay_day
 from etl.storage import read_table, replace_day
@@ -25,7 +25,7 @@ DERIVED = (
     "action_sequences",
 )
 STEPS = {
-    "poi_index": nightly.index_pois,
+    "poi_index": index_job.index_pois,
     "clean_actions": nightly.clean_day,
     "action_sequences": nightly.sequence_day,
 }
@@ -99,7 +99,7 @@ def test_a_night_makes_sequences_counts_every_row_and_a_rerun_changes_nothing(sp
 
 def test_the_second_night_appends_ids_and_closes_moved_and_closed_pois(spark, settings):
     deliver(spark, settings, pois=POIS)
-    index = nightly.index_pois
+    index = index_job.index_pois
     index(context_of(settings, "poi_index"), spark)
     root, next_day = settings.storage.root, DAY + timedelta(days=1)
     before = {
@@ -131,14 +131,14 @@ def test_the_second_night_appends_ids_and_closes_moved_and_closed_pois(spark, se
 def test_a_rerun_takes_back_what_the_first_run_had_added_and_closed(spark, settings):
     next_day = DAY + timedelta(days=1)
     deliver(spark, settings, pois=[poi()])
-    nightly.index_pois(context_of(settings, "poi_index"), spark)
+    index_job.index_pois(context_of(settings, "poi_index"), spark)
     root = settings.storage.root
     wrong = [poi(poi_id="p5", poi_lon=9.0, category="Zoo", day=next_day), poi(is_closed=True, day=next_day)]
     deliver(spark, settings, pois=wrong, day=next_day)
-    nightly.index_pois(context_of(settings, "poi_index", next_day), spark)
+    index_job.index_pois(context_of(settings, "poi_index", next_day), spark)
 
     deliver(spark, settings, pois=[], day=next_day)
-    nightly.index_pois(context_of(settings, "poi_index", next_day), spark)
+    index_job.index_pois(context_of(settings, "poi_index", next_day), spark)
 
     (row,) = read_table(spark, root, "poi_index").collect()
     assert (row["poi_id"], row["valid_to"]) == ("p1", None)
@@ -148,22 +148,34 @@ def test_a_rerun_takes_back_what_the_first_run_had_added_and_closed(spark, setti
 
 def test_a_day_before_the_last_indexed_one_is_refused(spark, settings):
     deliver(spark, settings, pois=[poi()])
-    nightly.index_pois(context_of(settings, "poi_index"), spark)
+    index_job.index_pois(context_of(settings, "poi_index"), spark)
 
     with pytest.raises(
         IndexOrderError, match="poi_index cannot index 2026-01-30: it already holds 2026-01-31"
     ):
-        nightly.index_pois(context_of(settings, "poi_index", DAY - timedelta(days=1)), spark)
+        index_job.index_pois(context_of(settings, "poi_index", DAY - timedelta(days=1)), spark)
 
 
 def test_a_full_block_stops_the_night_before_anything_is_written(spark, settings):
     deliver(spark, settings, pois=POIS)
 
     with pytest.raises(IndexFullError, match="would hold 2 POIs"):
-        nightly.index_pois(context_of(settings, "poi_index", overrides=("index.max_inner=1",)), spark)
+        index_job.index_pois(context_of(settings, "poi_index", overrides=("index.max_inner=1",)), spark)
 
     with pytest.raises(MissingInputError):
         read_table(spark, settings.storage.root, "poi_index")
+
+
+def test_the_index_tells_how_full_it_is_and_warns_in_time(spark, settings):
+    deliver(spark, settings, pois=POIS)
+    tight = ("index.max_inner=2", "index.max_blocks=10", "index.warn_share=0.9")
+
+    summary = index_job.index_pois(context_of(settings, "poi_index", overrides=tight, dry_run=True), spark)
+
+    assert summary.notes["fullest_block"] == {"block_id": 0, "inner_ids": 2, "of": 2}
+    assert (summary.notes["num_slots"], summary.notes["num_blocks"]) == (3, 2)
+    (warning,) = summary.notes["warnings"]
+    assert warning.startswith("1 blocks have given out 90% of their 2 inner ids, block 0 most (2)")
 
 
 def test_a_missing_raw_table_names_the_command_that_makes_it(spark, settings):
@@ -197,7 +209,7 @@ def test_a_replay_takes_in_actions_on_a_poi_that_was_delivered_later(spark, sett
     catalogue = [poi(poi_id="p9", category="Zoo", day=next_day)]
     deliver(spark, settings, actions=[{**late[2], "day": next_day}], pois=catalogue, day=next_day)
     for day in (DAY, next_day):
-        nightly.index_pois(context_of(settings, "poi_index", day), spark)
+        index_job.index_pois(context_of(settings, "poi_index", day), spark)
         nightly.clean_day(context_of(settings, "clean_actions", day), spark)
     as_night_did = digest_tables(spark, root, tables, day=DAY)
 
@@ -221,7 +233,7 @@ def test_a_replay_takes_in_actions_on_a_poi_that_was_delivered_later(spark, sett
 def test_a_dry_run_writes_nothing(spark, settings):
     deliver(spark, settings, pois=[poi()])
 
-    summary = nightly.index_pois(context_of(settings, "poi_index", dry_run=True), spark)
+    summary = index_job.index_pois(context_of(settings, "poi_index", dry_run=True), spark)
 
     assert summary.rows_out == 1
     assert not summary.tables

@@ -5,7 +5,7 @@ import pytest
 from conf.settings import CleanSettings, PlacesSettings, SequenceSettings
 from conf.tables import TABLES
 from conf.taxonomy import load_taxonomy
-from etl import action_sequences, categories, clean_actions, nightly, poi_index, user_places
+from etl import action_sequences, categories, clean_actions, index_job, poi_index, poi_slots, user_places
 from etl.contracts import spark_schema
 from etl.refusal import to_quarantine
 from tests.rows import DAY
@@ -26,9 +26,9 @@ TEXT_LIMIT = "spark.sql.debug.maxToStringFields"
 def plans(spark):
     tables = {name: spark.createDataFrame([], spark_schema(contract)) for name, contract in TABLES.items()}
     cleaned, known = tables["cleaned_actions"], tables["categories"]
-    before = poi_index.state_before(tables["poi_index"], day=DAY)
+    before = poi_slots.state_before(tables["poi_index"], day=DAY)
     judged_pois = poi_index.judge_pois(tables["raw_pois"], before, day=DAY, settings=CleanSettings())
-    pois = nightly._describe_pois(judged_pois)
+    pois = index_job.describe_pois(judged_pois)
     indexed = pois.join(known.selectExpr("category AS leaf", "category_id"), "leaf", "left")
     compared = poi_index.compare_with_index(indexed, day=DAY, moved_km=0.2, cell_km=5.0)
     judged = clean_actions.judge_actions(

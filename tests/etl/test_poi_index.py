@@ -1,12 +1,16 @@
 """Ids follow the history of the catalogue, not the way in which its rows lie."""
 
 import random
+from argparse import Namespace
 from collections import Counter
 from datetime import date, timedelta
 
+from conf.cli import JobContext
 from conf.rules import rules_of
 from conf.settings import CleanSettings
-from etl import nightly, poi_index
+from etl import index_job, poi_index
+from etl.digests import digest_tables
+from etl.storage import replace_day
 from tests.rows import DAY, frame_of, poi
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -55,7 +59,7 @@ def assign(spark, rows, *, partitions):
     raw = frame_of(spark, "raw_pois", rows).repartition(partitions)
     empty = {name: frame_of(spark, name, []) for name in ("poi_index", "blocks")}
     judged = judge(spark, raw).where("status = 'accepted'")
-    pois = nightly._describe_pois(judged).selectExpr("*", "1 AS category_id")
+    pois = index_job.describe_pois(judged).selectExpr("*", "1 AS category_id")
     compared = poi_index.compare_with_index(pois, day=DAY, moved_km=0.2, cell_km=5.0)
     blocks = poi_index.build_blocks(
         compared, empty["blocks"], day=DAY, index_version=1, first_id=0, cell_km=5.0
@@ -128,3 +132,34 @@ def test_repairs_and_flags_are_noted_and_the_row_is_kept(spark):
 
     assert {row["clean_poi_id"]: row["repairs"] for row in judged} == {code: [code] for code in KEPT}
     assert {row["status"] for row in judged} == {"accepted"}
+
+
+def test_a_rebuild_gives_the_same_ids_however_the_days_were_delivered(spark, settings):
+    rng = random.Random(5)
+    places = {f"p{n}": (4.8 + rng.random() / 9, 52.3 + rng.random() / 9) for n in range(30)}
+    days = [DAY, DAY + timedelta(days=1)]
+    told = {  # the second night: ten new POIs, five that moved by a block or so, two that closed
+        days[0]: [
+            poi(poi_id=name, poi_lon=lon, poi_lat=lat) for name, (lon, lat) in list(places.items())[:20]
+        ],
+        days[1]: [
+            poi(poi_id=name, poi_lon=lon, poi_lat=lat) for name, (lon, lat) in list(places.items())[20:]
+        ]
+        + [
+            poi(poi_id=f"p{n}", poi_lon=places[f"p{n}"][0] + 0.08, poi_lat=places[f"p{n}"][1])
+            for n in range(5)
+        ]
+        + [poi(poi_id=f"p{n}", is_closed=True) for n in (7, 8)],
+    }
+    digests = []
+    for partitions in (1, 3):
+        root = f"{settings.storage.root}-{partitions}"
+        of_root = settings.model_copy(update={"storage": settings.storage.model_copy(update={"root": root})})
+        for day, rows in told.items():
+            frame = frame_of(spark, "raw_pois", rng.sample(rows, len(rows))).repartition(partitions)
+            replace_day(frame, "raw_pois", root, day=day, run_id="r", job="test")
+            index_job.index_pois(JobContext("poi_index", day, of_root, "r", False, Namespace()), spark)
+        digests.append(digest_tables(spark, root, ("blocks", "categories", "poi_index"), day=days[1]))
+
+    assert digests[0] == digests[1]
+    assert digests[0]["poi_index"].startswith("35-")  # every move has its new slot

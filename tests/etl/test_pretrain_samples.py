@@ -41,8 +41,9 @@ def build(
     samples = build_pretrain_samples(
         frame_of(spark, "cleaned_actions", rows),
         spark.createDataFrame([], "user_id string, day date, home_lon double, home_lat double"),
-        spark.createDataFrame([("ann", [7])], "user_id string, profile_ids array<int>"),
+        spark.createDataFrame([("ann", DAY, [7])], "user_id string, day date, profile_ids array<int>"),
         day=DAY,
+        first_day=DAY,
         index_version=1,
         samples=SETTINGS.model_copy(update=settings),
         sequences=SequenceSettings(),

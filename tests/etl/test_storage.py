@@ -1,5 +1,7 @@
 """Delta storage: reruns, other days untouched, refusals, time travel, digests."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 import pytest
@@ -25,6 +27,12 @@ PLACES = (
     "work_lon double, work_lat double, work_days int"
 )
 BLOCK = "index_version int, block_id int, cell_x int, cell_y int, center_lon double, center_lat double, first_day date"
+
+
+def make_gate(path):
+    """Makes a gate between processes (a named pipe); it is held open, so that neither side waits for the other."""
+    os.mkfifo(path)
+    return os.open(path, os.O_RDWR)
 
 
 def write_places(spark, root, rows, day):
@@ -107,13 +115,45 @@ def test_a_key_that_occurs_twice_is_refused_before_anything_is_written(spark, tm
         read_table(spark, str(tmp_path), "blocks")
 
 
-def test_a_log_refuses_a_key_that_is_there(spark, tmp_path):
+def test_a_retry_appends_nothing_and_the_same_key_with_other_content_is_refused(spark, tmp_path):
     row = [(1, MONDAY, 5, {"user_embeddings": 3}, "7", 1, None, "r", True)]
     frame = spark.createDataFrame(row, spark_schema(TABLES["releases"]))
-    append_log(frame, "releases", str(tmp_path), run_id="r", job="test", day=MONDAY)
+    first = append_log(frame, "releases", str(tmp_path), run_id="r", job="test", day=MONDAY)
 
-    with pytest.raises(DuplicateKeyError):
-        append_log(frame, "releases", str(tmp_path), run_id="r", job="test", day=MONDAY)
+    assert append_log(frame, "releases", str(tmp_path), run_id="r", job="test", day=MONDAY) == first
+    other = frame.withColumn("model_version", F.lit("8"))
+    for changed, run_id in ((other, "r"), (frame, "another run")):
+        with pytest.raises(DuplicateKeyError):
+            append_log(changed, "releases", str(tmp_path), run_id=run_id, job="test", day=MONDAY)
+
+
+def test_of_two_runs_that_replace_one_day_at_once_one_wins_and_the_other_says_so(spark, tmp_path):
+    root = str(tmp_path / "tables")
+    write_places(spark, root, [("ann", 4.9, 52.3, 1, None, None, 0)], MONDAY)
+    begun, go_on = str(tmp_path / "begun"), str(tmp_path / "go on")
+    gates = [make_gate(path) for path in (begun, go_on)]
+
+    def wait(batches):  # in the middle of the slower run's write, in a worker
+        with open(begun, "wb", buffering=0) as gate:
+            gate.write(b".")
+        with open(go_on, "rb", buffering=0) as gate:
+            gate.read(1)
+        yield from batches
+
+    rows = spark.createDataFrame([("slow", 4.9, 52.3, 2, None, None, 0)], PLACES).coalesce(1)
+    slow = rows.mapInArrow(wait, rows.schema)
+    with ThreadPoolExecutor(1) as pool:
+        other_run = pool.submit(replace_day, slow, "user_places", root, day=MONDAY, run_id="slow", job="test")
+        os.read(gates[0], 1)
+        write_places(spark, root, [("fast", 4.9, 52.3, 3, None, None, 0)], MONDAY)
+        os.write(gates[1], b".")
+
+        with pytest.raises(
+            ConflictingWriteError, match="user_places for 2026-01-05 was changed by another run"
+        ):
+            other_run.result()
+
+    assert [row["user_id"] for row in read_table(spark, root, "user_places").collect()] == ["fast"]
 
 
 def test_of_two_runs_that_append_the_same_key_one_wins_and_the_other_says_so(spark, tmp_path, monkeypatch):

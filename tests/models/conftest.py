@@ -39,6 +39,9 @@ def arrow_schema(table: str) -> pa.Schema:
     def of(spark_type: str) -> pa.DataType:
         if spark_type.startswith("array<"):
             return pa.list_(of(spark_type.removeprefix("array<").removesuffix(">")))
+        if spark_type.startswith("struct<"):
+            fields = spark_type.removeprefix("struct<").removesuffix(">").split(",")
+            return pa.struct([(name, of(kind)) for name, kind in (field.split(":") for field in fields)])
         return ARROW_TYPES[spark_type]
 
     return pa.schema([pa.field(c.name, of(c.type), nullable=c.nullable) for c in TABLES[table].columns])
@@ -65,6 +68,7 @@ def poi_rows() -> list[dict]:
                     "name": "",
                     "text": "",
                     "changed_day": date(2025, 1, 1),
+                    "past_details": None,
                     "is_simulated": True,
                 }
             )

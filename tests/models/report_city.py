@@ -38,7 +38,9 @@ def arrow_type(name):
 
 def write(root, name, rows, *, mode="append"):
     """Appends rows, given as far as a test cares, and returns the table's version."""
-    columns = TABLES[name].columns
+    columns = [
+        column for column in TABLES[name].columns if "struct<" not in column.type
+    ]  # no report reads them
     schema = pa.schema([(column.name, arrow_type(column.type)) for column in columns])
     fill = {column.name: None if column.nullable else FILLERS.get(column.type, []) for column in columns}
     table = pa.Table.from_pylist([fill | row for row in rows], schema=schema)

@@ -37,6 +37,7 @@ def slot(number: int, **changes: object) -> Row:
         "name": f"POI {number}",
         "text": f"POI {number}",
         "changed_day": DAY_1,
+        "past_details": None,
         "is_simulated": False,
     }
     return {**row, **changes}

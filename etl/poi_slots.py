@@ -1,0 +1,81 @@
+"""Slots of the POI index as of a day: what the index held before it, and how the day changes a slot.
+
+The ids of a slot never change; what is said of it does: a POI closes, moves away, gets another name or category. Every
+change keeps what held before in `past_details`, so the index knows its own past without time travel: a rerun of its
+last day starts from the state before that day, and a backfill of an older day sees the names and categories of then.
+"""
+
+from datetime import date
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from conf.tables import POI_INDEX
+
+SLOT_COLUMNS = POI_INDEX.column_names
+PAST = "past_details"
+DETAILS = ("changed_day", "name", "text", "category_id")
+"""What a later day changes in place. The end of a slot needs no copy: it comes once, and `closed_day` dates it."""
+
+
+def state_before(index: DataFrame, *, day: date) -> DataFrame:
+    """Returns the index as it stood before a day: slots since then taken out, changes since then undone."""
+    since = F.filter(PAST, lambda past: past["replaced_day"] >= F.lit(day))
+    kept = F.filter(PAST, lambda past: past["replaced_day"] < F.lit(day))
+    then = F.get(since, F.lit(0))
+    is_ended_since = F.coalesce(F.col("closed_day") >= F.lit(day), F.lit(False))
+    before = {
+        **{name: F.when(~is_ended_since, F.col(name)).alias(name) for name in ("valid_to", "closed_day")},
+        **{name: F.when(then.isNull(), F.col(name)).otherwise(then[name]).alias(name) for name in DETAILS},
+        PAST: F.when(F.size(kept) > 0, kept).alias(PAST),
+    }
+    known = index.where(F.col("indexed_day") < F.lit(day))
+    return known.select(*(before.get(name, F.col(name)) for name in index.columns))
+
+
+def last_slots(index: DataFrame) -> DataFrame:
+    """Returns `poi_id` and `slot`, a struct of the last slot of each POI."""
+    last = F.max_by(F.struct(*SLOT_COLUMNS), F.struct("valid_from", "indexed_day"))
+    return index.groupBy("poi_id").agg(last.alias("slot"))
+
+
+def change_slots(compared: DataFrame, *, day: date) -> DataFrame:
+    """Builds the slots that the day changes: ended (POI moved or closed), or with other details.
+
+    Args:
+        compared: POIs with their last `slot`, `is_ended` and `is_updated` (`poi_index.compare_with_index`).
+        day: the job's day.
+    """
+    ended, updated = F.col("is_ended"), F.col("is_updated")
+    past = F.struct(
+        F.lit(day).alias("replaced_day"), *(F.col(f"slot.{name}").alias(name) for name in DETAILS)
+    )
+    earlier = F.coalesce(f"slot.{PAST}", F.array().cast(POI_INDEX.column(PAST).type))
+    values = {
+        "valid_to": F.when(ended, F.lit(day)).otherwise(F.col("slot.valid_to")),
+        "closed_day": F.when(ended, F.lit(day)).otherwise(F.col("slot.closed_day")),
+        "changed_day": F.lit(day),
+        PAST: F.concat(earlier, F.array(past)),
+        **{name: _updated(name, updated) for name in ("name", "text", "category_id")},
+    }
+    changed = (values.get(name, F.col(f"slot.{name}")).alias(name) for name in SLOT_COLUMNS)
+    return compared.where(ended | updated).select(*changed)
+
+
+def restore_slots(index: DataFrame, touched: DataFrame, *, day: date) -> DataFrame:
+    """Builds the slots that an earlier run of the day had changed and this one has not, as they were before.
+
+    Args:
+        index: the index as it is stored.
+        touched: result of `change_slots`.
+        day: the job's day.
+    """
+    was_changed = index.where(F.col("changed_day") == F.lit(day))
+    key = ["poi_id", "valid_from"]
+    return (
+        state_before(was_changed, day=day).join(touched.select(*key), key, "left_anti").select(*SLOT_COLUMNS)
+    )
+
+
+def _updated(name: str, is_updated: Column) -> Column:
+    return F.when(is_updated, F.col(name)).otherwise(F.col(f"slot.{name}"))
