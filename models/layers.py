@@ -35,11 +35,26 @@ def rotate_positions(positions_BT: Tensor, *, head_dim: int, theta: float) -> Ro
     return Rotation(angles.cos(), angles.sin())
 
 
-def _apply_rotation(x_BTHE: Tensor, rotation: Rotation) -> Tensor:
+class Rotate(torch.autograd.Function):
+    """Turns queries or keys, (B, T, H, E); the gradient is turned back, so nothing but the angles is kept."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x_BTHE, cos, sin)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_BTHE: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _turn(grad_BTHE, cos, -sin), None, None
+
+
+def _turn(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x_BTHE.shape[-1] // 2
-    turned = torch.cat([-x_BTHE[..., half:], x_BTHE[..., :half]], dim=-1)
-    cos, sin = rotation.cos[:, :, None].to(x_BTHE.dtype), rotation.sin[:, :, None].to(x_BTHE.dtype)
-    return x_BTHE * cos + turned * sin
+    turned = x_BTHE * cos
+    turned[..., :half].addcmul_(x_BTHE[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(x_BTHE[..., :half], sin[..., half:])
+    return turned
 
 
 class RMSNorm(nn.Module):
@@ -85,16 +100,42 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         H, G = self.num_heads, self.num_kv_heads
         together = self.query_key_value(x_BTD).view(B, T, H + 2 * G, self.head_dim)
-        turned = _apply_rotation(together[:, :, : H + G], rotation).transpose(1, 2)
-        query, key, value = turned[:, :H], turned[:, H:], together[:, :, H + G :].transpose(1, 2)
+        cos, sin = (part[:, :, None].to(together.dtype) for part in rotation)
+        query_key, value = together.split([H + G, G], dim=2)
+        query, key = Rotate.apply(query_key, cos, sin).split([H, G], dim=2)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         new = KeyValues(key, value)
         if past is not None:
             assert mask is not None, "a cache needs a mask: causal means nothing across it"
             key, value = torch.cat([past.keys, key], dim=2), torch.cat([past.values, value], dim=2)
         if H > G:
             key, value = (part.repeat_interleave(H // G, dim=1) for part in (key, value))
+        if wanted_BN is not None:
+            assert past is None, "wanted tokens are places among all tokens"
+            mask = _take_mask(mask, wanted_BN, T)
+            query = query.gather(2, wanted_BN[:, None, :, None].expand(-1, H, -1, self.head_dim))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
-        return self.output(take_rows(mixed.transpose(1, 2).reshape(B, T, -1), wanted_BN)), new
+        return self.output(mixed.transpose(1, 2).flatten(2)), new
+
+
+class GatedSilu(torch.autograd.Function):
+    """silu(gate) * up of [gate, up], (..., 2 F) -> (..., F); the gradient is written in one piece."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        gate_up = ctx.saved_tensors[0]  # type: ignore[attr-defined]
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+        return grad_gate_up
 
 
 class SwiGLU(nn.Module):
@@ -106,8 +147,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(ffn_dim, hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(GatedSilu.apply(self.gate_up(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -141,6 +181,14 @@ class DecoderLayer(nn.Module):
         attended, new = self.attention(self.attention_norm(x_BTD), rotation, mask, past, wanted_BN)
         x_BND = take_rows(x_BTD, wanted_BN) + self.dropout(attended)
         return x_BND + self.dropout(self.ffn(self.ffn_norm(x_BND))), new
+
+
+def _take_mask(mask: Tensor | None, wanted_BN: Tensor, num_tokens: int) -> Tensor:
+    """Returns the rows of a mask that belong to some of the tokens, (B, 1, N, T); None = causal."""
+    if mask is None:
+        return (torch.arange(num_tokens, device=wanted_BN.device) <= wanted_BN[..., None])[:, None]
+    rows = wanted_BN[:, None, :, None].expand(-1, -1, -1, num_tokens)
+    return mask.expand(len(wanted_BN), 1, num_tokens, num_tokens).gather(2, rows)
 
 
 def take_rows(x_BTD: Tensor, wanted_BN: Tensor | None) -> Tensor:

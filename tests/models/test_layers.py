@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.layers import Attention, DecoderLayer, RMSNorm, rotate_positions
+from models.layers import Attention, DecoderLayer, GatedSilu, RMSNorm, Rotate, rotate_positions
 from models.masks import build_extension_mask
 
 D, H, G, E = 32, 4, 2, 8
@@ -85,3 +85,13 @@ def test_outputs_of_some_tokens_are_those_of_all():
     whole, whole_cache = layer(x, turn, None)
     assert_close(some, torch.stack([whole[0, wanted[0]], whole[1, wanted[1]]]))
     assert_close(cache, whole_cache)  # what is not wanted is still looked at
+
+
+def test_hand_written_gradients_are_those_of_autograd():
+    turn = rotate_positions(torch.arange(5)[None], head_dim=E, theta=100.0)
+    cos, sin = (part[:, :, None].double() for part in turn)
+    x = torch.randn(2, 5, 3, E, dtype=torch.float64, requires_grad=True)
+    gate_up = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(lambda own: Rotate.apply(own, cos, sin), x)
+    assert torch.autograd.gradcheck(GatedSilu.apply, gate_up)
