@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-train paper-tables results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -121,6 +121,13 @@ bench-rerun: setup ## Runs the synthetic demo's last night once more and compare
 
 bench-protocols: setup ## Trains on public check-ins and scores them beside the floors [DATA=FOLDER of folders]
 	@$(PY) -m tests.bench.protocols --data $(DATA)
+
+bench-train: setup ## Training speed against transformers' Llama, padding, cost per history length [DATA=CHECK-IN FOLDER]
+	@$(PY) -m tests.bench.train_speed --data $(DATA)
+
+paper-tables: setup ## Measures the paper's Tables 6 and 7 again, hours, cell by cell [DATA=CHECK-IN FOLDER MINUTES=N]
+	@$(PY) -m tests.bench.paper_city --out .demo/paper-tables/city-data
+	@$(PY) -m tests.bench.paper_tables $(if $(DATA),--data $(DATA)) --city .demo/paper-tables/city-data $(if $(MINUTES),--minutes $(MINUTES))
 
 bench-resume: setup ## Kills 40 trainings at random steps and resumes them: are the weights equal, bit for bit?
 	@$(PY) -m tests.bench.resume

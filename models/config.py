@@ -68,6 +68,9 @@ class DecoderConfig(Section):
     embedding_dim: int = Field(64, ge=2, description="length of user and POI vectors")
     memory: MemoryConfig = MemoryConfig()
     others: OthersConfig = OthersConfig()
+    spacetime: bool = Field(
+        True, description="time and place in the tokens; off = the paper's ablation: neither, in any token"
+    )
     hide_request_time: bool = Field(
         False, description="the time of the step is not known: its clock is that of the action before"
     )

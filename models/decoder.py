@@ -12,7 +12,7 @@ tokens (`request_state`), and hangs blocks or candidates below it, each for itse
 import torch
 from torch import Tensor, nn
 
-from conf.tokens import TOKENS_PER_ACTION, Slot
+from conf.tokens import TOKENS_PER_ACTION
 from models.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
 from models.config import DecoderConfig
 from models.copying import Copies, OthersMemory, Sources, gather_copies
@@ -28,11 +28,12 @@ from models.states import (
     Prefix,
     RequestState,
     StepLogProbs,
+    keep_last,
     neutral_request,
     past_of,
+    predicting_tokens,
     request_steps,
     steps_of,
-    take_rows,
     target_steps,
     valid_user,
     window_index,
@@ -93,14 +94,6 @@ class SpacetimeDecoder(nn.Module):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def forward_history(self, history: HistoryBatch) -> Tensor:
-        """Returns the states of the window's tokens, (B, 4 W, D)."""
-        spacetime, inner = self.trunk.embed_history(history)
-        index_BW, *_ = target_steps(history, self.config.window_actions)
-        shown = self.trunk.embed_requests(history, spacetime)
-        states, _ = self.trunk.read_window(history, shown, inner, index_BW)
-        return states
-
     def next_poi_log_probs(self, history: HistoryBatch, live: LiveSlots | None = None) -> StepLogProbs:
         """Returns log P(block) and log P(inner | true block) at every loss target.
 
@@ -108,14 +101,14 @@ class SpacetimeDecoder(nn.Module):
             history: with `is_targets_BL`; targets outside the window or among the context do not count.
             live: slots that exist; None = all within the capacities.
         """
+        history = self._needed(history)
         spacetime, inner = self.trunk.embed_history(history)
         index_BW, window_BQ, is_target_BQ = target_steps(history, self.config.window_actions)
         shown = self.trunk.embed_requests(history, spacetime)
-        states, _ = self.trunk.read_window(history, shown, inner, index_BW)
+        predicting = predicting_tokens(window_BQ)
+        states, _ = self.trunk.read_window(history, shown, inner, index_BW, predicting)
+        at_action, at_block = states.chunk(2, dim=1)
         index_BQ = index_BW.gather(1, window_BQ)
-        states_BWSD = states.unflatten(1, (-1, TOKENS_PER_ACTION))
-        at_action = take_rows(states_BWSD[:, :, Slot.ACTION], window_BQ)
-        at_block = take_rows(states_BWSD[:, :, Slot.BLOCK], window_BQ)
         blocks_BQ, inners_BQ = history.blocks_BL.gather(1, index_BQ), history.inners_BL.gather(1, index_BQ)
         # A target newer than the model, or not live, has no token: it cannot be learned.
         is_target_BQ = is_target_BQ & self._has_token(blocks_BQ, inners_BQ, live)
@@ -148,6 +141,7 @@ class SpacetimeDecoder(nn.Module):
 
     def encode_prefix(self, history: HistoryBatch) -> Prefix:
         """Reads the user part: user and profile tokens, and the last `window_actions` - 1 actions."""
+        history = self._needed(history)
         spacetime, inner = self.trunk.embed_history(history)
         index_BW, valid_BW = window_index(
             history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions - 1
@@ -267,6 +261,11 @@ class SpacetimeDecoder(nn.Module):
         return nn.functional.normalize(vectors, dim=-1)
 
     # --- shared -----------------------------------------------------------------------------------------
+
+    def _needed(self, history: HistoryBatch) -> HistoryBatch:
+        """Without a memory nothing reads beyond the window and the two actions that its first gap reaches to."""
+        is_all = self.memory is not None or self.others is not None
+        return history if is_all else keep_last(history, self.config.window_actions + 2)
 
     def _has_token(self, block_ids: Tensor, inner_ids: Tensor, live: LiveSlots | None) -> Tensor:
         fits = (block_ids < self.config.num_blocks) & (inner_ids < self.config.max_inner)

@@ -172,6 +172,8 @@ class TokenEmbedding(nn.Module):
         user_lonlat: Tensor,
     ) -> Tensor:
         """Embeds when and where the user acts or asks; gaps are to the user's previous action."""
+        if not self.config.spacetime:
+            return self.user.weight.new_zeros(*timestamps.shape, self.config.hidden_dim)
         time = self.time(timestamps, tz_offsets, gaps_ms, has_previous)
         return self.weights["time"] * time + self.weights["user_geo"] * self.geo(user_lonlat)
 
@@ -186,11 +188,13 @@ class TokenEmbedding(nn.Module):
 
     def embed_blocks(self, block_ids: Tensor) -> Tensor:
         """Embeds blocks, from their ids alone (trap 1)."""
+        own = self.weights["block"] * self.blocks(_shift(block_ids, self.config.num_blocks))
+        if not self.config.spacetime:
+            return own
         known = block_ids < self.config.num_blocks
         centers = self.block_centers_V2[torch.where(known, block_ids, 0)]
         centers = torch.where(known[..., None], centers, math.nan)
-        own = self.blocks(_shift(block_ids, self.config.num_blocks))
-        return self.weights["block"] * own + self.weights["block_geo"] * self.geo(centers)
+        return own + self.weights["block_geo"] * self.geo(centers)
 
     def embed_inners(
         self,
@@ -205,11 +209,9 @@ class TokenEmbedding(nn.Module):
         if self.poi_vectors is not None:
             own = own + self.poi_vectors(block_ids, inner_ids)
         known_categories = torch.where(categories < self.categories.num_embeddings, categories, 0)
-        embedded = (
-            self.weights["inner"] * own
-            + self.weights["category"] * self.categories(known_categories)
-            + self.weights["poi_geo"] * self.geo(lonlat)
-        )
+        embedded = self.weights["inner"] * own + self.weights["category"] * self.categories(known_categories)
+        if self.config.spacetime:
+            embedded = embedded + self.weights["poi_geo"] * self.geo(lonlat)
         if self.multimodal is not None and vectors is not None:
             embedded = embedded + self.multimodal(vectors.to(embedded.dtype))
         return embedded

@@ -2,7 +2,8 @@
 
 For catalogues that come as a list of POIs with coordinates and no index table (public check-ins): cells of
 5 km, as in the index job (rows are bands of latitude, a row's columns as wide as high), blocks numbered by row
-and column, POIs of a block along the curve, ties by POI id. Everything is a function of the list alone.
+and column, POIs of a block along the curve, ties by POI id. Everything is a function of the list alone. The
+hashed index, an ablation of the paper, has as many blocks, which mean nothing.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ CELL_KM = 5.0
 HILBERT_ORDER = 10
 INDEX_VERSION = 1
 FIRST_DAY = np.datetime64("1970-01-01", "D")
+UNKNOWN_BLOCK = 1 << 20
+"""Block of a place in a cell that the index does not have: beyond every capacity."""
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -32,23 +35,37 @@ class PlaceIndex:
         slots: rows of `poi_index`, one per POI.
         blocks: rows of `blocks`.
         categories: category names; the id is the position + 1, 0 = unknown.
+        is_hashed: blocks are hash buckets of POI ids, without a place.
     """
 
     slots: pa.Table
     blocks: pa.Table
     categories: tuple[str, ...]
+    is_hashed: bool = False
 
     @property
     def catalogue(self) -> Catalogue:
         """The slots as a catalogue."""
         return Catalogue.from_arrow(self.slots)
 
+    def find_blocks(self, poi_ids: NDArray[np.object_], lons: FloatArray, lats: FloatArray) -> IntArray:
+        """Returns the block that POIs outside the index belong to; `UNKNOWN_BLOCK` where there is none."""
+        if self.is_hashed:
+            return (_hash_ids(poi_ids) % np.uint64(self.blocks.num_rows)).astype(np.int64)
+        known_lons, known_lats = (self.blocks[f"center_{axis}"].to_numpy() for axis in ("lon", "lat"))
+        known_rows, known_columns, *_ = find_cells(known_lons, known_lats)
+        blocks = {cell: block for block, cell in enumerate(zip(known_rows, known_columns, strict=True))}
+        rows, columns, *_ = find_cells(lons, lats)
+        found = [blocks.get(cell, UNKNOWN_BLOCK) for cell in zip(rows, columns, strict=True)]
+        return np.array(found, np.int64)
 
-def build_index(pois: pd.DataFrame) -> PlaceIndex:
+
+def build_index(pois: pd.DataFrame, *, is_hashed: bool = False) -> PlaceIndex:
     """Numbers POIs by their places.
 
     Args:
         pois: `poi_id`, `longitude`, `latitude`, `category` (may be null).
+        is_hashed: the paper's ablation: as many blocks, but POIs are dealt to them by a hash of their ids.
     """
     pois = pois.sort_values("poi_id", kind="stable").reset_index(drop=True)
     lons, lats = pois["longitude"].to_numpy(np.float64), pois["latitude"].to_numpy(np.float64)
@@ -56,6 +73,12 @@ def build_index(pois: pd.DataFrame) -> PlaceIndex:
     cells, blocks = np.unique(np.stack([rows, columns], axis=1), axis=0, return_inverse=True)
     blocks = blocks.reshape(-1)
     curve = hilbert_numbers(east, north, order=HILBERT_ORDER)
+    if is_hashed:
+        hashes = _hash_ids(pois["poi_id"].to_numpy(dtype=object))
+        blocks, curve = (
+            (hashes % np.uint64(len(cells))).astype(np.int64),
+            (hashes >> np.uint64(1)).astype(np.int64),
+        )
     order = np.lexsort((np.arange(len(pois)), curve, blocks))
     first = np.searchsorted(blocks[order], np.arange(len(cells)))
     inners = np.empty(len(pois), np.int64)
@@ -75,6 +98,8 @@ def build_index(pois: pd.DataFrame) -> PlaceIndex:
         }
     )
     center_lons, center_lats = _cell_centers(cells[:, 0], cells[:, 1])
+    if is_hashed:  # a bucket lies nowhere
+        center_lons, center_lats = np.full(len(cells), np.nan), np.full(len(cells), np.nan)
     centers = pa.table(
         {
             "index_version": np.full(len(cells), INDEX_VERSION, np.int32),
@@ -83,7 +108,7 @@ def build_index(pois: pd.DataFrame) -> PlaceIndex:
             "center_lat": center_lats,
         }
     )
-    return PlaceIndex(slots, centers, names)
+    return PlaceIndex(slots, centers, names, is_hashed)
 
 
 def number_categories(categories: pd.Series, names: tuple[str, ...]) -> IntArray:
@@ -118,6 +143,11 @@ def hilbert_numbers(east: FloatArray, north: FloatArray, *, order: int) -> IntAr
         x, y = np.where(upper, x, y), np.where(upper, y, x)
         half //= 2
     return number
+
+
+def _hash_ids(poi_ids: NDArray[np.object_]) -> NDArray[np.uint64]:
+    """Returns 64-bit hashes, the same in every process."""
+    return pd.util.hash_array(poi_ids.astype(object), categorize=False)
 
 
 def _num_rows() -> int:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import pyarrow as pa
 import pyarrow.dataset as pds
@@ -18,15 +19,16 @@ from torch import Tensor, nn
 
 from conf.tables import HISTORY_NAMES
 from conf.tokens import TokenLayout
-from models.batch import collate_history
+from models.batch import HistoryBatch, collate_history
 from models.checkpoint import load_stage, save_stage
-from models.config import Recipe, TrainConfig, size_layout
+from models.config import DecoderConfig, Recipe, TrainConfig, size_layout
 from models.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt, read_table
 from models.decoder import SpacetimeDecoder
 from models.losses import next_poi_loss
 from models.other_batches import add_to_history
 from models.other_slots import SlotFinder
 from models.slots import LiveSlots
+from models.states import StepLogProbs
 from models.trainer import Log, TrainResult, train
 
 PRETRAIN_COLUMNS = (
@@ -42,6 +44,16 @@ class PretrainTables:
     samples: TableAt
     poi_index: TableAt
     blocks: TableAt
+
+
+class NextPoiModel(Protocol):
+    """What can be pre-trained: the decoder, and the baselines that share its trainer."""
+
+    config: DecoderConfig
+
+    def next_poi_log_probs(self, history: HistoryBatch, live: LiveSlots | None = None) -> StepLogProbs:
+        """Returns the log probabilities of the loss targets."""
+        ...
 
 
 class PretrainStage:
@@ -86,13 +98,13 @@ class PretrainStage:
 
     def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed loss, the number of targets, and the loss of the two tokens apart."""
-        assert isinstance(model, SpacetimeDecoder)
+        next_poi = cast(NextPoiModel, model)
         device = next(model.parameters()).device
         history = collate_history(rows)
         if self.finder is not None:
             users = rows["user_id"].to_numpy(zero_copy_only=False).astype(str)
-            history = add_to_history(history, users, self.finder, model.config)
-        log_probs = model.next_poi_log_probs(history.to(device), self.slots.to(device))
+            history = add_to_history(history, users, self.finder, next_poi.config)
+        log_probs = next_poi.next_poi_log_probs(history.to(device), self.slots.to(device))
         loss, num_targets = next_poi_loss(log_probs)
         sums = {
             "train/loss_block": -float(log_probs.block_BQ.detach().sum()),

@@ -1,4 +1,4 @@
-"""The job behind `python -m models evaluate --protocol NAME --data FOLDER`: trains, ranks, prints, saves."""
+"""The job of `evaluate --protocol NAME --data FOLDER`: trains, ranks, prints, saves, logs to MLflow."""
 
 from pathlib import Path
 
@@ -8,16 +8,17 @@ from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError, SettingsError
 from conf.settings import CONF_DIR
 from models.config import load_recipe
-from models.evaluate import RELEASE_SPLIT, headline, print_figures, save_figures
+from models.evaluate import RELEASE_SPLIT, headline, log_figures, print_figures, save_figures
 from models.figures import Figures
 from models.protocol_run import evaluate_protocol
 from models.protocols import PROTOCOLS
+from models.tracking import open_training_run
 
 CHECKINS_RECIPE = CONF_DIR / "models" / "checkins.yaml"
 
 
 def run_protocol_job(context: JobContext) -> JobSummary:
-    """Trains on a public protocol, ranks, prints and saves the figures."""
+    """Trains on a public protocol, ranks, prints and saves the figures, and logs them to MLflow."""
     options = context.options
     if options.protocol not in PROTOCOLS:
         raise SettingsError(
@@ -42,5 +43,19 @@ def run_protocol_job(context: JobContext) -> JobSummary:
     evaluation["recipe"] = recipe.model_dump(mode="json")
     print_figures(evaluation)
     if not context.dry_run:
-        save_figures(evaluation, folder / f"{options.protocol}-{options.split}.json")
+        saved = save_figures(evaluation, folder / f"{options.protocol}-{options.split}.json")
+        _log_run(context, evaluation, saved)
     return JobSummary(rows_in=int(str(figures["rows"])), notes=headline(evaluation))
+
+
+def _log_run(context: JobContext, evaluation: Figures, saved: Path) -> None:
+    """Logs figures, recipe and the JSON file to MLflow, as a run of its own."""
+    name, recipe, next_poi = saved.stem, evaluation["recipe"], evaluation["next_poi"]
+    assert isinstance(recipe, dict)
+    assert isinstance(next_poi, dict)
+    tags = {"run_id": context.run_id, "digest": str(next_poi["digest"])}
+    folder = saved.parent / "runs" / context.run_id
+    with open_training_run(context.settings.mlflow, folder, name=f"evaluation {name}", tags=tags) as log:
+        log.log_params({"decoder": recipe["decoder"], "pretrain": recipe["pretrain"]})
+        log_figures(evaluation, log)
+        log.log_file(saved)

@@ -10,11 +10,12 @@ rows, so that protocols which score other rows of the same training share it, an
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from models.baselines import count_training
 from models.checkpoint import load_stage
@@ -42,6 +43,7 @@ from models.protocol_tables import (
 )
 from models.protocols import PROTOCOLS, Protocol, build_rows
 from models.release_split import EvaluationRows
+from models.requests import IntArray
 
 LOGGER = logging.getLogger(__name__)
 ROWS_PER_BATCH = 2_048
@@ -58,12 +60,14 @@ class TrainedModel:
         seconds: of the training.
         val_loss: lowest validation loss, nats per target.
         best_step: its step.
+        steps: optimiser steps of the training.
     """
 
     model: SpacetimeDecoder
     seconds: float
     val_loss: float
     best_step: int
+    steps: int
 
 
 def evaluate_protocol(
@@ -146,7 +150,7 @@ def train_on_protocol(
     folder = work / "trainings" / f"{tables.digest}-{_fingerprint(recipe)}"
     result_file = folder / "result.json"
     if not result_file.is_file():
-        samples = work / "samples" / f"{tables.digest}-{recipe.decoder.window_actions}"
+        samples = samples_folder(tables, recipe, work)
         LOGGER.info("training seed %d in %s", seed, folder)
         result = run_pretrain(
             write_samples(tables, samples, window_actions=recipe.decoder.window_actions),
@@ -160,16 +164,35 @@ def train_on_protocol(
         result_file.write_text(json.dumps(asdict(result), indent=1))
     found = json.loads(result_file.read_text())
     return TrainedModel(
-        load_stage(folder / "model"), found["seconds"], found["best_value"], found["best_step"]
+        load_stage(folder / "model"),
+        found["seconds"],
+        found["best_value"],
+        found["best_step"],
+        found["steps"],
     )
+
+
+def samples_folder(tables: ProtocolTables, recipe: Recipe, work: Path) -> Path:
+    """Returns the folder of the samples that a training reads; trainings of equal rows share it."""
+    return work / "samples" / f"{tables.digest}-{recipe.decoder.window_actions}-patterns"
 
 
 def rank_rows(rows: EvaluationRows, model: SpacetimeDecoder, finder: SlotFinder | None) -> Ranks:
     """Ranks every target among all POIs of the catalogue."""
-    kept = keep_memory(rows, window_actions=model.config.window_actions)
+
+    def rank(batch: pa.RecordBatch, targets: IntArray) -> Ranks:
+        return rank_targets_by_model(model, batch, targets, rows.catalogue, finder=finder)
+
+    return rank_in_batches(rows, rank, window_actions=model.config.window_actions)
+
+
+def rank_in_batches(
+    rows: EvaluationRows, rank: Callable[[pa.RecordBatch, IntArray], Ranks], *, window_actions: int
+) -> Ranks:
+    """Ranks every target by a function of requests and targets, with as much history as in training."""
     higher, equal = np.zeros(len(rows.requests), np.int64), np.ones(len(rows.requests), np.int64)
-    for own, batch in kept.batches(ROWS_PER_BATCH):
-        found = rank_targets_by_model(model, batch, rows.requests.targets[own], rows.catalogue, finder=finder)
+    for own, batch in keep_memory(rows, window_actions=window_actions).batches(ROWS_PER_BATCH):
+        found = rank(batch, rows.requests.targets[own])
         higher[own], equal[own] = found.num_higher, found.num_equal
     return Ranks(higher, equal)
 

@@ -17,10 +17,10 @@ from deltalake import write_deltalake
 
 from conf.errors import MissingInputError
 from conf.tokens import action_type_id
-from models.baselines import count_training
+from models.baselines import count_training, distance_km
 from models.dataset import TableAt
 from models.others import OtherStatistics, count_others
-from models.place_index import PlaceIndex, build_index, find_cells, number_categories
+from models.place_index import PlaceIndex, build_index, number_categories
 from models.pretrain import PretrainTables
 from models.protocols import ProtocolRows
 from models.release_split import MODEL_COLUMNS, EvaluationRows
@@ -29,6 +29,8 @@ from models.requests import BoolArray, IntArray, Requests, Visits, previous_with
 DAY = date(1970, 1, 1)
 """Day of the sample rows: a protocol has no nights."""
 MEMORY_ACTIONS = 350
+TRAVEL_KM, MIXED_SHARE = 10.0, 0.1
+"""Within one city, travel is another part of town; the share is that of the settings `sequences`."""
 UNKNOWN_INNER = 1 << 20
 """Inner ids from here on are POIs outside the catalogue."""
 
@@ -49,6 +51,24 @@ class ProtocolTables:
     visit_columns: dict[str, pa.Array]
     poi_rows: IntArray
 
+    def is_travel(self) -> BoolArray:
+        """Tells which visits are farther than `TRAVEL_KM` from the user's most visited training POI."""
+        lons, lats = (self.visit_columns[f"poi_{axis}"].to_numpy() for axis in ("lons", "lats"))
+        training = np.flatnonzero(self.rows.is_training)
+        visits = pd.DataFrame(
+            {"user": self.rows.users[training], "poi": self.poi_rows[training], "row": training}
+        )
+        counts = visits.groupby(["user", "poi"])["row"].agg(["size", "min"]).reset_index()
+        homes = counts.sort_values(["user", "size", "poi"], ascending=[True, False, True]).groupby("user")[
+            "min"
+        ]
+        home_row = homes.first().reindex(self.rows.users).to_numpy()
+        known = ~np.isnan(home_row)
+        home = home_row[known].astype(np.int64)
+        found = np.zeros(len(lons), np.bool_)
+        found[known] = distance_km(lons[home], lats[home], lons[known], lats[known]) > TRAVEL_KM
+        return found
+
     @property
     def digest(self) -> str:
         """Digest of everything that a training reads."""
@@ -61,14 +81,19 @@ class ProtocolTables:
         return sha.hexdigest()[:16]
 
 
-def build_tables(rows: ProtocolRows, folder: Path) -> ProtocolTables:
+def build_tables(rows: ProtocolRows, folder: Path, *, is_hashed: bool = False) -> ProtocolTables:
     """Joins the rows of a protocol with the POIs of its folder.
+
+    Args:
+        rows: of the protocol.
+        folder: with `pois.parquet`.
+        is_hashed: index by a hash instead of places, an ablation of the paper.
 
     Raises:
         MissingInputError: the folder has no `pois.parquet`.
     """
     pois = _read_pois(folder)
-    index = build_index(pois[pois["poi_id"].isin(set(rows.poi_ids))])
+    index = build_index(pois[pois["poi_id"].isin(set(rows.poi_ids))], is_hashed=is_hashed)
     catalogue = index.catalogue
     row_of = {poi_id: row for row, poi_id in enumerate(catalogue.poi_ids)}
     poi_rows = np.array([row_of.get(poi_id, -1) for poi_id in rows.visit_poi_ids], np.int64)
@@ -76,7 +101,7 @@ def build_tables(rows: ProtocolRows, folder: Path) -> ProtocolTables:
     lons, lats = visited["longitude"].to_numpy(np.float64), visited["latitude"].to_numpy(np.float64)
     blocks, inners = catalogue.block_ids[poi_rows], catalogue.inner_ids[poi_rows]
     is_new = poi_rows < 0
-    blocks[is_new] = _find_blocks(index, lons[is_new], lats[is_new])
+    blocks[is_new] = index.find_blocks(rows.visit_poi_ids[is_new], lons[is_new], lats[is_new])
     inners[is_new] = UNKNOWN_INNER + np.unique(rows.visit_poi_ids[is_new].astype(str), return_inverse=True)[1]
     columns = {
         "timestamps_ms": rows.visits.timestamps_ms,
@@ -191,6 +216,14 @@ def keep_memory(rows: EvaluationRows, *, window_actions: int) -> EvaluationRows:
     return replace(rows, requests=replace(requests, starts=kept))
 
 
+def name_patterns(is_travel: BoolArray, starts: IntArray, stops: IntArray) -> pa.Array:
+    """Names each window by its share of travel, as the sequence job does: local, travel, else mixed."""
+    until = np.concatenate([[0], np.cumsum(is_travel)])
+    share = (until[stops] - until[starts]) / (stops - starts)
+    single = np.where(share < MIXED_SHARE, "local", "travel")
+    return pa.array(np.where((share < MIXED_SHARE) | (share > 1 - MIXED_SHARE), single, "mixed").tolist())
+
+
 def _make_samples(
     tables: ProtocolTables,
     split: str,
@@ -215,7 +248,7 @@ def _make_samples(
         "split": pa.array([split] * len(starts)),
         "sample_id": pa.array([f"{user}|{start}" for user, start in zip(users, starts, strict=True)]),
         "user_id": pa.array(users.tolist()),
-        "pattern": pa.array(["mixed"] * len(starts)),
+        "pattern": name_patterns(tables.is_travel(), starts, stops),
         "seq_len": pa.array(lengths.astype(np.int32)),
         "num_context": pa.array((starts - memory).astype(np.int32)),
         "is_targets": nest(pa.array(is_target[taken] & in_window)),
@@ -238,16 +271,6 @@ def _read_pois(folder: Path) -> pd.DataFrame:
     if "category" not in pois:
         pois = pois.assign(category=None)
     return pois[["poi_id", "longitude", "latitude", "category"]]  # never the counts: they span all periods
-
-
-def _find_blocks(index: PlaceIndex, lons: np.ndarray, lats: np.ndarray) -> IntArray:
-    """Returns the block of each place's cell, one beyond the last where the cell has none."""
-    known_lons, known_lats = (index.blocks[f"center_{axis}"].to_numpy() for axis in ("lon", "lat"))
-    known_rows, known_columns, *_ = find_cells(known_lons, known_lats)
-    blocks = {cell: block for block, cell in enumerate(zip(known_rows, known_columns, strict=True))}
-    rows, columns, *_ = find_cells(lons, lats)
-    found = [blocks.get(cell, UNKNOWN_INNER) for cell in zip(rows, columns, strict=True)]
-    return np.array(found, np.int64)
 
 
 def _before(values: np.ndarray, users: np.ndarray) -> np.ndarray:

@@ -224,6 +224,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "charlotte": Protocol(_city_split, digest="82302839a3428b70"),
     "calgary": Protocol(_city_split, digest="cf7c87e4622026c5"),
     "gowalla-nyc": Protocol(_city_split, digest="7c2eca81b31ff403"),
+    "synthetic-city": Protocol(_city_split),
     "nyc-table6-notime": Protocol(
         _getnext_split, is_last_only=True, hides_request_time=True, digest="bbbda6f1e83e8a21"
     ),

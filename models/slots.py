@@ -57,8 +57,12 @@ class LiveSlots:
 
     def contains(self, block_ids: Tensor, inner_ids: Tensor) -> Tensor:
         """Tells elementwise whether (block, inner) is in the set."""
+        return self.find(block_ids, inner_ids)[1]
+
+    def find(self, block_ids: Tensor, inner_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns elementwise the place of (block, inner) in the sorted set, and whether it is in it."""
         if len(self.keys_N) == 0:
-            return torch.zeros_like(block_ids, dtype=torch.bool)
+            return torch.zeros_like(block_ids), torch.zeros_like(block_ids, dtype=torch.bool)
         key = (block_ids.long() << _INNER_BITS) | inner_ids.long()
-        found = torch.searchsorted(self.keys_N, key).clamp(max=len(self.keys_N) - 1)
-        return self.keys_N[found] == key
+        place = torch.searchsorted(self.keys_N, key).clamp(max=len(self.keys_N) - 1)
+        return place, self.keys_N[place] == key

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from conf.tokens import TOKENS_PER_ACTION, Slot
 from models.batch import HistoryBatch, RequestBatch
 from models.copying import SlotBank, Sources
-from models.layers import KeyValues
+from models.layers import KeyValues, take_rows
 from models.memory import Bank, PairBias
 from models.pairs import Past, Steps, take_actions
 from models.slots import LiveSlots
@@ -100,13 +101,34 @@ def target_steps(history: HistoryBatch, window: int) -> tuple[Tensor, Tensor, Te
     return index_BW, *pack_steps(is_target_BW)
 
 
-def take_rows(values_BLD: Tensor, index_BQ: Tensor) -> Tensor:
-    return values_BLD.gather(1, index_BQ[..., None].expand(-1, -1, values_BLD.shape[-1]))
+def predicting_tokens(window_BQ: Tensor) -> Tensor:
+    """Returns the tokens of the window that predict some of its actions, (B, 2 Q): blocks, then inner ids."""
+    first_BQ = TOKENS_PER_ACTION * window_BQ
+    return torch.cat([first_BQ + Slot.ACTION, first_BQ + Slot.BLOCK], dim=1)
 
 
 def valid_user(history: HistoryBatch) -> Tensor:
     """User token, then profile tokens; (B, 1 + P)."""
     return nn.functional.pad(history.profile_ids_BP > 0, (1, 0), value=True)
+
+
+def keep_last(history: HistoryBatch, num_actions: int) -> HistoryBatch:
+    """Cuts pasts to their last actions; slots of others belong to the window and stay."""
+    longest = history.timestamps_BL.shape[1]
+    if longest <= num_actions:
+        return history
+    dropped_B = (history.lengths_B - num_actions).clamp(min=0)
+    index_BK = dropped_B[:, None] + torch.arange(num_actions, device=dropped_B.device)
+    rows = torch.arange(len(dropped_B), device=dropped_B.device)[:, None]
+    cut = {
+        name: field[rows, index_BK]
+        for name, field in history._asdict().items()
+        if name.endswith(("_BL", "_BL2", "_BLM")) and field is not None
+    }
+    lengths_B = history.lengths_B - dropped_B
+    return history._replace(
+        lengths_B=lengths_B, num_context_B=(history.num_context_B - dropped_B).clamp(min=0), **cut
+    )
 
 
 def past_of(history: HistoryBatch) -> Past:

@@ -3,7 +3,7 @@
 A stage says what a batch is and what its loss; the loop owns everything else. Interrupted at any step and
 started again, it goes on to the same weights, bit by bit on a CPU: weights, optimiser, random state and
 place in the data come back from the last checkpoint, and the order of the data depends on seed and epoch
-alone.
+alone. Several processes share every batch (`models.parallel`).
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from conf.errors import LossNotFiniteError
 from models.checkpoint import CheckpointStore, Snapshot, TrainState
 from models.config import TrainConfig
 from models.optimizer import build_optimizer, load_optimizer, read_optimizer, scale_rate
+from models.parallel import own_share, process_rank, sum_gradients, sum_over_processes, wait_for_all
 from models.progress import StepProgress
 
 LOGGER = logging.getLogger(__name__)
@@ -144,8 +146,9 @@ class _Training:
 
     def _start(self) -> bool:
         """Seeds, or goes on from the last checkpoint; tells which."""
-        torch.manual_seed(self.config.seed)
+        torch.manual_seed(self.config.seed + process_rank())
         snapshot = self.store.load_last()
+        wait_for_all()  # nobody writes before everybody has read
         if snapshot is None:
             return False
         self.state = snapshot.state
@@ -181,20 +184,24 @@ class _Training:
 
     def _accumulate(self, rows: pa.Table) -> tuple[float, int]:
         """Adds up gradients of the summed loss, so that micro-batches make no difference."""
-        size = self.config.micro_batch_size or rows.num_rows
-        total, num_targets = 0.0, 0
-        for first in range(0, rows.num_rows, size):
+        own = own_share(rows)
+        size = self.config.micro_batch_size or max(own.num_rows, 1)
+        total, num_targets, told = 0.0, 0, Counter[str]()
+        for first in range(0, own.num_rows, size):
             with self._autocast():
-                loss, count, sums = self.stage.loss(self.model, rows.slice(first, size))
+                loss, count, sums = self.stage.loss(self.model, own.slice(first, size))
             if loss.requires_grad:
                 loss.backward()
             total, num_targets = total + float(loss.detach()), num_targets + count
-            for name, value in sums.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-        return total, num_targets
+            told.update(sums)
+        total, all_targets = sum_over_processes(total, num_targets)
+        for name, value in told.items():  # what is told beside the loss is of the own share, scaled up
+            self.sums[name] = self.sums.get(name, 0.0) + value * (all_targets / max(num_targets, 1))
+        return total, int(all_targets)
 
     def _normalise_gradients(self, num_targets: int) -> Tensor:
         """Turns gradients of the sum into those of the mean, clips them, and returns their norm before."""
+        sum_gradients([parameter for parameter in self.model.parameters() if parameter.requires_grad])
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         for parameter in parameters:
             assert parameter.grad is not None
@@ -208,8 +215,9 @@ class _Training:
 
     def _refuse_batch(self, rows: pa.Table) -> None:
         path = self.folder / f"not-finite-step-{self.state.step}.arrow"
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
-            writer.write_table(rows)
+        if process_rank() == 0:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+                writer.write_table(rows)
         raise LossNotFiniteError(stage=self.stage.name, step=self.state.step, batch_file=path)
 
     def _log_training(self, loss: float, num_targets: int, norm: float, rate: float) -> None:
@@ -235,15 +243,19 @@ class _Training:
         value = metrics[VALIDATION_KEY]
         if state.best_value is None or value < state.best_value:
             state.best_value, state.best_step, state.bad_validations = value, state.step, 0
-            self.store.save_best(state.step, self.model.state_dict())
+            if process_rank() == 0:
+                self.store.save_best(state.step, self.model.state_dict())
+            wait_for_all()
         else:
             state.bad_validations += 1
             state.is_finished = state.bad_validations >= self.config.patience
         LOGGER.info("%s step %d: %s", self.stage.name, state.step, _format(metrics))
 
     def _save(self) -> None:
-        optimizer = read_optimizer(self.optimizer)
-        self.store.save(Snapshot(self.state, self.model.state_dict(), optimizer, _read_random()))
+        if process_rank() == 0:
+            optimizer = read_optimizer(self.optimizer)
+            self.store.save(Snapshot(self.state, self.model.state_dict(), optimizer, _read_random()))
+        wait_for_all()
 
     def _finish(self, is_resumed: bool) -> TrainResult:
         state = self.state

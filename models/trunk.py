@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from models.batch import CandidateBatch, HistoryBatch
 from models.config import DecoderConfig
 from models.embedding import TokenEmbedding
-from models.layers import DecoderLayer, KeyValues, RMSNorm, rotate_positions
+from models.layers import DecoderLayer, KeyValues, RMSNorm, rotate_positions, take_rows
 from models.masks import build_causal_mask, build_extension_mask
 from models.pairs import Steps, take_actions
-from models.states import Cache, take_rows, valid_user
+from models.states import Cache, valid_user
 
 
 class Trunk(nn.Module):
@@ -97,9 +97,17 @@ class Trunk(nn.Module):
         )
 
     def read_window(
-        self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
+        self,
+        history: HistoryBatch,
+        spacetime_BLD: Tensor,
+        inner_BLD: Tensor,
+        index_BW: Tensor,
+        wanted_BN: Tensor | None = None,
     ) -> tuple[Tensor, tuple[KeyValues, ...]]:
-        """Runs the layers over user tokens and window; returns the states of the window's tokens."""
+        """Runs the layers over user tokens and window; returns the states of the window's tokens.
+
+        With `wanted_BN`, places among the window's tokens, only their states: the last layer skips the rest.
+        """
         user = self.embedding.embed_user(history.profile_ids_BP)
         tokens = [
             take_rows(spacetime_BLD, index_BW),
@@ -115,6 +123,8 @@ class Trunk(nn.Module):
         if num_user > 1:  # profile tokens are padded in the middle; otherwise causal is all there is
             valid = torch.cat([valid_user(history), valid_user(history)[:, :1].expand(-1, num_window)], dim=1)
             mask = build_causal_mask(valid)
+        if wanted_BN is not None:
+            return self.run(embedded, positions, mask, None, wanted_BN + num_user)
         states, layers = self.run(embedded, positions, mask, None)
         return states[:, num_user:], layers
 
@@ -134,14 +144,24 @@ class Trunk(nn.Module):
         return states, Cache(layers, valid, cache.next_positions_B + embedded.shape[1])
 
     def run(
-        self, embedded: Tensor, positions: Tensor, mask: Tensor | None, past: tuple[KeyValues, ...] | None
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        past: tuple[KeyValues, ...] | None,
+        wanted_BN: Tensor | None = None,
     ) -> tuple[Tensor, tuple[KeyValues, ...]]:
-        """Runs tokens through the layers; returns normed states, and keys and values of the new tokens."""
+        """Runs tokens through the layers; returns normed states, and keys and values of the new tokens.
+
+        The states are those of `wanted_BN`, or of all tokens: no later layer reads what the last one makes of
+        the others.
+        """
         head_dim = self.config.hidden_dim // self.config.num_heads
         rotation = rotate_positions(positions, head_dim=head_dim, theta=self.config.rope_theta)
         x, caches = self.embedding_dropout(embedded), []
         for number, layer in enumerate(self.layers):
-            x, cache = layer(x, rotation, mask, None if past is None else past[number])
+            wanted = wanted_BN if number + 1 == len(self.layers) else None
+            x, cache = layer(x, rotation, mask, None if past is None else past[number], wanted)
             caches.append(cache)
         return self.norm(x), tuple(caches)
 

@@ -39,6 +39,13 @@ def change(history: HistoryBatch, row: int, step: int, **values: object) -> Hist
     return history._replace(**fields)
 
 
+def read_states(model: SpacetimeDecoder, history: HistoryBatch) -> torch.Tensor:
+    """States of all tokens of a window that holds the whole history."""
+    spacetime, inner = model.trunk.embed_history(history)
+    index = torch.arange(history.timestamps_BL.shape[1]).expand_as(history.timestamps_BL)
+    return model.trunk.read_window(history, spacetime, inner, index)[0]
+
+
 # --- trap 1: what the block token may know ---------------------------------------------------------------
 
 
@@ -120,7 +127,7 @@ def test_a_candidate_is_read_at_the_position_after_the_user_part():
 
     states = model.candidate_states(model.encode_prefix(past), request, candidates).states_BCD[:, 0]
 
-    assert_close(states, model.forward_history(history)[:, -1])
+    assert_close(states, read_states(model, history)[:, -1])
 
 
 # --- trap 4: one number, two ways ------------------------------------------------------------------------
@@ -293,6 +300,27 @@ def test_with_the_memory_off_the_generator_is_all_there_is():
     assert_close(
         model.block_log_probs(state), model.generator.block_log_probs(state.state_BD, embedding, None)
     )
+
+
+@pytest.mark.parametrize("variant", [{}, {"hide_request_time": True}], ids=["clock shown", "clock hidden"])
+def test_without_a_memory_the_past_before_the_window_is_cut_off_and_changes_nothing(variant):
+    model, history = toy_decoder(memory=False, **variant), toy_history((14, 9, 3))
+
+    cut = model.next_poi_log_probs(history)
+
+    model._needed = lambda whole: whole
+    assert_close(cut, model.next_poi_log_probs(history))
+
+
+def test_without_spacetime_neither_times_nor_places_are_read():
+    model, history = toy_decoder(memory=False, spacetime=False), toy_history()
+    moved = history._replace(
+        timestamps_BL=2 * history.timestamps_BL,
+        user_lonlat_BL2=history.user_lonlat_BL2 + 1,
+        poi_lonlat_BL2=history.poi_lonlat_BL2 + 1,
+    )
+
+    assert_close(model.next_poi_log_probs(moved), model.next_poi_log_probs(history))
 
 
 def test_output_vectors_are_the_input_vectors():

@@ -197,7 +197,7 @@ def test_a_protocol_without_data_asks_for_the_folder(run):
     assert "--data" in summary["message"]
 
 
-def test_a_protocol_prints_its_floors(run, tmp_path):
+def test_a_protocol_prints_its_floors_and_logs_them(run, tmp_path, town_settings):
     import pandas as pd
 
     times = pd.Timestamp("2012-06-01", tz="UTC") + pd.to_timedelta(range(30), unit="h")
@@ -207,3 +207,9 @@ def test_a_protocol_prints_its_floors(run, tmp_path):
     assert code == 0
     assert summary["rows_in"] == 3
     assert {"popularity_acc1", "visit_counter_acc1", "kernel_counter_acc1"} <= set(summary["notes"])
+    client = MlflowClient(tracking_uri=town_settings.mlflow.tracking_uri)
+    experiment = client.get_experiment_by_name(town_settings.mlflow.experiment)
+    logged = client.search_runs([experiment.experiment_id], "tags.protocol = 'calgary'")[0]
+    assert logged.data.metrics["test/kernel_counter/hr_at_1"] == summary["notes"]["kernel_counter_acc1"]
+    assert logged.data.params["decoder.hidden_dim"] == "16"
+    assert [file.path for file in client.list_artifacts(logged.info.run_id)] == ["calgary-test.json"]

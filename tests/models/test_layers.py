@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.layers import Attention, DecoderLayer, RMSNorm, rotate_positions
+from models.layers import Attention, DecoderLayer, GatedSilu, RMSNorm, Rotate, rotate_positions
 from models.masks import build_extension_mask
 
 D, H, G, E = 32, 4, 2, 8
@@ -24,13 +24,19 @@ def test_a_layer_agrees_with_transformers_llama_to_rounding():
     )  # fmt: skip
     ours, theirs = make_layer(), llama.LlamaDecoderLayer(config, 0).eval()
     names = {
-        "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
-        "self_attn.v_proj": "attention.value", "self_attn.o_proj": "attention.output",
-        "mlp.gate_proj": "ffn.gate", "mlp.up_proj": "ffn.up", "mlp.down_proj": "ffn.down",
+        "self_attn.o_proj": "attention.output", "mlp.down_proj": "ffn.down",
         "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
     }  # fmt: skip
     weights = ours.state_dict()
-    theirs.load_state_dict({f"{their}.weight": weights[f"{our}.weight"] for their, our in names.items()})
+    same = {f"{their}.weight": weights[f"{our}.weight"] for their, our in names.items()}
+    query, key, value = weights["attention.query_key_value.weight"].split([H * E, G * E, G * E])
+    gate, up = weights["ffn.gate_up.weight"].chunk(2)
+    attention = {
+        "self_attn.q_proj.weight": query,
+        "self_attn.k_proj.weight": key,
+        "self_attn.v_proj.weight": value,
+    }
+    theirs.load_state_dict(same | attention | {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up})
     x, positions = torch.randn(2, 9, D), torch.arange(9)[None]
     turn = llama.LlamaRotaryEmbedding(config)(x, positions)
 
@@ -67,3 +73,25 @@ def test_rms_norm_scales_to_unit_mean_square():
     normed = RMSNorm(D, eps=0.0)(3 * torch.randn(4, D))
 
     assert_close(normed.square().mean(dim=-1), torch.ones(4))
+
+
+def test_outputs_of_some_tokens_are_those_of_all():
+    layer, x = make_layer(), torch.randn(2, 9, D)
+    turn = rotate_positions(torch.arange(9)[None], head_dim=E, theta=10_000.0)
+    wanted = torch.tensor([[1, 4, 8], [0, 4, 5]])
+
+    some, cache = layer(x, turn, None, wanted_BN=wanted)
+
+    whole, whole_cache = layer(x, turn, None)
+    assert_close(some, torch.stack([whole[0, wanted[0]], whole[1, wanted[1]]]))
+    assert_close(cache, whole_cache)  # what is not wanted is still looked at
+
+
+def test_hand_written_gradients_are_those_of_autograd():
+    turn = rotate_positions(torch.arange(5)[None], head_dim=E, theta=100.0)
+    cos, sin = (part[:, :, None].double() for part in turn)
+    x = torch.randn(2, 5, 3, E, dtype=torch.float64, requires_grad=True)
+    gate_up = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(lambda own: Rotate.apply(own, cos, sin), x)
+    assert torch.autograd.gradcheck(GatedSilu.apply, gate_up)

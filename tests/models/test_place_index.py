@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from models.baselines import distance_km
-from models.place_index import build_index, find_cells, hilbert_numbers
+from models.place_index import UNKNOWN_BLOCK, build_index, find_cells, hilbert_numbers
 
 
 def some_pois(num: int = 60, seed: int = 0) -> pd.DataFrame:
@@ -84,3 +84,37 @@ def test_block_centres_lie_in_their_blocks():
 
     np.testing.assert_array_equal(rows, of_center[0])
     np.testing.assert_array_equal(columns, of_center[1])
+
+
+def test_a_hashed_index_has_as_many_blocks_without_a_place_and_every_poi_once():
+    by_place, hashed = build_index(some_pois()), build_index(some_pois(), is_hashed=True)
+    slots = hashed.slots.to_pandas()
+
+    assert hashed.blocks.num_rows == by_place.blocks.num_rows
+    assert np.isnan(hashed.blocks["center_lon"].to_numpy()).all()
+    assert not slots.duplicated(["block_id", "inner_id"]).any()
+    assert (
+        slots.groupby("block_id")["inner_id"].max().add(1).tolist()
+        == slots.groupby("block_id").size().tolist()
+    )
+    own = slots["poi_id"].to_numpy(dtype=object)
+    found = hashed.find_blocks(own, slots["poi_lon"].to_numpy(), slots["poi_lat"].to_numpy())
+    assert (
+        found.tolist() == slots["block_id"].tolist()
+    )  # a POI outside the index goes where it would have gone
+    shifted = some_pois().assign(longitude=lambda pois: pois["longitude"] + 1)
+    assert build_index(shifted, is_hashed=True).slots["block_id"] != by_place.slots["block_id"]
+
+
+def test_a_poi_outside_the_index_is_in_the_block_of_its_cell():
+    index = build_index(some_pois())
+    slots = index.slots.to_pandas()
+
+    found = index.find_blocks(
+        np.array(["new"] * 60), slots["poi_lon"].to_numpy(), slots["poi_lat"].to_numpy()
+    )
+
+    assert found.tolist() == slots["block_id"].tolist()
+    assert index.find_blocks(np.array(["far"]), np.array([10.0]), np.array([10.0])).tolist() == [
+        UNKNOWN_BLOCK
+    ]

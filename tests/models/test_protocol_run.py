@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from conf.results import load
@@ -17,6 +18,7 @@ from models.protocol_tables import (
     build_tables,
     count_training_others,
     keep_memory,
+    name_patterns,
     write_samples,
 )
 from models.protocols import PROTOCOLS, build_rows
@@ -189,3 +191,24 @@ def test_figures_of_a_protocol_go_into_the_ledger_with_their_floors(folder, tmp_
     assert f"kernel counter {kernel:.4f}" in mrr.notes
     assert "mean of seeds 0 " in mrr.notes
     assert "95 % by users" in mrr.notes
+
+
+def test_windows_are_local_travel_or_mixed_by_their_share_of_travel():
+    is_travel = np.array([0, 0, 1, 1, 0, 1], np.bool_)
+
+    patterns = name_patterns(is_travel, np.array([0, 2, 1]), np.array([2, 4, 6]))
+
+    assert patterns.to_pylist() == ["local", "travel", "mixed"]
+
+
+def test_travel_is_far_from_the_most_visited_training_poi(tables):
+    far = tables.poi_rows.copy()
+    columns = dict(tables.visit_columns)
+    lons = columns["poi_lons"].to_numpy().copy()
+    place = np.flatnonzero(tables.rows.users == "u3")[-1]
+    lons[place] += 0.5  # 42 km to the east
+    columns["poi_lons"] = pa.array(lons)
+
+    found = type(tables)(tables.rows, tables.index, columns, far).is_travel()
+
+    assert np.flatnonzero(found & (tables.rows.users == "u3")).tolist() == [place]
