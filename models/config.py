@@ -78,6 +78,9 @@ class DecoderConfig(Section):
     poi_rows: int = Field(0, ge=0, description="rows of POI vectors; 0 = filled in from the index")
     tie_embeddings: bool = Field(True, description="output vectors are the input vectors")
     multimodal_dim: int = Field(0, ge=0, description="length of given POI vectors (text, image); 0 = off")
+    multimodal_rows: int = Field(
+        0, ge=0, description="given POI vectors that the model carries; filled in where they are fused"
+    )
     geo_scales_km: tuple[float, ...] = Field(
         (100.0, 25.0, 5.0, 1.0, 0.25), description="sides of the geo cells"
     )

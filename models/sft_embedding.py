@@ -24,8 +24,8 @@ from models.dataset import TableAt
 from models.decoder import SpacetimeDecoder
 from models.losses import info_nce_loss
 from models.metrics import auc, gauc
+from models.multimodal import SlotVectors, start_posttraining
 from models.posttraining import NO_LABEL, SampleSource, Splits, flatten_by_label, run_stage
-from models.pretrain import load_pretrained
 from models.sft_ranking import RANKING_COLUMNS
 from models.trainer import Log, TrainResult
 
@@ -109,7 +109,15 @@ def embed_rows(
 
 
 def run_sft_embedding(
-    samples: TableAt, *, day: str, recipe: Recipe, pretrained: Path, folder: Path, log: Log
+    samples: TableAt,
+    *,
+    day: str,
+    recipe: Recipe,
+    pretrained: Path,
+    folder: Path,
+    log: Log,
+    vectors: SlotVectors | None = None,
+    from_scratch: bool = False,
 ) -> TrainResult:
     """Trains the embedding stage from pre-trained weights; leaves it in `folder/model`.
 
@@ -120,6 +128,8 @@ def run_sft_embedding(
         pretrained: folder of the pre-training stage.
         folder: of this stage.
         log: takes metrics and their step.
+        vectors: of POIs, to be fused; None = without.
+        from_scratch: start from new weights, for comparison.
 
     Raises:
         NoTrainingDataError: a split has no sample.
@@ -129,7 +139,9 @@ def run_sft_embedding(
     splits = Splits(source, config, folder / "scratch")
     torch.manual_seed(config.seed)
     towers = TwoTowers(
-        load_pretrained(pretrained), temperature=config.temperature, is_learned=config.learn_temperature
+        start_posttraining(pretrained, vectors=vectors, from_scratch=from_scratch),
+        temperature=config.temperature,
+        is_learned=config.learn_temperature,
     )
     return run_stage(
         EmbeddingStage(splits, config),
@@ -138,5 +150,5 @@ def run_sft_embedding(
         config,
         folder=folder,
         log=log,
-        made_of=[asdict(samples), day],
+        made_of=[asdict(samples), day, from_scratch],
     )

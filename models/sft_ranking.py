@@ -22,6 +22,7 @@ from models.dataset import TableAt
 from models.decoder import SpacetimeDecoder
 from models.losses import click_loss
 from models.metrics import auc, gauc
+from models.multimodal import SlotVectors, start_posttraining
 from models.posttraining import (
     CANDIDATE_INPUTS,
     HISTORY_INPUTS,
@@ -32,7 +33,6 @@ from models.posttraining import (
     flatten_by_label,
     run_stage,
 )
-from models.pretrain import load_pretrained
 from models.trainer import Log, TrainResult
 
 RANKING_COLUMNS = ("user_id", "labels", *REQUEST_INPUTS, *CANDIDATE_INPUTS, *HISTORY_INPUTS)
@@ -86,7 +86,15 @@ def score_rows(model: nn.Module, rows: pa.Table) -> tuple[Tensor, Tensor]:
 
 
 def run_sft_ranking(
-    samples: TableAt, *, day: str, recipe: Recipe, pretrained: Path, folder: Path, log: Log
+    samples: TableAt,
+    *,
+    day: str,
+    recipe: Recipe,
+    pretrained: Path,
+    folder: Path,
+    log: Log,
+    vectors: SlotVectors | None = None,
+    from_scratch: bool = False,
 ) -> TrainResult:
     """Trains the ranking stage from pre-trained weights; leaves it in `folder/model`.
 
@@ -97,6 +105,8 @@ def run_sft_ranking(
         pretrained: folder of the pre-training stage.
         folder: of this stage.
         log: takes metrics and their step.
+        vectors: of POIs, to be fused; None = without.
+        from_scratch: start from new weights, for comparison.
 
     Raises:
         NoTrainingDataError: a split has no sample.
@@ -104,7 +114,7 @@ def run_sft_ranking(
     source = SampleSource(samples, day, "request_id", RANKING_COLUMNS)
     splits = Splits(source, recipe.sft_ranking, folder / "scratch")
     torch.manual_seed(recipe.sft_ranking.seed)
-    model = load_pretrained(pretrained)
+    model = start_posttraining(pretrained, vectors=vectors, from_scratch=from_scratch)
     return run_stage(
         RankingStage(splits),
         splits,
@@ -112,5 +122,5 @@ def run_sft_ranking(
         recipe.sft_ranking,
         folder=folder,
         log=log,
-        made_of=[asdict(samples), day],
+        made_of=[asdict(samples), day, from_scratch],
     )
