@@ -122,6 +122,12 @@ bench-rerun: setup ## Runs the synthetic demo's last night once more and compare
 bench-protocols: setup ## Trains on public check-ins and scores them beside the floors [DATA=FOLDER of folders]
 	@$(PY) -m tests.bench.protocols --data $(DATA)
 
+bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities, and a city without signal; resumable [POSTTRAINING=FOLDER]
+	@$(PY) -m tests.bench.posttraining_tables --work $(or $(POSTTRAINING),.demo/posttraining)
+
+bench-parity: setup ## One candidate, one score: alone, among 300, any order, padding, batch, cache, trainer or feature job
+	@$(PY) -m tests.bench.parity
+
 bench-resume: setup ## Kills 40 trainings at random steps and resumes them: are the weights equal, bit for bit?
 	@$(PY) -m tests.bench.resume
 

@@ -172,6 +172,9 @@ class SampleSettings(Section):
         100, ge=1, description="actions of history per ranking sample (paper: about 300)"
     )
     max_rejected: int = Field(8, ge=1, description="rejected POIs per preference pair")
+    preference_rules: tuple[Literal["clicks", "meal_time"], ...] = Field(
+        ("clicks",), min_length=1, description="what makes preference pairs, see etl/preference_pairs.py"
+    )
 
 
 class ImpressionSettings(Section):
@@ -218,6 +221,10 @@ class FeatureSettings(Section):
     batch_rows: int = Field(512, ge=1, description="rows per Arrow batch")
     micro_batch: int = Field(64, ge=1, description="rows per forward pass")
     top_k: int = Field(100, ge=1, description="POIs generated per request")
+    text_encoder: str = Field(
+        "models.text_encoder:load_wordllama",
+        description="frozen encoder of poi_vectors, as module:function (see models/text_encoder.py)",
+    )
     max_failed_share: float = Field(
         0.05, ge=0, le=1, description="more rows that make the model fail stop the night"
     )

@@ -1,9 +1,9 @@
 """Requests of the synthetic city, the POIs shown in them, and the click model behind the labels.
 
 The click model is known (settings `city.clicks`), so the best AUC that any ranker can reach is known too:
-`click_logit` gives the log-odds of a click as an expression. It depends on taste (leaf), hour (does the POI serve what people do at
-this hour), distance, favourite POIs, popularity, an attribute that only the POI's text tells, the position,
-and noise that no feature shows.
+`click_logit` gives the log-odds of a click as an expression. It depends on taste (leaf), hour (does the POI
+serve what people do at this hour), distance, favourite POIs, popularity, an attribute that only the POI's
+text tells, the position, and noise that no feature shows.
 """
 
 from datetime import date

@@ -189,6 +189,10 @@ class Recipe(Section):
     """A decoder and how its stages are trained."""
 
     name: str = "tiny"
+    fuse_poi_vectors: bool = Field(
+        False,
+        description="both SFTs take in the table poi_vectors (text of POIs) through a learned projection",
+    )
     decoder: DecoderConfig = DecoderConfig()
     pretrain: TrainConfig = TrainConfig()
     sft_embedding: EmbeddingSftConfig = EmbeddingSftConfig()

@@ -53,7 +53,9 @@ class ClickControl(AlignStage):
 class Cells:
     """Trains the cells of one city, each when it is first asked for."""
 
-    def __init__(self, city: City, recipe: Recipe) -> None:
+    def __init__(self, city: City, recipe: Recipe, *, pretrained: Path | None = None) -> None:
+        """Opens the cells; `pretrained` is that of another city with the same actions."""
+        self._pretrained = pretrained
         self.city, self.recipe = city, recipe
         self.folder = city.folder / f"cells-{recipe.name}"
         self.last_day, self.first_day = str(city.days.test), str(city.days.pretrain)
@@ -64,7 +66,7 @@ class Cells:
     @property
     def pretrained(self) -> Path:
         """Folder of the pre-trained model."""
-        return self._cell("pretrain", self._pretrain)
+        return self._pretrained or self._cell("pretrain", self._pretrain)
 
     def sft(self, stage: str, kind: str) -> Path:
         """Folder of a stage (sft_embedding or sft_ranking), from scratch, pre-trained, or with POI vectors too."""

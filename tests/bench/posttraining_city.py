@@ -9,10 +9,11 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -31,6 +32,8 @@ LOGGER = logging.getLogger(__name__)
 CONFIG = Path("conf/bench/posttraining.yaml")
 MS_PER_DAY = 86_400_000
 VERSIONS_FILE = "versions.json"
+SAMPLE_TABLES = ("ranking_samples", "preference_pairs")
+NULL_CLICK_RATE = 0.15
 STRETCHES = ("sft", "ranker", "test")
 DEVELOPMENT_SEED = 5
 
@@ -51,13 +54,15 @@ class City:
     """One city: a configuration and a seed.
 
     Attributes:
-        folder: where its tables are.
+        folder: where samples, cells and figures are.
+        home: where tables and settings are; the same, but for a null city.
         content: the configuration as committed, seed filled in.
         days: how its life is cut.
         config_hash: of the configuration file, 12 hex digits.
     """
 
     folder: Path
+    home: Path
     content: dict[str, dict[str, object]]
     days: Days
     config_hash: str
@@ -65,12 +70,12 @@ class City:
     @property
     def root(self) -> Path:
         """Folder of the tables."""
-        return self.folder / "warehouse"
+        return self.home / "warehouse"
 
     @property
     def settings_file(self) -> Path:
         """Settings of the city's jobs."""
-        return self.folder / "settings.yaml"
+        return self.home / "settings.yaml"
 
     def settings(self) -> Settings:
         """Settings of the city's jobs."""
@@ -82,21 +87,34 @@ class City:
 
     def table_then(self, name: str) -> TableAt:
         """A table of the city as it stood on the last pre-training day."""
-        versions = json.loads((self.folder / VERSIONS_FILE).read_text())
+        versions = json.loads((self.home / VERSIONS_FILE).read_text())
         return TableAt(str(self.root / name), versions[name])
 
 
-def open_city(seed: int, work: Path, config: Path = CONFIG, *, null: bool = False) -> City:
-    """Reads the configuration; with `null` clicks depend on nothing."""
+def open_city(seed: int, work: Path, config: Path = CONFIG) -> City:
+    """Reads the configuration."""
     text = config.read_bytes()
     content = yaml.safe_load(text)
-    city = content["settings"]["city"]
-    city["seed"] = seed
-    if null:
-        city["clicks"] = {**dict.fromkeys(city["clicks"], 0.0), "bias": -1.5}
+    content["settings"]["city"]["seed"] = seed
     config_hash = hashlib.sha256(text).hexdigest()[:12]
-    folder = work / f"{config_hash}-{'null-' if null else ''}{seed}"
-    return City(folder, content, Days(**content["days"]), config_hash)
+    folder = work / f"{config_hash}-{seed}"
+    return City(folder, folder, content, Days(**content["days"]), config_hash)
+
+
+def make_null_city(city: City) -> City:
+    """Returns the city with clicks that depend on nothing.
+
+    Nobody's actions depend on clicks, so only the labels differ from the city that it is made of.
+    """
+    null = replace(city, folder=city.home / "null")
+    null.folder.mkdir(exist_ok=True)
+    _once(
+        null,
+        "oracle",
+        lambda: shutil.copyfile(city.folder / "oracle.parquet", null.folder / "oracle.parquet"),
+    )
+    _once(null, "split", lambda: _split(null, names=("ranking_samples",), is_null=True))
+    return null
 
 
 def make_city(city: City) -> None:
@@ -141,20 +159,33 @@ def read_requests(city: City, *stretches: str) -> pa.Table:
     return samples.sort_by("request_id")
 
 
-def _split(city: City) -> None:
+def _split(city: City, *, names: Sequence[str] = SAMPLE_TABLES, is_null: bool = False) -> None:
     """Writes the samples again, dealt by time; SFT and DPO tables in the form that the stages read."""
-    for name in ("ranking_samples", "preference_pairs"):
+    for name in names:
         table = city.table(name)
         columns = [c for c in _columns(table) if c not in ("split", "is_travels", "is_interests")]
         rows = read_table(table, columns)
         stretch = stretch_of(city.days, rows["request_ts_ms"].to_numpy())
         rows = rows.append_column("stretch", pa.array(stretch))
+        if is_null:
+            rows = rows.set_column(
+                rows.schema.get_field_index("labels"), "labels", _draw_labels(rows["labels"])
+            )
         if name == "ranking_samples":
             pq.write_table(rows, city.folder / f"{name}.parquet", row_group_size=2_000)
         sft = rows.filter(pc.is_in(rows["stretch"], pa.array(["sft", "sft-val"])))
         split = pc.if_else(pc.equal(sft["stretch"], "sft"), "train", "val")
         sft = sft.drop_columns("stretch").append_column("split", split)
         write_deltalake(str(city.folder / f"sft_{name}"), sft, mode="overwrite")
+
+
+def _draw_labels(labels: pa.ChunkedArray) -> pa.ListArray:
+    """Returns clicks drawn by chance, in lists of the same lengths."""
+    lists = pa.concat_arrays(labels.chunks)
+    drawn = np.random.default_rng(0).random(len(lists.flatten())) < NULL_CLICK_RATE
+    lengths = np.diff(lists.offsets.to_numpy(), prepend=0)
+    lengths[0] = 0
+    return pa.ListArray.from_arrays(np.cumsum(lengths, dtype=np.int32), pa.array(drawn.astype(np.int32)))
 
 
 def _save_versions(city: City) -> None:

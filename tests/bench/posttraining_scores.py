@@ -1,7 +1,7 @@
 """Scores of the cells on later requests, and the figures of Tables 4, 8 and 9 made of them."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,13 +139,13 @@ def measure_table4(cells: Cells) -> dict[str, object]:
     return found
 
 
-def measure_table8(cells: Cells) -> dict[str, object]:
+def measure_table8(cells: Cells, kinds: Sequence[str] = SFT_KINDS) -> dict[str, object]:
     """Judges both SFT stages on the test requests: from scratch, pre-trained, and with POI vectors."""
     catalogue = read_catalogue(cells.city)
     exposures = Exposures.from_samples(read_requests(cells.city, "test"), catalogue)
     rows = Stretch(exposures, np.zeros(0)).rows
     found: dict[str, dict[str, object]] = {"embedding": {}, "ranking": {}, "gauc": {}}
-    for kind in SFT_KINDS:
+    for kind in kinds:
         users, pois = embed(cells, kind, "test", catalogue)
         for stage, scores in (
             ("embedding", (users * pois).sum(axis=1)),

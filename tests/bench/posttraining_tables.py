@@ -20,16 +20,18 @@ import torch
 from conf.results import record
 from models.config import load_recipe
 from tests.bench.posttraining_cells import Cells
-from tests.bench.posttraining_city import City, make_city, open_city
+from tests.bench.posttraining_city import City, make_city, make_null_city, open_city
 from tests.bench.posttraining_scores import measure_table4, measure_table8, measure_table9
 
+NULL_KINDS = ("multimodal",)
+"""The SFT stages of the null city: those that table 4 takes."""
 RECIPE = "conf/models/posttraining.yaml"
 COMMAND = "make bench-posttraining"
 LOGGER = logging.getLogger(__name__)
 Figures = dict[str, object]
 
 
-def measure_city(city: City, recipe: str) -> Figures:
+def measure_city(city: City, recipe: str, *, with_null: bool = False) -> Figures:
     """Returns the figures of one city, from its folder if they are there."""
     path = city.folder / "figures.json"
     if path.is_file():
@@ -43,6 +45,9 @@ def measure_city(city: City, recipe: str) -> Figures:
         "table8": measure_table8(cells),
         "table9": measure_table9(cells),
     }
+    if with_null:
+        null = Cells(make_null_city(city), load_recipe(recipe), pretrained=cells.pretrained)
+        figures["null"] = {"table4": measure_table4(null), "table8": measure_table8(null, NULL_KINDS)}
     path.write_text(json.dumps(figures, indent=1))
     return figures
 
@@ -92,6 +97,31 @@ def record_tables(all_figures: Mapping[int, Figures], folder: str) -> None:
     write("table9-hr10-gain", 100 * gain, "%", ">= 5", f"the smaller of DPO and S-DPO, relative; {told}")
 
 
+def record_null(figures: Figures, seed: int, folder: str) -> None:
+    """Records how many scores tell clicks that depend on nothing from the rest."""
+    null = figures["null"]
+    assert isinstance(null, Mapping)
+    found = {
+        name: (own["auc"], own["auc_interval"])
+        for name, own in null["table4"].items()
+        if "auc_interval" in own
+    }
+    for stage in ("embedding", "ranking"):
+        own = null["table8"][stage]
+        found |= {f"{stage} SFT {kind}": (own[kind], own[f"{kind}_interval"]) for kind in NULL_KINDS}
+    off = [name for name, (_, (low, high)) in found.items() if not low <= 0.5 <= high]
+    told = "; ".join(
+        f"{name} {auc:.4f} ({low:.4f} to {high:.4f})" for name, (auc, (low, high)) in found.items()
+    )
+    notes = (
+        f"AUCs whose 95 % interval by user excludes .5, of {len(found)}: {', '.join(off) or 'none'}; {told}"
+    )
+    notes += (
+        f"; simulated city of seed {seed}, configuration {figures['config_hash']}, clicks drawn by chance"
+    )
+    record("null-city-auc", len(off), "scores", "<= 0", COMMAND, notes, folder)
+
+
 def _get(figures: object, path: Sequence[str]) -> float:
     for part in path:
         assert isinstance(figures, Mapping)
@@ -122,8 +152,12 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     configured = open_city(0, options.work).content["seeds"]
     seeds = [int(seed) for seed in options.seeds.split(",") if seed] or list(configured)
-    figures = {seed: measure_city(open_city(seed, options.work), options.recipe) for seed in seeds}
+    figures = {
+        seed: measure_city(open_city(seed, options.work), options.recipe, with_null=number == 0)
+        for number, seed in enumerate(seeds)
+    }
     record_tables(figures, options.results)
+    record_null(figures[seeds[0]], seeds[0], options.results)
     return 0
 
 
