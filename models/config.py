@@ -174,6 +174,9 @@ class EmbeddingSftConfig(TrainConfig):
 
     temperature: float = Field(0.07, gt=0, description="InfoNCE tau; the start if it is learned")
     learn_temperature: bool = True
+    sampling_correction: bool = Field(
+        False, description="take the log of their click frequency off the logits of in-batch negatives"
+    )
     drop_request: float = Field(0.3, ge=0, le=1, description="share of training requests made neutral")
 
 

@@ -35,8 +35,12 @@ def test_new_and_changed_texts_are_pending_and_closed_pois_are_not(town):
         slot(4, text="back again"),
     ]
     before = made(
-        town, ("p0", DAY_1, "POI 0"), ("p1", DAY_1, "POI 1"), ("p4", date(2026, 1, 1), "back again"), ("p4", DAY_1, "POI 4")
-    )  # fmt: skip
+        town,
+        ("p0", DAY_1, "POI 0"),
+        ("p1", DAY_1, "POI 1"),
+        ("p4", date(2026, 1, 1), "back again"),
+        ("p4", DAY_1, "POI 4"),
+    )
 
     assert pending(town, slots, before) == {"p1", "p2", "p4"}
 
