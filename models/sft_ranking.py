@@ -118,7 +118,7 @@ def calibrate_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table]) -
         return loss
 
     optimizer.step(closure)
-    scale, moved = float(log_scale.exp()), float(shift)
+    scale, moved = float(log_scale.detach().exp()), float(shift.detach())
     with torch.no_grad():
         model.click.weight.mul_(scale)
         model.click.bias.mul_(scale).add_(moved)

@@ -104,7 +104,7 @@ def record_null(figures: Figures, seed: int, folder: str) -> None:
     found = {
         name: (own["auc"], own["auc_interval"])
         for name, own in null["table4"].items()
-        if "auc_interval" in own
+        if isinstance(own, Mapping) and "auc_interval" in own
     }
     for stage in ("embedding", "ranking"):
         own = null["table8"][stage]

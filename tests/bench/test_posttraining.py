@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
+from models import ranker
 from models.config import Recipe
 from tests.bench import posttraining_cells
 from tests.bench.posttraining_cells import Cells
@@ -39,7 +40,9 @@ def city(tmp_path: Path) -> City:
         "ranking_samples": request_rows(240), "preference_pairs": pair_rows(240),
     }  # fmt: skip
     for name, rows in tables.items():
-        write_deltalake(str(tmp_path / "warehouse" / name), to_arrow(name, rows))
+        as_of = DAYS.pretrain if name == "pretrain_samples" else DAYS.test
+        dated = [row | {"day": as_of} for row in rows]
+        write_deltalake(str(tmp_path / "warehouse" / name), to_arrow(name, dated))
     actions = [
         {"user_id": f"u{user}", "action_ts_ms": ts, "tz_offset_min": 60, "block_id": block, "inner_id": inner}
         for user in range(12)
@@ -102,6 +105,7 @@ def test_all_tables_are_measured_and_recorded(city, recipe, tmp_path, monkeypatc
             return np.random.default_rng(0).normal(size=(len(texts), 3)).astype(np.float32)
 
     monkeypatch.setattr(posttraining_cells, "load_encoder", Encoder)
+    monkeypatch.setattr(ranker, "NUM_RESAMPLES", 20)
     cells = Cells(city, recipe)
     figures = {
         "config_hash": city.config_hash, "table4": measure_table4(cells), "table8": measure_table8(cells),
