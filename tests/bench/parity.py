@@ -74,10 +74,8 @@ def mark_crowd(rng: np.random.Generator, num_flat: int, size: int) -> np.ndarray
 
 def with_candidates(rows: pa.RecordBatch, picked: list[np.ndarray]) -> pa.RecordBatch:
     """Returns the requests with other candidates: own ones by place, those of anybody by -1 - flat place."""
-    offsets = (
-        rows.column(CANDIDATE_NAMES[0]).offsets.to_numpy()
-        - rows.column(CANDIDATE_NAMES[0]).offsets[0].as_py()
-    )
+    offsets = rows.column("candidate_block_ids").offsets.to_numpy()
+    offsets = offsets - offsets[0]
     flat = [np.where(own >= 0, own + offsets[row], -1 - own) for row, own in enumerate(picked)]
     sizes = np.array([0, *map(len, picked)], dtype=np.int32)
     columns = {}

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,24 +32,29 @@ Figures = dict[str, object]
 
 
 def measure_city(city: City, recipe: str, *, with_null: bool = False) -> Figures:
-    """Returns the figures of one city, from its folder if they are there."""
+    """Returns the figures of one city; what its folder holds already is not measured again."""
     path = city.folder / "figures.json"
-    if path.is_file():
-        found: Figures = json.loads(path.read_text())
-        return found
+    figures: Figures = json.loads(path.read_text()) if path.is_file() else {"config_hash": city.config_hash}
     make_city(city)
     cells = Cells(city, load_recipe(recipe))
-    figures: Figures = {
-        "config_hash": city.config_hash,
-        "table4": measure_table4(cells),
-        "table8": measure_table8(cells),
-        "table9": measure_table9(cells),
+    parts: dict[str, Callable[[], object]] = {
+        "table8": lambda: measure_table8(cells),
+        "table4": lambda: measure_table4(cells),
+        "table9": lambda: measure_table9(cells),
     }
     if with_null:
-        null = Cells(make_null_city(city), load_recipe(recipe), pretrained=cells.pretrained)
-        figures["null"] = {"table4": measure_table4(null), "table8": measure_table8(null, NULL_KINDS)}
-    path.write_text(json.dumps(figures, indent=1))
+        parts["null"] = lambda: _measure_null(
+            Cells(make_null_city(city), cells.recipe, pretrained=cells.pretrained)
+        )
+    for name, measure in parts.items():
+        if name not in figures:
+            figures[name] = measure()
+            path.write_text(json.dumps(figures, indent=1))
     return figures
+
+
+def _measure_null(cells: Cells) -> Figures:
+    return {"table4": measure_table4(cells), "table8": measure_table8(cells, NULL_KINDS)}
 
 
 def record_tables(all_figures: Mapping[int, Figures], folder: str) -> None:
@@ -145,6 +150,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="", metavar="LIST", help="those of the configuration if not given")
     parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--results", default="results", metavar="FOLDER")
+    parser.add_argument("--skip-null", action="store_true", help="leave the city without signal out")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -153,11 +159,14 @@ def main() -> int:
     configured = open_city(0, options.work).content["seeds"]
     seeds = [int(seed) for seed in options.seeds.split(",") if seed] or list(configured)
     figures = {
-        seed: measure_city(open_city(seed, options.work), options.recipe, with_null=number == 0)
+        seed: measure_city(
+            open_city(seed, options.work), options.recipe, with_null=number == 0 and not options.skip_null
+        )
         for number, seed in enumerate(seeds)
     }
     record_tables(figures, options.results)
-    record_null(figures[seeds[0]], seeds[0], options.results)
+    if not options.skip_null:
+        record_null(figures[seeds[0]], seeds[0], options.results)
     return 0
 
 
