@@ -18,7 +18,7 @@ from models.align_dpo import PAIR_COLUMNS, AlignStage, pair_log_probs, run_align
 from models.bundle import ModelBundle, load_bundle, save_bundle
 from models.checkpoint import load_stage
 from models.config import Recipe
-from models.dataset import TableAt, read_table
+from models.dataset import read_table
 from models.multimodal import SlotVectors
 from models.posttraining import SampleSource, Splits, run_stage
 from models.pretrain import PretrainTables, build_decoder, load_pretrained, run_pretrain
@@ -75,7 +75,7 @@ class Cells:
 
         def train(folder: Path) -> TrainResult:
             return run(
-                TableAt(str(self.city.folder / "sft_ranking_samples")),
+                self.city.sft_table("ranking_samples"),
                 day=self.last_day,
                 recipe=self.recipe,
                 pretrained=start,
@@ -88,9 +88,9 @@ class Cells:
         return self._cell(f"{stage}-{kind}", train)
 
     def aligned(self, kind: str) -> Path:
-        """Folder of DPO, S-DPO, or their control."""
+        """Folder of DPO or S-DPO on clicks, of their control, or of DPO by the meal-time rule."""
         start = self.pretrained
-        pairs = TableAt(str(self.city.folder / "sft_preference_pairs"))
+        pairs = self.city.sft_table("preference_pairs", "meal_time" if kind == "meal-time" else "clicks")
         config = self.recipe.align_dpo.model_copy(update={"multi_negative": kind == "s-dpo"})
         recipe = self.recipe.model_copy(update={"align_dpo": config})
 

@@ -85,6 +85,10 @@ class City:
         """A table of the city, newest version."""
         return TableAt(str(self.root / name))
 
+    def sft_table(self, name: str, rule: str = "") -> TableAt:
+        """Samples of the SFT days with the splits train and val; preference pairs are those of one rule."""
+        return TableAt(str(self.folder / f"sft_{name}{'_' if rule else ''}{rule}"))
+
     def table_then(self, name: str) -> TableAt:
         """A table of the city as it stood on the last pre-training day."""
         versions = json.loads((self.home / VERSIONS_FILE).read_text())
@@ -176,7 +180,13 @@ def _split(city: City, *, names: Sequence[str] = SAMPLE_TABLES, is_null: bool = 
         sft = rows.filter(pc.is_in(rows["stretch"], pa.array(["sft", "sft-val"])))
         split = pc.if_else(pc.equal(sft["stretch"], "sft"), "train", "val")
         sft = sft.drop_columns("stretch").append_column("split", split)
-        write_deltalake(str(city.folder / f"sft_{name}"), sft, mode="overwrite")
+        for rule in _rules(sft):
+            of_rule = sft.filter(pc.equal(sft["rule"], rule)) if rule else sft
+            write_deltalake(str(city.sft_table(name, rule).location), of_rule, mode="overwrite")
+
+
+def _rules(rows: pa.Table) -> list[str]:
+    return sorted(rows["rule"].unique().to_pylist()) if "rule" in rows.column_names else [""]
 
 
 def _draw_labels(labels: pa.ChunkedArray) -> pa.ListArray:

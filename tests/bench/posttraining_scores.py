@@ -10,11 +10,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from etl.preference_pairs import MEAL_HOURS, MEAL_LEVELS
 from models.baselines import count_training
+from models.bundle import load_bundle, save_bundle
 from models.catalogue import CATALOGUE_COLUMNS, Catalogue, day_ms
 from models.checkpoint import load_stage
 from models.dataset import read_table
-from models.inference import encode_pois, encode_user_requests, rank_targets_by_model, score_candidates
+from models.inference import (
+    encode_pois,
+    encode_user_requests,
+    generate_candidates,
+    rank_targets_by_model,
+    score_candidates,
+)
 from models.metrics import (
     FloatArray,
     bootstrap_auc_difference,
@@ -37,6 +45,8 @@ from tests.bench.posttraining_cells import ALIGNMENTS, SFT_KINDS, Cells
 from tests.bench.posttraining_city import MS_PER_DAY, City, read_requests
 
 LOGGER = logging.getLogger(__name__)
+NUM_GENERATED = 1_000
+"""Test requests for which POIs are generated to see what the meal-time rule moves."""
 NUM_CLICKS = 4_000
 """Clicked POIs of the test days that Table 9 ranks."""
 
@@ -181,6 +191,42 @@ def measure_table9(cells: Cells) -> dict[str, object]:
             f"hr_at_{k}_interval": [hit.low, hit.high] for k, hit in hits.items()
         }
         LOGGER.info("%s: table 9, %s: %s", cells.city.folder.name, kind, found[kind])
+    return found
+
+
+def measure_meal_rule(cells: Cells) -> dict[str, object]:
+    """Measures what pairs of the meal-time rule move: the share of places to eat among ten generated POIs.
+
+    Both at meal times, where the rule speaks, and at other times, where nothing should move.
+    """
+    catalogue = read_catalogue(cells.city)
+    samples = read_requests(cells.city, "test")
+    picked = np.linspace(0, samples.num_rows - 1, min(NUM_GENERATED, samples.num_rows)).astype(np.int64)
+    requests = samples.take(pa.array(picked)).combine_chunks().to_batches()[0]
+    times, offsets = (
+        requests.column(name).to_numpy().astype(np.int64) for name in ("request_ts_ms", "tz_offset_min")
+    )
+    hours = np.floor(local_hours(times, offsets)).astype(np.int64) % HOURS_PER_DAY
+    is_meal_time = np.any([(hours >= start) & (hours < stop) for start, stop in MEAL_HOURS], axis=0)
+    categories = read_table(cells.city.table("categories"), ("category_id", "category_path"))
+    levels = [path.split(" > ")[0] for path in categories["category_path"].to_pylist()]
+    meals = categories["category_id"].to_numpy()[np.isin(levels, MEAL_LEVELS)]
+    is_meal = np.isin(catalogue.category_ids, meals)
+    found: dict[str, object] = {"requests": len(picked)}
+    for kind, folder in {"pretrained": cells.pretrained, "meal-time": cells.aligned("meal-time")}.items():
+        stages = {"pretrain": folder / "model"}
+        content = {"embedding_dim": cells.recipe.decoder.embedding_dim, "is_simulated": True}
+        layout = load_stage(folder / "model").config.layout
+        bundle = load_bundle(
+            save_bundle(cells.folder / f"bundle-{kind}", stages, layout=layout, content=content)
+        )
+        top = generate_candidates(bundle, requests, catalogue, top_k=10)
+        share = np.array([is_meal[pois].mean() for pois, _ in top])
+        found[kind] = {
+            "meal_times": float(share[is_meal_time].mean()),
+            "other_times": float(share[~is_meal_time].mean()),
+        }
+    LOGGER.info("%s: meal-time rule: %s", cells.city.folder.name, found)
     return found
 
 

@@ -21,7 +21,7 @@ from conf.results import record
 from models.config import load_recipe
 from tests.bench.posttraining_cells import Cells
 from tests.bench.posttraining_city import City, make_city, make_null_city, open_city
-from tests.bench.posttraining_scores import measure_table4, measure_table8, measure_table9
+from tests.bench.posttraining_scores import measure_meal_rule, measure_table4, measure_table8, measure_table9
 
 NULL_KINDS = ("multimodal",)
 """The SFT stages of the null city: those that table 4 takes."""
@@ -41,6 +41,7 @@ def measure_city(city: City, recipe: str, *, with_null: bool = False) -> Figures
         "table8": lambda: measure_table8(cells),
         "table4": lambda: measure_table4(cells),
         "table9": lambda: measure_table9(cells),
+        "meal_rule": lambda: measure_meal_rule(cells),
     }
     if with_null:
         parts["null"] = lambda: _measure_null(
@@ -100,6 +101,23 @@ def record_tables(all_figures: Mapping[int, Figures], folder: str) -> None:
     worst = min(hits[kind][1][0] for kind in ("dpo", "s-dpo"))
     gain = worst / hits["pretrained"][1][0] - 1
     write("table9-hr10-gain", 100 * gain, "%", ">= 5", f"the smaller of DPO and S-DPO, relative; {told}")
+    shares = {
+        (kind, when): mean("meal_rule", kind, when)[0]
+        for kind in ("pretrained", "meal-time")
+        for when in ("meal_times", "other_times")
+    }
+    moved = {
+        when: shares["meal-time", when] - shares["pretrained", when] for when in ("meal_times", "other_times")
+    }
+    told = (
+        "share of places to eat among ten generated POIs, before and after DPO by the meal-time rule: "
+        + "; ".join(
+            f"{when.replace('_', ' ')} {shares['pretrained', when]:.4f}, {shares['meal-time', when]:.4f}"
+            for when in moved
+        )
+    )
+    write("meal-rule-share-gain", 100 * moved["meal_times"], "points", "> 0", told)
+    write("meal-rule-elsewhere", 100 * abs(moved["other_times"]), "points", "<= 2", told)
 
 
 def record_null(figures: Figures, seed: int, folder: str) -> None:

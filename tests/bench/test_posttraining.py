@@ -15,7 +15,7 @@ from models.config import Recipe
 from tests.bench import posttraining_cells
 from tests.bench.posttraining_cells import Cells
 from tests.bench.posttraining_city import City, Days, _split, make_null_city, read_requests, stretch_of
-from tests.bench.posttraining_scores import measure_table4, measure_table8, measure_table9
+from tests.bench.posttraining_scores import measure_meal_rule, measure_table4, measure_table8, measure_table9
 from tests.bench.posttraining_tables import record_null, record_tables
 from tests.models.conftest import (
     FIRST_MS,
@@ -30,6 +30,7 @@ from tests.models.conftest import (
 )
 
 DAYS = Days(date(2026, 1, 2), date(2026, 1, 5), date(2026, 1, 8), date(2026, 1, 13), val_days=1)
+MEAL_PAIRS = [row | {"rule": "meal_time"} for row in pair_rows(240)]
 STEPS = {"max_steps": 2, "val_every": 2, "batch_size": 16}
 
 
@@ -37,8 +38,12 @@ STEPS = {"max_steps": 2, "val_every": 2, "batch_size": 16}
 def city(tmp_path: Path) -> City:
     tables = {
         "poi_index": poi_rows(), "blocks": block_rows(), "pretrain_samples": pretrain_rows(),
-        "ranking_samples": request_rows(240), "preference_pairs": pair_rows(240),
+        "ranking_samples": request_rows(240), "preference_pairs": pair_rows(240) + MEAL_PAIRS,
     }  # fmt: skip
+    categories = [
+        {"category_id": n, "category_path": path} for n, path in enumerate(("Shop", "Food > Cafe"), start=1)
+    ]
+    write_deltalake(str(tmp_path / "warehouse" / "categories"), pa.Table.from_pylist(categories))
     for name, rows in tables.items():
         as_of = DAYS.pretrain if name == "pretrain_samples" else DAYS.test
         dated = [row | {"day": as_of} for row in rows]
@@ -109,7 +114,7 @@ def test_all_tables_are_measured_and_recorded(city, recipe, tmp_path, monkeypatc
     cells = Cells(city, recipe)
     figures = {
         "config_hash": city.config_hash, "table4": measure_table4(cells), "table8": measure_table8(cells),
-        "table9": measure_table9(cells),
+        "table9": measure_table9(cells), "meal_rule": measure_meal_rule(cells),
     }  # fmt: skip
     null = Cells(make_null_city(city), recipe, pretrained=cells.pretrained)
     figures["null"] = {"table4": measure_table4(null), "table8": measure_table8(null, ("multimodal",))}
@@ -121,7 +126,7 @@ def test_all_tables_are_measured_and_recorded(city, recipe, tmp_path, monkeypatc
     assert set(written) == {
         "table4-lift-points", "table4-oracle-share", "table8-pretrain-gain-embedding",
         "table8-pretrain-gain-ranking", "table8-multimodal-gain-embedding", "table8-multimodal-gain-ranking",
-        "table9-hr10-gain", "null-city-auc",
+        "table9-hr10-gain", "null-city-auc", "meal-rule-share-gain", "meal-rule-elsewhere",
     }  # fmt: skip
     auc = figures["table4"]["auc"]
     assert written["table4-lift-points"]["value"] == pytest.approx(
