@@ -28,15 +28,15 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 CATEGORICAL = "category_id"
 NDCG_K = 5
-NUM_RESAMPLES = 300
+NUM_RESAMPLES = 200
 
 
 class RankerConfig(Section):
     """Settings of the trees; the same for every feature set."""
 
-    num_leaves: int = Field(63, ge=2)
-    learning_rate: float = Field(0.05, gt=0)
-    max_trees: int = Field(600, ge=1, description="at most; validation stops earlier")
+    num_leaves: int = Field(31, ge=2)
+    learning_rate: float = Field(0.08, gt=0)
+    max_trees: int = Field(400, ge=1, description="at most; validation stops earlier")
     patience: int = Field(40, ge=1, description="trees without a better validation loss")
     min_rows_per_leaf: int = Field(100, ge=1)
     feature_fraction: float = Field(0.7, gt=0, le=1)

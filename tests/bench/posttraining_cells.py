@@ -3,8 +3,9 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -125,14 +126,18 @@ class Cells:
         ids = [torch.from_numpy(index[name].to_numpy().astype(np.int64)) for name in ("block_id", "inner_id")]
         return SlotVectors(ids[0], ids[1], torch.from_numpy(vectors))
 
+    @cache  # noqa: B019 - cells live as long as the run
     def bundle(self, kind: str) -> ModelBundle:
         """Both SFT stages of a kind as a bundle, for the inference path of the feature jobs."""
-        stages = {"pretrain": self.pretrained / "model"}
-        stages |= {stage: self.sft(stage, kind) / "model" for stage in ("sft_embedding", "sft_ranking")}
+        stages = {stage: self.sft(stage, kind) / "model" for stage in ("sft_embedding", "sft_ranking")}
+        return self.gather(kind, {"pretrain": self.pretrained / "model", **stages})
+
+    def gather(self, name: str, stages: Mapping[str, Path]) -> ModelBundle:
+        """Makes a bundle of stages; pre-training must be among them."""
         layout: TokenLayout = load_stage(stages["pretrain"]).config.layout
         content = {"embedding_dim": self.recipe.decoder.embedding_dim, "is_simulated": True}
         return load_bundle(
-            save_bundle(self.folder / f"bundle-{kind}", stages, layout=layout, content=content)
+            save_bundle(self.folder / f"bundle-{name}", stages, layout=layout, content=content)
         )
 
     def _pretrain(self, folder: Path) -> TrainResult:

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from etl.preference_pairs import MEAL_HOURS, MEAL_LEVELS
 from models.baselines import count_training
-from models.bundle import load_bundle, save_bundle
 from models.catalogue import CATALOGUE_COLUMNS, Catalogue, day_ms
 from models.checkpoint import load_stage
 from models.dataset import read_table
@@ -214,12 +213,7 @@ def measure_meal_rule(cells: Cells) -> dict[str, object]:
     is_meal = np.isin(catalogue.category_ids, meals)
     found: dict[str, object] = {"requests": len(picked)}
     for kind, folder in {"pretrained": cells.pretrained, "meal-time": cells.aligned("meal-time")}.items():
-        stages = {"pretrain": folder / "model"}
-        content = {"embedding_dim": cells.recipe.decoder.embedding_dim, "is_simulated": True}
-        layout = load_stage(folder / "model").config.layout
-        bundle = load_bundle(
-            save_bundle(cells.folder / f"bundle-{kind}", stages, layout=layout, content=content)
-        )
+        bundle = cells.gather(kind, {"pretrain": folder / "model"})
         top = generate_candidates(bundle, requests, catalogue, top_k=10)
         share = np.array([is_meal[pois].mean() for pois, _ in top])
         found[kind] = {
