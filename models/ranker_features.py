@@ -204,7 +204,10 @@ def _count_chunk(
         np.minimum.at(latest, pair[hit], age_days[hit])
         found[f"user_{what}_visits"] = total if what == "poi" else total / np.maximum(lengths, 1)
         found[f"user_{what}_age_days"] = np.where(np.isinf(latest), np.nan, latest)
-        found[f"user_{what}_at_hour"] = np.bincount(pair[hit], weights=near_hour[hit], minlength=len(of))
+        at_hour = np.bincount(pair[hit], weights=near_hour[hit], minlength=len(of))
+        found[f"user_{what}_at_hour"] = at_hour.astype(
+            np.float64
+        )  # without any hit bincount returns integers
     found["kernel_counter"] = score_kernel(requests, counts)[of, rows]
     has_past, last = stops[of] > starts[of], np.maximum(stops[of] - 1, 0)
     last_poi = np.where(has_past, visits.pois[last] if len(visits) else -1, -1)
