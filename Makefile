@@ -129,6 +129,12 @@ paper-tables: setup ## Measures the paper's Tables 6 and 7 again, hours, cell by
 	@$(PY) -m tests.bench.paper_city --out .demo/paper-tables/city-data
 	@$(PY) -m tests.bench.paper_tables $(if $(DATA),--data $(DATA)) --city .demo/paper-tables/city-data $(if $(MINUTES),--minutes $(MINUTES))
 
+bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities, and a city without signal; resumable [POSTTRAINING=FOLDER]
+	@$(PY) -m tests.bench.posttraining_tables --work $(or $(POSTTRAINING),.demo/posttraining)
+
+bench-parity: setup ## One candidate, one score: alone, among 300, any order, padding, batch, cache, trainer or feature job
+	@$(PY) -m tests.bench.parity
+
 bench-resume: setup ## Kills 40 trainings at random steps and resumes them: are the weights equal, bit for bit?
 	@$(PY) -m tests.bench.resume
 

@@ -57,6 +57,26 @@ class SourceSettings(Section):
     pois_path: str = Field("", description="POI catalogue, where it is not beside the actions")
 
 
+class ClickSettings(Section):
+    """The click model of the synthetic city: effects on the log-odds of a click.
+
+    All zero but `bias`: clicks that depend on nothing.
+    """
+
+    bias: float = Field(-2.5, description="log-odds without any effect")
+    first_taste: float = Field(1.3, description="the user's first favourite leaf of its kind")
+    second_taste: float = Field(0.7, description="the second one")
+    hour: float = Field(1.2, description="the POI serves what people do at this hour")
+    favourite: float = Field(1.1, description="one of the user's favourite POIs")
+    log_distance: float = Field(-0.55, description="per log(1 + km)")
+    log_rank: float = Field(
+        -0.25, description="per log(1 + rank), 0 = most popular of leaf and neighbourhood"
+    )
+    attribute: float = Field(0.8, description="the attribute that the user likes and only the text tells")
+    position: float = Field(-0.14, description="per position after the first")
+    noise: float = Field(0.5, ge=0, description="standard deviation of what no feature shows")
+
+
 class CitySettings(Section):
     """The synthetic city (design 1). Everything follows from the seed."""
 
@@ -77,6 +97,10 @@ class CitySettings(Section):
     kept_dirt_share: float = Field(0.0, ge=0, le=0.5, description="rows added that are mended or flagged")
     bot_share: float = Field(0.0, ge=0, le=0.1, description="actions beside which a bot acts beyond the cap")
     num_candidates: int = Field(11, ge=2, description="POIs shown per request (paper: about 11)")
+    attribute_tries: int = Field(
+        1, ge=1, le=8, description="POIs that a user looks at for the attribute liked before going to one"
+    )
+    clicks: ClickSettings = ClickSettings()
 
 
 class CleanSettings(Section):
@@ -158,6 +182,9 @@ class SampleSettings(Section):
         100, ge=1, description="actions of history per ranking sample (paper: about 300)"
     )
     max_rejected: int = Field(8, ge=1, description="rejected POIs per preference pair")
+    preference_rules: tuple[Literal["clicks", "meal_time"], ...] = Field(
+        ("clicks",), min_length=1, description="what makes preference pairs, see etl/preference_pairs.py"
+    )
 
 
 class ImpressionSettings(Section):
@@ -204,6 +231,10 @@ class FeatureSettings(Section):
     batch_rows: int = Field(512, ge=1, description="rows per Arrow batch")
     micro_batch: int = Field(64, ge=1, description="rows per forward pass")
     top_k: int = Field(100, ge=1, description="POIs generated per request")
+    text_encoder: str = Field(
+        "models.text_encoder:load_wordllama",
+        description="frozen encoder of poi_vectors, as module:function (see models/text_encoder.py)",
+    )
     max_failed_share: float = Field(
         0.05, ge=0, le=1, description="more rows that make the model fail stop the night"
     )

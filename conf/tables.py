@@ -557,6 +557,25 @@ POI_EMBEDDINGS = TableContract(
     ),
 )
 
+POI_VECTORS = TableContract(
+    name="poi_vectors",
+    grain="one POI whose text is new or changed on the day, by one encoder; the latest row up to a day is the POI's",
+    key=("day", "encoder", "poi_id"),
+    columns=(
+        DAY,
+        POI_ID,
+        Column("encoder", "string", "name and version of the frozen encoder; never mix two"),
+        Column("text_sha256", "string", "SHA-256 of the text that the vector was made of"),
+        Column(
+            "vector",
+            "array<float>",
+            "unit vector of name, category path, address and description; zero = no text",
+        ),
+        RUN_ID,
+        IS_SIMULATED,
+    ),
+)
+
 RANKING_SCORES = TableContract(
     name="ranking_scores",
     grain="one candidate of one request of the day",
@@ -654,6 +673,7 @@ TABLES: dict[str, TableContract] = {
         PRETRAIN_SAMPLES,
         RANKING_SAMPLES,
         PREFERENCE_PAIRS,
+        POI_VECTORS,
         USER_EMBEDDINGS,
         POI_EMBEDDINGS,
         RANKING_SCORES,

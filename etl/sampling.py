@@ -5,6 +5,7 @@ gives the same rows.
 """
 
 from datetime import date, timedelta
+from functools import reduce
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -13,7 +14,7 @@ from conf.cli import JobContext, JobSummary
 from conf.tokens import action_type_id
 from etl.nightly import Night
 from etl.poi_slots import state_before
-from etl.preference_pairs import build_preference_pairs
+from etl.preference_pairs import CLICKS, MEAL_TIME, build_meal_time_pairs, build_preference_pairs
 from etl.pretrain_samples import build_pretrain_samples
 from etl.profiles import profile_states
 from etl.ranking_samples import build_ranking_samples, with_live_slot
@@ -87,10 +88,17 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def sample_pairs(context: JobContext, spark: SparkSession) -> JobSummary:
-    """Pairs clicked with shown POIs: `ranking_samples` -> `preference_pairs`."""
+    """Pairs chosen with rejected POIs by the rules of the settings: `ranking_samples` -> `preference_pairs`."""
     night, day = Night(context, spark), context.day
     requests = night.read("ranking_samples", made_by="ranking_samples").where(F.col("day") == day)
-    pairs = compute_once(build_preference_pairs(requests, max_rejected=context.settings.samples.max_rejected))
+    samples, parts = context.settings.samples, []
+    if CLICKS in samples.preference_rules:
+        parts.append(build_preference_pairs(requests, max_rejected=samples.max_rejected))
+    if MEAL_TIME in samples.preference_rules:
+        version = F.col("index_version") == context.settings.index.version
+        categories = night.read("categories", made_by="poi_index").where(version)
+        parts.append(build_meal_time_pairs(requests, categories, max_rejected=samples.max_rejected))
+    pairs = compute_once(reduce(DataFrame.unionByName, parts))
     with night.step("count"):
         night.summary.rows_in, night.summary.rows_out = requests.count(), pairs.count()
     night.replace(pairs, "preference_pairs")

@@ -1,9 +1,9 @@
 """Requests of the synthetic city, the POIs shown in them, and the click model behind the labels.
 
-The click model is known, so the best AUC that any ranker can reach is known too: `click_logit` gives the
-log-odds of a click as an expression. It depends on taste (leaf), hour (does the POI serve what people do at
-this hour), distance, favourite POIs, popularity, an attribute that only the POI's text tells, the position,
-and noise that no feature shows.
+The click model is known (settings `city.clicks`), so the best AUC that any ranker can reach is known too:
+`click_logit` gives the log-odds of a click as an expression. It depends on taste (leaf), hour (does the POI
+serve what people do at this hour), distance, favourite POIs, popularity, an attribute that only the POI's
+text tells, the position, and noise that no feature shows.
 """
 
 from datetime import date
@@ -33,19 +33,6 @@ FIRST_SHOWN_KIND = KIND_NAMES.index("coffee")
 """Kinds from this one on are shown in requests: what one goes to for pleasure."""
 SPARE_CANDIDATES = 7
 """Candidates recalled beyond the wanted number, since some are recalled twice."""
-CLICK_WEIGHTS = {
-    "bias": -2.5,
-    "first_taste": 1.3,
-    "second_taste": 0.7,
-    "hour": 1.2,
-    "favourite": 1.1,
-    "log_distance": -0.55,
-    "log_rank": -0.25,
-    "attribute": 0.8,
-    "position": -0.14,
-    "noise": 0.5,
-}
-"""Effect of each feature on the log-odds of a click; `noise` is a standard deviation."""
 
 
 def build_impressions(users: DataFrame, *, city: CitySettings, after: date | None, until: date) -> DataFrame:
@@ -107,7 +94,7 @@ def click_logit(*, city: CitySettings, observable: bool = False) -> Column:
         observable: leave out the noise and the position, as an oracle that ranks before showing would have
             to.
     """
-    weights, kind_no = CLICK_WEIGHTS, F.col("shown_kind_no")
+    weights, kind_no = city.clicks, F.col("shown_kind_no")
     tastes = [F.col("leaf_no") == favourite_leaf(kind_no, place, city=city) for place in (0, 1)]
     # One bit per kind: which kinds the slot of the request leads to.
     served = look_up(
@@ -118,18 +105,18 @@ def click_logit(*, city: CitySettings, observable: bool = False) -> Column:
     for number in range(FAVOURITES):
         is_favourite = is_favourite | (F.col("poi_no") == F.col(f"favourite_{number}"))
     logit = (
-        F.lit(weights["bias"])
-        + F.when(tastes[0], weights["first_taste"]).when(tastes[1], weights["second_taste"]).otherwise(0.0)
-        + F.when(serves, weights["hour"]).otherwise(0.0)
-        + F.when(is_favourite, weights["favourite"]).otherwise(0.0)
-        + F.lit(weights["log_distance"]) * F.log1p("distance_km")
-        + F.lit(weights["log_rank"]) * F.log1p("rank")
-        + F.when(F.col("attribute_no") == F.col("likes_no"), weights["attribute"]).otherwise(0.0)
+        F.lit(weights.bias)
+        + F.when(tastes[0], weights.first_taste).when(tastes[1], weights.second_taste).otherwise(0.0)
+        + F.when(serves, weights.hour).otherwise(0.0)
+        + F.when(is_favourite, weights.favourite).otherwise(0.0)
+        + F.lit(weights.log_distance) * F.log1p("distance_km")
+        + F.lit(weights.log_rank) * F.log1p("rank")
+        + F.when(F.col("attribute_no") == F.col("likes_no"), weights.attribute).otherwise(0.0)
     )
     if observable:
         return logit
     noise = normal(city.seed, "click noise", F.col("request_id"), F.col("poi_no"))
-    return logit + F.lit(weights["position"]) * (F.col("position") - 1) + F.lit(weights["noise"]) * noise
+    return logit + F.lit(weights.position) * (F.col("position") - 1) + F.lit(weights.noise) * noise
 
 
 def _make_requests(users: DataFrame, city: CitySettings) -> DataFrame:
@@ -181,7 +168,13 @@ def _recall(requests: DataFrame, city: CitySettings) -> DataFrame:
     )
     favourite = F.when(is_favourite, whole(uniform(seed, "recall favourite", *ids), FAVOURITES))
     chosen = with_chosen_poi(
-        leaved, "poi_no", leaf="_leaf_no", favourite=favourite, looks_around=F.xxhash64(*ids), city=city
+        leaved,
+        "poi_no",
+        leaf="_leaf_no",
+        favourite=favourite,
+        looks_around=F.xxhash64(*ids),
+        city=city,
+        seeks=False,
     )
     return chosen.drop("_kind_no", "_leaf_draw", "_leaf_no", "recall_no").dropDuplicates(
         ["request_id", "request_ts_ms", "poi_no"]

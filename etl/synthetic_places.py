@@ -215,7 +215,7 @@ def with_poi(frame: DataFrame, *, city: CitySettings) -> DataFrame:
 
     The dates are null for what never happens; `opened_date` is a day before the city's first for most.
     """
-    seed, layout, number = city.seed, lay_out(city), F.col("poi_no")
+    layout, number = lay_out(city), F.col("poi_no")
     cycle = MAIN_WIDTH + city.num_other_cities
     place = F.pmod(F.col("_among"), F.lit(cycle))
     in_main = F.floor(F.col("_among") / cycle).cast("int") * MAIN_WIDTH + place
@@ -230,15 +230,15 @@ def with_poi(frame: DataFrame, *, city: CitySettings) -> DataFrame:
         .withColumn("_hoods", look_up(layout.num_hoods, F.col("city_no")))
         .withColumn("hood_no", F.pmod("_in_city", "_hoods"))
         .withColumn("rank", F.floor(F.col("_in_city") / F.col("_hoods")).cast("int"))
-        .withColumn("attribute_no", whole(uniform(seed, "poi attribute", number), len(ATTRIBUTES)))
+        .withColumn("attribute_no", attribute_of_poi(number, city=city))
         .withColumns(_life(city))
         .drop("_among", "_in_city", "_hoods")
     )
 
 
-def is_open(on: Column) -> Column:
-    """Tells whether the POI of the row (see `with_poi`) takes visitors on a day."""
-    return (F.col("opened_date") <= on) & (F.col("closed_date").isNull() | (F.col("closed_date") > on))
+def attribute_of_poi(number: Column, *, city: CitySettings) -> Column:
+    """Returns the number of the attribute that a POI has."""
+    return whole(uniform(city.seed, "poi attribute", number), len(ATTRIBUTES))
 
 
 def place_of_poi(on: Column, *, city: CitySettings) -> tuple[Column, Column]:

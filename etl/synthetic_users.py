@@ -8,7 +8,7 @@ from etl.synthetic_places import (
     ATTRIBUTES,
     FIRST_LEAF,
     NUM_LEAVES,
-    is_open,
+    attribute_of_poi,
     lay_out,
     look_up,
     place_of_poi,
@@ -124,6 +124,7 @@ def with_chosen_poi(
     favourite: Column | None,
     looks_around: Column | None,
     city: CitySettings,
+    seeks: bool = True,
 ) -> DataFrame:
     """Adds the number of a POI of a leaf that a user goes to: a favourite, or one found by looking around.
 
@@ -134,6 +135,8 @@ def with_chosen_poi(
         favourite: number of the favourite, 0 to `FAVOURITES` - 1, null where the user looks around.
         looks_around: anything that names the occasion on which a user looks around; None = nobody does.
         city: settings.
+        seeks: do users who look around prefer POIs with the attribute that they like; favourites always have
+            been chosen so.
     """
     seed, layout = city.seed, lay_out(city)
     occasion = F.xxhash64(F.lit("around"), F.lit(0) if looks_around is None else looks_around)
@@ -156,14 +159,32 @@ def with_chosen_poi(
         .withColumn("_hoods", look_up(layout.num_hoods, F.col("_city")))
         .withColumn("_where", uniform(seed, "where", F.col("_key")))
         .withColumn("_hood", hood)
-        .withColumn(
-            "_rank",
-            zipf_rank(uniform(seed, "rank", F.col("_key")), look_up(layout.num_ranks, F.col("_city"))),
-        )
-        .withColumn("_in_city", F.col("_rank") * F.col("_hoods") + F.col("_hood"))
-        .withColumn(name, poi_number(F.col(leaf), F.col("_city"), F.col("_in_city"), city=city))
-        .drop("_favourite", "_key", "_city", "_hoods", "_where", "_hood", "_rank", "_in_city")
+        .transform(lambda placed: _with_liked_poi(placed, name, leaf, F.lit(seeks) | is_favourite, city))
+        .drop("_favourite", "_key", "_city", "_hoods", "_where", "_hood")
     )
+
+
+def _with_liked_poi(frame: DataFrame, name: str, leaf: str, seeks: Column, city: CitySettings) -> DataFrame:
+    """Adds the first POI looked at that has the attribute liked; the very first one if none has, or if not `seeks`."""
+    seed, num_ranks = city.seed, look_up(lay_out(city).num_ranks, F.col("_city"))
+    tries = [f"_try_{number}" for number in range(city.attribute_tries)]
+    for number, column in enumerate(tries):
+        draw = uniform(seed, f"rank {number}" if number else "rank", F.col("_key"))
+        frame = frame.withColumn(
+            "_in_city", zipf_rank(draw, num_ranks) * F.col("_hoods") + F.col("_hood")
+        ).withColumn(column, poi_number(F.col(leaf), F.col("_city"), F.col("_in_city"), city=city))
+    if len(tries) == 1:
+        return frame.withColumnRenamed(tries[0], name).drop("_in_city")
+    liked = [
+        F.when(seeks & (attribute_of_poi(F.col(column), city=city) == F.col("likes_no")), F.col(column))
+        for column in tries
+    ]
+    return frame.withColumn(name, F.coalesce(*liked, F.col(tries[0]))).drop("_in_city", *tries)
+
+
+def is_open(on: Column) -> Column:
+    """Tells whether the POI of the row (see `with_poi`) takes visitors on a day."""
+    return (F.col("opened_date") <= on) & (F.col("closed_date").isNull() | (F.col("closed_date") > on))
 
 
 def with_open_poi(frame: DataFrame, on: str, *, city: CitySettings) -> DataFrame:

@@ -81,6 +81,9 @@ class DecoderConfig(Section):
     poi_rows: int = Field(0, ge=0, description="rows of POI vectors; 0 = filled in from the index")
     tie_embeddings: bool = Field(True, description="output vectors are the input vectors")
     multimodal_dim: int = Field(0, ge=0, description="length of given POI vectors (text, image); 0 = off")
+    multimodal_rows: int = Field(
+        0, ge=0, description="given POI vectors that the model carries; filled in where they are fused"
+    )
     geo_scales_km: tuple[float, ...] = Field(
         (100.0, 25.0, 5.0, 1.0, 0.25), description="sides of the geo cells"
     )
@@ -174,6 +177,9 @@ class EmbeddingSftConfig(TrainConfig):
 
     temperature: float = Field(0.07, gt=0, description="InfoNCE tau; the start if it is learned")
     learn_temperature: bool = True
+    sampling_correction: bool = Field(
+        False, description="take the log of their click frequency off the logits of in-batch negatives"
+    )
     drop_request: float = Field(0.3, ge=0, le=1, description="share of training requests made neutral")
 
 
@@ -189,6 +195,10 @@ class Recipe(Section):
     """A decoder and how its stages are trained."""
 
     name: str = "tiny"
+    fuse_poi_vectors: bool = Field(
+        False,
+        description="both SFTs take in the table poi_vectors (text of POIs) through a learned projection",
+    )
     decoder: DecoderConfig = DecoderConfig()
     pretrain: TrainConfig = TrainConfig()
     sft_embedding: EmbeddingSftConfig = EmbeddingSftConfig()

@@ -35,6 +35,7 @@ from models.features import (
 
 WEIGHT_NAMES = ("time", "user_geo", "block", "block_geo", "inner", "category", "poi_geo")
 """w1 to w7."""
+_INNER_BITS = 32
 
 
 class TimeEmbedding(nn.Module):
@@ -128,6 +129,50 @@ class PoiVectors(nn.Module):
         return nn.functional.embedding(row, self.weight) * known[..., None]
 
 
+class GivenVectors(nn.Module):
+    """Vectors of POIs that a frozen encoder made of text or images, looked up by (block, inner).
+
+    Buffers: saved with the weights, never trained. So a model carries the vectors that it was fused with, and
+    training, scoring and generation find the same ones. They are standardised over the catalogue they were
+    set with; a POI without one is zero, which is the average POI.
+
+    Shape:
+        block_ids, inner_ids: int64, (...).
+        returns: float, (..., M).
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        rows, dim = max(config.multimodal_rows, 1), config.multimodal_dim
+        self.register_buffer("keys_R", torch.full((rows,), torch.iinfo(torch.int64).max))
+        self.register_buffer("vectors_RM", torch.zeros(rows, dim))
+        self.register_buffer("mean_M", torch.zeros(dim))
+        self.register_buffer("scale_M", torch.ones(dim))
+        self.keys_R: Tensor
+        self.vectors_RM: Tensor
+        self.mean_M: Tensor
+        self.scale_M: Tensor
+
+    def set_vectors(self, block_ids: Tensor, inner_ids: Tensor, vectors_NM: Tensor) -> None:
+        """Takes the vectors of slots, at most as many as there are rows; mean and scale become theirs."""
+        if len(vectors_NM) > len(self.keys_R) or vectors_NM.shape[1] != len(self.mean_M):
+            raise ValueError(
+                f"vectors {tuple(vectors_NM.shape)} do not fit the table {tuple(self.vectors_RM.shape)}"
+            )
+        keys, order = _slot_keys(block_ids, inner_ids).sort()
+        vectors = vectors_NM.double()[order]
+        self.mean_M.copy_(vectors.mean(dim=0))
+        self.scale_M.copy_(vectors.std(dim=0, correction=0).clamp(min=1e-6))
+        self.keys_R[: len(keys)] = keys
+        self.vectors_RM[: len(keys)] = ((vectors - self.mean_M) / self.scale_M).to(self.vectors_RM)
+
+    def forward(self, block_ids: Tensor, inner_ids: Tensor) -> Tensor:
+        keys = _slot_keys(block_ids, inner_ids)
+        rows = torch.searchsorted(self.keys_R, keys).clamp(max=len(self.keys_R) - 1)
+        is_given = self.keys_R[rows] == keys
+        return nn.functional.embedding(rows, self.vectors_RM) * is_given[..., None]
+
+
 class TokenEmbedding(nn.Module):
     """All input vectors of the decoder; the block and inner tables are its output vectors too."""
 
@@ -145,6 +190,7 @@ class TokenEmbedding(nn.Module):
         self.categories = nn.Embedding(max(config.num_categories, 1), D)
         self.poi_vectors = None if config.poi_vectors == "off" else PoiVectors(config)
         self.multimodal = nn.Linear(config.multimodal_dim, D, bias=False) if config.multimodal_dim else None
+        self.given_vectors = GivenVectors(config) if config.multimodal_rows else None
         self.weights = nn.ParameterDict({name: nn.Parameter(torch.ones(())) for name in WEIGHT_NAMES})
         self.register_buffer("block_centers_V2", torch.full((config.num_blocks, 2), math.nan))
         self.block_centers_V2: Tensor
@@ -204,7 +250,10 @@ class TokenEmbedding(nn.Module):
         lonlat: Tensor,
         vectors: Tensor | None = None,
     ) -> Tensor:
-        """Embeds POIs within their blocks; a POI newer than the model is its category and place."""
+        """Embeds POIs within their blocks; a POI newer than the model is its category and place.
+
+        Multimodal vectors, (..., M), are those given here, else those that the model carries.
+        """
         own = self.inners(_shift(inner_ids, self.config.max_inner))
         if self.poi_vectors is not None:
             own = own + self.poi_vectors(block_ids, inner_ids)
@@ -212,6 +261,8 @@ class TokenEmbedding(nn.Module):
         embedded = self.weights["inner"] * own + self.weights["category"] * self.categories(known_categories)
         if self.config.spacetime:
             embedded = embedded + self.weights["poi_geo"] * self.geo(lonlat)
+        if vectors is None and self.given_vectors is not None:
+            vectors = self.given_vectors(block_ids, inner_ids)
         if self.multimodal is not None and vectors is not None:
             embedded = embedded + self.multimodal(vectors.to(embedded.dtype))
         return embedded
@@ -224,3 +275,8 @@ class TokenEmbedding(nn.Module):
 def _shift(ids: Tensor, capacity: int) -> Tensor:
     """Moves ids of real things behind the special ones; those beyond the capacity become padding (zero)."""
     return torch.where((ids >= 0) & (ids < capacity), ids + NUM_SPECIAL, PAD)
+
+
+def _slot_keys(block_ids: Tensor, inner_ids: Tensor) -> Tensor:
+    """Returns one number per (block, inner)."""
+    return (block_ids.long() << _INNER_BITS) | inner_ids.long()

@@ -39,7 +39,15 @@ from models.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
 from models.sft_ranking import RANKING_COLUMNS
 from models.tracking import RunLog, open_training_run
 from models.trainer import TrainResult
-from models.training import STAGE_TABLES, Training, build_bundle, open_training, train_all, train_stage
+from models.training import (
+    STAGE_TABLES,
+    Training,
+    build_bundle,
+    open_training,
+    tables_of,
+    train_all,
+    train_stage,
+)
 
 DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
 """Recipe of a training where none is given."""
@@ -228,7 +236,7 @@ def _register(
 def _plan(training: Training, stages: tuple[str, ...]) -> JobSummary:
     """Says what would be read; trains and writes nothing."""
     root = training.settings.storage.root
-    names = dict.fromkeys(name for stage in stages for name in STAGE_TABLES[stage])
+    names = dict.fromkeys(name for stage in stages for name in tables_of(stage, training.recipe))
     pins = {name: pin_table(root, name, training.day, training.pins.get(name)) for name in names}
     rows = sum(pins[name].num_rows for name in dict.fromkeys(STAGE_TABLES[stage][0] for stage in stages))
     notes: dict[str, object] = {"folder": str(training.folder), "recipe": training.recipe.name}

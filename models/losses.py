@@ -19,7 +19,12 @@ def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
 
 
 def info_nce_loss(
-    users_BE: Tensor, pois_BCE: Tensor, labels_BC: Tensor, poi_keys_BC: Tensor, temperature: Tensor | float
+    users_BE: Tensor,
+    pois_BCE: Tensor,
+    labels_BC: Tensor,
+    poi_keys_BC: Tensor,
+    temperature: Tensor | float,
+    log_expected_BC: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Sums InfoNCE: each clicked POI against the unclicked ones of its request and the batch's other clicks.
 
@@ -32,15 +37,22 @@ def info_nce_loss(
         labels_BC: 1 clicked, 0 shown, negative = padding.
         poi_keys_BC: a number per POI, equal for equal POIs.
         temperature: tau; similarities are divided by it.
+        log_expected_BC: log of how often each POI is expected among the clicks of a batch; taken off the logit of
+            an in-batch negative (sampling correction: popular POIs would be pushed away for being popular). None
+            = no correction. Exposed POIs are not sampled, so theirs are not corrected.
 
     Returns:
         The summed negative log-likelihood of the clicks, and how many there are.
     """
     own_BC = (users_BE[:, None] * pois_BCE).sum(dim=-1) / temperature
     is_click_BC = labels_BC == 1
-    others_NE, other_keys_N = _distinct(pois_BCE[is_click_BC], poi_keys_BC[is_click_BC])
+    first_N, other_keys_N = _distinct(poi_keys_BC[is_click_BC])
+    others_NE = pois_BCE[is_click_BC][first_N]
     is_shown_here_BN = ((poi_keys_BC[..., None] == other_keys_N) & (labels_BC >= 0)[..., None]).any(dim=1)
-    others_BN = (users_BE @ others_NE.T / temperature).masked_fill(is_shown_here_BN, -torch.inf)
+    others_BN = users_BE @ others_NE.T / temperature
+    if log_expected_BC is not None:
+        others_BN = others_BN - log_expected_BC[is_click_BC][first_N]
+    others_BN = others_BN.masked_fill(is_shown_here_BN, -torch.inf)
     unclicked_BC = own_BC.masked_fill(labels_BC != 0, -torch.inf)
     negatives_B = torch.cat([unclicked_BC, others_BN], dim=1).logsumexp(dim=1)
     clicks = is_click_BC.nonzero(as_tuple=True)
@@ -131,10 +143,10 @@ def _log_ratio(policy: Tensor, reference: Tensor, counts: Tensor) -> Tensor:
     return torch.where(counts, policy, 0.0) - torch.where(counts, reference, 0.0)
 
 
-def _distinct(vectors_NE: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Keeps the first vector of each key."""
+def _distinct(keys_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the place of the first of each key, and the keys."""
     keys, inverse = torch.unique(keys_N, return_inverse=True)
     first = torch.full_like(keys, len(keys_N)).scatter_reduce_(
         0, inverse, torch.arange(len(keys_N), device=keys_N.device), reduce="amin"
     )
-    return vectors_NE[first], keys
+    return first, keys

@@ -221,6 +221,27 @@ def bootstrap_auc(
     )
 
 
+def bootstrap_auc_difference(
+    scores: FloatArray,
+    others: FloatArray,
+    labels: IntArray,
+    users: NDArray[np.generic],
+    *,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Interval:
+    """Returns AUC of `scores` minus that of `others` on the same rows, with a 95 % interval by user."""
+    _, user_of_row = np.unique(users, return_inverse=True)
+    groups = [np.unique(values, return_inverse=True)[1] for values in (scores, others)]
+
+    def differ(drawn: FloatArray) -> float:
+        first, second = (_auc_of_groups(group, labels, drawn[user_of_row]) for group in groups)
+        return first - second
+
+    num_users = int(user_of_row.max()) + 1 if len(user_of_row) else 0
+    return _interval(auc(scores, labels) - auc(others, labels), num_users, differ, seed, num_resamples)
+
+
 def digest_rows(row_ids: Iterable[str]) -> str:
     """Returns the first 16 hex digits of the SHA-256 of the sorted row ids joined by newlines."""
     return hashlib.sha256("\n".join(sorted(row_ids)).encode()).hexdigest()[:16]

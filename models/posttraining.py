@@ -1,7 +1,7 @@
 """What the post-training stages share: their splits, and the way from pre-trained weights to saved ones."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,7 @@ def run_stage(
     folder: Path,
     log: Log,
     made_of: object,
+    finish: Callable[[SpacetimeDecoder], Mapping[str, object]] | None = None,
 ) -> TrainResult:
     """Trains a stage and saves its decoder in `folder/model`.
 
@@ -95,15 +96,17 @@ def run_stage(
         folder: of the stage; a training found there goes on.
         log: takes metrics and their step.
         made_of: whatever must be equal for a resume to make sense, as JSON takes it.
+        finish: changes the trained decoder before it is saved; what it returns is saved as notes.
     """
     decoder = model if isinstance(model, SpacetimeDecoder) else model.decoder
     assert isinstance(decoder, SpacetimeDecoder)
     fingerprint = json.dumps([decoder.config.model_dump(mode="json"), made_of], sort_keys=True)
     try:
         result = train(stage, model, config, folder, log, fingerprint=fingerprint)
+        notes = finish(decoder) if finish else {}
     finally:
         splits.close()
-    save_stage(folder / "model", decoder, {"stage": stage.name, "val_loss": result.best_value})
+    save_stage(folder / "model", decoder, {"stage": stage.name, "val_loss": result.best_value, **notes})
     return result
 
 

@@ -11,26 +11,29 @@ too. Reads `ranking_samples` at a pinned version; starts from the pre-trained we
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pds
 import torch
 from torch import Tensor, nn
 
 from models.batch import collate_candidates, collate_history, collate_requests, pad_lists
 from models.config import EmbeddingSftConfig, Recipe
-from models.dataset import TableAt
+from models.dataset import TableAt, read_table
 from models.decoder import SpacetimeDecoder
 from models.losses import info_nce_loss
 from models.metrics import auc, gauc
+from models.multimodal import SlotVectors, start_posttraining
 from models.posttraining import NO_LABEL, SampleSource, Splits, flatten_by_label, run_stage
-from models.pretrain import load_pretrained
 from models.sft_ranking import RANKING_COLUMNS
 from models.trainer import Log, TrainResult
 
 LOWEST_TEMPERATURE = 0.01
 _INNER_BITS = 24
+COUNTED = ("labels", "candidate_block_ids", "candidate_inner_ids")
 
 
 class TwoTowers(nn.Module):
@@ -52,13 +55,34 @@ class TwoTowers(nn.Module):
         return getattr(self.decoder, "rate_scales", {})
 
 
+class ClickFrequencies:
+    """How often each POI is clicked per training request; for the sampling correction."""
+
+    def __init__(self, samples: pa.Table) -> None:
+        """Counts the clicks of `labels`, `candidate_block_ids` and `candidate_inner_ids`."""
+        candidates = {name: samples[name].combine_chunks().flatten().to_numpy() for name in COUNTED}
+        is_click = candidates["labels"] == 1
+        blocks, inners = (candidates[name][is_click].astype(np.int64) for name in COUNTED[1:])
+        keys, counts = np.unique((blocks << _INNER_BITS) | inners, return_counts=True)
+        self.keys, self.rates = torch.from_numpy(keys), torch.from_numpy(counts / samples.num_rows).float()
+
+    def log_expected(self, keys_BC: Tensor, num_requests: int) -> Tensor:
+        """Returns the log of the clicks expected on each POI in a batch; one never clicked counts as one click."""
+        known, rates = self.keys.to(keys_BC.device), self.rates.to(keys_BC.device)
+        place = torch.searchsorted(known, keys_BC).clamp(max=len(known) - 1)
+        found = torch.where(known[place] == keys_BC, rates[place], rates.min())
+        return (num_requests * found).log()
+
+
 class EmbeddingStage:
     """Batches and loss of embedding SFT."""
 
     name = "sft_embedding"
 
-    def __init__(self, splits: Splits, config: EmbeddingSftConfig) -> None:
-        self.splits, self.config = splits, config
+    def __init__(
+        self, splits: Splits, config: EmbeddingSftConfig, frequencies: "ClickFrequencies | None" = None
+    ) -> None:
+        self.splits, self.config, self.frequencies = splits, config, frequencies
 
     def num_batches(self) -> int:
         """Returns the batches of an epoch."""
@@ -72,7 +96,8 @@ class EmbeddingStage:
         """Returns the summed InfoNCE and the number of clicks; some requests are made neutral."""
         assert isinstance(model, TwoTowers)
         users, pois, labels, keys = embed_rows(model.decoder, rows, drop_request=self.config.drop_request)
-        loss, count = info_nce_loss(users, pois, labels, keys, model.temperature)
+        expected = self.frequencies.log_expected(keys, rows.num_rows) if self.frequencies else None
+        loss, count = info_nce_loss(users, pois, labels, keys, model.temperature, expected)
         return loss, count, {"train/temperature": float(model.temperature.detach()) * count}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -109,7 +134,15 @@ def embed_rows(
 
 
 def run_sft_embedding(
-    samples: TableAt, *, day: str, recipe: Recipe, pretrained: Path, folder: Path, log: Log
+    samples: TableAt,
+    *,
+    day: str,
+    recipe: Recipe,
+    pretrained: Path,
+    folder: Path,
+    log: Log,
+    vectors: SlotVectors | None = None,
+    from_scratch: bool = False,
 ) -> TrainResult:
     """Trains the embedding stage from pre-trained weights; leaves it in `folder/model`.
 
@@ -120,6 +153,8 @@ def run_sft_embedding(
         pretrained: folder of the pre-training stage.
         folder: of this stage.
         log: takes metrics and their step.
+        vectors: of POIs, to be fused; None = without.
+        from_scratch: start from new weights, for comparison.
 
     Raises:
         NoTrainingDataError: a split has no sample.
@@ -129,14 +164,20 @@ def run_sft_embedding(
     splits = Splits(source, config, folder / "scratch")
     torch.manual_seed(config.seed)
     towers = TwoTowers(
-        load_pretrained(pretrained), temperature=config.temperature, is_learned=config.learn_temperature
+        start_posttraining(pretrained, vectors=vectors, from_scratch=from_scratch),
+        temperature=config.temperature,
+        is_learned=config.learn_temperature,
     )
+    frequencies = None
+    if config.sampling_correction:
+        of_training = (pds.field("day") == date.fromisoformat(day)) & (pds.field("split") == "train")
+        frequencies = ClickFrequencies(read_table(samples, COUNTED, of_training))
     return run_stage(
-        EmbeddingStage(splits, config),
+        EmbeddingStage(splits, config, frequencies),
         splits,
         towers,
         config,
         folder=folder,
         log=log,
-        made_of=[asdict(samples), day],
+        made_of=[asdict(samples), day, from_scratch],
     )

@@ -7,7 +7,7 @@ AUC and GAUC on split `val`.
     python -m models sft_ranking --day 2026-01-31
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from models.dataset import TableAt
 from models.decoder import SpacetimeDecoder
 from models.losses import click_loss
 from models.metrics import auc, gauc
+from models.multimodal import SlotVectors, start_posttraining
 from models.posttraining import (
     CANDIDATE_INPUTS,
     HISTORY_INPUTS,
@@ -32,10 +33,13 @@ from models.posttraining import (
     flatten_by_label,
     run_stage,
 )
-from models.pretrain import load_pretrained
 from models.trainer import Log, TrainResult
 
 RANKING_COLUMNS = ("user_id", "labels", *REQUEST_INPUTS, *CANDIDATE_INPUTS, *HISTORY_INPUTS)
+
+
+CALIBRATION_PRIOR = 1e-4
+"""Keeps scale and shift finite where held-out clicks can be told apart without error."""
 
 
 class RankingStage:
@@ -85,8 +89,53 @@ def score_rows(model: nn.Module, rows: pa.Table) -> tuple[Tensor, Tensor]:
     return model.click_logits(states), pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
 
 
+def calibrate_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table]) -> tuple[float, float]:
+    """Folds scale and shift of the logits, fitted on held-out rows, into the click head (Platt scaling).
+
+    Scores keep their order, as the scale is kept above zero; the feature table, the audit and MLflow all get calibrated
+    probabilities without knowing of it.
+
+    Args:
+        model: changed in place; in evaluation mode.
+        batches: held-out ranking samples.
+
+    Returns:
+        The scale and the shift.
+    """
+    with torch.no_grad():
+        scored = [score_rows(model, rows) for rows in batches]
+    logits, labels = (torch.cat([pair[n][pair[1] != NO_LABEL] for pair in scored]).double() for n in (0, 1))
+    log_scale, shift = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
+    if len(labels.unique()) < 2:
+        return 1.0, 0.0  # nothing to fit
+    optimizer = torch.optim.LBFGS([log_scale, shift], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(log_scale.exp() * logits + shift, labels)
+        loss = loss + CALIBRATION_PRIOR * (log_scale**2 + shift**2)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    scale, moved = float(log_scale.detach().exp()), float(shift.detach())
+    with torch.no_grad():
+        model.click.weight.mul_(scale)
+        model.click.bias.mul_(scale).add_(moved)
+        model.click_memory.weight.mul_(scale)
+    return scale, moved
+
+
 def run_sft_ranking(
-    samples: TableAt, *, day: str, recipe: Recipe, pretrained: Path, folder: Path, log: Log
+    samples: TableAt,
+    *,
+    day: str,
+    recipe: Recipe,
+    pretrained: Path,
+    folder: Path,
+    log: Log,
+    vectors: SlotVectors | None = None,
+    from_scratch: bool = False,
 ) -> TrainResult:
     """Trains the ranking stage from pre-trained weights; leaves it in `folder/model`.
 
@@ -97,6 +146,8 @@ def run_sft_ranking(
         pretrained: folder of the pre-training stage.
         folder: of this stage.
         log: takes metrics and their step.
+        vectors: of POIs, to be fused; None = without.
+        from_scratch: start from new weights, for comparison.
 
     Raises:
         NoTrainingDataError: a split has no sample.
@@ -104,7 +155,7 @@ def run_sft_ranking(
     source = SampleSource(samples, day, "request_id", RANKING_COLUMNS)
     splits = Splits(source, recipe.sft_ranking, folder / "scratch")
     torch.manual_seed(recipe.sft_ranking.seed)
-    model = load_pretrained(pretrained)
+    model = start_posttraining(pretrained, vectors=vectors, from_scratch=from_scratch)
     return run_stage(
         RankingStage(splits),
         splits,
@@ -112,5 +163,11 @@ def run_sft_ranking(
         recipe.sft_ranking,
         folder=folder,
         log=log,
-        made_of=[asdict(samples), day],
+        made_of=[asdict(samples), day, from_scratch],
+        finish=lambda decoder: _calibrate(decoder, splits),
     )
+
+
+def _calibrate(decoder: SpacetimeDecoder, splits: Splits) -> dict[str, object]:
+    scale, shift = calibrate_click_head(decoder, splits.val.read())
+    return {"calibration_scale": scale, "calibration_shift": shift}

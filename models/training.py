@@ -31,6 +31,7 @@ from models.bundle import save_bundle
 from models.checkpoint import load_stage
 from models.config import Recipe
 from models.dataset import TableAt, read_table
+from models.multimodal import SlotVectors, read_slot_vectors
 from models.pins import Pin, locate_table, pin_table
 from models.pretrain import PretrainTables, run_pretrain
 from models.release_split import most_common_action_type
@@ -48,6 +49,8 @@ STAGE_TABLES = {
     "align_dpo": ("preference_pairs",),
 }
 """Stages in order, and the tables that each reads."""
+VECTOR_TABLES = ("poi_vectors", "poi_index")
+"""What both SFTs read too, if the recipe fuses POI vectors."""
 
 
 @dataclass
@@ -93,6 +96,12 @@ class Training:
     def is_simulated(self) -> bool:
         """Is any row that the training read made by a simulation."""
         return any(pin.num_simulated for pin in self.pins.values())
+
+
+def tables_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
+    """Returns the tables that a stage reads, the one of its samples first."""
+    fuses = recipe.fuse_poi_vectors and stage.startswith("sft_")
+    return STAGE_TABLES[stage] + (VECTOR_TABLES if fuses else ())
 
 
 def open_training(settings: Settings, day: str, recipe: Recipe) -> Training:
@@ -157,7 +166,7 @@ def prepare_stage(training: Training, stage: str) -> None:
             needed_by=f"Stage {stage}",
             remedy=f"Run: python -m models pretrain --day {training.day}, or python -m models train.",
         )
-    for name in STAGE_TABLES[stage]:
+    for name in tables_of(stage, training.recipe):
         root = training.settings.storage.root
         training.pins[name] = pin_table(root, name, training.day, training.pins.get(name))
     made_of = _describe_stage(training, stage)
@@ -205,6 +214,7 @@ def _run_sft_embedding(training: Training, log: Log) -> TrainResult:
     return run_sft_embedding(
         training.table("ranking_samples"), day=training.day, recipe=training.recipe,
         pretrained=training.stage_folder("pretrain"), folder=training.stage_folder("sft_embedding"), log=log,
+        vectors=_read_vectors(training),
     )  # fmt: skip
 
 
@@ -212,6 +222,7 @@ def _run_sft_ranking(training: Training, log: Log) -> TrainResult:
     return run_sft_ranking(
         training.table("ranking_samples"), day=training.day, recipe=training.recipe,
         pretrained=training.stage_folder("pretrain"), folder=training.stage_folder("sft_ranking"), log=log,
+        vectors=_read_vectors(training),
     )  # fmt: skip
 
 
@@ -230,6 +241,15 @@ _RUNNERS: dict[str, Callable[[Training, Log], TrainResult]] = {
 }
 
 
+def _read_vectors(training: Training) -> SlotVectors | None:
+    """Reads the vectors of POIs, if the recipe fuses them."""
+    if not training.recipe.fuse_poi_vectors:
+        return None
+    version = load_stage(training.stage_folder("pretrain") / "model").config.index_version
+    vectors, index = (training.table(name) for name in VECTOR_TABLES)
+    return read_slot_vectors(vectors, index, day=training.day, index_version=version)
+
+
 def _index_tables(training: Training) -> PretrainTables:
     return PretrainTables(
         training.table("pretrain_samples"), training.table("poi_index"), training.table("blocks")
@@ -242,7 +262,8 @@ def _describe_stage(training: Training, stage: str) -> str:
     content = {
         "decoder": recipe["decoder"],
         "stage": recipe[stage],
-        "rows": {name: training.pins[name].digest for name in STAGE_TABLES[stage]},
+        "fuses": len(tables_of(stage, training.recipe)) > len(STAGE_TABLES[stage]),
+        "rows": {name: training.pins[name].digest for name in tables_of(stage, training.recipe)},
         "from": "" if stage == "pretrain" else training.made_of.get("pretrain", ""),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -252,7 +273,7 @@ def _table_inputs(training: Training, stage: str) -> list[TableInput]:
     root = training.settings.storage.root
     return [
         TableInput(name, locate_table(root, name), pin.version, pin.num_rows, pin.digest)
-        for name, pin in ((name, training.pins[name]) for name in STAGE_TABLES[stage])
+        for name, pin in ((name, training.pins[name]) for name in tables_of(stage, training.recipe))
     ]
 
 

@@ -80,6 +80,10 @@ JOBS = {
         run=feature_job("poi_embeddings"),
         add_options=add_model_option,
     ),
+    "poi_vectors": Job(
+        help="poi_index -> poi_vectors: the text of POIs that are new or changed, as vectors for post-training",
+        run=release_job("udfs.poi_vectors", "run_poi_vectors"),
+    ),
     "ranking_scores": Job(
         help="ranking_requests -> ranking_scores: a click probability per request and candidate",
         run=feature_job("ranking_scores"),

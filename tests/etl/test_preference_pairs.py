@@ -1,7 +1,7 @@
 """Pairs of chosen and rejected POIs."""
 
 from conf.tables import HISTORY_NAMES
-from etl.preference_pairs import build_preference_pairs
+from etl.preference_pairs import build_meal_time_pairs, build_preference_pairs
 from tests.rows import NOON_MS, frame_of
 
 
@@ -56,3 +56,21 @@ def test_the_first_positions_are_rejected_where_there_are_too_many(spark):
 
 def test_requests_with_only_clicks_or_none_make_no_pair(spark):
     assert pairs_of(spark, sample("r1", [1, 1]), sample("r2", [0, 0])) == []
+
+
+def test_at_meal_times_places_to_eat_are_chosen_over_the_others_whatever_was_clicked(spark):
+    noon = sample("r1", [0, 1, 0]) | {"candidate_category_ids": [7, 8, 7]}  # 13 h local
+    afternoon = noon | {"request_id": "r2", "request_ts_ms": NOON_MS + 3 * 3_600_000}
+    without_meal = noon | {"request_id": "r3", "candidate_category_ids": [8, 8, 8]}
+    categories = spark.createDataFrame(
+        [(7, "Food > Cafe"), (8, "Food court supplies > Shop")], "category_id int, category_path string"
+    )
+    schema = frame_of(spark, "ranking_samples", []).drop("day").schema
+    rows = [tuple(row.get(name) for name in schema.names) for row in (noon, afternoon, without_meal)]
+
+    pairs = build_meal_time_pairs(spark.createDataFrame(rows, schema), categories, max_rejected=8).collect()
+
+    assert {(row["pair_id"], *row["rejected_poi_ids"], row["rule"]) for row in pairs} == {
+        ("r1/p1/meal_time", "p2", "meal_time"),
+        ("r1/p3/meal_time", "p2", "meal_time"),
+    }

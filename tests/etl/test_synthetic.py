@@ -14,8 +14,8 @@ from etl.synthetic import SyntheticCity, plant_truth
 from etl.synthetic_actions import build_visits
 from etl.synthetic_dirt import NOT_PLANTED, plant_dirty_actions, plant_dirty_pois
 from etl.synthetic_impressions import build_exposures, click_logit
-from etl.synthetic_places import LEAVES, PATHS, is_open, lay_out, poi_number, with_poi
-from etl.synthetic_users import build_users
+from etl.synthetic_places import LEAVES, PATHS, lay_out, poi_number, with_poi
+from etl.synthetic_users import build_users, is_open
 
 CITY = CitySettings(
     num_users=80, num_pois=900, num_actions=2_400, num_requests=400, num_days=21, dirty_share=0.2

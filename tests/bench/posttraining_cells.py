@@ -1,0 +1,162 @@
+"""The trained models behind Tables 4, 8 and 9: one cell each, kept in the city's folder, made once."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pds
+import torch
+from torch import Tensor, nn
+
+from conf.tokens import TokenLayout
+from models.align_dpo import PAIR_COLUMNS, AlignStage, pair_log_probs, run_align_dpo
+from models.bundle import ModelBundle, load_bundle, save_bundle
+from models.checkpoint import load_stage
+from models.config import Recipe
+from models.dataset import read_table
+from models.multimodal import SlotVectors
+from models.posttraining import SampleSource, Splits, run_stage
+from models.pretrain import PretrainTables, build_decoder, load_pretrained, run_pretrain
+from models.sft_embedding import run_sft_embedding
+from models.sft_ranking import run_sft_ranking
+from models.text_encoder import load_encoder
+from models.trainer import TrainResult
+from tests.bench.posttraining_city import City
+
+LOGGER = logging.getLogger(__name__)
+SFT_KINDS = ("scratch", "pretrained", "multimodal")
+ALIGNMENTS = ("dpo", "s-dpo", "control")
+
+
+class ClickControl(AlignStage):
+    """The control of alignment: the same rows and steps, cross-entropy on the clicked POI, no reference."""
+
+    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+        """Returns the summed negative log probability of the clicked POIs."""
+        model.eval()  # as in alignment
+        device = next(model.parameters()).device
+        chosen = pair_log_probs(model, rows, self.slots.to(device))[0].chosen_B  # type: ignore[arg-type]
+        chosen = chosen[chosen.isfinite()]
+        return -chosen.sum(), len(chosen), {}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Returns the mean loss."""
+        found = [self.loss(model, rows)[:2] for rows in self.splits.val.read()]
+        return {"val/loss": sum(float(loss) for loss, _ in found) / max(sum(n for _, n in found), 1)}
+
+
+class Cells:
+    """Trains the cells of one city, each when it is first asked for."""
+
+    def __init__(self, city: City, recipe: Recipe, *, pretrained: Path | None = None) -> None:
+        """Opens the cells; `pretrained` is that of another city with the same actions."""
+        self._pretrained = pretrained
+        self.city, self.recipe = city, recipe
+        self.folder = city.folder / f"cells-{recipe.name}"
+        self.last_day, self.first_day = str(city.days.test), str(city.days.pretrain)
+        self.tables = PretrainTables(
+            *(city.table_then(name) for name in ("pretrain_samples", "poi_index", "blocks"))
+        )
+
+    @property
+    def pretrained(self) -> Path:
+        """Folder of the pre-trained model."""
+        return self._pretrained or self._cell("pretrain", self._pretrain)
+
+    def sft(self, stage: str, kind: str) -> Path:
+        """Folder of a stage (sft_embedding or sft_ranking), from scratch, pre-trained, or with POI vectors too."""
+        run = {"sft_embedding": run_sft_embedding, "sft_ranking": run_sft_ranking}[stage]
+        start = self.pretrained
+
+        def train(folder: Path) -> TrainResult:
+            return run(
+                self.city.sft_table("ranking_samples"),
+                day=self.last_day,
+                recipe=self.recipe,
+                pretrained=start,
+                folder=folder,
+                log=_no_log,
+                vectors=self.slot_vectors() if kind == "multimodal" else None,
+                from_scratch=kind == "scratch",
+            )
+
+        return self._cell(f"{stage}-{kind}", train)
+
+    def aligned(self, kind: str) -> Path:
+        """Folder of DPO or S-DPO on clicks, of their control, or of DPO by the meal-time rule."""
+        start = self.pretrained
+        pairs = self.city.sft_table("preference_pairs", "meal_time" if kind == "meal-time" else "clicks")
+        config = self.recipe.align_dpo.model_copy(update={"multi_negative": kind == "s-dpo"})
+        recipe = self.recipe.model_copy(update={"align_dpo": config})
+
+        def train(folder: Path) -> TrainResult:
+            if kind != "control":
+                return run_align_dpo(
+                    pairs,
+                    self.tables,
+                    day=self.last_day,
+                    recipe=recipe,
+                    pretrained=start,
+                    folder=folder,
+                    log=_no_log,
+                )
+            source = SampleSource(pairs, self.last_day, "pair_id", PAIR_COLUMNS)
+            splits = Splits(source, config, folder / "scratch")
+            torch.manual_seed(config.seed)
+            model = load_pretrained(start)
+            _, slots = build_decoder(recipe, self.tables.poi_index, self.tables.blocks, model.config.layout)
+            stage = ClickControl(splits, config, load_pretrained(start), slots)
+            return run_stage(stage, splits, model, config, folder=folder, log=_no_log, made_of=["control"])
+
+        return self._cell(f"align-{kind}", train)
+
+    def slot_vectors(self) -> SlotVectors:
+        """Text vectors of the POIs that existed when SFT was trained, made by the default encoder."""
+        index = read_table(
+            self.city.table("poi_index"), ("poi_id", "block_id", "inner_id", "text", "valid_from")
+        )
+        index = index.filter(pds.field("valid_from") <= self.city.days.sft).sort_by("poi_id")
+        vectors = load_encoder().encode(index["text"].to_pylist())
+        ids = [torch.from_numpy(index[name].to_numpy().astype(np.int64)) for name in ("block_id", "inner_id")]
+        return SlotVectors(ids[0], ids[1], torch.from_numpy(vectors))
+
+    @cache  # noqa: B019 - cells live as long as the run
+    def bundle(self, kind: str) -> ModelBundle:
+        """Both SFT stages of a kind as a bundle, for the inference path of the feature jobs."""
+        stages = {stage: self.sft(stage, kind) / "model" for stage in ("sft_embedding", "sft_ranking")}
+        return self.gather(kind, {"pretrain": self.pretrained / "model", **stages})
+
+    def gather(self, name: str, stages: Mapping[str, Path]) -> ModelBundle:
+        """Makes a bundle of stages; pre-training must be among them."""
+        layout: TokenLayout = load_stage(stages["pretrain"]).config.layout
+        content = {"embedding_dim": self.recipe.decoder.embedding_dim, "is_simulated": True}
+        return load_bundle(
+            save_bundle(self.folder / f"bundle-{name}", stages, layout=layout, content=content)
+        )
+
+    def _pretrain(self, folder: Path) -> TrainResult:
+        return run_pretrain(
+            self.tables, day=self.first_day, recipe=self.recipe, layout=None, folder=folder, log=_no_log
+        )
+
+    def _cell(self, name: str, train: Callable[[Path], TrainResult]) -> Path:
+        folder = self.folder / name
+        if not (folder / "result.json").is_file():
+            LOGGER.info("%s: training %s", self.city.folder.name, name)
+            result = train(folder)
+            (folder / "result.json").write_text(json.dumps(asdict(result), indent=1))
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            LOGGER.info(
+                "%s: %s took %.0f s: %s", self.city.folder.name, name, result.seconds, result.validations[-1]
+            )
+        return folder
+
+
+def _no_log(metrics: object, step: int) -> None:
+    """Metrics of a cell are in its result."""

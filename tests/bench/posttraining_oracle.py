@@ -1,0 +1,34 @@
+"""Writes what the click model thinks of every exposure, without position and noise: the best that a ranker can know.
+
+python -m tests.bench.posttraining_oracle FOLDER SINCE UNTIL
+"""
+
+import sys
+from datetime import date
+from pathlib import Path
+
+from pyspark.sql import functions as F
+
+from conf.settings import load_settings
+from etl.session import open_session
+from etl.synthetic_impressions import build_exposures, click_logit
+from etl.synthetic_places import poi_id
+from etl.synthetic_users import build_users
+
+
+def main() -> int:
+    """Writes `oracle.parquet`: request_id, poi_id, position, logit."""
+    folder, since, until = Path(sys.argv[1]), *map(date.fromisoformat, sys.argv[2:4])
+    settings = load_settings([folder / "settings.yaml"])
+    spark = open_session(settings, "oracle")
+    users = build_users(spark, settings.city)
+    shown = build_exposures(users, city=settings.city, after=since, until=until)
+    logit = click_logit(city=settings.city, observable=True).alias("logit")
+    rows = shown.select("request_id", poi_id(F.col("poi_no")).alias("poi_id"), "position", logit)
+    rows.write.mode("overwrite").parquet(str(folder / "oracle.parquet"))
+    spark.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""Scores of the cells on later requests, and the figures of Tables 4, 8 and 9 made of them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from etl.preference_pairs import MEAL_HOURS, MEAL_LEVELS
+from models.baselines import count_training
+from models.catalogue import CATALOGUE_COLUMNS, Catalogue, day_ms
+from models.checkpoint import load_stage
+from models.dataset import read_table
+from models.inference import (
+    encode_pois,
+    encode_user_requests,
+    generate_candidates,
+    rank_targets_by_model,
+    score_candidates,
+)
+from models.metrics import (
+    FloatArray,
+    bootstrap_auc_difference,
+    bootstrap_mean,
+    hit_values,
+)
+from models.ranker import (
+    NUM_RESAMPLES,
+    Components,
+    RankerConfig,
+    Rows,
+    embedding_features,
+    embedding_names,
+    judge,
+    train_ranker,
+)
+from models.ranker_features import BASE_FEATURES, Exposures, History, build_base_features
+from models.requests import HOURS_PER_DAY, Visits, local_hours, previous_within
+from tests.bench.posttraining_cells import ALIGNMENTS, SFT_KINDS, Cells
+from tests.bench.posttraining_city import MS_PER_DAY, City, read_requests
+
+LOGGER = logging.getLogger(__name__)
+NUM_GENERATED = 1_000
+"""Test requests for which POIs are generated to see what the meal-time rule moves."""
+NUM_CLICKS = 4_000
+"""Clicked POIs of the test days that Table 9 ranks."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Exposures of a stretch with what is known of each."""
+
+    exposures: Exposures
+    oracle: FloatArray
+
+    @property
+    def rows(self) -> Rows:
+        """Rows without features."""
+        exposures = self.exposures
+        return Rows(np.zeros((len(exposures), 0)), exposures.labels, exposures.users, exposures.requests)
+
+
+def read_catalogue(city: City) -> Catalogue:
+    """Reads the slots of the city."""
+    return Catalogue.from_arrow(read_table(city.table("poi_index"), CATALOGUE_COLUMNS))
+
+
+def read_stretch(city: City, catalogue: Catalogue, name: str) -> Stretch:
+    """Reads the exposures of a stretch with the oracle's log-odds."""
+    exposures = Exposures.from_samples(read_requests(city, name), catalogue)
+    oracle = pq.read_table(city.folder / "oracle.parquet")
+    keys = pc.binary_join_element_wise(oracle["request_id"], oracle["poi_id"], "/")
+    known = dict(zip(keys.to_pylist(), oracle["logit"].to_pylist(), strict=True))
+    ids = exposures.samples["request_id"].to_numpy(zero_copy_only=False)[exposures.requests]
+    pois = np.concatenate(exposures.samples["candidate_poi_ids"].to_pylist())
+    return Stretch(exposures, np.array([known[f"{one}/{poi}"] for one, poi in zip(ids, pois, strict=True)]))
+
+
+def measure_table4(cells: Cells) -> dict[str, object]:
+    """Trains the ranker with every feature set and judges it on the test requests."""
+    catalogue, city = read_catalogue(cells.city), cells.city
+    history = read_history(city, catalogue)
+    names = ("ranker", "ranker-val", "test")
+    stretches = {name: read_stretch(city, catalogue, name) for name in names}
+    base = {
+        name: build_base_features(stretch.exposures, catalogue, history)
+        for name, stretch in stretches.items()
+    }
+    vectors = {name: embed(cells, "multimodal", name, catalogue) for name in names}
+    logits = {name: score(cells, "multimodal", name)[:, None] for name in names}
+    config = RankerConfig()
+    users, pois = vectors["ranker"]
+    parts = {
+        what: Components(own[:: max(len(own) // 20_000, 1)], config.num_components)
+        for what, own in (("user", users), ("poi", pois))
+    }
+    embedded = {name: embedding_features(*vectors[name], parts) for name in names}
+    sets = {
+        "base": ((), BASE_FEATURES),
+        "embedding": ((embedded,), (*BASE_FEATURES, *embedding_names(config.num_components))),
+        "scores": ((logits,), (*BASE_FEATURES, "click_logit")),
+        "both": (
+            (embedded, logits),
+            (*BASE_FEATURES, *embedding_names(config.num_components), "click_logit"),
+        ),
+    }
+    test = stretches["test"]
+    found: dict[str, object] = {"requests": test.exposures.samples.num_rows}
+    predictions: dict[str, FloatArray] = {}
+    for label, (extra, columns) in sets.items():
+        rows = {
+            name: stretch.rows.with_columns(np.hstack([base[name], *(part[name] for part in extra)]))
+            for name, stretch in stretches.items()
+        }
+        ranker = train_ranker(rows["ranker"], rows["ranker-val"], columns, config)
+        predictions[label] = ranker.predict(rows["test"].features)
+        judged = judge(predictions[label], test.rows, are_probabilities=True).as_json()
+        found[label] = judged | {"importance": ranker.importance(), "trees": ranker.booster.num_trees()}
+        LOGGER.info("%s: table 4, %s: AUC %.4f", city.folder.name, label, judged["auc"])
+    column = {
+        name: base["test"][:, BASE_FEATURES.index(name)]
+        for name in ("distance_km", "popularity", "kernel_counter")
+    }
+    predictions |= {
+        "distance": -np.nan_to_num(column["distance_km"], nan=1e9),
+        "popularity": column["popularity"],
+        "kernel": column["kernel_counter"],
+        "oracle": test.oracle,
+    }
+    floors = {
+        name: judge(predictions[name], test.rows).as_json()
+        for name in ("distance", "popularity", "kernel", "oracle")
+    }
+    lift = bootstrap_auc_difference(
+        predictions["both"],
+        predictions["base"],
+        test.exposures.labels,
+        test.exposures.users,
+        num_resamples=NUM_RESAMPLES,
+    )
+    found |= floors
+    found["lift_interval"] = [lift.low, lift.high]
+    found["auc"] = {name: float(found[name]["auc"]) for name in predictions}  # type: ignore[index]
+    return found
+
+
+def measure_table8(cells: Cells, kinds: Sequence[str] = SFT_KINDS) -> dict[str, object]:
+    """Judges both SFT stages on the test requests: from scratch, pre-trained, and with POI vectors."""
+    catalogue = read_catalogue(cells.city)
+    exposures = Exposures.from_samples(read_requests(cells.city, "test"), catalogue)
+    rows = Stretch(exposures, np.zeros(0)).rows
+    found: dict[str, dict[str, object]] = {"embedding": {}, "ranking": {}, "gauc": {}}
+    for kind in kinds:
+        users, pois = embed(cells, kind, "test", catalogue)
+        for stage, scores in (
+            ("embedding", (users * pois).sum(axis=1)),
+            ("ranking", score(cells, kind, "test")),
+        ):
+            judged = judge(scores, rows)
+            found[stage][kind] = judged.auc.value
+            found[stage][f"{kind}_interval"] = [judged.auc.low, judged.auc.high]
+            found["gauc"][f"{stage}_{kind}"] = judged.gauc
+            LOGGER.info("%s: table 8, %s %s: AUC %.4f", cells.city.folder.name, stage, kind, judged.auc.value)
+    return dict(found)
+
+
+def measure_table9(cells: Cells) -> dict[str, object]:
+    """Ranks later clicked POIs among all live ones, by the pre-trained model and the aligned ones."""
+    catalogue = read_catalogue(cells.city)
+    samples = read_requests(cells.city, "test")
+    exposures = Exposures.from_samples(samples, catalogue)
+    clicked = np.flatnonzero(exposures.labels == 1)
+    _, first = np.unique(exposures.requests[clicked], return_index=True)
+    chosen = clicked[first]
+    chosen = chosen[np.linspace(0, len(chosen) - 1, min(NUM_CLICKS, len(chosen))).astype(np.int64)]
+    requests = samples.take(pa.array(exposures.requests[chosen])).combine_chunks().to_batches()[0]
+    folders = {"pretrained": cells.pretrained, **{kind: cells.aligned(kind) for kind in ALIGNMENTS}}
+    found: dict[str, object] = {"clicks": len(chosen)}
+    for kind, folder in folders.items():
+        ranks = rank_targets_by_model(
+            load_stage(folder / "model"), requests, exposures.rows[chosen], catalogue
+        )
+        users = exposures.users[chosen]
+        hits = {k: bootstrap_mean(hit_values(ranks, k), users, num_resamples=NUM_RESAMPLES) for k in (1, 10)}
+        found[kind] = {f"hr_at_{k}": hit.value for k, hit in hits.items()} | {
+            f"hr_at_{k}_interval": [hit.low, hit.high] for k, hit in hits.items()
+        }
+        LOGGER.info("%s: table 9, %s: %s", cells.city.folder.name, kind, found[kind])
+    return found
+
+
+def measure_meal_rule(cells: Cells) -> dict[str, object]:
+    """Measures what pairs of the meal-time rule move: the share of places to eat among ten generated POIs.
+
+    Both at meal times, where the rule speaks, and at other times, where nothing should move.
+    """
+    catalogue = read_catalogue(cells.city)
+    samples = read_requests(cells.city, "test")
+    picked = np.linspace(0, samples.num_rows - 1, min(NUM_GENERATED, samples.num_rows)).astype(np.int64)
+    requests = samples.take(pa.array(picked)).combine_chunks().to_batches()[0]
+    times, offsets = (
+        requests.column(name).to_numpy().astype(np.int64) for name in ("request_ts_ms", "tz_offset_min")
+    )
+    hours = np.floor(local_hours(times, offsets)).astype(np.int64) % HOURS_PER_DAY
+    is_meal_time = np.any([(hours >= start) & (hours < stop) for start, stop in MEAL_HOURS], axis=0)
+    categories = read_table(cells.city.table("categories"), ("category_id", "category_path"))
+    levels = [path.split(" > ")[0] for path in categories["category_path"].to_pylist()]
+    meals = categories["category_id"].to_numpy()[np.isin(levels, MEAL_LEVELS)]
+    is_meal = np.isin(catalogue.category_ids, meals)
+    found: dict[str, object] = {"requests": len(picked)}
+    for kind, folder in {"pretrained": cells.pretrained, "meal-time": cells.aligned("meal-time")}.items():
+        bundle = cells.gather(kind, {"pretrain": folder / "model"})
+        top = generate_candidates(bundle, requests, catalogue, top_k=10)
+        share = np.array([is_meal[pois].mean() for pois, _ in top])
+        found[kind] = {
+            "meal_times": float(share[is_meal_time].mean()),
+            "other_times": float(share[~is_meal_time].mean()),
+        }
+    LOGGER.info("%s: meal-time rule: %s", cells.city.folder.name, found)
+    return found
+
+
+def read_history(city: City, catalogue: Catalogue) -> History:
+    """Reads all actions and exposures; transitions as of the last SFT day."""
+    names = ("user_id", "action_ts_ms", "tz_offset_min", "block_id", "inner_id")
+    actions = read_table(city.table("cleaned_actions"), names).sort_by(
+        [("user_id", "ascending"), ("action_ts_ms", "ascending")]
+    )
+    times, offsets, blocks, inners = (actions[name].to_numpy().astype(np.int64) for name in names[1:])
+    rows = catalogue.find_rows(blocks, inners)
+    users = actions["user_id"].to_numpy(zero_copy_only=False).astype(str)
+    early = times < day_ms(city.days.sft) + MS_PER_DAY
+    visits = Visits(rows[early], previous_within(rows[early], users[early]), times[early], offsets[early])
+    shown = Exposures.from_samples(
+        read_requests(city, "sft", "sft-val", "ranker", "ranker-val", "test"), catalogue
+    )
+    return History(
+        visit_rows=rows,
+        visit_times=times,
+        visit_hours=np.floor(local_hours(times, offsets)).astype(np.int64) % HOURS_PER_DAY,
+        shown_rows=shown.rows,
+        shown_times=shown.samples["request_ts_ms"].to_numpy().astype(np.int64)[shown.requests],
+        shown_labels=shown.labels,
+        counts=count_training(visits, num_pois=len(catalogue)),
+    )
+
+
+def embed(cells: Cells, kind: str, stretch: str, catalogue: Catalogue) -> tuple[FloatArray, FloatArray]:
+    """Returns request-time user vectors and POI vectors of every exposure, (exposures, E) each."""
+    samples = read_requests(cells.city, stretch)
+    exposures = Exposures.from_samples(samples, catalogue)
+
+    def make() -> FloatArray:
+        bundle, batch = cells.bundle(kind), samples.combine_chunks().to_batches()
+        return np.concatenate([encode_user_requests(bundle, part) for part in batch])
+
+    users = _cached(cells.folder / f"users-{kind}-{stretch}", make)
+    pois = _cached(cells.folder / f"pois-{kind}", lambda: encode_pois(cells.bundle(kind), _slots(catalogue)))
+    return users[exposures.requests], pois[exposures.rows]
+
+
+def score(cells: Cells, kind: str, stretch: str) -> FloatArray:
+    """Returns the click logit of every exposure."""
+
+    def make() -> FloatArray:
+        samples = read_requests(cells.city, stretch)
+        bundle, batches = cells.bundle(kind), samples.combine_chunks().to_batches()
+        return np.concatenate([np.concatenate(score_candidates(bundle, part)) for part in batches])
+
+    return _cached(cells.folder / f"logits-{kind}-{stretch}", make)
+
+
+def _slots(catalogue: Catalogue) -> pa.RecordBatch:
+    return pa.record_batch(
+        {
+            "block_id": catalogue.block_ids, "inner_id": catalogue.inner_ids, "poi_lon": catalogue.lons,
+            "poi_lat": catalogue.lats, "category_id": catalogue.category_ids,
+        }
+    )  # fmt: skip
+
+
+def _cached(path: Path, make: Callable[[], FloatArray]) -> FloatArray:
+    file = path.with_suffix(".npy")
+    if not file.is_file():
+        values = make()
+        with file.with_suffix(".partial").open("wb") as stream:
+            np.save(stream, values, allow_pickle=False)
+        file.with_suffix(".partial").rename(file)
+    found: FloatArray = np.load(file, allow_pickle=False).astype(np.float64)
+    return found

@@ -1,0 +1,192 @@
+"""Measures Tables 4, 8 and 9 on simulated cities, and that nothing leaks; records the figures.
+
+    python -m tests.bench.posttraining_tables --work FOLDER
+
+The configuration `conf/bench/posttraining.yaml` was committed before; figures are means over its seeds. Cities and
+trained cells stay in the folder of --work: what is done is not done again, so a run can be stopped at any time.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from conf.results import record
+from models.config import load_recipe
+from tests.bench.posttraining_cells import Cells
+from tests.bench.posttraining_city import City, make_city, make_null_city, open_city
+from tests.bench.posttraining_scores import measure_meal_rule, measure_table4, measure_table8, measure_table9
+
+NULL_KINDS = ("multimodal",)
+"""The SFT stages of the null city: those that table 4 takes."""
+RECIPE = "conf/models/posttraining.yaml"
+COMMAND = "make bench-posttraining"
+LOGGER = logging.getLogger(__name__)
+Figures = dict[str, object]
+
+
+def measure_city(city: City, recipe: str, *, with_null: bool = False) -> Figures:
+    """Returns the figures of one city; what its folder holds already is not measured again."""
+    path = city.folder / "figures.json"
+    figures: Figures = json.loads(path.read_text()) if path.is_file() else {"config_hash": city.config_hash}
+    make_city(city)
+    cells = Cells(city, load_recipe(recipe))
+    parts: dict[str, Callable[[], object]] = {
+        "table8": lambda: measure_table8(cells),
+        "table4": lambda: measure_table4(cells),
+        "table9": lambda: measure_table9(cells),
+        "meal_rule": lambda: measure_meal_rule(cells),
+    }
+    if with_null:
+        parts["null"] = lambda: _measure_null(
+            Cells(make_null_city(city), cells.recipe, pretrained=cells.pretrained)
+        )
+    for name, measure in parts.items():
+        if name not in figures:
+            figures[name] = measure()
+            path.write_text(json.dumps(figures, indent=1))
+    return figures
+
+
+def _measure_null(cells: Cells) -> Figures:
+    return {"table4": measure_table4(cells), "table8": measure_table8(cells, NULL_KINDS)}
+
+
+def record_tables(all_figures: Mapping[int, Figures], folder: str) -> None:
+    """Records the claimed figures, each the mean over the cities."""
+    hashes = {str(figures["config_hash"]) for figures in all_figures.values()}
+    seeds = ", ".join(map(str, all_figures))
+    about = f"simulated cities of seeds {seeds}, configuration {', '.join(sorted(hashes))}"
+
+    def mean(*path: str) -> tuple[float, str]:
+        values = [_get(figures, path) for figures in all_figures.values()]
+        return math.fsum(values) / len(values), ", ".join(f"{value:.4f}" for value in values)
+
+    def write(name: str, value: float, unit: str, bar: str, told: str) -> None:
+        record(name, round(value, 4), unit, bar, COMMAND, f"{told}; {about}", folder)
+
+    base, both, oracle = (mean("table4", "auc", name) for name in ("base", "both", "oracle"))
+    others = {
+        name: mean("table4", "auc", name)
+        for name in ("embedding", "scores", "distance", "popularity", "kernel")
+    }
+    sets = "; ".join(
+        f"{name} {value:.4f} ({each})"
+        for name, (value, each) in {"base": base, **others, "both": both, "oracle": oracle}.items()
+    )
+    intervals = [_get_list(figures, ("table4", "lift_interval")) for figures in all_figures.values()]
+    told = f"AUC on test requests, mean and per seed: {sets}; lift intervals by user {intervals}"
+    write("table4-lift-points", 100 * (both[0] - base[0]), "points", ">= 3.4", told)
+    write("table4-oracle-share", (both[0] - base[0]) / (oracle[0] - base[0]), "", ">= 0.5", told)
+    for stage in ("embedding", "ranking"):
+        kinds = {kind: mean("table8", stage, kind) for kind in ("scratch", "pretrained", "multimodal")}
+        told = f"AUC of {stage} SFT on test requests: " + "; ".join(
+            f"{kind} {value:.4f} ({each})" for kind, (value, each) in kinds.items()
+        )
+        gain = 100 * (kinds["pretrained"][0] - kinds["scratch"][0])
+        write(f"table8-pretrain-gain-{stage}", gain, "points", ">= 3", told)
+        gain = 100 * (kinds["multimodal"][0] - kinds["pretrained"][0])
+        write(f"table8-multimodal-gain-{stage}", gain, "points", "> 0", told)
+    kinds = ("pretrained", "dpo", "s-dpo", "control")
+    hits = {kind: (mean("table9", kind, "hr_at_1"), mean("table9", kind, "hr_at_10")) for kind in kinds}
+    told = "hr@1 / hr@10 of later clicked POIs among all live ones: " + "; ".join(
+        f"{kind} {hr1[0]:.4f} / {hr10[0]:.4f} ({hr10[1]})" for kind, (hr1, hr10) in hits.items()
+    )
+    worst = min(hits[kind][1][0] for kind in ("dpo", "s-dpo"))
+    gain = worst / hits["pretrained"][1][0] - 1
+    write("table9-hr10-gain", 100 * gain, "%", ">= 5", f"the smaller of DPO and S-DPO, relative; {told}")
+    shares = {
+        (kind, when): mean("meal_rule", kind, when)[0]
+        for kind in ("pretrained", "meal-time")
+        for when in ("meal_times", "other_times")
+    }
+    moved = {
+        when: shares["meal-time", when] - shares["pretrained", when] for when in ("meal_times", "other_times")
+    }
+    told = (
+        "share of places to eat among ten generated POIs, before and after DPO by the meal-time rule: "
+        + "; ".join(
+            f"{when.replace('_', ' ')} {shares['pretrained', when]:.4f}, {shares['meal-time', when]:.4f}"
+            for when in moved
+        )
+    )
+    write("meal-rule-share-gain", 100 * moved["meal_times"], "points", "> 0", told)
+    write("meal-rule-elsewhere", 100 * abs(moved["other_times"]), "points", "<= 2", told)
+
+
+def record_null(figures: Figures, seed: int, folder: str) -> None:
+    """Records how many scores tell clicks that depend on nothing from the rest."""
+    null = figures["null"]
+    assert isinstance(null, Mapping)
+    found = {
+        name: (own["auc"], own["auc_interval"])
+        for name, own in null["table4"].items()
+        if isinstance(own, Mapping) and "auc_interval" in own
+    }
+    for stage in ("embedding", "ranking"):
+        own = null["table8"][stage]
+        found |= {f"{stage} SFT {kind}": (own[kind], own[f"{kind}_interval"]) for kind in NULL_KINDS}
+    off = [name for name, (_, (low, high)) in found.items() if not low <= 0.5 <= high]
+    told = "; ".join(
+        f"{name} {auc:.4f} ({low:.4f} to {high:.4f})" for name, (auc, (low, high)) in found.items()
+    )
+    notes = (
+        f"AUCs whose 95 % interval by user excludes .5, of {len(found)}: {', '.join(off) or 'none'}; {told}"
+    )
+    notes += (
+        f"; simulated city of seed {seed}, configuration {figures['config_hash']}, clicks drawn by chance"
+    )
+    record("null-city-auc", len(off), "scores", "<= 0", COMMAND, notes, folder)
+
+
+def _get(figures: object, path: Sequence[str]) -> float:
+    for part in path:
+        assert isinstance(figures, Mapping)
+        figures = figures[part]
+    assert isinstance(figures, float)
+    return figures
+
+
+def _get_list(figures: object, path: Sequence[str]) -> list[float]:
+    for part in path:
+        assert isinstance(figures, Mapping)
+        figures = figures[part]
+    assert isinstance(figures, list)
+    return [round(value, 4) for value in figures]
+
+
+def main() -> int:
+    """Measures and records."""
+    parser = argparse.ArgumentParser(description="Tables 4, 8 and 9 on simulated cities.")
+    parser.add_argument("--work", type=Path, default=Path(".demo/posttraining"), metavar="FOLDER")
+    parser.add_argument("--seeds", default="", metavar="LIST", help="those of the configuration if not given")
+    parser.add_argument("--recipe", default=RECIPE)
+    parser.add_argument("--results", default="results", metavar="FOLDER")
+    parser.add_argument("--skip-null", action="store_true", help="leave the city without signal out")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("models").setLevel(logging.WARNING)
+    torch.set_num_threads(options.threads)
+    configured = open_city(0, options.work).content["seeds"]
+    seeds = [int(seed) for seed in options.seeds.split(",") if seed] or list(configured)
+    figures = {
+        seed: measure_city(
+            open_city(seed, options.work), options.recipe, with_null=number == 0 and not options.skip_null
+        )
+        for number, seed in enumerate(seeds)
+    }
+    record_tables(figures, options.results)
+    if not options.skip_null:
+        record_null(figures[seeds[0]], seeds[0], options.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
