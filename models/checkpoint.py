@@ -54,7 +54,7 @@ def load_stage(
 
     Raises:
         MissingInputError: there is no model.
-        DamagedCheckpointError: a file is missing or differs from its checksum.
+        DamagedCheckpointError: a file is missing or differs from its checksum, or the code has changed since.
         FingerprintError: the model's token layout is another one.
     """
     path = Path(folder)
@@ -72,7 +72,12 @@ def load_stage(
     if content["fingerprint"] != made_now:
         raise FingerprintError(path=path, expected=made_now, found=content["fingerprint"])
     model = SpacetimeDecoder(config)
-    model.load_state_dict(load_file(path / MODEL_FILE))
+    weights = load_file(path / MODEL_FILE)
+    others = sorted(weights.keys() ^ model.state_dict().keys())
+    if others:
+        problem = f"its weights are those of another version of the model ({len(others)} names, first {others[0]!r})"
+        raise DamagedCheckpointError(path=path, problem=problem)
+    model.load_state_dict(weights)
     return model.to(device).eval()
 
 

@@ -45,6 +45,17 @@ def test_a_model_of_another_layout_is_refused(tmp_path):
         load_stage(tmp_path / "m", layout=TokenLayout(2, 5, 7, 4))
 
 
+def test_weights_of_another_version_of_the_model_are_refused_by_name(tmp_path):
+    model = toy_decoder()
+    model.old_part = torch.nn.Linear(1, 1)
+    save_stage(tmp_path / "m", model)
+
+    with pytest.raises(
+        DamagedCheckpointError, match=r"another version of the model \(2 names, first 'old_part.bias'"
+    ):
+        load_stage(tmp_path / "m")
+
+
 def test_a_missing_model_says_how_to_train_one(tmp_path):
     with pytest.raises(MissingInputError, match="models train"):
         load_stage(tmp_path / "none")
