@@ -23,7 +23,11 @@ ACTIONS = [
     [action(day=DAYS[1]), action(day=DAYS[1], action_id="a2", action_ts_ms=NOON_MS + DAY_MS)],
     [action(day=DAYS[2], action_id="a3", action_ts_ms=NOON_MS + 2 * DAY_MS)],
 ]
-POIS = [[poi()], [poi(day=DAYS[1], category="Zoo", name="Uno")], [poi(day=DAYS[2], is_closed=True)]]
+POIS = [
+    [poi()],
+    [poi(day=DAYS[1], category="Zoo", name="Uno")],
+    [poi(day=DAYS[2], category="Zoo", name="Uno", is_closed=True)],
+]
 
 
 def deliver(spark, settings, name, rows, day):
