@@ -128,22 +128,26 @@ def test_the_second_night_appends_ids_and_closes_moved_and_closed_pois(spark, se
     assert len(rows) == 5
 
 
-def test_a_rerun_takes_back_what_the_first_run_had_added_and_closed(spark, settings):
+def test_a_rerun_takes_back_what_the_first_run_had_added_closed_and_renamed(spark, settings):
     next_day = DAY + timedelta(days=1)
-    deliver(spark, settings, pois=[poi()])
+    deliver(spark, settings, pois=[poi(), poi(poi_id="p2", name="Two")])
     index_job.index_pois(context_of(settings, "poi_index"), spark)
     root = settings.storage.root
-    wrong = [poi(poi_id="p5", poi_lon=9.0, category="Zoo", day=next_day), poi(is_closed=True, day=next_day)]
+    digests = digest_tables(spark, root, ("poi_index", "blocks", "categories"), day=DAY)
+    wrong = [
+        poi(poi_id="p5", poi_lon=9.0, category="Zoo", day=next_day),
+        poi(is_closed=True, day=next_day),
+        poi(poi_id="p2", name="Deux", category="Zoo", day=next_day),
+    ]
     deliver(spark, settings, pois=wrong, day=next_day)
     index_job.index_pois(context_of(settings, "poi_index", next_day), spark)
+    renamed = read_table(spark, root, "poi_index").where("poi_id = 'p2'").first()
+    assert (renamed["name"], renamed["category_id"], renamed["changed_day"]) == ("Deux", 2, next_day)
 
     deliver(spark, settings, pois=[], day=next_day)
     index_job.index_pois(context_of(settings, "poi_index", next_day), spark)
 
-    (row,) = read_table(spark, root, "poi_index").collect()
-    assert (row["poi_id"], row["valid_to"]) == ("p1", None)
-    assert read_table(spark, root, "blocks").count() == 1
-    assert read_table(spark, root, "categories").count() == 1
+    assert digest_tables(spark, root, ("poi_index", "blocks", "categories"), day=DAY) == digests
 
 
 def test_a_day_before_the_last_indexed_one_is_refused(spark, settings):
@@ -164,18 +168,6 @@ def test_a_full_block_stops_the_night_before_anything_is_written(spark, settings
 
     with pytest.raises(MissingInputError):
         read_table(spark, settings.storage.root, "poi_index")
-
-
-def test_the_index_tells_how_full_it_is_and_warns_in_time(spark, settings):
-    deliver(spark, settings, pois=POIS)
-    tight = ("index.max_inner=2", "index.max_blocks=10", "index.warn_share=0.9")
-
-    summary = index_job.index_pois(context_of(settings, "poi_index", overrides=tight, dry_run=True), spark)
-
-    assert summary.notes["fullest_block"] == {"block_id": 0, "inner_ids": 2, "of": 2}
-    assert (summary.notes["num_slots"], summary.notes["num_blocks"]) == (3, 2)
-    (warning,) = summary.notes["warnings"]
-    assert warning.startswith("1 blocks have given out 90% of their 2 inner ids, block 0 most (2)")
 
 
 def test_a_missing_raw_table_names_the_command_that_makes_it(spark, settings):
@@ -230,12 +222,16 @@ def test_a_replay_takes_in_actions_on_a_poi_that_was_delivered_later(spark, sett
     assert taken_back == as_night_did
 
 
-def test_a_dry_run_writes_nothing(spark, settings):
+def test_a_dry_run_writes_nothing_and_tells_how_full_the_index_would_be(spark, settings):
     deliver(spark, settings, pois=[poi()])
+    tight = context_of(settings, "poi_index", overrides=("index.max_inner=1",), dry_run=True)
 
-    summary = index_job.index_pois(context_of(settings, "poi_index", dry_run=True), spark)
+    summary = index_job.index_pois(tight, spark)
 
     assert summary.rows_out == 1
+    assert summary.notes["fullest_block"] == {"block_id": 0, "inner_ids": 1, "of": 1}
+    (warning,) = summary.notes["warnings"]
+    assert warning.startswith("1 blocks have given out 80% of their 1 inner ids, block 0 most (1)")
     assert not summary.tables
     with pytest.raises(MissingInputError):
         read_table(spark, settings.storage.root, "poi_index")
