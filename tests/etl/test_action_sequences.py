@@ -9,6 +9,7 @@ from pyspark.sql import functions as F
 from conf.settings import SequenceSettings
 from conf.tables import HISTORY_NAMES
 from etl.action_sequences import build_action_sequences, pattern_of
+from etl.histories import richness, richness_of_list
 from etl.profiles import build_profile_ids
 from tests.rows import DAY, HOUR_MS, NOON_MS, cleaned, frame_of
 
@@ -81,6 +82,24 @@ def test_richness_is_the_effective_number_of_interest_pois(spark):
     assert found["ann"]["richness"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
     assert found["bob"]["richness"] == 0.0
     assert found["eve"]["richness"] == pytest.approx(5.0)
+
+
+def test_richness_of_a_list_is_that_of_its_counts_to_the_last_digit(spark):
+    lists = [([],), (["b"],), (["b", "a", "b", "c", "b", "a"],), ([f"p{n % 7}" for n in range(50)],)]
+    frame = spark.createDataFrame(lists, "pois array<string>")
+
+    of_lists = frame.select(richness_of_list(F.col("pois")).alias("found")).collect()
+
+    counts = [[pois.count(poi) for poi in set(pois)] for (pois,) in lists]
+    counted = spark.createDataFrame(
+        [(n, c) for n, of_list in enumerate(counts) for c in [0, *of_list]], "n int, visits bigint"
+    )
+    of_counts = counted.groupBy("n").agg(richness(F.col("visits")).alias("found")).orderBy("n").collect()
+    assert [row["found"] for row in of_lists] == [row["found"] for row in of_counts]
+    # Three POIs, visited three, two times and once: exp of the entropy by hand.
+    assert of_lists[2]["found"] == pytest.approx(
+        math.exp(-sum(p * math.log(p) for p in (3 / 6, 2 / 6, 1 / 6)))
+    )
 
 
 def test_travel_is_far_from_home_and_without_a_home_far_from_the_middle(spark):
