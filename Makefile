@@ -128,6 +128,7 @@ bench-resume: setup ## Kills 40 trainings at random steps and resumes them: are 
 bench-drift: setup ## How far figures move with hash seed, batch size, row order, threads [PROTOCOL=NAME DATA=FOLDER]
 	@$(PY) -m tests.bench.drift $(if $(PROTOCOL),--protocol $(PROTOCOL) --data $(DATA))
 
+.PHONY: bench-posttraining bench-parity
 bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities, and a city without signal; resumable [POSTTRAINING=FOLDER]
 	@$(PY) -m tests.bench.posttraining_tables --work $(or $(POSTTRAINING),.demo/posttraining)
 
