@@ -174,7 +174,7 @@ def _with_liked_poi(frame: DataFrame, name: str, leaf: str, seeks: Column, city:
             "_in_city", zipf_rank(draw, num_ranks) * F.col("_hoods") + F.col("_hood")
         ).withColumn(column, poi_number(F.col(leaf), F.col("_city"), F.col("_in_city"), city=city))
     if len(tries) == 1:
-        return frame.withColumnRenamed(tries[0], name).drop("_in_city")
+        return frame.withColumn(name, F.col(tries[0])).drop("_in_city", *tries)
     liked = [
         F.when(seeks & (attribute_of_poi(F.col(column), city=city) == F.col("likes_no")), F.col(column))
         for column in tries

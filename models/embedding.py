@@ -254,6 +254,8 @@ class TokenEmbedding(nn.Module):
 
         Multimodal vectors, (..., M), are those given here, else those that the model carries.
         """
+        if vectors is None and self.given_vectors is not None:
+            vectors = self.given_vectors(block_ids, inner_ids)
         own = self.inners(_shift(inner_ids, self.config.max_inner))
         if self.poi_vectors is not None:
             own = own + self.poi_vectors(block_ids, inner_ids)
@@ -261,8 +263,6 @@ class TokenEmbedding(nn.Module):
         embedded = self.weights["inner"] * own + self.weights["category"] * self.categories(known_categories)
         if self.config.spacetime:
             embedded = embedded + self.weights["poi_geo"] * self.geo(lonlat)
-        if vectors is None and self.given_vectors is not None:
-            vectors = self.given_vectors(block_ids, inner_ids)
         if self.multimodal is not None and vectors is not None:
             embedded = embedded + self.multimodal(vectors.to(embedded.dtype))
         return embedded
