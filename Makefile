@@ -141,7 +141,6 @@ bench-resume: setup ## Kills 40 trainings at random steps and resumes them: are 
 bench-drift: setup ## How far figures move with hash seed, batch size, row order, threads [PROTOCOL=NAME DATA=FOLDER]
 	@$(PY) -m tests.bench.drift $(if $(PROTOCOL),--protocol $(PROTOCOL) --data $(DATA))
 
-.PHONY: bench-posttraining bench-parity
 bench-conservation: setup ## Cleans a city of 10^6 rows full of planted dirt: is every verdict right? [ROWS=N]
 	@$(PY) -m tests.bench.conservation --rows $(or $(ROWS),1000000)
 
