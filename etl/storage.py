@@ -13,19 +13,14 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 
-from delta.exceptions import DeltaConcurrentModificationException
+from delta import exceptions as dx
 from delta.tables import DeltaTable
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from conf.errors import (
-    ConflictingWriteError,
-    ContractViolatedError,
-    DuplicateKeyError,
-    MissingInputError,
-)
+from conf.errors import ConflictingWriteError, ContractViolatedError, DuplicateKeyError, MissingInputError
 from conf.tables import TABLES, TableContract
 from etl.contracts import as_field, check_constraints, conform, digest_table
 
@@ -33,6 +28,11 @@ LOGGER = logging.getLogger(__name__)
 CATALOG_PREFIX = "catalog:"
 LAST_COMMIT = "spark.databricks.delta.lastCommitVersionInSession"
 """Set by Delta after every commit of the session; asking the table's history instead takes a Spark job."""
+_CONFLICTS = (  # of other runs that committed first; Delta's Python classes have no common base
+    dx.DeltaConcurrentModificationException, dx.ConcurrentWriteException, dx.ConcurrentAppendException,
+    dx.ConcurrentDeleteReadException, dx.ConcurrentDeleteDeleteException, dx.ConcurrentTransactionException,
+    dx.MetadataChangedException, dx.ProtocolChangedException,
+)  # fmt: skip
 _VIOLATION = re.compile(r"(CHECK|NOT NULL) constraint [^\n]{1,400}", re.IGNORECASE)
 """How Delta words a row that breaks a constraint; the rest of its message is a stack trace."""
 
@@ -243,7 +243,7 @@ def _create_if_missing(spark: SparkSession, contract: TableContract, root: str) 
         "delta.columnMapping.mode", "none"
     )
     # Another run may make the table at this moment, by the same contract: then it is there.
-    with contextlib.suppress(DeltaConcurrentModificationException):
+    with contextlib.suppress(*_CONFLICTS):
         builder.execute()
 
 
@@ -288,7 +288,7 @@ def _commit(spark: SparkSession, write: Callable[[], object], root: str, name: s
     spark.conf.unset(LAST_COMMIT)
     try:
         write()
-    except DeltaConcurrentModificationException as error:
+    except _CONFLICTS as error:
         raise ConflictingWriteError(table=name, day=str(day), cause=type(error).__name__) from error
     except (PySparkException, Py4JJavaError) as error:
         violation = _VIOLATION.search(str(error))

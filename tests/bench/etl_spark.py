@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from conf.settings import Settings, SparkSettings
 from conf.tables import ACTION_SEQUENCES, TABLES
 from conf.taxonomy import load_taxonomy
-from etl import action_sequences, categories, clean_actions, nightly, poi_index
+from etl import action_sequences, categories, clean_actions, poi_index
 from etl.contracts import conform, spark_schema
 from etl.session import compute_once, open_session
 from tests.bench.etl_town import DAY
@@ -59,7 +59,7 @@ def build_index(spark: SparkSession, folder: Path, settings: Settings) -> tuple[
     raw = spark.read.parquet(str(folder / "raw_pois.parquet"))
     index = _nothing(spark, "poi_index")
     judged = poi_index.judge_pois(raw, index, day=DAY, settings=settings.clean)
-    pois = compute_once(nightly._describe_pois(judged.where("status = 'accepted'")))
+    pois = compute_once(index_job.describe_pois(judged.where("status = 'accepted'")))
     new_categories = compute_once(
         categories.build_categories(
             pois,

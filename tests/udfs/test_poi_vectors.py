@@ -15,8 +15,10 @@ from udfs.poi_vectors import encode_texts, pending_texts
 def made(town, *rows: tuple[str, date, str]):
     from pyspark.sql import functions as F
 
+    same = {"encoder": "some", "vector": [1.0], "run_id": "test", "is_simulated": True}
     frame = town.frame(
-        "poi_vectors", [{"poi_id": poi_id, "day": day, "text_sha256": text} for poi_id, day, text in rows]
+        "poi_vectors",
+        [{"poi_id": poi_id, "day": day, "text_sha256": text, **same} for poi_id, day, text in rows],
     )
     return frame.withColumn("text_sha256", F.sha2("text_sha256", 256))
 
