@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from conf.settings import Settings, SparkSettings
 from conf.tables import ACTION_SEQUENCES, TABLES
 from conf.taxonomy import load_taxonomy
-from etl import action_sequences, categories, clean_actions, poi_index
+from etl import action_sequences, categories, clean_actions, index_job, poi_index
 from etl.contracts import conform, spark_schema
 from etl.session import compute_once, open_session
 from tests.bench.etl_town import DAY
