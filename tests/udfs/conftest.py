@@ -1,25 +1,51 @@
 """Fixtures of the feature jobs: small bundles with random weights, and towns to run the jobs in."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from conf.settings import FeatureSettings, Settings, SparkSettings, StorageSettings
 from tests.udfs.town import DAY_1, DAY_2, NUM_POIS, Town
 
 
+BuildOnce = Callable[[str, Callable[[Path], object]], Path]
+"""Name of a folder, and what fills it -> the folder, filled."""
+
+
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+    """Returns what fills a folder once for all test processes of the run: who comes second finds it there."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def build(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def bundle(build_once: BuildOnce) -> Path:
     """A bundle with random weights, of the smallest recipe."""
-    return make_bundle(tmp_path_factory.mktemp("bundle"), seed=1)
+    return build_once("bundle", lambda folder: make_bundle(folder, seed=1)) / "bundle"
 
 
 @pytest.fixture(scope="session")
-def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_bundle(build_once: BuildOnce) -> Path:
     """A bundle with other weights, so another model version."""
-    return make_bundle(tmp_path_factory.mktemp("other"), seed=2)
+    return build_once("other", lambda folder: make_bundle(folder, seed=2)) / "bundle"
 
 
 def make_bundle(folder: Path, *, seed: int, broken_action_type: int | None = None) -> Path:
@@ -57,60 +83,55 @@ def night_settings(spark_settings: SparkSettings) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def delivered_folder(
-    spark: object, night_settings: Settings, bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def delivered_folder(build_once: BuildOnce, spark: object, night_settings: Settings, bundle: Path) -> Path:
     """Tables of a town with the inputs of DAY_1. Tests copy the folder: Delta tables may be moved about."""
-    folder = tmp_path_factory.mktemp("delivered")
-    open_town(spark, night_settings, folder, bundle).deliver_first_night()
-    return folder
+    return build_once(
+        "delivered", lambda folder: open_town(spark, night_settings, folder, bundle).deliver_first_night()
+    )
 
 
 @pytest.fixture(scope="session")
 def computed_folder(
-    spark: object,
-    night_settings: Settings,
-    bundle: Path,
-    delivered_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    build_once: BuildOnce, spark: object, night_settings: Settings, bundle: Path, delivered_folder: Path
 ) -> Path:
     """The same after the feature jobs of DAY_1."""
-    folder = copy_tables(delivered_folder, tmp_path_factory.mktemp("computed"))
-    open_town(spark, night_settings, folder, bundle).run("features", DAY_1)
-    return folder
+
+    def fill(folder: Path) -> None:
+        copy_tables(delivered_folder, folder)
+        open_town(spark, night_settings, folder, bundle).run("features", DAY_1)
+
+    return build_once("computed", fill)
 
 
 @pytest.fixture(scope="session")
 def published_folder(
-    spark: object,
-    night_settings: Settings,
-    bundle: Path,
-    computed_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    build_once: BuildOnce, spark: object, night_settings: Settings, bundle: Path, computed_folder: Path
 ) -> Path:
     """The same after audit and publish: DAY_1 is release 1."""
-    folder = copy_tables(computed_folder, tmp_path_factory.mktemp("published"))
-    town = open_town(spark, night_settings, folder, bundle)
-    town.run("audit", DAY_1)
-    town.run("publish", DAY_1)
-    return folder
+
+    def fill(folder: Path) -> None:
+        copy_tables(computed_folder, folder)
+        town = open_town(spark, night_settings, folder, bundle)
+        town.run("audit", DAY_1)
+        town.run("publish", DAY_1)
+
+    return build_once("published", fill)
 
 
 @pytest.fixture(scope="session")
 def second_folder(
-    spark: object,
-    night_settings: Settings,
-    bundle: Path,
-    published_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    build_once: BuildOnce, spark: object, night_settings: Settings, bundle: Path, published_folder: Path
 ) -> Path:
     """The same after DAY_2, which is release 2: u2 acts again, p0 closes, p8 opens."""
-    folder = copy_tables(published_folder, tmp_path_factory.mktemp("second"))
-    town = open_town(spark, night_settings, folder, bundle)
-    town.deliver_second_night()
-    for job in ("features", "audit", "publish"):
-        town.run(job, DAY_2)
-    return folder
+
+    def fill(folder: Path) -> None:
+        copy_tables(published_folder, folder)
+        town = open_town(spark, night_settings, folder, bundle)
+        town.deliver_second_night()
+        for job in ("features", "audit", "publish"):
+            town.run(job, DAY_2)
+
+    return build_once("second", fill)
 
 
 @pytest.fixture
