@@ -11,7 +11,6 @@ from filelock import FileLock
 from conf.settings import FeatureSettings, Settings, SparkSettings, StorageSettings
 from tests.udfs.town import DAY_1, DAY_2, NUM_POIS, Town
 
-
 BuildOnce = Callable[[str, Callable[[Path], object]], Path]
 """Name of a folder, and what fills it -> the folder, filled."""
 
