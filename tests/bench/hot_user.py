@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext
 from conf.results import record
 from conf.settings import CleanSettings, Settings, SparkSettings, StorageSettings
-from etl import nightly, storage
+from etl import index_job, nightly, storage
 from etl.session import open_session
 from tests.bench.etl_town import DAY, Town, write_town
 
@@ -45,7 +45,7 @@ def deliver(spark: SparkSession, town: Town, settings: Settings) -> None:
         for name in ("raw_actions", "raw_pois"):
             rows = spark.read.parquet(f"{folder}/{name}.parquet")
             storage.replace_day(rows, name, settings.storage.root, day=DAY, run_id="bench", job="bench")
-    nightly.index_pois(_context("poi_index", settings), spark)
+    index_job.index_pois(_context("poi_index", settings), spark)
 
 
 def run_night(spark: SparkSession, settings: Settings) -> dict[str, float]:
