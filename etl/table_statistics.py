@@ -32,7 +32,7 @@ LENGTH = f"sqrt(aggregate({EMBEDDING}, 0D, (total, x) -> total + double(x) * dou
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A figure to count: SQL text, since hundreds of column objects would take seconds to build.
+    """A figure to count: SQL text, as building hundreds of column objects takes a call into the JVM for each part.
 
     Attributes:
         column: name of the column that the figure is about; empty for the table.

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.baselines import TrainingCounts, distance_km, score_kernel
+from models.baselines import CLOCK_HOURS, TrainingCounts, distance_km, score_kernel
 from models.catalogue import MS_PER_DAY, Catalogue
 from models.requests import (
     HOURS_PER_DAY,
@@ -27,8 +27,6 @@ from models.requests import (
 )
 
 CHUNK = 1_000
-HOUR_WIDTH = 1.5
-"""Hours within which past visits count towards the hour of the request (a Gaussian's width)."""
 CLICK_PRIOR = 20.0
 """Exposures at the mean click rate that every POI starts with."""
 BASE_FEATURES = (
@@ -190,7 +188,7 @@ def _count_chunk(
         local_hours(now, requests.tz_offsets_min[of][pair]) - local_hours(then, visits.tz_offsets_min[past])
     )
     apart = np.minimum(apart % HOURS_PER_DAY, HOURS_PER_DAY - apart % HOURS_PER_DAY)
-    near_hour = np.exp(-((apart / HOUR_WIDTH) ** 2))
+    near_hour = np.exp(-((apart / CLOCK_HOURS) ** 2))
     category = np.append(catalogue.category_ids, -1)
     found: dict[str, FloatArray] = {"user_actions": lengths.astype(np.float64)}
     same = {

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from models.batch import HistoryBatch, collate_history
 from models.config import DecoderConfig
 from models.inference import IntArray, batch_by_length, history_lengths
-from models.layers import DecoderLayer, RMSNorm, rotate_positions, start_weights, take_rows
+from models.layers import RMSNorm, rotate_positions, start_weights, take_rows
 from models.metrics import Ranks
 from models.slots import LiveSlots
 from models.states import StepLogProbs, target_steps, window_index
+from models.trunk import build_layers
 
 Kind = Literal["gpt", "lstm", "sasrec"]
 KINDS: tuple[Kind, ...] = ("gpt", "lstm", "sasrec")
@@ -91,17 +92,7 @@ class GptEncoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.head_dim, self.theta = config.hidden_dim // config.num_heads, config.rope_theta
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                hidden_dim=config.hidden_dim,
-                ffn_dim=config.ffn_dim,
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                norm_eps=config.norm_eps,
-                dropout=config.dropout,
-            )
-            for _ in range(config.num_layers)
-        )
+        self.layers = build_layers(config)
         self.norm = RMSNorm(config.hidden_dim, config.norm_eps)
 
     def forward(self, x_BWD: Tensor) -> Tensor:

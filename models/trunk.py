@@ -18,6 +18,21 @@ from models.pairs import Steps, take_actions
 from models.states import Cache, valid_user
 
 
+def build_layers(config: DecoderConfig) -> nn.ModuleList:
+    """Builds the decoder's layers, in order."""
+    return nn.ModuleList(
+        DecoderLayer(
+            hidden_dim=config.hidden_dim,
+            ffn_dim=config.ffn_dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            norm_eps=config.norm_eps,
+            dropout=config.dropout,
+        )
+        for _ in range(config.num_layers)
+    )
+
+
 class Trunk(nn.Module):
     """Token embeddings, layers, final norm."""
 
@@ -26,17 +41,7 @@ class Trunk(nn.Module):
         self.config = config
         self.embedding = TokenEmbedding(config)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                hidden_dim=config.hidden_dim,
-                ffn_dim=config.ffn_dim,
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                norm_eps=config.norm_eps,
-                dropout=config.dropout,
-            )
-            for _ in range(config.num_layers)
-        )
+        self.layers = build_layers(config)
         self.norm = RMSNorm(config.hidden_dim, config.norm_eps)
 
     def embed_history(self, history: HistoryBatch) -> tuple[Tensor, Tensor]:

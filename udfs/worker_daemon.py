@@ -1,7 +1,7 @@
 """The process that Spark forks its Python workers from, with torch and the model code already imported.
 
-Spark's own daemon (`pyspark.daemon`) imports neither, so every worker would do it again: 4 CPU seconds and several
-hundred MB each, and once more after every idle minute, when Spark ends its workers. Forked from here they start at
+Spark's own daemon (`pyspark.daemon`) imports neither, so every worker would do it again, seconds each, and once more
+after every idle minute, when Spark ends its workers. Forked from here they start at
 once and share the memory. Named by the property `spark.python.daemon.module`; Spark runs it as
 `python -m udfs.worker_daemon pyspark.worker`.
 

@@ -65,6 +65,7 @@ def test_a_warning_is_told_and_kept_and_the_night_is_published(computed):
 def test_a_critical_failure_leaves_the_last_release_in_place(published):
     remember(published, 20, before=DAY_1)
     published.deliver_second_night()
+    published.run("features", DAY_2)
     before = sorted(read_release(published.spark, published.root, "user_embeddings").collect())
 
     with pytest.raises(
@@ -82,6 +83,7 @@ def test_a_critical_failure_leaves_the_last_release_in_place(published):
 def test_ids_that_change_overnight_stop_the_night(published):
     published.deliver_second_night()
     published.deliver(DAY_2, poi_index=[slot(2, inner_id=7, changed_day=DAY_2)])
+    published.run("features", DAY_2)
 
     with pytest.raises(GateFailedError) as error:
         published.run("audit", DAY_2)

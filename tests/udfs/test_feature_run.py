@@ -189,11 +189,11 @@ def test_a_night_in_which_most_rows_fail_stops(first_night, broken_bundle):
 def test_a_worker_process_loads_the_model_once(first_night, tmp_path):
     own_bundle = make_bundle(tmp_path / "own", seed=3)  # no worker has seen it
 
-    loads = first_night.run("user_embeddings", DAY_1, model=str(own_bundle)).notes["model_loads"]
+    loads = first_night.run("features", DAY_1, model=str(own_bundle)).notes["model_loads"]
 
-    again = first_night.run("user_embeddings", DAY_1, model=str(own_bundle)).notes["model_loads"]
+    again = first_night.run("features", DAY_1, model=str(own_bundle)).notes["model_loads"]
 
-    assert 1 <= loads <= 2  # local[2]: two worker processes
+    assert 1 <= loads <= 2  # local[2]: two worker processes, four tables
     assert again == 0  # they live on
 
 
