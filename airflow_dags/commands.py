@@ -7,6 +7,7 @@ Airflow lives in an environment of its own, so the machine that runs the tasks s
     SPACETIME_CONF     settings layers over conf/base.yaml, separated by ':' (read by the jobs)
     SPACETIME_SOURCE   reader of raw tables: synthetic, checkins, tsmc, getnext or actions
     SPACETIME_RECIPE   model recipe of the training DAG
+    SPACETIME_RETRY_S  seconds before the first retry, doubled for the next (default 60)
 """
 
 import os
@@ -21,6 +22,7 @@ PYTHON = os.environ.get("SPACETIME_PYTHON", "python")
 HOME = os.environ.get("SPACETIME_HOME", str(Path(__file__).resolve().parents[1]))
 SOURCE = os.environ.get("SPACETIME_SOURCE", "synthetic")
 RECIPE = os.environ.get("SPACETIME_RECIPE", "conf/models/tiny.yaml")
+RETRY_S = float(os.environ.get("SPACETIME_RETRY_S", "60"))
 
 FEATURES = "features"
 TRAINING = "training"
@@ -51,7 +53,7 @@ class JobRetryPolicy(RetryPolicy):
 DEFAULT_ARGS = {
     "owner": "spacetime-gr",
     "retries": 2,
-    "retry_delay": timedelta(minutes=1),
+    "retry_delay": timedelta(seconds=RETRY_S),
     "retry_exponential_backoff": True,
     "retry_policy": JobRetryPolicy(),
     "execution_timeout": timedelta(hours=6),

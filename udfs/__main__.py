@@ -6,6 +6,8 @@ python -m udfs publish --day 2026-03-01        one row of releases makes it visi
 python -m udfs release --day 2026-03-01        these three in one session
 python -m udfs rollback                        back to the release before
 python -m udfs releases                        what was published when
+python -m udfs vacuum                          frees what no release and no training pins
+python -m udfs erase --user ID                 removes a user from everything that is kept
 """
 
 import importlib
@@ -13,6 +15,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from conf.cli import Job, JobContext, JobSummary, main
 
@@ -33,6 +36,22 @@ def add_model_option(parser: ArgumentParser) -> None:
 def add_rollback_option(parser: ArgumentParser) -> None:
     """Adds `--to`."""
     parser.add_argument("--to", type=int, metavar="N", help="release to go back to; default: the one before")
+
+
+def add_vacuum_options(parser: ArgumentParser) -> None:
+    """Adds `--hours` and `--keep-releases`."""
+    parser.add_argument(
+        "--hours", type=float, default=168.0, help="versions that were the latest within so many hours stay"
+    )
+    parser.add_argument(
+        "--keep-releases", type=int, metavar="N", help="withdraw all but the last N releases; empty: keep all"
+    )
+
+
+def add_user_options(parser: ArgumentParser) -> None:
+    """Adds `--user` and `--users`."""
+    parser.add_argument("--user", action="append", default=[], metavar="ID", help="user to erase; repeatable")
+    parser.add_argument("--users", type=Path, metavar="FILE", help="file of users to erase, one id a line")
 
 
 def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:
@@ -116,6 +135,18 @@ JOBS = {
         help="shows the release before the current one again",
         run=release_job("udfs.publish", "run_rollback"),
         add_options=add_rollback_option,
+        needs_day=False,
+    ),
+    "vacuum": Job(
+        help="deletes files of tables that neither a release nor a training pins; may withdraw old releases first",
+        run=release_job("udfs.vacuum", "run_vacuum"),
+        add_options=add_vacuum_options,
+        needs_day=False,
+    ),
+    "erase": Job(
+        help="removes users from every table, version, log, report and artefact, and proves it",
+        run=release_job("udfs.erase", "run_erase"),
+        add_options=add_user_options,
         needs_day=False,
     ),
     "releases": Job(

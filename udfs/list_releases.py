@@ -25,7 +25,13 @@ def run_releases(context: JobContext) -> JobSummary:
     releases = load_releases(spark, root)
     width = None if sys.stderr.isatty() else LOG_WIDTH
     Console(file=sys.stderr, width=width).print(build_listing(releases))
-    return JobSummary(rows_in=len(releases), notes={"current": releases[-1].release_id if releases else None})
+    current = find_current(releases)
+    return JobSummary(rows_in=len(releases), notes={"current": current.release_id if current else None})
+
+
+def find_current(releases: Sequence[Release]) -> Release | None:
+    """Returns what readers see: the last release that was not withdrawn."""
+    return next((release for release in reversed(releases) if not release.withdrawn), None)
 
 
 def build_listing(releases: Sequence[Release]) -> Table:
@@ -33,8 +39,9 @@ def build_listing(releases: Sequence[Release]) -> Table:
     listing = Table(
         "release", "day", "published (UTC)", "model", "index", "takes back", "simulated", "tables at version"
     )
+    current = find_current(releases)
     for release in releases:
-        mark = " (current)" if release == releases[-1] else ""
+        mark = " (current)" if release == current else " (withdrawn)" if release.withdrawn else ""
         published = datetime.fromtimestamp(release.published_ts_ms / 1000, UTC)
         listing.add_row(
             f"{release.release_id}{mark}",
