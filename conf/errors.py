@@ -320,6 +320,25 @@ class ReleaseWithdrawnError(SpacetimeError):
         )
 
 
+class StaleReleaseError(SpacetimeError):
+    """Readers have been looking at the same release for too long."""
+
+    exit_code = 3
+
+    def __init__(self, *, release_id: int, day: str, age_hours: float, max_age_hours: float) -> None:
+        self.release_id, self.day, self.age_hours, self.max_age_hours = (
+            release_id,
+            day,
+            age_hours,
+            max_age_hours,
+        )
+        super().__init__(
+            f"the current release {release_id} (day {day}) was published {age_hours:.1f} hours ago, more than the "
+            f"{max_age_hours:g} allowed. Readers still get it, but what users have done since is missing from their "
+            "features. Look for the nightly run that failed, hangs or never began, and clear it."
+        )
+
+
 class ErasureIncompleteError(SpacetimeError):
     """Something kept still tells of erased users."""
 

@@ -29,11 +29,12 @@ _LOG_FILE = re.compile(r"\.?(\d{20})\.")
 
 def table_path(spark: SparkSession, root: str, name: str) -> str:
     """Returns the folder or URI of a table's files, whether it is known by path or by a metastore."""
-    if not root.startswith(CATALOG_PREFIX):
-        return table_location(root, name)
-    row = SparkDeltaTable.forName(spark, table_location(root, name)).detail().select("location").first()
-    assert row is not None, "a table that exists has a location"
-    return str(row["location"])
+    location = table_location(root, name)
+    if root.startswith(CATALOG_PREFIX):
+        row = SparkDeltaTable.forName(spark, location).detail().select("location").first()
+        assert row is not None, "a table that exists has a location"
+        location = str(row["location"])
+    return re.sub("^s3a://", "s3://", location)  # Hadoop's word for what all others call s3
 
 
 def vacuum_table(

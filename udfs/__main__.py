@@ -38,6 +38,16 @@ def add_rollback_option(parser: ArgumentParser) -> None:
     parser.add_argument("--to", type=int, metavar="N", help="release to go back to; default: the one before")
 
 
+def add_age_option(parser: ArgumentParser) -> None:
+    """Adds `--max-age-hours`."""
+    parser.add_argument(
+        "--max-age-hours",
+        type=float,
+        metavar="H",
+        help="fail if the current release is older; empty: any age",
+    )
+
+
 def add_vacuum_options(parser: ArgumentParser) -> None:
     """Adds `--hours` and `--keep-releases`."""
     parser.add_argument(
@@ -150,8 +160,9 @@ JOBS = {
         needs_day=False,
     ),
     "releases": Job(
-        help="lists what was published",
+        help="lists what was published; exit 3 if the current release is older than --max-age-hours",
         run=release_job("udfs.list_releases", "run_releases"),
+        add_options=add_age_option,
         needs_day=False,
     ),
 }

@@ -129,10 +129,10 @@ def main() -> int:
     survived = len(set(tasks) & set(told)) / len(tasks) if not different else 0.0
     killed = [task for task, what in told.items() if what.startswith("killed")]
     notes = (
-        f"{len(tasks)} tasks of nightly_features, each disturbed once: killed in the middle and tried again by Airflow: "
-        f"{', '.join(killed)}; done before the kill and run again as if cleared: "
-        f"{', '.join(sorted(set(told) - set(killed))) or 'none'}; {len(names)} tables compared, different: "
-        f"{', '.join(different) or 'none'}; after backfill_day of the same night different: "
+        f"{len(tasks)} tasks of nightly_features, each disturbed once: killed in the middle and tried again by "
+        f"Airflow: {', '.join(killed)}; done before the kill and run again as if cleared: "
+        f"{', '.join(sorted(set(told) - set(killed))) or 'none'}; {len(names)} tables compared, "
+        f"different: {', '.join(different) or 'none'}; after backfill_day of the same night different: "
         f"{', '.join(changed) or 'none'}; simulated city, local Spark"
     )
     record("dag-clears-survived", survived, "share of tasks", "== 1", COMMAND, notes, options.results)

@@ -71,6 +71,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
         "release_id": 3,
         "reason": "users were erased from raw_actions",
     },
+    "StaleReleaseError": {"release_id": 3, "day": DAY, "age_hours": 40.25, "max_age_hours": 36.0},
     "ErasureIncompleteError": {"run_id": "erase-1", "places": ("raw_actions: 2 rows",), "record": PATH},
     "ReleaseSkewError": {"day": DAY, "found": "user_embeddings of model 3, poi_embeddings of model 4"},
     "NoReleaseError": {"root": "warehouse", "wanted": "release 9", "known": (1, 2)},
