@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -168,6 +168,10 @@ bench-leaks: setup ## Ranking samples beside a brute-force scan of planted futur
 
 bench-erasure: setup ## Erases 100 users of a simulated city: are their ids left in the raw bytes of anything kept?
 	@$(PY) -m tests.bench.erasure_hits
+
+bench-rates: setup ## Rows per core second of each stage, and docs/scale.md computed from them [after make bench-train]
+	@$(PY) -m tests.bench.scale_rates
+	@$(PY) -m tests.bench.scale_on_paper
 
 bench-skew: setup ## Tries to publish feature tables of two models or indexes in every way: is each refused?
 	@$(PY) -m tests.bench.skewed_publishes

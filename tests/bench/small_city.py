@@ -26,7 +26,9 @@ RECIPE_KEYS = ("decoder.hidden_dim=16", "decoder.ffn_dim=32", *(f"{stage}.max_st
 Words = Sequence[str]
 
 
-def write_settings(folder: Path, *, num_users: int, spark: dict[str, object] | None = None) -> Path:
+def write_settings(
+    folder: Path, *, num_users: int, num_pois: int = 300, spark: dict[str, object] | None = None
+) -> Path:
     """Writes a settings layer that keeps everything in one folder, and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -40,7 +42,7 @@ def write_settings(folder: Path, *, num_users: int, spark: dict[str, object] | N
             **(spark or {}),
         },
         "city": {
-            "num_users": num_users, "num_pois": 300, "num_actions": 12 * num_users, "num_requests": 2 * num_users,
+            "num_users": num_users, "num_pois": num_pois, "num_actions": 12 * num_users, "num_requests": 2 * num_users,
             "num_days": 20, "dirty_share": 0.03, "kept_dirt_share": 0.02,
         },
         "samples": {"val_days": 3, "test_days": 3},
