@@ -21,6 +21,8 @@ FORMAT_CHECK = "spark.databricks.delta.formatCheck.enabled"
 """Delta's guard against reading a Delta table as Parquet, which shows rows of all versions: here that is wanted."""
 UNPARSED = "corrupt_record"
 _NOT_OF_ID = r"[^\p{L}\p{N}]"
+_BROKEN = r"[\p{C}\p{So}\s]"
+"""Control characters, the sign that stands for an undecodable byte, blanks."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,11 @@ def conditions(name: str, erased: Column) -> list[Column]:
     They are apart, since equality is a hash join and a search in a text is not.
     """
     if name == QUARANTINED_ROWS.name:
-        of_payload = F.get_json_object("payload", "$.user_id")
-        return [_bare(of_payload) == erased, _names(F.get_json_object("payload", f"$.{UNPARSED}"), erased)]
-    columns = TABLES[name].column_names
-    of_row = _bare(F.col("user_id")) if TABLES[name].raw else F.col("user_id")
-    return [of_row == erased, *([_names(F.col(UNPARSED), erased)] if UNPARSED in columns else [])]
+        user = F.get_json_object("payload", "$.user_id")
+        return _as_delivered(user, F.get_json_object("payload", f"$.{UNPARSED}"), erased)
+    if TABLES[name].raw:
+        return _as_delivered(F.col("user_id"), F.col(UNPARSED), erased)
+    return [F.col("user_id") == erased]
 
 
 def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> Found:
@@ -90,6 +92,11 @@ def _count(rows: DataFrame, name: str, users: DataFrame) -> int:
     for condition in conditions(name, F.col("erased_id")):
         total += rows.join(F.broadcast(users), condition, "left_semi").count()
     return total
+
+
+def _as_delivered(user: Column, unparsed: Column, erased: Column) -> list[Column]:
+    """The id with blanks around it; the id among broken characters, or in a record that could not be parsed."""
+    return [_bare(user) == erased, (user.rlike(_BROKEN) & _names(user, erased)) | _names(unparsed, erased)]
 
 
 def _bare(text: Column) -> Column:

@@ -33,7 +33,8 @@ def make_city(folder: Path) -> Path:
     commands = [*small_city.night(0), *small_city.training()]
     for number, day in enumerate(days):
         commands += small_city.night(number) if number else []
-        commands += [("udfs", "release", "--day", day), ("models", "report", "--day", day)]
+        commands += [("udfs", "release", "--day", day)]
+    commands += [("models", "report", "--day", days[-1])]
     commands += [("udfs", "features", "--day", days[-1]), ("udfs", "audit", "--day", days[-1])]
     for words in commands:
         small_city.run(layer, *words)
@@ -73,7 +74,7 @@ def record_hits(before: Counter[str], after: Counter[str], summary: dict, folder
         print(f"{kind:32} {found:8} before {after[kind]:8} after")
     notes = (
         f"{NUM_ERASED} of {NUM_USERS} users of a simulated city with 3 nights, 4 versions of the features, a training, "
-        f"reports and explanations; ids found before: {before.total()} times, in {len(before)} kinds of files "
+        f"a report and explanations; ids found before: {before.total()} times, in {len(before)} kinds of files "
         f"({', '.join(f'{kind} {found}' for kind, found in before.most_common(6))} ...); after: {after.total()}; "
         f"{summary['seconds']:.0f} s; the release shows the other users' vectors unchanged, a rollback works"
     )
