@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 
 from conf.tables import QUARANTINED_ROWS, TABLES
 from etl import retention, storage
+from etl.contracts import spark_schema
 
 FORMAT_CHECK = "spark.databricks.delta.formatCheck.enabled"
 """Delta's guard against reading a Delta table as Parquet, which shows rows of all versions: here that is wanted."""
@@ -54,7 +55,7 @@ def user_tables() -> list[str]:
 
 
 def conditions(name: str, erased: Column) -> list[Column]:
-    """Returns the conditions under which a row of the table tells of the user `erased`; any of them suffices.
+    """Returns the conditions under which a row of the table tells of the user `erased`; none or one of them holds.
 
     They are apart, since equality is a hash join and a search in a text is not.
     """
@@ -71,7 +72,7 @@ def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> F
     ids = [row["erased_id"].encode() for row in users.collect()]
     path = retention.table_path(spark, root, name)
     with _as_parquet(spark):
-        kept = spark.read.option("recursiveFileLookup", "false").parquet(path)
+        kept = spark.read.schema(spark_schema(TABLES[name])).parquet(path)
         kept_rows = _count(kept, name, users)
     pattern = re.compile(rb"(?<!\w)(?:" + b"|".join(map(re.escape, ids)) + rb")(?!\w)")
     in_log = sum(bool(pattern.search(content)) for content in retention.read_log(path))
@@ -96,7 +97,8 @@ def _count(rows: DataFrame, name: str, users: DataFrame) -> int:
 
 def _as_delivered(user: Column, unparsed: Column, erased: Column) -> list[Column]:
     """The id with blanks around it; the id among broken characters, or in a record that could not be parsed."""
-    return [_bare(user) == erased, (user.rlike(_BROKEN) & _names(user, erased)) | _names(unparsed, erased)]
+    in_text = (user.rlike(_BROKEN) & _names(user, erased)) | _names(unparsed, erased)
+    return [_bare(user) == erased, in_text & ~_bare(user).eqNullSafe(erased)]
 
 
 def _bare(text: Column) -> Column:
