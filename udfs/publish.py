@@ -10,8 +10,9 @@ import logging
 import time
 from dataclasses import asdict, replace
 from datetime import date
+from functools import reduce
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
@@ -105,10 +106,14 @@ def refuse_skew(
         ReleaseSkewError: they are not.
     """
     stamps: dict[tuple[str, int], set[str]] = {}
-    for name in FEATURE_TABLES:
-        rows = read_table(spark, root, name, version=versions[name]).where(F.col("day") == F.lit(day))
-        for row in rows.select("model_version", "index_version").distinct().collect():
-            stamps.setdefault((row["model_version"], row["index_version"]), set()).add(name)
+    of_tables = [
+        read_table(spark, root, name, version=versions[name])
+        .where(F.col("day") == F.lit(day))
+        .select(F.lit(name).alias("table"), "model_version", "index_version")
+        for name in FEATURE_TABLES
+    ]
+    for row in reduce(DataFrame.unionAll, of_tables).distinct().collect():
+        stamps.setdefault((row["model_version"], row["index_version"]), set()).add(row["table"])
     if len(stamps) > 1:
         found = "; ".join(
             f"{', '.join(sorted(names))} by model {model} on index {index}"
