@@ -21,6 +21,9 @@ from etl.contracts import spark_schema
 FORMAT_CHECK = "spark.databricks.delta.formatCheck.enabled"
 """Delta's guard against reading a Delta table as Parquet, which shows rows of all versions: here that is wanted."""
 UNPARSED = "corrupt_record"
+STATISTICS_LENGTH = 32
+SHORTEST_PLAIN_ID = 5
+"""Shorter ids, and those of digits only, may be part of anything."""
 _NOT_OF_ID = r"[^\p{L}\p{N}]"
 _BROKEN = r"[\p{C}\p{So}\s]"
 """Control characters, the sign that stands for an undecodable byte, blanks."""
@@ -69,14 +72,28 @@ def conditions(name: str, erased: Column) -> list[Column]:
 
 def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> Found:
     """Counts where a table tells of the users; `users` has one column, `erased_id`."""
-    ids = [row["erased_id"].encode() for row in users.collect()]
+    # Statistics hold the first 32 characters of a text.
+    pattern = id_pattern([row["erased_id"][:STATISTICS_LENGTH] for row in users.collect()])
     path = retention.table_path(spark, root, name)
     with _as_parquet(spark):
         kept = spark.read.schema(spark_schema(TABLES[name])).parquet(path)
         kept_rows = _count(kept, name, users)
-    pattern = re.compile(rb"(?<!\w)(?:" + b"|".join(map(re.escape, ids)) + rb")(?!\w)")
     in_log = sum(bool(pattern.search(content)) for content in retention.read_log(path))
     return Found(_count(storage.read_table(spark, root, name), name, users), kept_rows, in_log)
+
+
+def id_pattern(users: Sequence[str]) -> re.Pattern[bytes]:
+    """Returns what finds ids in a text or a log, each as a word.
+
+    An id that could be any number or word counts only after the name of a column of users, in the group `said`.
+    """
+    plain = [user for user in users if len(user) >= SHORTEST_PLAIN_ID and not user.isdigit()]
+    others = sorted(set(users) - set(plain))
+    parts = [rb"(?<!\w)(?:" + _any_of(plain) + rb")(?!\w)"] if plain else []
+    # Up to the id the text may hold quotes, also as HTML spells them.
+    said = rb"(?P<said>(?:user|sample)_id(?:\W|&quot;|&#34;){1,24})"
+    parts += [said + rb"(?:" + _any_of(others) + rb")(?!\w)"] if others else []
+    return re.compile(b"|".join(parts))
 
 
 def delete_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> None:
@@ -86,6 +103,10 @@ def delete_users(spark: SparkSession, root: str, name: str, users: DataFrame) ->
     table = DeltaTable.forName(spark, location) if is_named else DeltaTable.forPath(spark, location)
     for condition in conditions(name, F.col("erased_id")):
         table.alias("target").merge(F.broadcast(users), condition).whenMatchedDelete().execute()
+
+
+def _any_of(users: Sequence[str]) -> bytes:
+    return b"|".join(re.escape(user.encode()) for user in users)
 
 
 def _count(rows: DataFrame, name: str, users: DataFrame) -> int:

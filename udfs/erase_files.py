@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from etl.erasure import id_pattern
+
 LOGGER = logging.getLogger(__name__)
 ERASED = b"[erased]"
-SHORTEST_PLAIN_ID = 5
-"""Shorter ids, and those of digits only, may be part of anything."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FoundFiles:
 
 def find_files(folders: Sequence[Path], users: Sequence[str]) -> FoundFiles:
     """Looks through all files of folders, byte for byte."""
-    found, named, pattern = FoundFiles(), _file_pattern(users), text_pattern(users)
+    found, named, pattern = FoundFiles(), _file_pattern(users), id_pattern(users)
     for path in _files(folders):
         if named.fullmatch(path.name):
             found.explanations.append(path)
@@ -50,7 +50,7 @@ def find_files(folders: Sequence[Path], users: Sequence[str]) -> FoundFiles:
 
 def erase_files(found: FoundFiles, users: Sequence[str]) -> None:
     """Removes the explanations and blackens the texts; files of another kind are left, for people to look at."""
-    pattern = text_pattern(users)
+    pattern = id_pattern(users)
     for path in found.explanations:
         path.unlink()
     for path in found.texts:
@@ -60,23 +60,8 @@ def erase_files(found: FoundFiles, users: Sequence[str]) -> None:
     LOGGER.info("%d explanations removed, %d texts blackened", len(found.explanations), len(found.texts))
 
 
-def text_pattern(users: Sequence[str]) -> re.Pattern[bytes]:
-    """Returns what finds the ids in a text, each as a word."""
-    plain = [user for user in users if len(user) >= SHORTEST_PLAIN_ID and not user.isdigit()]
-    others = [user for user in users if user not in set(plain)]
-    parts = [rb"(?<!\w)(?:" + _any_of(plain) + rb")(?!\w)"] if plain else []
-    # Up to the id the text may hold quotes, also as HTML spells them.
-    said = rb"(?P<said>user_id(?:\W|&quot;|&#34;){1,24})"
-    parts += [said + rb"(?:" + _any_of(others) + rb")(?!\w)"] if others else []
-    return re.compile(b"|".join(parts))
-
-
 def _blacken(found: re.Match[bytes]) -> bytes:
     return (found.groupdict().get("said") or b"") + ERASED
-
-
-def _any_of(users: Sequence[str]) -> bytes:
-    return b"|".join(re.escape(user.encode()) for user in users)
 
 
 def _file_pattern(users: Sequence[str]) -> re.Pattern[str]:
