@@ -27,14 +27,14 @@ def test_a_day_is_behind_if_a_day_that_it_is_made_from_was_committed_since(spark
     root, name = settings.storage.root, "cleaned_actions"
     first = write(spark, settings, name, [cleaned()], DAY, read={name: commits.NEVER})
     write(spark, settings, name, [cleaned(day=LAST, action_id="a3")], LAST, read={name: first})
-    assert commits.days_from(spark, root, name, NEXT) == [LAST]
-    assert commits.days_behind(spark, root, name, [DAY, LAST]) == []
+    before = commits.read_commits(spark, root, name, since=NEXT)
+    assert before.days == [LAST]
+    assert before.behind([DAY, LAST]) == []
 
     write(spark, settings, name, [cleaned(day=NEXT, action_id="a2")], NEXT, read={name: first})
 
-    assert commits.days_behind(spark, root, name, [DAY, NEXT, LAST]) == [
-        LAST
-    ]  # it has not seen the day between
+    after = commits.read_commits(spark, root, name, since=NEXT)
+    assert after.behind([DAY, NEXT, LAST]) == [LAST]  # it has not seen the day between
 
 
 def test_a_day_filled_in_late_gives_the_tables_of_a_run_in_order(spark, settings):
