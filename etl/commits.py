@@ -103,19 +103,24 @@ def read_commits(spark: SparkSession, root: str, name: str, *, since: date) -> C
         name: table that has sources.
         since: first day that is asked about; without this or a later day in the table the sources are not looked at.
     """
-    made, is_whole = _last_commits(spark, root, name)
+    made, is_whole = _read_log(spark, root, name)
     days = {day for day in made if day >= since}
     if not is_whole and storage.table_exists(spark, root, name):
         # Delta has dropped the oldest commits; the days themselves are still there.
         of_day = storage.read_table(spark, root, name).where(F.col("day") >= since).select("day").distinct()
         days |= {row["day"] for row in of_day.collect()}
     others = [source for source in SOURCES[name] if source != name and days]
-    sources = {source: _last_commits(spark, root, source)[0] for source in others}
+    sources = {source: last_commits(spark, root, source) for source in others}
     return Commits(name, sorted(days), {**sources, name: made})
 
 
-def _last_commits(spark: SparkSession, root: str, name: str) -> tuple[dict[date, DayCommit], bool]:
-    """Returns the last commit of every day, as far back as the log reaches, and whether that is to the beginning."""
+def last_commits(spark: SparkSession, root: str, name: str) -> dict[date, DayCommit]:
+    """Returns the last commit of every day, as far back as the table's log reaches; empty without the table."""
+    return _read_log(spark, root, name)[0]
+
+
+def _read_log(spark: SparkSession, root: str, name: str) -> tuple[dict[date, DayCommit], bool]:
+    """Returns the last commit of every day, and whether the log reaches back to the beginning."""
     if not storage.table_exists(spark, root, name):
         return {}, True
     found: dict[date, DayCommit] = {}
