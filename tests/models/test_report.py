@@ -110,7 +110,7 @@ def test_sections_come_in_order_with_what_would_be_alarming(page):
 def test_headline_names_release_model_index_and_simulation(page):
     band = re.search(r"<header.*?</header>", page, re.DOTALL)[0]
 
-    for text in ("Release 2", "2026-03-02", "spacetime-gr/1", "SIMULATED", "Impressions"):
+    for text in ("Release 2", "2026-03-02", "spacetime-gr/1", "SIMULATED", "Actions are real"):
         assert text in band
 
 
