@@ -7,6 +7,7 @@ contracts
 `conf/tables.py`. For incremental use every function may be called on any subset of rows.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from models.batch import collate_candidates, collate_history, collate_requests
+from models.batch import HISTORY_INPUTS, collate_candidates, collate_history, collate_requests
 from models.bundle import ModelBundle, load_bundle
 from models.catalogue import Catalogue
 from models.decoder import SpacetimeDecoder
@@ -22,7 +23,7 @@ from models.generate import find_top_pois, rank_pois
 from models.metrics import Ranks
 from models.other_batches import add_to_requests
 from models.other_slots import SlotFinder
-from models.states import RequestState
+from models.states import Prefix, RequestState, take_sequences
 
 __all__ = [
     "Catalogue",
@@ -70,7 +71,7 @@ def encode_user_requests(
     vectors = np.zeros((requests.num_rows, bundle.embedding_dim), dtype=np.float32)
     for rows in batch_by_length(history_lengths(requests), micro_batch):
         part = requests.take(pa.array(rows))
-        prefix = model.encode_prefix(collate_history(part).to(device))
+        prefix = encode_shared(model, part, device)
         vectors[rows] = model.user_state(prefix, collate_requests(part).to(device)).cpu().numpy()
     return vectors
 
@@ -104,7 +105,7 @@ def score_candidates(
     for rows in batch_by_length(history_lengths(requests), micro_batch):
         part = requests.take(pa.array(rows))
         candidates = collate_candidates(part).to(device)
-        prefix = model.encode_prefix(collate_history(part).to(device))
+        prefix = encode_shared(model, part, device)
         states = model.candidate_states(prefix, collate_requests(part).to(device), candidates)
         logits = model.click_logits(states).cpu().numpy()
         for row, own, length in zip(rows, logits, candidates.lengths_B.tolist(), strict=True):
@@ -181,6 +182,37 @@ def batch_by_length(lengths: IntArray, size: int, groups: IntArray | None = None
             yield group[start : start + size]
 
 
+def encode_shared(model: SpacetimeDecoder, requests: pa.RecordBatch, device: str) -> Prefix:
+    """Reads each distinct history once; requests of one user and day share its keys and values."""
+    first, place = find_histories(requests)
+    prefix = model.encode_prefix(collate_history(requests.take(pa.array(first))).to(device))
+    if len(first) == requests.num_rows:
+        return prefix
+    shared: Prefix = take_sequences(prefix, torch.from_numpy(place).to(device))
+    return shared
+
+
+def find_histories(rows: pa.RecordBatch) -> tuple[IntArray, IntArray]:
+    """Finds the rows with equal histories, by content.
+
+    Returns:
+        The first row of each distinct history, and for every row the place of its history among them.
+    """
+    parts = [_list_bytes(rows.column(name)) for name in HISTORY_INPUTS if name in rows.schema.names]
+    places: dict[tuple[bytes, ...], int] = {}
+    place = np.array([places.setdefault(key, len(places)) for key in zip(*parts, strict=True)], np.int64)
+    return np.unique(place, return_index=True)[1].astype(np.int64), place
+
+
+def _list_bytes(column: pa.Array) -> list[bytes]:
+    """Returns the values of each row of a column of numbers, or of lists of numbers, as bytes."""
+    if not pa.types.is_list(column.type):
+        return [value.tobytes() for value in column.to_numpy(zero_copy_only=False)]
+    offsets = column.offsets.to_numpy()
+    values = column.values.to_numpy(zero_copy_only=False)
+    return [values[start:stop].tobytes() for start, stop in itertools.pairwise(offsets)]
+
+
 def _request_states(
     model: SpacetimeDecoder,
     requests: pa.RecordBatch,
@@ -196,9 +228,9 @@ def _request_states(
     for rows in batch_by_length(history_lengths(requests), micro_batch, epochs):
         part = requests.take(pa.array(rows))
         live = catalogue.live_slots(int(times[rows[0]]), **capacities).to(device)
-        history, request = collate_history(part), collate_requests(part)
+        request = collate_requests(part)
         if finder is not None:
             users = part.column("user_id").to_numpy(zero_copy_only=False).astype(str)
-            request = add_to_requests(request, history, users, finder, model.config)
-        prefix = model.encode_prefix(history.to(device))
+            request = add_to_requests(request, collate_history(part), users, finder, model.config)
+        prefix = encode_shared(model, part, device)
         yield rows, model.request_state(prefix, request.to(device), live)
