@@ -130,7 +130,9 @@ class Trunk(nn.Module):
         for layer in self.layers[:-1]:
             x, cache = layer(x, rotation, mask)
             caches.append(cache)
-        return (*caches, self.layers[-1].key_values(x, rotation))
+        last = self.layers[-1]
+        assert isinstance(last, DecoderLayer)
+        return (*caches, last.key_values(x, rotation))
 
     def _embed_window(
         self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor

@@ -2,11 +2,11 @@
 
     python -m tests.bench.udf_speed
 
-Spark: the plan of the job `user_embeddings` (Delta -> who is to be done -> shuffle -> Arrow -> model -> Arrow), all rows
-thrown away at the end; one task per core, workers started and the model loaded by a run before, which is told apart.
-Plain torch: a process per core, a thread each, the job's own batches ready as tensors in memory; nothing but the forward
-passes is timed. Both take their tasks in the same order, whoever is free first. The two are run by turns; records the
-median ratio of rows/s, `udf-vs-plain-torch`.
+Spark: the plan of the job `user_embeddings` (Delta -> who is to be done -> shuffle -> Arrow -> model -> Arrow), all
+rows thrown away at the end; one task per core, workers started and the model loaded by a run before, which is told
+apart. Plain torch: a process per core, a thread each, the job's own batches ready as tensors in memory; nothing but the
+forward passes is timed. Both take their tasks in the same order, whoever is free first. The two are run by turns;
+records the median ratio of rows/s, `udf-vs-plain-torch`.
 """
 
 import argparse
@@ -144,9 +144,10 @@ def measure(spark: SparkSession, settings: Settings, folder: Path, *, repeats: i
     ratios = [other / own for own, other in zip(spark_s, torch_s, strict=True)]
     notes = (
         f"random weights, {SERVING.num_layers} layers, width {SERVING.hidden_dim}, float32; {num_users} users with "
-        f"{SHORTEST} to {LONGEST} actions, {NUM_TASKS} tasks on {NUM_CORES} cores, passes of {settings.features.micro_batch}; "
-        f"Spark from Delta to nowhere {num_users / statistics.median(spark_s):.1f} rows/s, plain torch on tensors in "
-        f"memory {num_users / statistics.median(torch_s):.1f}; seconds Spark {_list(spark_s)}, torch {_list(torch_s)}; "
+        f"{SHORTEST} to {LONGEST} actions, {NUM_TASKS} tasks on {NUM_CORES} cores, passes of "
+        f"{settings.features.micro_batch}; Spark from Delta to nowhere "
+        f"{num_users / statistics.median(spark_s):.1f} rows/s, plain torch on tensors in memory "
+        f"{num_users / statistics.median(torch_s):.1f}; seconds Spark {_list(spark_s)}, torch {_list(torch_s)}; "
         f"first run with start of the workers and load of the model {first_s:.1f} s"
     )
     return statistics.median(ratios), notes
