@@ -18,12 +18,12 @@ from conf.tables import POI_EMBEDDINGS
 from models.inference import encode_pois
 from udfs.feature_rows import (
     FeatureBuild,
+    check_unit_vectors,
     complete_outcomes,
     outcome_schema,
-    require_unit_vectors,
     vectors_to_arrow,
 )
-from udfs.isolation import run_isolated
+from udfs.isolation import RowFailure, run_isolated
 from udfs.model_cache import ServedModel, load_model, task_device
 from udfs.slots import is_live, keep_known
 
@@ -83,8 +83,8 @@ def embed_pois(
     """Runs the POI tower in a worker: slots in, vectors or failures out, in the same order."""
     bundle, device = load_model(model), task_device()
 
-    def encode(batch: pa.RecordBatch) -> Sequence[np.ndarray]:
-        return require_unit_vectors(encode_pois(bundle, batch, micro_batch=micro_batch, device=device))
+    def encode(batch: pa.RecordBatch) -> Sequence[np.ndarray | RowFailure]:
+        return check_unit_vectors(encode_pois(bundle, batch, micro_batch=micro_batch, device=device))
 
     for batch in batches:
         yield vectors_to_arrow(

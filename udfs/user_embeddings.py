@@ -21,12 +21,12 @@ from etl.commits import last_commits
 from models.inference import encode_users
 from udfs.feature_rows import (
     FeatureBuild,
+    check_unit_vectors,
     complete_outcomes,
     outcome_schema,
-    require_unit_vectors,
     vectors_to_arrow,
 )
-from udfs.isolation import run_isolated
+from udfs.isolation import RowFailure, run_isolated
 from udfs.model_cache import ServedModel, load_model, task_device
 
 EMITTED = ("user_id", "embedding", "sequence_day", "is_simulated")
@@ -125,8 +125,8 @@ def embed_users(
     """Runs the user tower in a worker: histories in, vectors or failures out, in the same order."""
     bundle, device = load_model(model), task_device()
 
-    def encode(batch: pa.RecordBatch) -> Sequence[np.ndarray]:
-        return require_unit_vectors(encode_users(bundle, batch, micro_batch=micro_batch, device=device))
+    def encode(batch: pa.RecordBatch) -> Sequence[np.ndarray | RowFailure]:
+        return check_unit_vectors(encode_users(bundle, batch, micro_batch=micro_batch, device=device))
 
     for batch in batches:
         yield vectors_to_arrow(

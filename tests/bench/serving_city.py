@@ -96,9 +96,7 @@ def random_requests(
 ) -> dict[str, pa.Array]:
     """Returns the request and candidate columns of requests after all histories."""
     rng = np.random.default_rng(seed)
-    offsets = np.arange(0, num_rows * num_candidates + 1, max(num_candidates, 1), dtype=np.int32)[
-        : num_rows + 1
-    ]
+    offsets = num_candidates * np.arange(num_rows + 1, dtype=np.int32)
     shown = {f"candidate_{name}": own for name, own in _places(rng, num_rows * num_candidates, layout)}
     return {
         "request_ts_ms": pa.array(START_MS + 60 * DAY_MS + rng.integers(DAY_MS, size=num_rows), pa.int64()),

@@ -27,23 +27,21 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.results import record
-from conf.settings import FeatureSettings, Settings, SparkSettings, StorageSettings
-from conf.tables import ACTION_SEQUENCES, HISTORY_NAMES
-from etl.contracts import spark_schema
-from etl.session import open_session
-from etl.storage import read_table, replace_day
+from conf.settings import Settings
+from conf.tables import HISTORY_NAMES
+from etl.storage import read_table
 from models.batch import HistoryBatch, collate_history
 from models.bundle import load_bundle
 from models.decoder import SpacetimeDecoder
 from models.inference import batch_by_length, history_lengths
-from tests.bench.serving_city import SERVING, random_decoder, random_histories, write_bundle
-from udfs.feature_night import WORKER_PROPERTIES
+from tests.bench.feature_tables import NUM_CORES, Users, open_features, settings_for, write
+from tests.bench.serving_city import SERVING, random_decoder, write_bundle
 from udfs.model_cache import ServedModel, serve_model
 from udfs.user_embeddings import arrange_states, build_user_embeddings
 
 COMMAND = "make bench-udf"
 DAY = date(2026, 3, 1)
-NUM_CORES, NUM_TASKS = 2, 8
+NUM_TASKS = 8
 SHORTEST, LONGEST = 10, 300
 Task = list[HistoryBatch]
 
@@ -52,25 +50,11 @@ _models: dict[Path, SpacetimeDecoder] = {}
 """Of a worker process."""
 
 
-def write_sequences(spark: SparkSession, root: str, num_users: int) -> None:
-    """Writes users whose histories have 10 to 300 actions, each length in its logarithm as frequent as any other."""
+def make_users(num_users: int) -> pa.Table:
+    """Returns users with 10 to 300 actions, each length in its logarithm as frequent as any other."""
     rng = np.random.default_rng(0)
-    lengths = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST), num_users)).astype(int).tolist()
-    columns = random_histories(lengths)
-    offsets = columns["block_ids"].offsets
-    flat = {"poi_ids": pa.array(["p"] * sum(lengths)), **dict.fromkeys(("is_interests", "is_travels"))}
-    for name, values in flat.items():
-        values = pa.array([True] * sum(lengths)) if values is None else values
-        columns[name] = pa.ListArray.from_arrays(offsets, values)
-    columns["user_id"] = pa.array([f"u{number:06d}" for number in range(num_users)])
-    constants = {
-        "day": DAY, "index_version": 1, "num_actions": 1, "richness": 1.0, "pattern": "local", "is_simulated": True,
-    }  # fmt: skip
-    frame = spark.createDataFrame(pa.table(columns))
-    schema = spark_schema(ACTION_SEQUENCES)
-    frame = frame.withColumns({name: F.lit(value) for name, value in constants.items()})
-    frame = frame.select(*(F.col(field.name).cast(field.dataType) for field in schema.fields))
-    replace_day(frame, "action_sequences", root, day=DAY, run_id="bench", job="bench")
+    lengths = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST), num_users)).astype(np.int64)
+    return Users(lengths.tolist()).states(np.arange(num_users), lengths)
 
 
 def plan(spark: SparkSession, settings: Settings, model: ServedModel) -> DataFrame:
@@ -167,18 +151,11 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="udf-") as folder:
         write_bundle(Path(folder), random_decoder(SERVING))
-        settings = Settings(
-            spark=SparkSettings(
-                master=f"local[{NUM_CORES}]", driver_memory="2g", shuffle_partitions=NUM_TASKS
-            ),
-            storage=StorageSettings(root=f"{folder}/warehouse"),
-            features=FeatureSettings(),
-        )
+        settings = settings_for(folder, num_tasks=NUM_TASKS)
         started = time.perf_counter()
-        spark = open_session(settings, "udf speed", WORKER_PROPERTIES)
-        spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", settings.features.batch_rows)
+        spark = open_features(settings)
         session_s = time.perf_counter() - started
-        write_sequences(spark, settings.storage.root, options.users)
+        write(spark, settings.storage.root, "action_sequences", make_users(options.users), DAY)
         ratio, notes = measure(spark, settings, Path(folder) / "bundle", repeats=options.repeats)
         spark.stop()
     notes += f", of the session {session_s:.1f} s, both apart"
