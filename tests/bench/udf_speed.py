@@ -84,9 +84,10 @@ def collect_tasks(spark: SparkSession, settings: Settings) -> list[Task]:
         own = rows.filter(pc.equal(rows["task"], number))
         own = own.sort_by([("seq_len", "ascending"), ("user_id", "ascending")])
         passes: Task = []
-        for start in range(0, own.num_rows, settings.features.batch_rows):
-            batch = own.slice(start, settings.features.batch_rows).combine_chunks().to_batches()[0]
-            for at in batch_by_length(history_lengths(batch), settings.features.micro_batch):
+        size = settings.features.micro_batch
+        for start in range(0, own.num_rows, size):  # as `run_isolated` cuts them
+            batch = own.slice(start, size).combine_chunks().to_batches()[0]
+            for at in batch_by_length(history_lengths(batch), size):
                 passes.append(collate_history(batch.take(pa.array(at))))
         tasks.append(passes)
     return tasks

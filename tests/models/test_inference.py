@@ -9,6 +9,7 @@ from conf.errors import MissingInputError
 from models.batch import collate_candidates, collate_history, collate_requests
 from models.bundle import ModelBundle
 from models.inference import (
+    batch_by_length,
     encode_pois,
     encode_user_requests,
     encode_users,
@@ -142,6 +143,14 @@ def test_ranks_agree_with_the_generated_order(bundle, requests_batch, catalogue)
     third = np.array([pois[2] for pois, _ in lists])
     ranks = rank_targets_by_model(bundle.model("pretrain"), requests_batch, third, catalogue, micro_batch=3)
     assert ranks.expected.tolist() == [3.0] * 10
+
+
+def test_long_histories_meet_in_smaller_batches():
+    lengths = np.array([30, 10, 100, 0, 20])
+
+    batches = [rows.tolist() for rows in batch_by_length(lengths, 3, max_actions=60)]
+
+    assert batches == [[3, 1, 4], [0], [2]]  # 3 x 20 actions fit; 2 x 100 would not, and 100 alone must
 
 
 def test_no_rows_give_no_results(bundle, requests_batch, catalogue):
