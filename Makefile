@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -150,6 +150,9 @@ bench-generation: setup ## 10^5 generated POIs: live as of their request, and th
 
 bench-poison: setup ## One row in a thousand makes the model fail: what is lost, and what does it cost?
 	@$(PY) -m tests.bench.poison
+
+bench-gpu: setup ## Do tasks of a standalone cluster take the GPU that a discovery script tells of? Needs no GPU
+	@$(PY) -m tests.bench.gpu_tasks
 
 bench-resume: setup ## Kills 40 trainings at random steps and resumes them: are the weights equal, bit for bit?
 	@$(PY) -m tests.bench.resume

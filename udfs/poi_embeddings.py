@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.tables import POI_EMBEDDINGS
+from etl.session import compute_once
 from models.inference import encode_pois
 from udfs.feature_rows import (
     FeatureBuild,
@@ -61,7 +62,7 @@ def build_poi_embeddings(
     """Plans the vectors of the day; arguments as in `build_user_embeddings`, from `poi_index`."""
     earlier = (F.col("model_version") == model.model_version) & (F.col("day") < F.lit(day))
     known = keep_known(poi_index, day=day, index_version=model.index_version)
-    todo = pending_pois(known, embedded.where(earlier), day=day)
+    todo = compute_once(pending_pois(known, embedded.where(earlier), day=day))
     ordered = todo.repartition(num_partitions, "poi_id").sortWithinPartitions(
         "block_id", "inner_id", "poi_id"
     )

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 
 from conf.tables import HISTORY_NAMES, USER_EMBEDDINGS
 from etl.commits import last_commits
+from etl.session import compute_once
 from models.inference import encode_users
 from udfs.feature_rows import (
     FeatureBuild,
@@ -105,7 +106,7 @@ def build_user_embeddings(
         num_partitions: tasks.
     """
     earlier = (F.col("model_version") == model.model_version) & (F.col("day") < F.lit(day))
-    todo = pending_users(sequences, embedded.where(earlier), day=day)
+    todo = compute_once(pending_users(sequences, embedded.where(earlier), day=day))
     states = sequences.withColumnRenamed("day", "sequence_day").join(todo, ["user_id", "sequence_day"])
     emitted = arrange_states(states, num_partitions=num_partitions).mapInArrow(
         partial(embed_users, model=model, micro_batch=micro_batch),

@@ -1,7 +1,7 @@
 """Input tables of the feature jobs with random users and POIs, written straight to Delta, and the jobs run on them."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -86,20 +86,23 @@ class Users:
 
 
 def make_slots(numbers: IntArray, places: IntArray, *, day: date, **changes: object) -> pa.Table:
-    """Returns slots of `poi_index` for POIs of these numbers at these places of the layout, opened on the day."""
+    """Returns slots of `poi_index` for POIs of these numbers at these places of the layout, opened on the day.
+
+    Changes are a value for all, or a list with one for each.
+    """
     blocks, inners = places // LAYOUT.max_inner, places % LAYOUT.max_inner
-    row: Mapping[str, object] = {
+    row: dict[str, object] = {
         "index_version": 1, "valid_from": day, "valid_to": None, "indexed_day": day, "closed_day": None, "name": "POI",
-        "text": "POI", "changed_day": day, "past_details": None, "is_simulated": True, **changes,
+        "text": "POI", "changed_day": day, "past_details": None, "is_simulated": True,
+        "poi_id": [f"p{number:06d}" for number in numbers], "block_id": blocks.tolist(), "inner_id": inners.tolist(),
+        "poi_lon": (4.9 + 0.0002 * blocks).tolist(), "poi_lat": (52.3 + 0.0002 * inners).tolist(),
+        "category_id": ((blocks * 31 + inners) % LAYOUT.num_categories).tolist(),
     }  # fmt: skip
-    types = {"valid_to": pa.date32(), "closed_day": pa.date32(), "past_details": pa.string()}
-    own = {
-        "poi_id": [f"p{number:06d}" for number in numbers], "block_id": blocks, "inner_id": inners,
-        "poi_lon": 4.9 + 0.0002 * blocks, "poi_lat": 52.3 + 0.0002 * inners,
-        "category_id": (blocks * 31 + inners) % LAYOUT.num_categories,
-    }  # fmt: skip
-    constants = {name: pa.array([value] * len(numbers), types.get(name)) for name, value in row.items()}
-    return pa.table({**own, **constants})
+    every = {
+        name: value if isinstance(value, list) else [value] * len(numbers)
+        for name, value in {**row, **changes}.items()
+    }
+    return pa.table({name: pa.array(values) for name, values in every.items()})
 
 
 def write(spark: SparkSession, root: str, name: str, rows: pa.Table, day: date) -> None:

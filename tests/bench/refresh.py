@@ -60,6 +60,7 @@ class City:
         self.sizes = np.maximum(1, lengths // 2)
         self.free = self.rng.permutation(LAYOUT.num_blocks * LAYOUT.max_inner)
         self.places: dict[int, int] = {}
+        self.opened: dict[int, date] = {}
         self.acted: dict[date, IntArray] = {}
         self._deliver(FIRST_DAY, np.arange(len(lengths)), self._open(FIRST_DAY, num_pois))
 
@@ -70,12 +71,11 @@ class City:
         self.sizes[users] = np.minimum(self.sizes[users] + more, self.users.lengths[users])
         chosen = self.rng.choice(sorted(self.places), 3 * changed_pois, replace=False)
         closed, moved, filed = np.split(chosen, 3)
-        slots = [self._close(day, np.concatenate([closed, moved])), self._open(day, changed_pois)]
-        for number in closed:
-            del self.places[int(number)]
-        slots.append(self._open(day, changed_pois, moved))
-        at = np.array([self.places[int(number)] for number in filed], np.int64)
-        slots.append(make_slots(filed, at, day=FIRST_DAY, category_id=1, changed_day=day))
+        slots = [self._change(day, np.concatenate([closed, moved]), valid_to=day, closed_day=day)]
+        slots += [self._open(day, changed_pois), self._open(day, changed_pois, moved)]
+        for number in closed.tolist():
+            del self.places[number]
+        slots.append(self._change(day, filed, category_id=1))
         self._deliver(day, users, pa.concat_tables(slots, promote_options="permissive"))
 
     def correct(self, day: date) -> None:
@@ -100,11 +100,15 @@ class City:
         numbers = np.arange(size) + max(self.places, default=-1) + 1 if numbers is None else numbers
         places, self.free = self.free[:size], self.free[size:]
         self.places |= dict(zip(numbers.tolist(), places.tolist(), strict=True))
+        self.opened |= dict.fromkeys(numbers.tolist(), day)
         return make_slots(numbers, places, day=day)
 
-    def _close(self, day: date, numbers: IntArray) -> pa.Table:
-        places = np.array([self.places[int(number)] for number in numbers], np.int64)
-        return make_slots(numbers, places, day=FIRST_DAY, valid_to=day, closed_day=day, changed_day=day)
+    def _change(self, day: date, numbers: IntArray, **changes: object) -> pa.Table:
+        places = np.array([self.places[number] for number in numbers.tolist()], np.int64)
+        opened = [self.opened[number] for number in numbers.tolist()]
+        return make_slots(
+            numbers, places, day=day, valid_from=opened, indexed_day=opened, changed_day=day, **changes
+        )
 
 
 def latest_vectors(spark: SparkSession, root: str, name: str, day: date) -> dict[str, np.ndarray]:
