@@ -107,7 +107,10 @@ def build_user_embeddings(
     """
     earlier = (F.col("model_version") == model.model_version) & (F.col("day") < F.lit(day))
     todo = compute_once(pending_users(sequences, embedded.where(earlier), day=day))
-    states = sequences.withColumnRenamed("day", "sequence_day").join(todo, ["user_id", "sequence_day"])
+    # Histories are large: only those days are read that are somebody's to do, on most nights one.
+    days = [row["sequence_day"] for row in todo.select("sequence_day").distinct().collect()]
+    of_days = sequences.where(F.col("day").isin(days)).withColumnRenamed("day", "sequence_day")
+    states = of_days.join(todo, ["user_id", "sequence_day"])
     emitted = arrange_states(states, num_partitions=num_partitions).mapInArrow(
         partial(embed_users, model=model, micro_batch=micro_batch),
         outcome_schema(USER_EMBEDDINGS, EMITTED),
