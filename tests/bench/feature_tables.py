@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
 from conf.cli import JobContext, JobSummary
-from conf.settings import FeatureSettings, Settings, SparkSettings, StorageSettings
+from conf.settings import Settings, SparkSettings, StorageSettings
 from conf.tables import TABLES
 from etl.contracts import spark_schema
 from etl.session import open_session
@@ -25,13 +25,17 @@ NUM_CORES = 2
 IntArray = NDArray[np.int64]
 
 
-def settings_for(root: str, *, num_tasks: int = 8, **features: object) -> Settings:
-    """Returns settings with a task slot per core and the feature jobs' defaults."""
-    spark = SparkSettings(master=f"local[{NUM_CORES}]", driver_memory="2g", shuffle_partitions=num_tasks)
+def settings_for(root: str, *, num_tasks: int = 8, quick_start: bool = True) -> Settings:
+    """Returns settings with a task slot per core and the feature jobs' defaults; for a small city a quick start."""
+    spark = SparkSettings(
+        master=f"local[{NUM_CORES}]",
+        driver_memory="2g",
+        shuffle_partitions=num_tasks,
+        quick_start=quick_start,
+    )
     return Settings(
         spark=spark,
         storage=StorageSettings(root=f"{root}/warehouse", artifacts=f"{root}/artifacts"),
-        features=FeatureSettings.model_validate(features),
     )
 
 

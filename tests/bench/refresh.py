@@ -173,10 +173,10 @@ def measure_equality(spark: SparkSession, folder: Path, model: Path) -> tuple[fl
 
 def measure_cost(spark: SparkSession, folder: Path, model: Path, num_users: int) -> tuple[float, str]:
     """Returns the seconds of a night over those of a full refresh, and the notes."""
-    settings = settings_for(str(folder / "cost"))
+    settings = settings_for(str(folder / "cost"), num_tasks=4)
     lengths = np.exp(np.random.default_rng(1).uniform(np.log(20), np.log(300), num_users)).astype(np.int64)
     city = City(spark, settings, lengths, 2 * num_users)
-    few = settings_for(str(folder / "warm"))
+    few = settings_for(str(folder / "warm"), num_tasks=4)
     warm = City(spark, few, lengths[:64], 100)
     for number in range(2):  # workers, model, plans
         if number:
@@ -220,7 +220,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="refresh-") as work:
         folder = Path(work)
-        spark = open_features(settings_for(work))
+        spark = open_features(settings_for(work, num_tasks=4))
         if options.what == "equal":
             write_bundle(folder, random_decoder(TINY))
             value, notes = measure_equality(spark, folder, folder / "bundle")

@@ -152,7 +152,7 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="udf-") as folder:
         write_bundle(Path(folder), random_decoder(SERVING))
-        settings = settings_for(folder, num_tasks=NUM_TASKS)
+        settings = settings_for(folder, num_tasks=NUM_TASKS, quick_start=False)
         started = time.perf_counter()
         spark = open_features(settings)
         session_s = time.perf_counter() - started
