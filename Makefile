@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -107,7 +107,7 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-conservation bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-conservation bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(WORK)
@@ -184,6 +184,22 @@ bench-index: setup ## Grid cells of 10^6 points beside an oracle of another kind
 
 bench-leaks: setup ## Ranking samples beside a brute-force scan of planted futures
 	@$(PY) -m tests.bench.leaks
+
+bench-erasure: setup ## Erases 100 users of a simulated city: are their ids left in the raw bytes of anything kept?
+	@$(PY) -m tests.bench.erasure_hits
+
+bench-rates: setup ## Rows per core second of each stage, and docs/scale.md computed from them [after make bench-train]
+	@$(PY) -m tests.bench.scale_rates
+	@$(PY) -m tests.bench.scale_on_paper
+
+bench-skew: setup ## Tries to publish feature tables of two models or indexes in every way: is each refused?
+	@$(PY) -m tests.bench.skewed_publishes
+
+bench-cluster: setup ## Two nights on a Spark standalone cluster of two workers: the tables of a local run?
+	@$(PY) -m tests.bench.cluster_equals_local
+
+bench-dag-clears: setup .venv-airflow/.stamp ## Airflow's night with every task killed once or cleared: equal digests?
+	@$(PY) -m tests.bench.dag_clears
 
 bench-dags: setup .venv-airflow/.stamp ## Seconds that Airflow takes to parse the DAG files
 	@$(PY) -m tests.bench.dag_parse

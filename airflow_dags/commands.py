@@ -7,6 +7,8 @@ Airflow lives in an environment of its own, so the machine that runs the tasks s
     SPACETIME_CONF     settings layers over conf/base.yaml, separated by ':' (read by the jobs)
     SPACETIME_SOURCE   reader of raw tables: synthetic, checkins, tsmc, getnext or actions
     SPACETIME_RECIPE   model recipe of the training DAG
+    SPACETIME_MAX_AGE_H  hours after which a release is too old (default 36: one night may fail)
+    SPACETIME_RETRY_S  seconds before the first retry, doubled for the next (default 60)
 """
 
 import os
@@ -21,6 +23,8 @@ PYTHON = os.environ.get("SPACETIME_PYTHON", "python")
 HOME = os.environ.get("SPACETIME_HOME", str(Path(__file__).resolve().parents[1]))
 SOURCE = os.environ.get("SPACETIME_SOURCE", "synthetic")
 RECIPE = os.environ.get("SPACETIME_RECIPE", "conf/models/tiny.yaml")
+MAX_AGE_H = os.environ.get("SPACETIME_MAX_AGE_H", "36")
+RETRY_S = float(os.environ.get("SPACETIME_RETRY_S", "60"))
 
 FEATURES = "features"
 TRAINING = "training"
@@ -51,7 +55,7 @@ class JobRetryPolicy(RetryPolicy):
 DEFAULT_ARGS = {
     "owner": "spacetime-gr",
     "retries": 2,
-    "retry_delay": timedelta(minutes=1),
+    "retry_delay": timedelta(seconds=RETRY_S),
     "retry_exponential_backoff": True,
     "retry_policy": JobRetryPolicy(),
     "execution_timeout": timedelta(hours=6),

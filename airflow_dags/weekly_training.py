@@ -1,8 +1,10 @@
 """Trains a challenger on everything up to yesterday and promotes it if it passes the gate.
 
 **Reads** sequences and impressions. **Writes** the three sample tables of the day, an MLflow parent run with
-a child per stage, and a registered model version with alias `challenger`; it becomes `champion` only if it
-beats what the gate asks for on the same rows. The nightly DAG picks up the champion on its next run.
+a child per stage, and a registered model version with alias `challenger`; it becomes `champion` only if the
+gate lets it: it beats popularity and is not below the champion on the same rows, its clicks are calibrated no
+worse, and one candidate gets one score however asked. A refusal leaves the champion and says why in the log and
+in the version's tags. The nightly DAG picks up the champion on its next run.
 
 Training goes on from its last checkpoint when `train` is retried.
 """

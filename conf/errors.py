@@ -306,6 +306,51 @@ class NoReleaseError(SpacetimeError):
         )
 
 
+class ReleaseWithdrawnError(SpacetimeError):
+    """A reader asked for a release whose tables are gone."""
+
+    exit_code = 2
+
+    def __init__(self, *, root: str, release_id: int, reason: str) -> None:
+        self.root, self.release_id, self.reason = root, release_id, reason
+        super().__init__(
+            f"release {release_id} at {root} was withdrawn: {reason}. The table versions that it pins no longer exist, "
+            "so it can neither be read nor gone back to. Read the current release; python -m udfs releases lists which "
+            "there are."
+        )
+
+
+class StaleReleaseError(SpacetimeError):
+    """Readers have been looking at the same release for too long."""
+
+    exit_code = 3
+
+    def __init__(self, *, release_id: int, day: str, age_hours: float, max_age_hours: float) -> None:
+        self.release_id, self.day, self.age_hours, self.max_age_hours = (
+            release_id,
+            day,
+            age_hours,
+            max_age_hours,
+        )
+        super().__init__(
+            f"the current release {release_id} (day {day}) was published {age_hours:.1f} hours ago, more than the "
+            f"{max_age_hours:g} allowed. Readers still get it, but what users have done since is missing from their "
+            "features. Look for the nightly run that failed, hangs or never began, and clear it."
+        )
+
+
+class ErasureIncompleteError(SpacetimeError):
+    """Something kept still tells of erased users."""
+
+    def __init__(self, *, run_id: str, places: Sequence[str], record: str | Path) -> None:
+        self.run_id, self.places, self.record = run_id, tuple(places), str(record)
+        super().__init__(
+            f"erasure {run_id} is not complete: {'; '.join(places)} still tell of the users (record {record}). They "
+            "have a right to be forgotten everywhere, and what was removed so far stays removed. Stop jobs that write "
+            "these tables, remove files that are named here by hand, and run the same command again."
+        )
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 

@@ -655,6 +655,20 @@ RELEASES = TableContract(
     ),
 )
 
+WITHDRAWALS = TableContract(
+    name="withdrawals",
+    grain="one release that can no longer be read, and why",
+    key=("release_id",),
+    write="log",
+    partition_by=(),
+    columns=(
+        Column("release_id", "bigint", "release that was withdrawn", low=1),
+        Column("withdrawn_ts_ms", "bigint", "when, epoch milliseconds UTC", low=0),
+        Column("reason", "string", "why the versions that it pins are gone, in words"),
+        RUN_ID,
+    ),
+)
+
 TABLES: dict[str, TableContract] = {
     table.name: table
     for table in (
@@ -680,6 +694,7 @@ TABLES: dict[str, TableContract] = {
         POI_CANDIDATES,
         TABLE_STATISTICS,
         RELEASES,
+        WITHDRAWALS,
     )
 }
 FEATURE_TABLES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")

@@ -7,6 +7,15 @@ from pyspark.sql.types import ArrayType, StructField, StructType, _parse_datatyp
 from conf.errors import SchemaError
 from conf.tables import Column, TableContract
 
+TABLE_PROPERTIES = {
+    # Training reads tables with the deltalake library, which knows none of these two features.
+    "delta.enableDeletionVectors": "false",
+    "delta.columnMapping.mode": "none",
+    # Releases and trainings pin versions, and Delta would forget them after 30 days (etl/retention.py frees the files).
+    "delta.logRetentionDuration": "interval 3650 days",
+}
+"""What a table is made with."""
+
 
 def spark_schema(contract: TableContract) -> StructType:
     """Returns the Spark schema of a table: types, nullability, comments."""

@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 
 from conf.errors import ConflictingWriteError, ContractViolatedError, DuplicateKeyError, MissingInputError
 from conf.tables import TABLES, TableContract
-from etl.contracts import as_field, check_constraints, conform, digest_table
+from etl.contracts import TABLE_PROPERTIES, as_field, check_constraints, conform, digest_table
 
 LOGGER = logging.getLogger(__name__)
 CATALOG_PREFIX = "catalog:"
@@ -238,10 +238,8 @@ def _create_if_missing(spark: SparkSession, contract: TableContract, root: str) 
         builder = builder.partitionedBy(*contract.partition_by)
     for constraint, condition in check_constraints(contract).items():
         builder = builder.property(f"delta.constraints.{constraint}", condition)
-    # Training reads tables with the deltalake library, which knows none of these two features.
-    builder = builder.property("delta.enableDeletionVectors", "false").property(
-        "delta.columnMapping.mode", "none"
-    )
+    for key, value in TABLE_PROPERTIES.items():
+        builder = builder.property(key, value)
     # Another run may make the table at this moment, by the same contract: then it is there.
     with contextlib.suppress(*_CONFLICTS):
         builder.execute()

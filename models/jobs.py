@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from conf.errors import MissingInputError, NoTrainingDataError
 from conf.settings import CONF_DIR
 from models.bundle import ModelBundle, load_bundle, resolve_model
 from models.catalogue import CATALOGUE_COLUMNS, Catalogue
+from models.click_gate import judge_clicks
 from models.config import load_recipe
 from models.dataset import TableAt, read_table
 from models.evaluate import (
@@ -222,14 +223,20 @@ def _register(
     champion = find_champion(context.settings, bundle.layout.index_version)
     rows = held_out or read_evaluation_rows(training, "val", bundle)
     verdict = judge_challenger(rows, bundle, champion, choice=choice)
+    shown = _read_impressions(training, "val")
+    clicks = judge_clicks(shown, bundle, champion) if shown is not None else None
+    found: dict[str, object] = {"click_gate": asdict(clicks) if clicks else None}
+    if clicks:
+        verdict = replace(verdict, reasons=verdict.reasons + clicks.reasons)
     if context.dry_run:
-        return {"gate": asdict(verdict)}
+        return {"gate": asdict(verdict), **found}
     strict = getattr(context.options, "strict", False)
     registration = register_bundle(bundle, verdict, context.settings, log, strict=strict)
     return {
         "model_version": registration.model_version,
         "is_champion": registration.is_champion,
         "gate": asdict(verdict),
+        **found,
     }
 
 

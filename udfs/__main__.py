@@ -7,6 +7,8 @@ python -m udfs release --day 2026-03-01        these three in one session
 python -m udfs rollback                        back to the release before
 python -m udfs releases                        what was published when
 python -m udfs export --out FOLDER             Parquet and a FAISS index of a release
+python -m udfs vacuum                          frees what no release and no training pins
+python -m udfs erase --user ID                 removes a user from everything that is kept
 """
 
 import importlib
@@ -51,6 +53,32 @@ def add_export_options(parser: ArgumentParser) -> None:
         metavar="SPEC",
         help="FAISS index factory string; 'none' for Parquet only",
     )
+
+
+def add_age_option(parser: ArgumentParser) -> None:
+    """Adds `--max-age-hours`."""
+    parser.add_argument(
+        "--max-age-hours",
+        type=float,
+        metavar="H",
+        help="fail if the current release is older; empty: any age",
+    )
+
+
+def add_vacuum_options(parser: ArgumentParser) -> None:
+    """Adds `--hours` and `--keep-releases`."""
+    parser.add_argument(
+        "--hours", type=float, default=168.0, help="versions that were the latest within so many hours stay"
+    )
+    parser.add_argument(
+        "--keep-releases", type=int, metavar="N", help="withdraw all but the last N releases; empty: keep all"
+    )
+
+
+def add_user_options(parser: ArgumentParser) -> None:
+    """Adds `--user` and `--users`."""
+    parser.add_argument("--user", action="append", default=[], metavar="ID", help="user to erase; repeatable")
+    parser.add_argument("--users", type=Path, metavar="FILE", help="file of users to erase, one id a line")
 
 
 def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:
@@ -142,9 +170,22 @@ JOBS = {
         add_options=add_export_options,
         needs_day=False,
     ),
+    "vacuum": Job(
+        help="deletes files of tables that neither a release nor a training pins; may withdraw old releases first",
+        run=release_job("udfs.vacuum", "run_vacuum"),
+        add_options=add_vacuum_options,
+        needs_day=False,
+    ),
+    "erase": Job(
+        help="removes users from every table, version, log, report and artefact, and proves it",
+        run=release_job("udfs.erase", "run_erase"),
+        add_options=add_user_options,
+        needs_day=False,
+    ),
     "releases": Job(
-        help="lists what was published",
+        help="lists what was published; exit 3 if the current release is older than --max-age-hours",
         run=release_job("udfs.list_releases", "run_releases"),
+        add_options=add_age_option,
         needs_day=False,
     ),
 }

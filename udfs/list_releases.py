@@ -1,6 +1,7 @@
 """Shows the log of releases as a table: what was published when, from which versions, what was taken back."""
 
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -8,16 +9,22 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.cli import JobContext, JobSummary
+from conf.errors import StaleReleaseError
 from etl.session import open_session
 from etl.storage import CATALOG_PREFIX
-from udfs.release_log import Release, load_releases
+from udfs.release_log import Release, find_release, load_releases
 
 LOG_WIDTH = 140
 """Columns of the table where it is not printed in a terminal."""
 
 
 def run_releases(context: JobContext) -> JobSummary:
-    """Prints all releases to stderr, the current one marked."""
+    """Prints all releases to stderr, the current one marked.
+
+    Raises:
+        NoReleaseError: an age was asked for, and there is no release.
+        StaleReleaseError: the current release is older than that.
+    """
     root = context.settings.storage.root
     # A folder is read without Spark, which takes as long to start as all the rest.
     is_folder = "://" not in root and not root.startswith(CATALOG_PREFIX)
@@ -25,7 +32,28 @@ def run_releases(context: JobContext) -> JobSummary:
     releases = load_releases(spark, root)
     width = None if sys.stderr.isatty() else LOG_WIDTH
     Console(file=sys.stderr, width=width).print(build_listing(releases))
-    return JobSummary(rows_in=len(releases), notes={"current": releases[-1].release_id if releases else None})
+    current = find_current(releases)
+    max_age = context.options.max_age_hours
+    if max_age is not None:
+        refuse_old(find_release(releases, root), max_age_hours=max_age, now_ms=time.time_ns() // 1_000_000)
+    return JobSummary(rows_in=len(releases), notes={"current": current.release_id if current else None})
+
+
+def refuse_old(current: Release, *, max_age_hours: float, now_ms: int) -> None:
+    """Raises StaleReleaseError if the release was published too long ago."""
+    age_hours = (now_ms - current.published_ts_ms) / 3_600_000
+    if age_hours > max_age_hours:
+        raise StaleReleaseError(
+            release_id=current.release_id,
+            day=str(current.day),
+            age_hours=age_hours,
+            max_age_hours=max_age_hours,
+        )
+
+
+def find_current(releases: Sequence[Release]) -> Release | None:
+    """Returns what readers see: the last release that was not withdrawn."""
+    return next((release for release in reversed(releases) if not release.withdrawn), None)
 
 
 def build_listing(releases: Sequence[Release]) -> Table:
@@ -33,8 +61,9 @@ def build_listing(releases: Sequence[Release]) -> Table:
     listing = Table(
         "release", "day", "published (UTC)", "model", "index", "takes back", "simulated", "tables at version"
     )
+    current = find_current(releases)
     for release in releases:
-        mark = " (current)" if release == releases[-1] else ""
+        mark = " (current)" if release == current else " (withdrawn)" if release.withdrawn else ""
         published = datetime.fromtimestamp(release.published_ts_ms / 1000, UTC)
         listing.add_row(
             f"{release.release_id}{mark}",

@@ -10,8 +10,9 @@ import logging
 import time
 from dataclasses import asdict, replace
 from datetime import date
+from functools import reduce
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
@@ -38,8 +39,16 @@ def run_publish(context: JobContext) -> JobSummary:
     root = settings.storage.root
     spark = open_session(settings, f"spacetime-gr publish {context.day}")
     versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
-    refuse_skew(spark, root, versions, day=context.day)
+    stamps = refuse_skew(spark, root, versions, day=context.day)
     audit = require_passed_audit(settings.storage.artifacts, versions, day=context.day)
+    if stamps and (audit.model_version, audit.index_version) not in stamps:
+        ((model_version, index_version),) = stamps
+        found = (
+            f"the rows are by model {model_version} on index {index_version}, but the audit tells of model "
+        )
+        raise ReleaseSkewError(
+            day=str(context.day), found=f"{found}{audit.model_version} on index {audit.index_version}"
+        )
     assert audit.model_version is not None, "a passed audit has found exactly one model"
     assert audit.index_version is not None, "and one index version"
     releases = load_releases(spark, root)
@@ -85,17 +94,26 @@ def run_rollback(context: JobContext) -> JobSummary:
     return append_release(spark, context, release)
 
 
-def refuse_skew(spark: SparkSession, root: str, versions: dict[str, int], *, day: date) -> None:
+def refuse_skew(
+    spark: SparkSession, root: str, versions: dict[str, int], *, day: date
+) -> set[tuple[str, int]]:
     """Checks that the day's rows of all feature tables, and the vectors beside them, are of one model.
+
+    Returns:
+        The pair of model and index version behind the day's rows; empty if there is no row.
 
     Raises:
         ReleaseSkewError: they are not.
     """
     stamps: dict[tuple[str, int], set[str]] = {}
-    for name in FEATURE_TABLES:
-        rows = read_table(spark, root, name, version=versions[name]).where(F.col("day") == F.lit(day))
-        for row in rows.select("model_version", "index_version").distinct().collect():
-            stamps.setdefault((row["model_version"], row["index_version"]), set()).add(name)
+    of_tables = [
+        read_table(spark, root, name, version=versions[name])
+        .where(F.col("day") == F.lit(day))
+        .select(F.lit(name).alias("table"), "model_version", "index_version")
+        for name in FEATURE_TABLES
+    ]
+    for row in reduce(DataFrame.unionAll, of_tables).distinct().collect():
+        stamps.setdefault((row["model_version"], row["index_version"]), set()).add(row["table"])
     if len(stamps) > 1:
         found = "; ".join(
             f"{', '.join(sorted(names))} by model {model} on index {index}"
@@ -104,6 +122,7 @@ def refuse_skew(spark: SparkSession, root: str, versions: dict[str, int], *, day
         raise ReleaseSkewError(day=str(day), found=found)
     for model_version, _ in stamps:
         _refuse_vectors_of_others(spark, root, versions, day=day, model_version=model_version)
+    return set(stamps)
 
 
 def require_passed_audit(artifacts: str, versions: dict[str, int], *, day: date) -> Audit:
@@ -116,6 +135,8 @@ def require_passed_audit(artifacts: str, versions: dict[str, int], *, day: date)
     audit = load_audit(artifacts, day)
     if audit is None:
         raise AuditMissingError(day=str(day), record=path, problem="the day was never audited")
+    if audit.day != str(day):
+        raise AuditMissingError(day=str(day), record=path, problem=f"the record is of {audit.day}")
     changed = [name for name in FEATURE_TABLES if audit.table_versions.get(name) != versions[name]]
     if changed:
         raise AuditMissingError(
@@ -143,15 +164,20 @@ def has_same_rows(spark: SparkSession, root: str, one: Release, other: Release) 
     return all(_digest(spark, root, one, name) == _digest(spark, root, other, name) for name in names)
 
 
-def append_release(spark: SparkSession, context: JobContext, release: Release) -> JobSummary:
-    """Appends a release, stamped with the clock: the one moment at which it becomes visible."""
+def append_release(spark: SparkSession, context: JobContext, *releases: Release) -> JobSummary:
+    """Appends releases, stamped with the clock: the one moment at which the last of them becomes the current one."""
+    release = releases[-1]
     summary = JobSummary(
         rows_out=1, notes={"release_id": release.release_id, "is_new": True, "day": str(release.day)}
     )
     if context.dry_run:
         return summary
-    published = replace(release, published_ts_ms=time.time_ns() // 1_000_000)
-    frame = spark.createDataFrame([asdict(published)], spark_schema(RELEASES))
+    now = time.time_ns() // 1_000_000
+    rows = [asdict(replace(each, published_ts_ms=now)) for each in releases]
+    columns = RELEASES.column_names
+    frame = spark.createDataFrame(
+        [tuple(row[column] for column in columns) for row in rows], spark_schema(RELEASES)
+    )
     root = context.settings.storage.root
     version = append_log(frame, "releases", root, run_id=context.run_id, job=context.job, day=release.day)
     summary.tables["releases"] = version

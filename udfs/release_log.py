@@ -7,13 +7,14 @@ imported, so that a reader of features stays light.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 from pyspark.sql import SparkSession
 
-from conf.errors import MissingInputError, NoReleaseError
+from conf.errors import MissingInputError, NoReleaseError, ReleaseWithdrawnError
 from etl.storage import CATALOG_PREFIX, read_table, table_exists, table_location
 
 
@@ -30,6 +31,8 @@ class Release:
     rollback_of: int | None
     run_id: str
     is_simulated: bool
+    withdrawn: str = ""
+    """Why it can no longer be read; empty if it can. Kept in table `withdrawals`, as the log never changes a row."""
 
     def has_content_of(self, other: "Release") -> bool:
         """Tells whether readers see the same rows through both releases, by versions alone."""
@@ -39,16 +42,12 @@ class Release:
 
 def load_releases(spark: SparkSession | None, root: str) -> list[Release]:
     """Reads all releases, oldest first; empty if none was ever published."""
-    if spark is not None:
-        if not table_exists(spark, root, "releases"):
-            return []
-        rows = [row.asDict() for row in read_table(spark, root, "releases").collect()]
-    else:
-        try:
-            rows = read_arrow(root, "releases").to_pylist(maps_as_pydicts="strict")
-        except MissingInputError:
-            return []
-    return sorted((Release(**row) for row in rows), key=lambda release: release.release_id)
+    reasons = {row["release_id"]: row["reason"] for row in _load_log(spark, root, "withdrawals")}
+    releases = [
+        Release(**row, withdrawn=reasons.get(row["release_id"], ""))
+        for row in _load_log(spark, root, "releases")
+    ]
+    return sorted(releases, key=lambda release: release.release_id)
 
 
 def find_release(releases: Sequence[Release], root: str, release_id: int | None = None) -> Release:
@@ -56,18 +55,22 @@ def find_release(releases: Sequence[Release], root: str, release_id: int | None 
 
     Raises:
         NoReleaseError: there is none, or none of this number.
+        ReleaseWithdrawnError: the one asked for can no longer be read.
     """
-    if releases and release_id is None:
-        return releases[-1]
+    readable = [release for release in releases if not release.withdrawn]
+    if readable and release_id is None:
+        return readable[-1]
     for release in releases:
         if release.release_id == release_id:
+            if release.withdrawn:
+                raise ReleaseWithdrawnError(root=root, release_id=release_id, reason=release.withdrawn)
             return release
     wanted = "the current release" if release_id is None else f"release {release_id}"
     raise NoReleaseError(root=root, wanted=wanted, known=[release.release_id for release in releases])
 
 
 def find_previous(releases: Sequence[Release], root: str) -> Release:
-    """Returns the release that a rollback goes to: the last before the current that was not taken back.
+    """Returns the release that a rollback goes to: the last readable one before the current that was not taken back.
 
     Raises:
         NoReleaseError: there is nothing to go back to.
@@ -85,6 +88,7 @@ def find_previous(releases: Sequence[Release], root: str) -> Release:
         if release.rollback_of is None
         and release.release_id < current.release_id
         and release.release_id not in taken_back
+        and not release.withdrawn
     ]
     if not earlier:
         known = [release.release_id for release in releases]
@@ -121,6 +125,19 @@ def read_arrow(
             needed_by="A reader without Spark",
             remedy="Check the table root.",
         ) from error
+
+
+def _load_log(spark: SparkSession | None, root: str, name: str) -> list[dict[str, Any]]:
+    """Reads all rows of a log table; none if it was never written."""
+    if spark is not None:
+        if not table_exists(spark, root, name):
+            return []
+        return [row.asDict() for row in read_table(spark, root, name).collect()]
+    try:
+        rows: list[dict[str, Any]] = read_arrow(root, name).to_pylist(maps_as_pydicts="strict")
+    except MissingInputError:
+        return []
+    return rows
 
 
 def _origin(release: Release, releases: Sequence[Release]) -> Release:

@@ -26,7 +26,12 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_every_file_parses(parsed: dict) -> None:
     assert parsed["errors"] == {}
-    assert sorted(parsed["dags"]) == ["backfill_day", "nightly_features", "weekly_training"]
+    assert sorted(parsed["dags"]) == [
+        "backfill_day",
+        "nightly_features",
+        "release_freshness",
+        "weekly_training",
+    ]
 
 
 def test_parsing_takes_less_than_two_seconds(parsed: dict) -> None:

@@ -66,6 +66,13 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "IndexVersionError": {"model_uri": "models:/spacetime-gr/3", "trained_on": 1, "found": 2},
     "CapacityError": {"model_uri": "models:/spacetime-gr/3", "what": "blocks", "capacity": 512, "found": 513},
     "FingerprintError": {"path": PATH, "expected": "00ff00ff00ff00ff", "found": "11ee11ee11ee11ee"},
+    "ReleaseWithdrawnError": {
+        "root": "warehouse",
+        "release_id": 3,
+        "reason": "users were erased from raw_actions",
+    },
+    "StaleReleaseError": {"release_id": 3, "day": DAY, "age_hours": 40.25, "max_age_hours": 36.0},
+    "ErasureIncompleteError": {"run_id": "erase-1", "places": ("raw_actions: 2 rows",), "record": PATH},
     "ReleaseSkewError": {"day": DAY, "found": "user_embeddings of model 3, poi_embeddings of model 4"},
     "NoReleaseError": {"root": "warehouse", "wanted": "release 9", "known": (1, 2)},
     "NoTrainingDataError": {

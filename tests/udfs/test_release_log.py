@@ -1,10 +1,12 @@
 """Which release is current and where a rollback goes; no Spark, no tables."""
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
 
-from conf.errors import AuditMissingError, NoReleaseError
+from conf.errors import AuditMissingError, NoReleaseError, ReleaseWithdrawnError, StaleReleaseError
+from udfs.list_releases import refuse_old
 from udfs.release_log import Release, find_previous, find_release
 
 
@@ -63,3 +65,22 @@ def test_text_of_a_publish_without_an_audit():
         "nothing was published and readers still see the last release. Run python -m udfs audit --day "
         "2026-03-01, then publish again."
     )
+
+
+def test_an_old_release_raises_the_alarm() -> None:
+    current = release(3, 3)
+    hours_36 = current.published_ts_ms + 36 * 3_600_000
+
+    refuse_old(current, max_age_hours=36, now_ms=hours_36)
+    with pytest.raises(StaleReleaseError, match="release 3"):
+        refuse_old(current, max_age_hours=36, now_ms=hours_36 + 1)
+
+
+def test_a_withdrawn_release_is_neither_current_nor_gone_back_to() -> None:
+    withdrawn = replace(release(2, 2), withdrawn="users were erased")
+    releases = [release(1, 1), withdrawn, release(3, 3)]
+
+    assert find_previous(releases, "root").release_id == 1
+    assert find_release(releases[:2], "root").release_id == 1
+    with pytest.raises(ReleaseWithdrawnError, match="users were erased"):
+        find_release(releases, "root", 2)

@@ -1,0 +1,152 @@
+"""What Delta keeps beyond the rows of today: old files, and a log that tells of them. Frees what nothing pins.
+
+`vacuum_table` deletes data files that no version to be kept needs. Spark's own VACUUM knows an age only; which
+versions a release or a training still reads is known here. `forget_history` makes the present version the first: the
+files of all others go, and so does the log, whose statistics hold the smallest and largest value of every column. The
+log is written by Spark and tended by the `deltalake` library and the file system, so the root must be a folder or a
+URI that pyarrow opens, or a metastore's table that lies in one.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote, urlparse
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from delta.tables import DeltaTable as SparkDeltaTable
+from deltalake import DeltaTable
+from pyarrow import fs
+from pyspark.sql import SparkSession
+
+from etl.storage import CATALOG_PREFIX, table_location, table_version
+
+HISTORY_STARTS = "spacetime.historyStarts"
+"""Table property: the version before which nothing was kept."""
+_LOG_FILE = re.compile(r"\.?(\d{20})\.")
+"""Commits, checkpoints and checksums begin with their version; Hadoop's checksums of them with a dot before it."""
+
+
+def table_path(spark: SparkSession, root: str, name: str) -> str:
+    """Returns the folder or URI of a table's files, whether it is known by path or by a metastore."""
+    location = table_location(root, name)
+    if root.startswith(CATALOG_PREFIX):
+        row = SparkDeltaTable.forName(spark, location).detail().select("location").first()
+        assert row is not None, "a table that exists has a location"
+        location = str(row["location"])
+    return re.sub("^s3a://", "s3://", location)  # Hadoop's word for what all others call s3
+
+
+def vacuum_table(
+    path: str, *, keep_versions: Sequence[int], hours: float, dry_run: bool = False
+) -> list[str]:
+    """Deletes data files that neither a version to be kept needs nor an age protects; commits nothing.
+
+    The `deltalake` library's own vacuum keeps versions too, but commits twice that it was made: an audited table would
+    then have changed since its audit.
+
+    Args:
+        path: folder or URI of the table.
+        keep_versions: versions that stay readable, as far as the log knows them; the latest one does anyway.
+        hours: versions that were the latest within so long stay, for jobs that are at them, and so do younger files,
+            for jobs that have not committed them yet.
+        dry_run: only tell.
+
+    Returns:
+        The files deleted, as paths of their file system.
+    """
+    system, folder = open_folder(path)
+    youngest = datetime.now(UTC) - timedelta(hours=hours)
+    kept: set[str] = set()
+    for version in _versions_kept(path, keep_versions, youngest):
+        kept |= {_path_of(uri) for uri in DeltaTable(path, version=version).file_uris()}
+    gone = [
+        info.path
+        for info in system.get_file_info(fs.FileSelector(folder, recursive=True))
+        if info.is_file and _is_data_file(info.path.removeprefix(folder)) and info.mtime <= youngest
+        and _path_of(info.path) not in kept
+    ]  # fmt: skip
+    for file in gone if not dry_run else []:
+        system.delete_file(file)
+        _delete_checksum(system, file)
+    return gone
+
+
+def start_history_anew(spark: SparkSession, root: str, name: str) -> int:
+    """Commits a version with the same rows that tells nothing of the files before it; returns it.
+
+    The commit that deletes rows tells the statistics of the files that it removes, so it cannot be the first of a
+    history that must not know them.
+    """
+    location = table_location(root, name)
+    table = location if root.startswith(CATALOG_PREFIX) else f"delta.`{location}`"
+    start = table_version(spark, root, name) + 1
+    spark.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('{HISTORY_STARTS}' = '{start}')")
+    return start
+
+
+def forget_history(path: str) -> int:
+    """Deletes all data files and commits that the latest version does not need; returns the number of files.
+
+    Versions before it can no longer be read. A run that was killed can be repeated.
+    """
+    table = DeltaTable(path)
+    latest = table.version()
+    table.create_checkpoint()
+    gone = vacuum_table(path, keep_versions=(), hours=0)
+    system, folder = open_folder(path)
+    for info in system.get_file_info(fs.FileSelector(f"{folder}/_delta_log", recursive=True)):
+        match = _LOG_FILE.match(info.base_name)
+        if info.is_file and match and int(match.group(1)) < latest:
+            system.delete_file(info.path)
+            gone.append(info.path)
+    return len(gone)
+
+
+def read_log(path: str) -> Iterator[bytes]:
+    """Yields the content of every file of a table's log; of checkpoints, which are compressed, the decoded text."""
+    system, folder = open_folder(path)
+    for info in system.get_file_info(fs.FileSelector(f"{folder}/_delta_log", recursive=True)):
+        if not info.is_file:
+            continue
+        with system.open_input_file(info.path) as file:
+            if info.base_name.endswith(".parquet"):
+                yield _texts(pq.read_table(file)).encode()
+            else:
+                yield file.read()
+
+
+def open_folder(path: str) -> tuple[fs.FileSystem, str]:
+    """Returns the file system of a folder or URI, and the folder on it."""
+    if urlparse(path).scheme:
+        return fs.FileSystem.from_uri(path)
+    return fs.LocalFileSystem(), path
+
+
+def _versions_kept(path: str, pinned: Sequence[int], since: datetime) -> list[int]:
+    """Versions of the log that are pinned, and those that were the latest at `since` or after it."""
+    committed = {int(commit["version"]): int(commit["timestamp"]) for commit in DeltaTable(path).history()}
+    before = [version for version, ms in committed.items() if ms < since.timestamp() * 1000]
+    return sorted(version for version in committed if version in pinned or version >= max(before, default=0))
+
+
+def _is_data_file(path: str) -> bool:
+    """Files of the log, and whatever else begins with an underscore or a dot, are not the table's data."""
+    return path.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in path.split("/"))
+
+
+def _path_of(uri: str) -> str:
+    """The path of a file, whether it is told as a path or as a URI."""
+    return unquote(urlparse(uri).path)
+
+
+def _delete_checksum(system: fs.FileSystem, file: str) -> None:
+    """Deletes the checksum that Hadoop keeps beside a file of a local folder."""
+    folder, _, base = file.rpartition("/")
+    checksum = f"{folder}/.{base}.crc"
+    if system.get_file_info(checksum).is_file:
+        system.delete_file(checksum)
+
+
+def _texts(table: pa.Table) -> str:
+    return "\n".join(str(row) for row in table.to_pylist())
