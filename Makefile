@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -134,6 +134,25 @@ bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities, and a city with
 
 bench-parity: setup ## One candidate, one score: alone, among 300, any order, padding, batch, cache, trainer or feature job
 	@$(PY) -m tests.bench.parity
+
+bench-prefix: setup ## Ranking scores with the user part read once, beside a pass for each pair: speed and memory
+	@$(PY) -m tests.bench.prefix_sharing
+
+bench-udf: setup ## User embeddings through Spark beside plain torch: same rows, batches and cores [USERS=N]
+	@$(PY) -m tests.bench.udf_speed $(if $(USERS),--users $(USERS))
+
+bench-refresh: setup ## Nights that embed only what changed: equal to a full refresh? at what cost? [USERS=N]
+	@$(PY) -m tests.bench.refresh equal
+	@$(PY) -m tests.bench.refresh cost $(if $(USERS),--users $(USERS))
+
+bench-generation: setup ## 10^5 generated POIs: live as of their request, and the top k of a brute-force scan?
+	@$(PY) -m tests.bench.generation
+
+bench-poison: setup ## One row in a thousand makes the model fail: what is lost, and what does it cost?
+	@$(PY) -m tests.bench.poison
+
+bench-gpu: setup ## Do tasks of a standalone cluster take the GPU that a discovery script tells of? Needs no GPU
+	@$(PY) -m tests.bench.gpu_tasks
 
 bench-resume: setup ## Kills 40 trainings at random steps and resumes them: are the weights equal, bit for bit?
 	@$(PY) -m tests.bench.resume

@@ -230,6 +230,11 @@ class FeatureSettings(Section):
     model: str = Field("models:/spacetime-gr@champion", description="MLflow URI or folder of a model bundle")
     batch_rows: int = Field(512, ge=1, description="rows per Arrow batch")
     micro_batch: int = Field(64, ge=1, description="rows per forward pass")
+    max_actions: int = Field(
+        4096,
+        ge=1,
+        description="past actions per forward pass, padding included: bounds memory where pasts are long",
+    )
     top_k: int = Field(100, ge=1, description="POIs generated per request")
     text_encoder: str = Field(
         "models.text_encoder:load_wordllama",
@@ -238,7 +243,10 @@ class FeatureSettings(Section):
     max_failed_share: float = Field(
         0.05, ge=0, le=1, description="more rows that make the model fail stop the night"
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="bfloat16 = forward passes in it where the device has units for it; never on a CPU",
+    )
 
 
 class MlflowSettings(Section):

@@ -20,14 +20,16 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
 
     A later day that was replayed is judged with the catalogue of its replay again.
     """
-    root, name = context.settings.storage.root, "cleaned_actions"
-    is_current, later = _look_around(context, spark, name, as_of=as_of)
+    is_current, later = _look_around(context, spark, "cleaned_actions", as_of=as_of)
     summary = nightly.clean_day(context, spark, as_of=as_of, skip_equal=is_current)
-    behind = commits.days_behind(spark, root, name, later)
+    if not later:
+        return summary
+    seen = _read_commits(context, spark, "cleaned_actions")
+    behind = seen.behind(later)
     # Whatever is made anew leaves all days after it behind.
     due = [day for day in later if day >= behind[0]] if behind else []
-    made = commits.last_commits(spark, root, name) if due else {}
-    as_of_days = {day: commit.as_of for day, commit in made.items()}
+    made = {day: seen.of_day(day) for day in due}
+    as_of_days = {day: commit.as_of for day, commit in made.items() if commit is not None}
     return _run_later(
         context, summary, due, lambda c: nightly.clean_day(c, spark, as_of=as_of_days.get(c.day))
     )
@@ -35,10 +37,11 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
 
 def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
     """Makes the sequences of the day, then of later days whose actions have changed; see `nightly.sequence_day`."""
-    root, name = context.settings.storage.root, "action_sequences"
-    is_current, later = _look_around(context, spark, name)
+    is_current, later = _look_around(context, spark, "action_sequences")
     summary = nightly.sequence_day(context, spark, skip_equal=is_current)
-    due = commits.days_behind(spark, root, name, later)
+    if not later:
+        return summary
+    due = _read_commits(context, spark, "action_sequences").behind(later)
     return _run_later(context, summary, due, lambda c: nightly.sequence_day(c, spark))
 
 
@@ -46,13 +49,14 @@ def _look_around(
     context: JobContext, spark: SparkSession, name: str, *, as_of: date | None = None
 ) -> tuple[bool, list[date]]:
     """Tells whether the day is there as asked for and not behind, and which later days are there (dry: none)."""
-    root, day = context.settings.storage.root, context.day
-    known = commits.days_from(spark, root, name, day)
-    made = commits.last_commits(spark, root, name).get(day) if day in known else None
-    is_current = (
-        made is not None and made.as_of == as_of and not commits.days_behind(spark, root, name, [day])
-    )
-    return is_current, [] if context.dry_run else [other for other in known if other > day]
+    seen, day = _read_commits(context, spark, name), context.day
+    made = seen.of_day(day)
+    is_current = made is not None and made.as_of == as_of and not seen.behind([day])
+    return is_current, [] if context.dry_run else [other for other in seen.days if other > day]
+
+
+def _read_commits(context: JobContext, spark: SparkSession, name: str) -> commits.Commits:
+    return commits.read_commits(spark, context.settings.storage.root, name, since=context.day)
 
 
 def _run_later(

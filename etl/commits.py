@@ -39,6 +39,38 @@ class DayCommit:
     as_of: date | None
 
 
+@dataclass(frozen=True)
+class Commits:
+    """What the logs of a table and of its sources told at one moment.
+
+    Attributes:
+        name: the table.
+        days: days asked about that it holds rows of or was committed for, in order.
+        last: table -> day -> its last commit.
+    """
+
+    name: str
+    days: list[date]
+    last: Mapping[str, Mapping[date, DayCommit]]
+
+    def of_day(self, day: date) -> DayCommit | None:
+        """Returns the last commit of a day, None if the log does not know of any."""
+        return self.last[self.name].get(day)
+
+    def behind(self, days: Sequence[date]) -> list[date]:
+        """Returns those of the days that one of their sources has left behind, in order."""
+        return [day for day in sorted(days) if self._is_behind(day)]
+
+    def _is_behind(self, day: date) -> bool:
+        made = self.of_day(day)
+        for source, reach in SOURCES[self.name].items():
+            seen = NEVER if made is None else made.read.get(source, NEVER)
+            for other, commit in self.last.get(source, {}).items():
+                if commit.version > seen and (other < day or (other == day and reach == "up to")):
+                    return True
+        return False
+
+
 def table_version_of_day(spark: SparkSession, root: str, name: str, day: date) -> int:
     """Returns the version of a table that runs strictly forward (`poi_index`) as it stood at the end of a day.
 
@@ -62,44 +94,42 @@ def note_of(spark: SparkSession, root: str, name: str, *, as_of: date | None = N
     return {"read": read, **({"as_of": str(as_of)} if as_of else {})}
 
 
+def read_commits(spark: SparkSession, root: str, name: str, *, since: date) -> Commits:
+    """Reads what the logs of `name` and its sources tell.
+
+    Args:
+        spark: session.
+        root: table root.
+        name: table that has sources.
+        since: first day that is asked about; without this or a later day in the table the sources are not looked at.
+    """
+    made, is_whole = _read_log(spark, root, name)
+    days = {day for day in made if day >= since}
+    if not is_whole and storage.table_exists(spark, root, name):
+        # Delta has dropped the oldest commits; the days themselves are still there.
+        of_day = storage.read_table(spark, root, name).where(F.col("day") >= since).select("day").distinct()
+        days |= {row["day"] for row in of_day.collect()}
+    others = [source for source in SOURCES[name] if source != name and days]
+    sources = {source: last_commits(spark, root, source) for source in others}
+    return Commits(name, sorted(days), {**sources, name: made})
+
+
 def last_commits(spark: SparkSession, root: str, name: str) -> dict[date, DayCommit]:
     """Returns the last commit of every day, as far back as the table's log reaches; empty without the table."""
+    return _read_log(spark, root, name)[0]
+
+
+def _read_log(spark: SparkSession, root: str, name: str) -> tuple[dict[date, DayCommit], bool]:
+    """Returns the last commit of every day, and whether the log reaches back to the beginning."""
     if not storage.table_exists(spark, root, name):
-        return {}
-    history = storage.table_history(spark, root, name).where("userMetadata IS NOT NULL")
+        return {}, True
     found: dict[date, DayCommit] = {}
-    for row in history.select("version", "userMetadata").orderBy("version").collect():
-        note = json.loads(row["userMetadata"])
-        as_of = note.get("as_of")
-        found[date.fromisoformat(note["day"])] = DayCommit(
-            row["version"], note.get("read", {}), date.fromisoformat(as_of) if as_of else None
-        )
-    return found
-
-
-def days_from(spark: SparkSession, root: str, name: str, since: date) -> list[date]:
-    """Returns the days from `since` on that the table holds rows of or was committed for, in order."""
-    if not storage.table_exists(spark, root, name):
-        return []
-    of_day = storage.read_table(spark, root, name).where(F.col("day") >= since).select("day").distinct()
-    stored = {row["day"] for row in of_day.collect()}
-    return sorted(stored | {day for day in last_commits(spark, root, name) if day >= since})
-
-
-def days_behind(spark: SparkSession, root: str, name: str, days: Sequence[date]) -> list[date]:
-    """Returns those of the days of `name` that one of their sources has left behind, in order."""
-    if not days:
-        return []
-    made = last_commits(spark, root, name)
-    changed = {source: last_commits(spark, root, source) for source in SOURCES[name]}
-
-    def is_behind(day: date) -> bool:
-        read = made[day].read if day in made else {}
-        for source, reach in SOURCES[name].items():
-            seen = read.get(source, NEVER)
-            for other, commit in changed[source].items():
-                if commit.version > seen and (other < day or (other == day and reach == "up to")):
-                    return True
-        return False
-
-    return [day for day in sorted(days) if is_behind(day)]
+    history = storage.table_history(spark, root, name).select("version", "userMetadata").collect()
+    for row in sorted(history, key=lambda row: row["version"]):
+        if row["userMetadata"] is not None:
+            note = json.loads(row["userMetadata"])
+            as_of = note.get("as_of")
+            found[date.fromisoformat(note["day"])] = DayCommit(
+                row["version"], note.get("read", {}), date.fromisoformat(as_of) if as_of else None
+            )
+    return found, any(row["version"] == 0 for row in history)

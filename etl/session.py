@@ -22,9 +22,12 @@ LOG4J_FILE = Path(__file__).parent / "log4j2.properties"
 CLASS_ARCHIVE = "classes.jsa"
 """Beside the jars: Spark's and Delta's classes as the JVM wants them in memory (`etl/class_archive.py`)."""
 QUIET_ARCHIVE = "-Xlog:cds=off -Xlog:cds+dynamic=off -Xlog:class+path=off"
-JVM_OPTIONS = f"-Dlog4j2.configurationFile={LOG4J_FILE} -XX:+UseParallelGC"
-QUICK_JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
-"""The light compiler only. Its default code cache (48 MB) would overflow, and the JVM fall back to interpreting."""
+JVM_OPTIONS = f"-Dlog4j2.configurationFile={LOG4J_FILE}"
+FULL_JVM_OPTIONS = "-XX:+UseParallelGC"
+QUICK_JVM_OPTIONS = (
+    "-XX:+UseSerialGC -XX:MetaspaceSize=400m -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
+)
+"""Small heaps, and the light compiler only: its default code cache (48 MB) would overflow, and the JVM interpret."""
 QUICK_PROPERTIES = {
     # Compiling costs more than it saves on few rows.
     "spark.sql.codegen.wholeStage": "false",
@@ -137,9 +140,7 @@ def _jar_properties(spark_settings: SparkSettings) -> dict[str, str]:
 
 
 def _java_options(spark_settings: SparkSettings) -> str:
-    options = [JVM_OPTIONS]
-    if spark_settings.quick_start:
-        options.append(QUICK_JVM_OPTIONS)
+    options = [JVM_OPTIONS, QUICK_JVM_OPTIONS if spark_settings.quick_start else FULL_JVM_OPTIONS]
     archive = class_archive(spark_settings.ivy_dir)
     if archive.is_file() and spark_settings.master.startswith("local"):
         # One of another JDK is left aside by the JVM, which then starts as without any.

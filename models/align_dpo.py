@@ -15,12 +15,18 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from models.batch import collate_candidates, collate_history, collate_requests, column_to_tensor
+from models.batch import (
+    HISTORY_INPUTS,
+    collate_candidates,
+    collate_history,
+    collate_requests,
+    column_to_tensor,
+)
 from models.config import AlignConfig, Recipe
 from models.dataset import TableAt
 from models.decoder import SpacetimeDecoder
 from models.losses import PreferenceLogProbs, PreferenceLoss, preference_loss
-from models.posttraining import HISTORY_INPUTS, REQUEST_INPUTS, SampleSource, Splits, run_stage
+from models.posttraining import REQUEST_INPUTS, SampleSource, Splits, run_stage
 from models.pretrain import PretrainTables, build_decoder, load_pretrained
 from models.slots import LiveSlots
 from models.trainer import Log, TrainResult

@@ -15,6 +15,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from conf.tables import HISTORY_NAMES
+
+HISTORY_INPUTS = (
+    "seq_len", "profile_ids", *(name for name in HISTORY_NAMES if name not in ("poi_ids", "is_interests",
+    "is_travels")),
+)  # fmt: skip
+"""Columns that say all that the model reads of a user's past."""
+
 
 class _Movable:
     """Adds `to` to NamedTuples of tensors."""

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -35,6 +36,19 @@ STAGE_FOLDERS = {
 
 
 @dataclass(frozen=True)
+class Serving:
+    """How forward passes are run; figures move by rounding only.
+
+    Attributes:
+        dtype: what they are wanted in; weights and results stay float32.
+        max_actions: past actions of a pass, padding included, unless one row alone has more: bounds its memory.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_actions: int = 4096
+
+
+@dataclass(frozen=True)
 class ModelBundle:
     """An opened bundle; stages are loaded when first asked for.
 
@@ -45,6 +59,7 @@ class ModelBundle:
         embedding_dim: length of user and POI vectors.
         is_simulated: trained on simulated rows.
         content: all of `bundle.json`.
+        serving: how its forward passes are run.
     """
 
     folder: Path
@@ -54,6 +69,7 @@ class ModelBundle:
     is_simulated: bool
     content: Mapping[str, object]
     _loaded: dict[tuple[str, str], SpacetimeDecoder] = field(default_factory=dict, repr=False)
+    serving: Serving = field(default_factory=Serving)
 
     @property
     def generator_stage(self) -> str:
@@ -84,13 +100,23 @@ class ModelBundle:
             self._loaded[key] = model.eval().requires_grad_(False).to(device)
         return self._loaded[key]
 
+    def computes_bfloat16(self, device: str | torch.device) -> bool:
+        """Tells whether forward passes run in bfloat16: wanted, and the device has units; a CPU is slower with it."""
+        is_gpu = torch.device(device).type == "cuda"
+        return self.serving.dtype == "bfloat16" and is_gpu and torch.cuda.is_bf16_supported()
+
+    def autocast(self, device: str | torch.device) -> torch.autocast:
+        """Returns the context that forward passes run in."""
+        kind = torch.device(device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.computes_bfloat16(device))
+
     @property
     def stages(self) -> dict[str, SpacetimeDecoder]:
         """All stages on the CPU, by name."""
         return {stage: self.model(stage) for stage in self.stage_names}
 
 
-def load_bundle(path: Path) -> ModelBundle:
+def load_bundle(path: Path, *, serving: Serving = Serving()) -> ModelBundle:
     """Opens a bundle folder, or a folder that holds one as `bundle/` or `data/bundle/`.
 
     Raises:
@@ -107,6 +133,7 @@ def load_bundle(path: Path) -> ModelBundle:
             embedding_dim=int(content["embedding_dim"]),
             is_simulated=bool(content["is_simulated"]),
             content=content,
+            serving=serving,
         )
     except (ValueError, KeyError, TypeError) as error:  # not JSON, or not a bundle's JSON
         path_text = str(folder / BUNDLE_FILE)

@@ -14,9 +14,10 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 from conf.tables import RANKING_SAMPLES, Column
+from models.batch import HISTORY_INPUTS
 from models.bundle import ModelBundle, load_bundle
 from models.inference import score_candidates
-from models.posttraining import CANDIDATE_INPUTS, HISTORY_INPUTS, REQUEST_INPUTS
+from models.posttraining import CANDIDATE_INPUTS, REQUEST_INPUTS
 
 INPUT_COLUMNS = (*REQUEST_INPUTS, *CANDIDATE_INPUTS, *(name for name in HISTORY_INPUTS if name != "seq_len"))
 OUTPUT_COLUMN = "click_logits"

@@ -17,8 +17,8 @@ from models.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
 from models.config import DecoderConfig
 from models.copying import Copies, OthersMemory, Sources, gather_copies
 from models.generator import Generator
-from models.layers import start_weights
-from models.masks import build_candidate_mask
+from models.layers import KeyValues, start_weights
+from models.masks import lay_out_candidates
 from models.memory import BLOCK, INNER, NUM_MEMORY_FEATURES, Bank, PlaceMemory, Which, mix_all
 from models.pairs import Steps
 from models.slots import LiveSlots
@@ -147,7 +147,7 @@ class SpacetimeDecoder(nn.Module):
             history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions - 1
         )
         shown = self.trunk.embed_requests(history, spacetime)
-        _, layers = self.trunk.read_window(history, shown, inner, index_BW)
+        layers = self.trunk.remember_window(history, shown, inner, index_BW)
         valid_BT = torch.cat(
             [valid_user(history), valid_BW.repeat_interleave(TOKENS_PER_ACTION, dim=1)], dim=1
         )
@@ -159,24 +159,9 @@ class SpacetimeDecoder(nn.Module):
         self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None
     ) -> RequestState:
         """Reads the request's spacetime and action tokens; None = nothing was asked (neutral tokens)."""
-        history = prefix.history
-        request = request if request is not None else neutral_request(history)
-        neutral_B = request.is_neutral_B
-        steps = request_steps(history, request, hide_time=self.config.hide_request_time)
-        spacetime = self.trunk.embed_request(history, steps)
-        no_spacetime, no_action = self.trunk.embedding.embed_no_request(neutral_B.shape)
-        spacetime = torch.where(neutral_B[:, None], no_spacetime, spacetime)
-        action = self.trunk.embedding.embed_actions(request.action_types_B)
-        action = torch.where(neutral_B[:, None], no_action, action)
-        own_22 = torch.ones(2, 2, dtype=torch.bool, device=neutral_B.device).tril()
-        positions = prefix.cache.next_positions_B[:, None] + torch.arange(
-            REQUEST_TOKENS, device=neutral_B.device
-        )
-        states, cache = self.trunk.extend(
-            prefix.cache, torch.stack([spacetime, action], dim=1), positions, own_22
-        )
-        sources = self._look_up(prefix.bank, history, steps, request.others, live)
-        return RequestState(cache, states[:, -1], *sources, live)
+        asked_B2D, sources = self._ask(prefix, request, live)
+        states, new = self._read_request(prefix, asked_B2D)
+        return RequestState(prefix.cache.grow(new), states[:, -1], *sources, live)
 
     def block_log_probs(self, state: RequestState) -> Tensor:
         """Returns log P(block), (B, V)."""
@@ -211,26 +196,21 @@ class SpacetimeDecoder(nn.Module):
         live: LiveSlots | None = None,
     ) -> CandidateStates:
         """Reads each candidate's block and inner tokens below the request, isolated from the others."""
-        state = self.request_state(prefix, request, live)
-        B, C = candidates.blocks_BC.shape
-        embedded = torch.stack(
-            [
-                self.trunk.embedding.embed_blocks(candidates.blocks_BC),
-                self.trunk.embed_candidates(candidates),
-            ],
-            2,
+        asked_B2D, (bank, pairs, _) = self._ask(prefix, request, live)
+        blocks, inners = candidates.blocks_BC, candidates.inners_BC
+        own = (self.trunk.embedding.embed_blocks(blocks), self.trunk.embed_candidates(candidates))
+        both_BC2D = torch.stack(own, dim=2)
+        offsets, mask = lay_out_candidates(
+            REQUEST_TOKENS, blocks.shape[1], CANDIDATE_TOKENS, asked_B2D.device
         )
-        own = build_candidate_mask(C, CANDIDATE_TOKENS, embedded.device)
-        offsets = torch.arange(CANDIDATE_TOKENS, device=embedded.device).repeat(C)
-        positions = state.cache.next_positions_B[:, None] + offsets
-        states, _ = self.trunk.extend(state.cache, embedded.flatten(1, 2), positions, own)
-        at_block, at_inner = states.view(B, C, CANDIDATE_TOKENS, -1).unbind(2)
-        features = at_block.new_zeros(B, C, NUM_MEMORY_FEATURES)
-        if self.memory is not None and state.bank is not None and state.pairs is not None:
-            both = (state.state_BD[:, None], at_block)
-            features = self.memory.log_shares(
-                both, candidates.blocks_BC, candidates.inners_BC, state.bank, state.pairs
-            )
+        # The request and all its candidates in one pass: the cache is read once and never copied.
+        embedded = torch.cat([asked_B2D, both_BC2D.flatten(1, 2)], dim=1)
+        states, _ = self.trunk.read_below(prefix.cache, embedded, offsets, mask)
+        at_block, at_inner = states[:, REQUEST_TOKENS:].view_as(both_BC2D).unbind(2)
+        features = at_block.new_zeros(*blocks.shape, NUM_MEMORY_FEATURES)
+        if self.memory is not None and bank is not None and pairs is not None:
+            at_action = states[:, REQUEST_TOKENS - 1 : REQUEST_TOKENS]
+            features = self.memory.log_shares((at_action, at_block), blocks, inners, bank, pairs)
         return CandidateStates(at_inner, features)
 
     def click_logits(self, candidates: CandidateStates) -> Tensor:
@@ -240,12 +220,13 @@ class SpacetimeDecoder(nn.Module):
 
     def user_state(self, prefix: Prefix, request: RequestBatch | None = None) -> Tensor:
         """Returns unit vectors of the user tower, (B, embedding_dim); None = as of the last action."""
-        state = self.request_state(prefix, request)
-        pooled = state.state_BD
-        if self.memory is not None and state.bank is not None and state.pairs is not None:
-            scores = self.memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)
-            pooled = pooled + self.memory.pool(scores, state.bank)[:, 0]
-        return nn.functional.normalize(self.user_projection(pooled).float(), dim=-1)
+        asked_B2D, (bank, pairs, _) = self._ask(prefix, request)
+        at_action = self._read_request(prefix, asked_B2D)[0][:, -1:]
+        pooled = at_action
+        if self.memory is not None and bank is not None and pairs is not None:
+            scores = self.memory.score(BLOCK, at_action, bank, pairs)
+            pooled = pooled + self.memory.pool(scores, bank)
+        return nn.functional.normalize(self.user_projection(pooled[:, 0]).float(), dim=-1)
 
     def poi_state(self, candidates: CandidateBatch) -> Tensor:
         """Returns unit vectors of the POI tower, (B, C, embedding_dim), from the POIs' tokens alone."""
@@ -261,6 +242,28 @@ class SpacetimeDecoder(nn.Module):
         return nn.functional.normalize(vectors, dim=-1)
 
     # --- shared -----------------------------------------------------------------------------------------
+
+    def _ask(
+        self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None
+    ) -> tuple[Tensor, Sources]:
+        """Embeds the request's tokens, (B, 2, D), and looks up what can be copied for it."""
+        history = prefix.history
+        request = request if request is not None else neutral_request(history)
+        neutral_B = request.is_neutral_B
+        steps = request_steps(history, request, hide_time=self.config.hide_request_time)
+        asked = (
+            self.trunk.embed_request(history, steps),
+            self.trunk.embedding.embed_actions(request.action_types_B),
+        )
+        nothing = self.trunk.embedding.embed_no_request(neutral_B.shape)
+        tokens = [
+            torch.where(neutral_B[:, None], none, own) for none, own in zip(nothing, asked, strict=True)
+        ]
+        return torch.stack(tokens, 1), self._look_up(prefix.bank, history, steps, request.others, live)
+
+    def _read_request(self, prefix: Prefix, asked_B2D: Tensor) -> tuple[Tensor, tuple[KeyValues, ...]]:
+        offsets = torch.arange(REQUEST_TOKENS, device=asked_B2D.device)
+        return self.trunk.read_below(prefix.cache, asked_B2D, offsets, offsets[:, None] >= offsets)
 
     def _needed(self, history: HistoryBatch) -> HistoryBatch:
         """Without a memory nothing reads beyond the window and the two actions that its first gap reaches to."""
@@ -292,8 +295,6 @@ class SpacetimeDecoder(nn.Module):
     def look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
         own_KK = torch.eye(blocks_BK.shape[1], dtype=torch.bool, device=blocks_BK.device)
-        positions = state.cache.next_positions_B[:, None].expand_as(blocks_BK)
-        states, _ = self.trunk.extend(
-            state.cache, self.trunk.embedding.embed_blocks(blocks_BK), positions, own_KK
-        )
-        return states
+        offsets = torch.zeros_like(blocks_BK[0])
+        embedded = self.trunk.embedding.embed_blocks(blocks_BK)
+        return self.trunk.read_below(state.cache, embedded, offsets, own_KK)[0]

@@ -11,14 +11,14 @@ set of live POIs by construction. Log probabilities are float32 of the model, ad
 
 # Shape letters: B = requests, V = blocks, K = blocks opened, I = inner ids of a block, N = POIs kept.
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.decoder import SpacetimeDecoder
 from models.metrics import Ranks
-from models.states import RequestState
+from models.states import RequestState, take_sequences
 
 BLOCKS_PER_STEP = 8
 """Blocks opened at a time; the best 8 hold almost all probability of a trained model."""
@@ -109,7 +109,7 @@ def take_requests(state: RequestState, rows: Tensor) -> RequestState:
     """Returns some of the requests; live slots are shared."""
     if len(rows) == len(state.state_BD):
         return state
-    cache, state_BD, bank, pairs, slots = (_take(part, rows) for part in state[:-1])
+    cache, state_BD, bank, pairs, slots = (take_sequences(part, rows) for part in state[:-1])
     return RequestState(cache, state_BD, bank, pairs, slots, state.live)
 
 
@@ -135,13 +135,3 @@ def _merge(best: TopPois, blocks_BK: Tensor, log_probs_BKI: Tensor) -> TopPois:
     log_probs = torch.cat([best.log_probs_BN, log_probs_BKI.flatten(1)], dim=1)
     kept = torch.sort(log_probs, dim=1, descending=True, stable=True).indices[:, : best.blocks_BN.shape[1]]
     return TopPois(blocks.gather(1, kept), inners.gather(1, kept), log_probs.gather(1, kept))
-
-
-def _take(part: Any, rows: Tensor) -> Any:
-    """Takes rows of a tensor, or of all tensors of a (named) tuple."""
-    if isinstance(part, Tensor):
-        return part[rows]
-    if isinstance(part, tuple):
-        taken = [_take(field, rows) for field in part]
-        return type(part)(*taken) if hasattr(part, "_fields") else tuple(taken)
-    return part

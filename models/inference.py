@@ -7,6 +7,7 @@ contracts
 `conf/tables.py`. For incremental use every function may be called on any subset of rows.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,15 +15,15 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from models.batch import collate_candidates, collate_history, collate_requests
-from models.bundle import ModelBundle, load_bundle
+from models.batch import HISTORY_INPUTS, collate_candidates, collate_history, collate_requests
+from models.bundle import ModelBundle, Serving, load_bundle
 from models.catalogue import Catalogue
 from models.decoder import SpacetimeDecoder
 from models.generate import find_top_pois, rank_pois
 from models.metrics import Ranks
 from models.other_batches import add_to_requests
 from models.other_slots import SlotFinder
-from models.states import RequestState
+from models.states import Prefix, RequestState, take_sequences
 
 __all__ = [
     "Catalogue",
@@ -55,9 +56,12 @@ def encode_users(
     """Returns unit vectors of users as of their last action (neutral request), (rows, embedding_dim)."""
     model = bundle.model("sft_embedding", device)
     vectors = np.zeros((sequences.num_rows, bundle.embedding_dim), dtype=np.float32)
-    for rows in batch_by_length(history_lengths(sequences), micro_batch):
+    for rows in batch_by_length(
+        history_lengths(sequences), micro_batch, max_actions=bundle.serving.max_actions
+    ):
         history = collate_history(sequences.take(pa.array(rows))).to(device)
-        vectors[rows] = model.user_state(model.encode_prefix(history)).cpu().numpy()
+        with bundle.autocast(device):
+            vectors[rows] = model.user_state(model.encode_prefix(history)).cpu().numpy()
     return vectors
 
 
@@ -68,10 +72,13 @@ def encode_user_requests(
     """Returns unit vectors of users at the time and place of a request, (rows, embedding_dim)."""
     model = bundle.model("sft_embedding", device)
     vectors = np.zeros((requests.num_rows, bundle.embedding_dim), dtype=np.float32)
-    for rows in batch_by_length(history_lengths(requests), micro_batch):
+    for rows in batch_by_length(
+        history_lengths(requests), micro_batch, max_actions=bundle.serving.max_actions
+    ):
         part = requests.take(pa.array(rows))
-        prefix = model.encode_prefix(collate_history(part).to(device))
-        vectors[rows] = model.user_state(prefix, collate_requests(part).to(device)).cpu().numpy()
+        with bundle.autocast(device):
+            prefix = encode_shared(model, part, device)
+            vectors[rows] = model.user_state(prefix, collate_requests(part).to(device)).cpu().numpy()
     return vectors
 
 
@@ -90,7 +97,9 @@ def encode_pois(
             for old, new in POI_COLUMNS.items()
         }
         candidates = collate_candidates(pa.record_batch(lists)).to(device)
-        vectors[start : start + part.num_rows] = model.poi_state(candidates)[:, 0].cpu().numpy()
+        with bundle.autocast(device):
+            made = model.poi_state(candidates)[:, 0]
+        vectors[start : start + part.num_rows] = made.cpu().numpy()
     return vectors
 
 
@@ -101,12 +110,15 @@ def score_candidates(
     """Returns the click logits of each request's candidates, in their order."""
     model = bundle.model("sft_ranking", device)
     scores: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * requests.num_rows
-    for rows in batch_by_length(history_lengths(requests), micro_batch):
+    for rows in batch_by_length(
+        history_lengths(requests), micro_batch, max_actions=bundle.serving.max_actions
+    ):
         part = requests.take(pa.array(rows))
         candidates = collate_candidates(part).to(device)
-        prefix = model.encode_prefix(collate_history(part).to(device))
-        states = model.candidate_states(prefix, collate_requests(part).to(device), candidates)
-        logits = model.click_logits(states).cpu().numpy()
+        with bundle.autocast(device):
+            prefix = encode_shared(model, part, device)
+            states = model.candidate_states(prefix, collate_requests(part).to(device), candidates)
+            logits = model.click_logits(states).cpu().numpy()
         for row, own, length in zip(rows, logits, candidates.lengths_B.tolist(), strict=True):
             scores[row] = own[:length]
     return scores
@@ -130,13 +142,14 @@ def generate_candidates(
     found: list[tuple[IntArray, FloatArray]] = [
         (np.zeros(0, np.int64), np.zeros(0, np.float32))
     ] * requests.num_rows
-    for rows, state in _request_states(model, requests, catalogue, micro_batch, device):
-        top = find_top_pois(model, state, top_k=top_k)
-        pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
-        log_probs = top.log_probs_BN.cpu().numpy()
-        for row, own_pois, own_log_probs in zip(rows, pois, log_probs, strict=True):
-            is_found = own_log_probs > -np.inf
-            found[row] = (own_pois[is_found], own_log_probs[is_found].astype(np.float32))
+    with bundle.autocast(device):
+        for rows, state in _request_states(model, requests, catalogue, micro_batch, device):
+            top = find_top_pois(model, state, top_k=top_k)
+            pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
+            log_probs = top.log_probs_BN.cpu().numpy()
+            for row, own_pois, own_log_probs in zip(rows, pois, log_probs, strict=True):
+                is_found = own_log_probs > -np.inf
+                found[row] = (own_pois[is_found], own_log_probs[is_found].astype(np.float32))
     return found
 
 
@@ -172,13 +185,58 @@ def history_lengths(rows: pa.RecordBatch) -> IntArray:
     return np.diff(column.offsets.to_numpy()).astype(np.int64)
 
 
-def batch_by_length(lengths: IntArray, size: int, groups: IntArray | None = None) -> Iterator[IntArray]:
-    """Yields row numbers, at most `size` of one group at a time, short histories first: little padding."""
+def batch_by_length(
+    lengths: IntArray, size: int, groups: IntArray | None = None, *, max_actions: int = Serving.max_actions
+) -> Iterator[IntArray]:
+    """Yields row numbers of one group at a time, short histories first: little padding.
+
+    Args:
+        lengths: past actions of each row.
+        size: rows of a batch, at most.
+        groups: rows of different groups do not meet; None = all are one.
+        max_actions: rows of a batch times the longest of them, at most; a row alone may have more.
+    """
     groups = np.zeros(len(lengths), np.int64) if groups is None else groups
     order = np.lexsort((lengths, groups))
     for group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+        start = 0
+        while start < len(group):
+            longest = lengths[group[start : start + size]]
+            fits = np.arange(1, len(longest) + 1) * longest <= max_actions
+            stop = start + max(1, int(fits.sum()))
+            yield group[start:stop]
+            start = stop
+
+
+def encode_shared(model: SpacetimeDecoder, requests: pa.RecordBatch, device: str) -> Prefix:
+    """Reads each distinct history once; requests of one user and day share its keys and values."""
+    first, place = find_histories(requests)
+    prefix = model.encode_prefix(collate_history(requests.take(pa.array(first))).to(device))
+    if len(first) == requests.num_rows:
+        return prefix
+    shared: Prefix = take_sequences(prefix, torch.from_numpy(place).to(device))
+    return shared
+
+
+def find_histories(rows: pa.RecordBatch) -> tuple[IntArray, IntArray]:
+    """Finds the rows with equal histories, by content.
+
+    Returns:
+        The first row of each distinct history, and for every row the place of its history among them.
+    """
+    parts = [_list_bytes(rows.column(name)) for name in HISTORY_INPUTS if name in rows.schema.names]
+    places: dict[tuple[bytes, ...], int] = {}
+    place = np.array([places.setdefault(key, len(places)) for key in zip(*parts, strict=True)], np.int64)
+    return np.unique(place, return_index=True)[1].astype(np.int64), place
+
+
+def _list_bytes(column: pa.Array) -> list[bytes]:
+    """Returns the values of each row of a column of numbers, or of lists of numbers, as bytes."""
+    if not pa.types.is_list(column.type):
+        return [value.tobytes() for value in column.to_numpy(zero_copy_only=False)]
+    offsets = column.offsets.to_numpy()
+    values = column.values.to_numpy(zero_copy_only=False)
+    return [values[start:stop].tobytes() for start, stop in itertools.pairwise(offsets)]
 
 
 def _request_states(
@@ -196,9 +254,9 @@ def _request_states(
     for rows in batch_by_length(history_lengths(requests), micro_batch, epochs):
         part = requests.take(pa.array(rows))
         live = catalogue.live_slots(int(times[rows[0]]), **capacities).to(device)
-        history, request = collate_history(part), collate_requests(part)
+        request = collate_requests(part)
         if finder is not None:
             users = part.column("user_id").to_numpy(zero_copy_only=False).astype(str)
-            request = add_to_requests(request, history, users, finder, model.config)
-        prefix = model.encode_prefix(history.to(device))
+            request = add_to_requests(request, collate_history(part), users, finder, model.config)
+        prefix = encode_shared(model, part, device)
         yield rows, model.request_state(prefix, request.to(device), live)

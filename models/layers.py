@@ -117,6 +117,14 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         return self.output(mixed.transpose(1, 2).flatten(2)), new
 
+    def key_values(self, x_BTD: Tensor, rotation: Rotation) -> KeyValues:
+        """Returns the keys and values of new tokens alone, for a layer whose output nobody reads."""
+        B, T, _ = x_BTD.shape
+        weight = self.query_key_value.weight[self.num_heads * self.head_dim :]
+        key, value = F.linear(x_BTD, weight).view(B, T, 2 * self.num_kv_heads, self.head_dim).chunk(2, dim=2)
+        cos, sin = (part[:, :, None].to(key.dtype) for part in rotation)
+        return KeyValues(Rotate.apply(key, cos, sin).transpose(1, 2), value.transpose(1, 2))
+
 
 class GatedSilu(torch.autograd.Function):
     """silu(gate) * up of [gate, up], (..., 2 F) -> (..., F); the gradient is written in one piece."""
@@ -181,6 +189,10 @@ class DecoderLayer(nn.Module):
         attended, new = self.attention(self.attention_norm(x_BTD), rotation, mask, past, wanted_BN)
         x_BND = take_rows(x_BTD, wanted_BN) + self.dropout(attended)
         return x_BND + self.dropout(self.ffn(self.ffn_norm(x_BND))), new
+
+    def key_values(self, x_BTD: Tensor, rotation: Rotation) -> KeyValues:
+        """Returns what later tokens read of these ones in this layer."""
+        return self.attention.key_values(self.attention_norm(x_BTD), rotation)
 
 
 def _take_mask(mask: Tensor | None, wanted_BN: Tensor, num_tokens: int) -> Tensor:

@@ -25,8 +25,21 @@ def build_extension_mask(valid_BT: Tensor, own_NN: Tensor) -> Tensor:
     return torch.cat([past_BNT, own_NN.expand(B, N, N)], dim=2)[:, None]
 
 
-def build_candidate_mask(num_candidates: int, tokens_each: int, device: torch.device) -> Tensor:
-    """Returns (N, N), N = candidates x tokens each: causal inside a candidate, nothing between two."""
+def lay_out_candidates(
+    num_shared: int, num_candidates: int, tokens_each: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Lays out the shared tokens (the request's), then those of the candidates, each candidate for itself.
+
+    Returns:
+        The tokens' positions from the first shared one, (N,): candidates all start behind the shared tokens
+        (trap 3). Who sees whom, (N, N): causal, and nothing between two candidates.
+    """
+    shared_S = torch.arange(num_shared, device=device)
+    offsets_N = torch.cat(
+        [shared_S, num_shared + torch.arange(tokens_each, device=device).repeat(num_candidates)]
+    )
     owner_N = torch.arange(num_candidates, device=device).repeat_interleave(tokens_each)
+    owner_N = torch.cat([torch.full_like(shared_S, -1), owner_N])
     causal_NN = torch.ones(len(owner_N), len(owner_N), dtype=torch.bool, device=device).tril()
-    return (owner_N[:, None] == owner_N[None, :]) & causal_NN
+    is_visible_NN = (owner_N[:, None] == owner_N[None, :]) | (owner_N[None, :] < 0)
+    return offsets_N, is_visible_NN & causal_NN

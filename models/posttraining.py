@@ -9,17 +9,12 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from conf.tables import HISTORY_NAMES
 from models.checkpoint import save_stage
 from models.config import TrainConfig
 from models.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt
 from models.decoder import SpacetimeDecoder
 from models.trainer import Log, Stage, TrainResult, train
 
-HISTORY_INPUTS = (
-    "seq_len", "profile_ids", *(name for name in HISTORY_NAMES if name not in ("poi_ids", "is_interests",
-    "is_travels")),
-)  # fmt: skip
 REQUEST_INPUTS = ("request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "action_type_id")
 CANDIDATE_INPUTS = tuple(
     f"candidate_{name}" for name in ("block_ids", "inner_ids", "lons", "lats", "category_ids")

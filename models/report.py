@@ -120,8 +120,14 @@ def build_headline(tables: ReleaseTables) -> Headline:
 
 def _find_simulation(tables: ReleaseTables) -> str:
     """Says what in the release was simulated; empty if nothing was."""
+    simulated = tables.until & ds.field("is_simulated")
+    if tables.count("raw_actions", simulated):
+        return "Actions and impressions of this release are simulated, and so is whatever was made from them."
+    if tables.count("raw_impressions", simulated):
+        return (
+            "Actions are real. Impressions are simulated, and so are all figures about clicks; vectors, scores and "
+            "the aligned generator have learned from them."
+        )
     if tables.release.is_simulated:
-        return "The feature rows of this release were made from simulated data."
-    if tables.count("raw_impressions", tables.until & ds.field("is_simulated")):
-        return "Impressions, and all figures about clicks and scores made from them, are simulated."
+        return "The model of this release has learned from simulated data."
     return ""

@@ -23,6 +23,7 @@ FEATURES = {
 COLORS = {"POI": SERIES[0], "user": SERIES[1]}
 MAX_COMPARED = 4000
 COSINE_LOW = 0.9
+NUM_NEIGHBOURS, OVERLAP_LOW = 10, 0.8
 PSI_SMALL, PSI_LARGE = 0.1, 0.25
 """Customary bounds of the population stability index: stable below, another population above."""
 NUM_PSI_BINS = 10
@@ -51,11 +52,13 @@ def build_drift(tables: ReleaseTables, before: Release | None) -> Section:
     tiles, figures, notes = [_compare_scores(tables, earlier)], [], []
     if before.model_version == tables.release.model_version:
         for name, key, label in ENTITIES:
-            cosines, num_both = compare_vectors(tables, earlier, name, key)
+            now, then, num_both = read_both(tables, earlier, name, key)
+            cosines: FloatArray = (now * then).sum(axis=1)
             if not len(cosines):
                 notes.append(f"No {label} has a vector in both releases.")
                 continue
             tiles.append(_describe_cosines(cosines, num_both, label))
+            tiles.append(_describe_overlap(now, then, label))
             figures.append(_draw_cosines(cosines, label))
     else:
         notes.append(
@@ -97,17 +100,41 @@ def compute_psi(before: FloatArray, now: FloatArray) -> float:
     return float(((new - old) * np.log(new / old)).sum())
 
 
-def compare_vectors(
+def read_both(
     tables: ReleaseTables, earlier: ReleaseTables, name: str, key: str
-) -> tuple[FloatArray, int]:
-    """Returns cosines of the same entities now and before (a sample by hash) and how many are in both."""
+) -> tuple[FloatArray, FloatArray, int]:
+    """Returns vectors of the same entities now and before (a sample by hash), and how many are in both."""
     keys, old_keys = (each.latest(name, key, [])[key].to_numpy() for each in (tables, earlier))
     both = np.intersect1d(keys, old_keys)
     if not len(both):
-        return np.zeros(0), 0
+        return np.zeros((0, 1)), np.zeros((0, 1)), 0
     chosen = sample_keys(both, MAX_COMPARED)
     now, then = read_vectors(tables, name, key, chosen).align(read_vectors(earlier, name, key, chosen))
-    return (now * then).sum(axis=1), len(both)
+    return now, then, len(both)
+
+
+def compute_overlap(now: FloatArray, then: FloatArray, neighbours: int = NUM_NEIGHBOURS) -> float:
+    """Returns the share of nearest neighbours that are the same now and before, mean over all rows.
+
+    Neighbours are by inner product among the given rows, the row itself apart.
+    """
+    neighbours = min(neighbours, len(now) - 1)
+    if neighbours < 1:
+        return 1.0
+    nearest = []
+    for vectors in (now, then):
+        products = vectors @ vectors.T
+        np.fill_diagonal(products, -np.inf)
+        nearest.append(np.argpartition(-products, neighbours - 1, axis=1)[:, :neighbours])
+    shares = [np.isin(own, other).mean() for own, other in zip(*nearest, strict=True)]
+    return float(np.mean(shares))
+
+
+def _describe_overlap(now: FloatArray, then: FloatArray, label: str) -> Tile:
+    overlap = compute_overlap(now, then)
+    tone = "good" if overlap >= OVERLAP_LOW else "warn"
+    detail = f"nearest {label}s that are the same, of {NUM_NEIGHBOURS}, among {format_count(len(now))}"
+    return Tile(f"neighbour overlap, {label}", format_figure(overlap), detail, tone)
 
 
 def _compare_scores(tables: ReleaseTables, earlier: ReleaseTables) -> Tile:

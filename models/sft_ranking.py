@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from models.batch import collate_candidates, collate_history, collate_requests, pad_lists
+from models.batch import HISTORY_INPUTS, collate_candidates, collate_history, collate_requests, pad_lists
 from models.config import Recipe
 from models.dataset import TableAt
 from models.decoder import SpacetimeDecoder
@@ -25,7 +25,6 @@ from models.metrics import auc, gauc
 from models.multimodal import SlotVectors, start_posttraining
 from models.posttraining import (
     CANDIDATE_INPUTS,
-    HISTORY_INPUTS,
     NO_LABEL,
     REQUEST_INPUTS,
     SampleSource,

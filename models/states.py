@@ -3,7 +3,7 @@
 # Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, D = model width,
 # G = key/value heads, E = width of a head, C = candidates, Q = steps being predicted.
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,16 @@ class Cache(NamedTuple):
     layers: tuple[KeyValues, ...]
     valid_BT: Tensor
     next_positions_B: Tensor
+
+    def grow(self, new: tuple[KeyValues, ...]) -> "Cache":
+        """Returns the cache with tokens appended that the next ones see; copies the old ones."""
+        layers = tuple(
+            KeyValues(torch.cat([old.keys, own.keys], 2), torch.cat([old.values, own.values], 2))
+            for old, own in zip(self.layers, new, strict=True)
+        )
+        num_new = new[0].keys.shape[2]
+        valid = nn.functional.pad(self.valid_BT, (0, num_new), value=True)
+        return Cache(layers, valid, self.next_positions_B + num_new)
 
 
 class Prefix(NamedTuple):
@@ -76,6 +86,16 @@ class StepLogProbs(NamedTuple):
     block_BQ: Tensor
     inner_BQ: Tensor
     is_target_BQ: Tensor
+
+
+def take_sequences(part: Any, rows: Tensor) -> Any:
+    """Takes rows of a tensor, or of all tensors of a (named) tuple; rows may be taken again and again."""
+    if isinstance(part, Tensor):
+        return part[rows]
+    if isinstance(part, tuple):
+        taken = [take_sequences(field, rows) for field in part]
+        return type(part)(*taken) if hasattr(part, "_fields") else tuple(taken)
+    return part
 
 
 def window_index(lengths_B: Tensor, num_actions: int, window: int) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,11 @@ Tokens: a user token and profile tokens (all at position 0), then four tokens pe
 import torch
 from torch import Tensor, nn
 
+from conf.tokens import TOKENS_PER_ACTION
 from models.batch import CandidateBatch, HistoryBatch
 from models.config import DecoderConfig
 from models.embedding import TokenEmbedding
-from models.layers import DecoderLayer, KeyValues, RMSNorm, rotate_positions, take_rows
+from models.layers import DecoderLayer, KeyValues, RMSNorm, Rotation, rotate_positions, take_rows
 from models.masks import build_causal_mask, build_extension_mask
 from models.pairs import Steps, take_actions
 from models.states import Cache, valid_user
@@ -113,6 +114,30 @@ class Trunk(nn.Module):
 
         With `wanted_BN`, places among the window's tokens, only their states: the last layer skips the rest.
         """
+        embedded, positions, mask = self._embed_window(history, spacetime_BLD, inner_BLD, index_BW)
+        num_user = embedded.shape[1] - TOKENS_PER_ACTION * index_BW.shape[1]
+        if wanted_BN is not None:
+            return self.run(embedded, positions, mask, None, wanted_BN + num_user)
+        states, layers = self.run(embedded, positions, mask, None)
+        return states[:, num_user:], layers
+
+    def remember_window(
+        self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
+    ) -> tuple[KeyValues, ...]:
+        """Returns keys and values of user tokens and window: of its last layer nobody reads the states."""
+        embedded, positions, mask = self._embed_window(history, spacetime_BLD, inner_BLD, index_BW)
+        rotation, x, caches = self._rotate(positions), self.embedding_dropout(embedded), []
+        for layer in self.layers[:-1]:
+            x, cache = layer(x, rotation, mask)
+            caches.append(cache)
+        last = self.layers[-1]
+        assert isinstance(last, DecoderLayer)
+        return (*caches, last.key_values(x, rotation))
+
+    def _embed_window(
+        self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns user tokens and window, (B, T, D), their positions and who sees whom (None = causal)."""
         user = self.embedding.embed_user(history.profile_ids_BP)
         tokens = [
             take_rows(spacetime_BLD, index_BW),
@@ -128,25 +153,21 @@ class Trunk(nn.Module):
         if num_user > 1:  # profile tokens are padded in the middle; otherwise causal is all there is
             valid = torch.cat([valid_user(history), valid_user(history)[:, :1].expand(-1, num_window)], dim=1)
             mask = build_causal_mask(valid)
-        if wanted_BN is not None:
-            return self.run(embedded, positions, mask, None, wanted_BN + num_user)
-        states, layers = self.run(embedded, positions, mask, None)
-        return states[:, num_user:], layers
+        return embedded, positions, mask
 
-    def extend(
-        self, cache: Cache, embedded: Tensor, positions: Tensor, own_NN: Tensor
-    ) -> tuple[Tensor, Cache]:
-        """Reads new tokens below a cache; they see one another by `own_NN`."""
+    def read_below(
+        self, cache: Cache, embedded_BND: Tensor, offsets_N: Tensor, own_NN: Tensor
+    ) -> tuple[Tensor, tuple[KeyValues, ...]]:
+        """Reads new tokens below a cache, which stays as it is.
+
+        Args:
+            cache: what they all see.
+            embedded_BND: the new tokens.
+            offsets_N: their positions, counted from the first free one.
+            own_NN: which of them see which.
+        """
         mask = build_extension_mask(cache.valid_BT, own_NN)
-        states, new = self.run(embedded, positions, mask, cache.layers)
-        layers = tuple(
-            KeyValues(torch.cat([old.keys, own.keys], 2), torch.cat([old.values, own.values], 2))
-            for old, own in zip(cache.layers, new, strict=True)
-        )
-        valid = torch.cat(
-            [cache.valid_BT, torch.ones_like(cache.valid_BT[:, :1]).expand(-1, embedded.shape[1])], 1
-        )
-        return states, Cache(layers, valid, cache.next_positions_B + embedded.shape[1])
+        return self.run(embedded_BND, cache.next_positions_B[:, None] + offsets_N, mask, cache.layers)
 
     def run(
         self,
@@ -161,14 +182,16 @@ class Trunk(nn.Module):
         The states are those of `wanted_BN`, or of all tokens: no later layer reads what the last one makes of
         the others.
         """
-        head_dim = self.config.hidden_dim // self.config.num_heads
-        rotation = rotate_positions(positions, head_dim=head_dim, theta=self.config.rope_theta)
-        x, caches = self.embedding_dropout(embedded), []
+        rotation, x, caches = self._rotate(positions), self.embedding_dropout(embedded), []
         for number, layer in enumerate(self.layers):
             wanted = wanted_BN if number + 1 == len(self.layers) else None
             x, cache = layer(x, rotation, mask, None if past is None else past[number], wanted)
             caches.append(cache)
         return self.norm(x), tuple(caches)
+
+    def _rotate(self, positions: Tensor) -> Rotation:
+        head_dim = self.config.hidden_dim // self.config.num_heads
+        return rotate_positions(positions, head_dim=head_dim, theta=self.config.rope_theta)
 
 
 def _gaps(history: HistoryBatch) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ python -m udfs publish --day 2026-03-01        one row of releases makes it visi
 python -m udfs release --day 2026-03-01        these three in one session
 python -m udfs rollback                        back to the release before
 python -m udfs releases                        what was published when
+python -m udfs export --out FOLDER             Parquet and a FAISS index of a release
 python -m udfs vacuum                          frees what no release and no training pins
 python -m udfs erase --user ID                 removes a user from everything that is kept
 """
@@ -36,6 +37,22 @@ def add_model_option(parser: ArgumentParser) -> None:
 def add_rollback_option(parser: ArgumentParser) -> None:
     """Adds `--to`."""
     parser.add_argument("--to", type=int, metavar="N", help="release to go back to; default: the one before")
+
+
+def add_export_options(parser: ArgumentParser) -> None:
+    """Adds `--release`, `--out` and `--index`."""
+    parser.add_argument(
+        "--release", type=int, metavar="N", help="release to export; default: the current one"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="replaced if it is an export"
+    )
+    parser.add_argument(
+        "--index",
+        default="HNSW32,Flat",
+        metavar="SPEC",
+        help="FAISS index factory string; 'none' for Parquet only",
+    )
 
 
 def add_age_option(parser: ArgumentParser) -> None:
@@ -145,6 +162,12 @@ JOBS = {
         help="shows the release before the current one again",
         run=release_job("udfs.publish", "run_rollback"),
         add_options=add_rollback_option,
+        needs_day=False,
+    ),
+    "export": Job(
+        help="one release -> Parquet of its feature tables and a FAISS index of its POI vectors",
+        run=release_job("udfs.export", "run_export"),
+        add_options=add_export_options,
         needs_day=False,
     ),
     "vacuum": Job(

@@ -21,7 +21,7 @@ from udfs.feature_run import FEATURE_JOBS, refused_where
 from udfs.poi_embeddings import pending_pois
 from udfs.requests import prepare_requests
 from udfs.slots import is_live, keep_known
-from udfs.user_embeddings import pending_users
+from udfs.user_embeddings import mark_current, pending_users
 
 UPSTREAM_TABLES = ("cleaned_actions", "poi_index", "action_sequences", "ranking_requests")
 
@@ -131,9 +131,8 @@ def check_across_tables(audited: AuditedDay, *, model_version: str, index_versio
 def find_missing_vectors(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Search]:
     """Finds users and live POIs whose vector is missing or stale, unless it was refused."""
     done = (F.col("model_version") == model_version) & (F.col("day") <= F.lit(audited.day))
-    users = pending_users(
-        audited.read("action_sequences"), audited.read("user_embeddings").where(done), day=audited.day
-    )
+    embedded = mark_current(audited.read("user_embeddings").where(done), audited.root)
+    users = pending_users(audited.read("action_sequences"), embedded, day=audited.day)
     slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
     pois = pending_pois(slots, audited.read("poi_embeddings").where(done), day=audited.day)
     searches = []

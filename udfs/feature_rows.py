@@ -19,7 +19,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 
 from conf.tables import QUARANTINED_ROWS, TableContract
 from etl.contracts import spark_schema
-from udfs.isolation import BadResultError, RowFailure
+from udfs.isolation import RowFailure
 from udfs.model_cache import ServedModel
 
 REFUSAL_COLUMNS = ("reason", "detail", "payload")
@@ -98,12 +98,13 @@ def row_payload(batch: pa.RecordBatch, row: int, names: Sequence[str], **more: o
     return json.dumps(_without_nan({**values, **more}), default=str, ensure_ascii=False)
 
 
-def require_unit_vectors(vectors: np.ndarray) -> Sequence[np.ndarray]:
-    """Returns the vectors; BadResultError if one is not finite or not of unit length."""
+def check_unit_vectors(vectors: np.ndarray) -> list[np.ndarray | RowFailure]:
+    """Returns the vectors, a failure in place of one that is not finite or not of unit length."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    if not np.all(np.abs(lengths - 1) < 1e-3):  # false for NaN too
-        raise BadResultError(f"vector lengths lie between {lengths.min()} and {lengths.max()}, not at 1")
-    return list(vectors)
+    return [
+        vector if abs(length - 1) < 1e-3 else RowFailure(f"the vector has length {length}, not 1")  # NaN too
+        for vector, length in zip(vectors, lengths, strict=True)
+    ]
 
 
 def vectors_to_arrow(

@@ -49,9 +49,10 @@ class FeatureJob:
 
 def plan_user_embeddings(night: Night) -> FeatureBuild:
     """Plans `user_embeddings` from the tables of a night."""
+    root = night.settings.storage.root
     return user_embeddings.build_user_embeddings(
         night.read("action_sequences"),
-        night.read_output("user_embeddings"),
+        user_embeddings.mark_current(night.read_output("user_embeddings"), root),
         day=night.day,
         model=night.model,
         run_id=night.run_id,
@@ -195,7 +196,7 @@ def run_feature(night: Night, name: str) -> JobSummary:
         _stop_if_model_fails(night, job, name, failed=counts["failed"], rows_in=rows_in)
         summary.tables[name] = replace_day(
             keep_accepted(outcomes), name, night.settings.storage.root,
-            day=night.day, run_id=night.run_id, job=name,
+            day=night.day, run_id=night.run_id, job=name, note={"read": dict(night.versions)},
         )  # fmt: skip
     LOGGER.info(
         "%s %s: %d in, %d rows out, %d refused, model %s, %.1f s",

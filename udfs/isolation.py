@@ -22,18 +22,15 @@ class RowFailure:
     error: str
 
 
-class BadResultError(Exception):
-    """The model returned something that is not a feature, for example a vector with NaN."""
-
-
 def run_isolated(
-    compute: Callable[[pa.RecordBatch], Sequence[T]], batch: pa.RecordBatch, *, micro_batch: int
+    compute: Callable[[pa.RecordBatch], Sequence[T | RowFailure]], batch: pa.RecordBatch, *, micro_batch: int
 ) -> list[T | RowFailure]:
     """Computes a result for each row of a batch, or the reason why there is none.
 
     Args:
         compute: gives one result per row of the batch that it gets, in order; it must not depend on the other
-            rows.
+            rows. Where the model returned something for a row that is no feature, such as NaN, it gives the
+            `RowFailure` itself: the others need not be computed again.
         batch: any number of rows, best sorted by length, since neighbours are padded to each other.
         micro_batch: rows per call. Small enough, a failing row makes few others be computed twice.
 
@@ -46,7 +43,9 @@ def run_isolated(
     return results
 
 
-def _bisect(compute: Callable[[pa.RecordBatch], Sequence[T]], batch: pa.RecordBatch) -> list[T | RowFailure]:
+def _bisect(
+    compute: Callable[[pa.RecordBatch], Sequence[T | RowFailure]], batch: pa.RecordBatch
+) -> list[T | RowFailure]:
     try:
         results = list(compute(batch))
     except Exception as error:  # whatever a row does to the model, the rest of the night goes on

@@ -7,7 +7,7 @@ gave to its task.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,11 +17,11 @@ from pyspark.sql import SparkSession
 from conf.errors import CapacityError, FingerprintError, IndexVersionError
 from conf.settings import Settings
 from conf.tokens import TokenLayout
-from models.bundle import ModelBundle, digest_folder, load_bundle, resolve_model
+from models.bundle import ModelBundle, Serving, digest_folder, load_bundle, resolve_model
 
 LOGGER = logging.getLogger(__name__)
 
-_loaded: dict[tuple[str, str], ModelBundle] = {}
+_loaded: dict[tuple[str, str, Serving], ModelBundle] = {}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ServedModel:
         digest: over all files of the bundle; a retrained bundle in the same folder is another model.
         is_simulated: was it trained on simulated data.
         loads: counts how often a worker process loaded the weights.
+        serving: how its forward passes are run.
     """
 
     uri: str
@@ -47,6 +48,7 @@ class ServedModel:
     digest: str
     is_simulated: bool
     loads: Accumulator[int]
+    serving: Serving = field(default_factory=Serving)
 
     @property
     def index_version(self) -> int:
@@ -83,6 +85,7 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
         digest=digest_folder(path),
         is_simulated=bundle.is_simulated,
         loads=spark.sparkContext.accumulator(0),
+        serving=Serving(settings.features.dtype, settings.features.max_actions),
     )
 
 
@@ -113,7 +116,7 @@ def load_model(model: ServedModel) -> ModelBundle:
     Raises:
         FingerprintError: the folder on this worker is not the one that the driver checked.
     """
-    key = (model.folder, model.digest)
+    key = (model.folder, model.digest, model.serving)
     if key not in _loaded:
         path = Path(SparkFiles.get(model.folder)) if model.is_shipped else Path(model.folder)
         found = digest_folder(path)
@@ -123,7 +126,7 @@ def load_model(model: ServedModel) -> ModelBundle:
         # than one.
         torch.set_num_threads(1)
         _loaded.clear()
-        _loaded[key] = load_bundle(path)
+        _loaded[key] = load_bundle(path, serving=model.serving)
         model.loads.add(1)
         LOGGER.info("loaded model %s from %s", model.model_version, path)
     return _loaded[key]

@@ -28,7 +28,7 @@ from udfs.feature_rows import (
     row_payload,
     with_refusals,
 )
-from udfs.isolation import BadResultError, RowFailure, run_isolated
+from udfs.isolation import RowFailure, run_isolated
 from udfs.model_cache import ServedModel, load_model, task_device
 from udfs.requests import PAYLOAD_NAMES, latest_sequences, prepare_requests, with_history
 from udfs.slots import keep_known
@@ -49,6 +49,9 @@ CATALOGUE_NAMES = (
 )
 MAX_LOG_PROBABILITY = 1e-4
 """Rounding may carry log P a little over 0; anything more is an error of the model."""
+
+Found = tuple[np.ndarray, np.ndarray]
+"""Rows of the catalogue, best first, and their log probabilities."""
 
 _decoded: dict[str, Catalogue] = {}
 
@@ -139,19 +142,24 @@ def generate_for_requests(
     """Generates in a worker: requests in, one row per request and rank out."""
     bundle, device, pois = load_model(model), task_device(), decode_catalogue(catalogue)
 
-    def generate(batch: pa.RecordBatch) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+    def generate(batch: pa.RecordBatch) -> Sequence[Found | RowFailure]:
         results = generate_candidates(
             bundle, batch, pois, top_k=top_k, micro_batch=micro_batch, device=device
         )
-        for _, log_probabilities in results:
-            if not len(log_probabilities):
-                raise BadResultError("no POI is live as of the request")
-            if not np.all(log_probabilities <= MAX_LOG_PROBABILITY):  # false for NaN too
-                raise BadResultError("a log probability is positive or not a number")
-        return results
+        return [check_candidates(own) for own in results]
 
     for batch in batches:
         yield candidates_to_arrow(batch, run_isolated(generate, batch, micro_batch=micro_batch), pois)
+
+
+def check_candidates(found: Found) -> Found | RowFailure:
+    """Returns what was generated for a request, or why it is none."""
+    log_probabilities = found[1]
+    if not len(log_probabilities):
+        return RowFailure("no POI is live as of the request")
+    if not np.all(log_probabilities <= MAX_LOG_PROBABILITY):  # false for NaN too
+        return RowFailure("a log probability is positive or not a number")
+    return found
 
 
 def decode_catalogue(catalogue: ShippedCatalogue) -> Catalogue:
@@ -165,7 +173,7 @@ def decode_catalogue(catalogue: ShippedCatalogue) -> Catalogue:
 
 
 def candidates_to_arrow(
-    batch: pa.RecordBatch, results: Sequence[tuple[np.ndarray, np.ndarray] | RowFailure], pois: Catalogue
+    batch: pa.RecordBatch, results: Sequence[Found | RowFailure], pois: Catalogue
 ) -> pa.RecordBatch:
     """Puts the generated POIs of all requests under each other; a failed request is one refused row."""
     requests: list[int] = []

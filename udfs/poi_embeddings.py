@@ -15,15 +15,16 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.tables import POI_EMBEDDINGS
+from etl.session import compute_once
 from models.inference import encode_pois
 from udfs.feature_rows import (
     FeatureBuild,
+    check_unit_vectors,
     complete_outcomes,
     outcome_schema,
-    require_unit_vectors,
     vectors_to_arrow,
 )
-from udfs.isolation import run_isolated
+from udfs.isolation import RowFailure, run_isolated
 from udfs.model_cache import ServedModel, load_model, task_device
 from udfs.slots import is_live, keep_known
 
@@ -61,7 +62,7 @@ def build_poi_embeddings(
     """Plans the vectors of the day; arguments as in `build_user_embeddings`, from `poi_index`."""
     earlier = (F.col("model_version") == model.model_version) & (F.col("day") < F.lit(day))
     known = keep_known(poi_index, day=day, index_version=model.index_version)
-    todo = pending_pois(known, embedded.where(earlier), day=day)
+    todo = compute_once(pending_pois(known, embedded.where(earlier), day=day))
     ordered = todo.repartition(num_partitions, "poi_id").sortWithinPartitions(
         "block_id", "inner_id", "poi_id"
     )
@@ -83,8 +84,8 @@ def embed_pois(
     """Runs the POI tower in a worker: slots in, vectors or failures out, in the same order."""
     bundle, device = load_model(model), task_device()
 
-    def encode(batch: pa.RecordBatch) -> Sequence[np.ndarray]:
-        return require_unit_vectors(encode_pois(bundle, batch, micro_batch=micro_batch, device=device))
+    def encode(batch: pa.RecordBatch) -> Sequence[np.ndarray | RowFailure]:
+        return check_unit_vectors(encode_pois(bundle, batch, micro_batch=micro_batch, device=device))
 
     for batch in batches:
         yield vectors_to_arrow(

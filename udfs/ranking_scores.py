@@ -26,7 +26,7 @@ from udfs.feature_rows import (
     row_payload,
     with_refusals,
 )
-from udfs.isolation import BadResultError, RowFailure, run_isolated
+from udfs.isolation import RowFailure, run_isolated
 from udfs.model_cache import ServedModel, load_model, task_device
 from udfs.requests import PAYLOAD_NAMES, latest_sequences, prepare_requests, with_history
 from udfs.slots import is_live, keep_known
@@ -153,11 +153,10 @@ def score_requests(
     """Runs the click head in a worker: requests with candidates in, one row per candidate out."""
     bundle, device = load_model(model), task_device()
 
-    def score(batch: pa.RecordBatch) -> Sequence[np.ndarray]:
+    def score(batch: pa.RecordBatch) -> Sequence[np.ndarray | RowFailure]:
         logits = score_candidates(bundle, batch, micro_batch=micro_batch, device=device)
-        if not all(np.isfinite(values).all() for values in logits):
-            raise BadResultError("a click logit is not finite")
-        return logits
+        bad = RowFailure("a click logit is not finite")
+        return [own if np.isfinite(own).all() else bad for own in logits]
 
     for batch in batches:
         yield scores_to_arrow(batch, run_isolated(score, batch, micro_batch=micro_batch))

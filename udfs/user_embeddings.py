@@ -1,42 +1,63 @@
 """action_sequences -> user_embeddings: a unit vector per user, made anew only when the user has acted since.
 
 In: the latest row of `action_sequences` per user as of the day, and the vectors that this model has made on
-earlier days. Out: rows of the day for users whose state is newer than their vector; on a model's first night
-that is everyone. The vector is as of the user's last action with a neutral request, so it does not age, and
-rows of several days complete each other. Run it with `python -m udfs user_embeddings --day D`.
+earlier days. Out: rows of the day for users whose vector is not that of their state: they have acted since, or
+the day that it was made from was corrected; on a model's first night that is everyone. The vector is as of the
+user's last action with a neutral request, so it does not age, and rows of several days complete each other.
+Run it with `python -m udfs user_embeddings --day D`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.tables import HISTORY_NAMES, USER_EMBEDDINGS
+from etl.commits import last_commits
+from etl.session import compute_once
 from models.inference import encode_users
 from udfs.feature_rows import (
     FeatureBuild,
+    check_unit_vectors,
     complete_outcomes,
     outcome_schema,
-    require_unit_vectors,
     vectors_to_arrow,
 )
-from udfs.isolation import run_isolated
+from udfs.isolation import RowFailure, run_isolated
 from udfs.model_cache import ServedModel, load_model, task_device
 
 EMITTED = ("user_id", "embedding", "sequence_day", "is_simulated")
 REASON = "embed_user_failed"
 
 
+def mark_current(embedded: DataFrame, root: str) -> DataFrame:
+    """Adds `is_current`: was the vector made from what its day of `action_sequences` holds now.
+
+    A correction of an older day rewrites rows that vectors were made from; the commits tell. Days that the logs no
+    longer tell of count as unchanged.
+
+    Args:
+        embedded: rows of `user_embeddings`.
+        root: table root.
+    """
+    made, done = (
+        last_commits(embedded.sparkSession, root, name) for name in ("action_sequences", "user_embeddings")
+    )
+    made_at = _look_up({day: commit.version for day, commit in made.items()}, "sequence_day")
+    read = {day: commit.read["action_sequences"] for day, commit in done.items() if commit.read}
+    return embedded.withColumn("is_current", F.coalesce(made_at <= _look_up(read, "day"), F.lit(True)))
+
+
 def pending_users(sequences: DataFrame, embedded: DataFrame, *, day: date) -> DataFrame:
-    """Finds the users whose state is newer than their vector.
+    """Finds the users whose vector is not that of their state.
 
     Args:
         sequences: `action_sequences`, any days.
-        embedded: rows of `user_embeddings` that count as done; all of one model.
+        embedded: rows of `user_embeddings` that count, all of one model, with `is_current`.
         day: the state is looked at as of this day.
 
     Returns:
@@ -45,9 +66,21 @@ def pending_users(sequences: DataFrame, embedded: DataFrame, *, day: date) -> Da
     state = (
         sequences.where(F.col("day") <= F.lit(day)).groupBy("user_id").agg(F.max("day").alias("sequence_day"))
     )
-    done = embedded.groupBy("user_id").agg(F.max("sequence_day").alias("done_day"))
-    is_newer = F.col("done_day").isNull() | (F.col("done_day") < F.col("sequence_day"))
-    return state.join(done, "user_id", "left").where(is_newer).select("user_id", "sequence_day")
+    vector = F.max_by(F.struct(F.col("sequence_day").alias("done_day"), "is_current"), "day").alias("vector")
+    done = embedded.groupBy("user_id").agg(vector).select("user_id", "vector.*")
+    is_done = F.col("is_current") & (F.col("done_day") == F.col("sequence_day"))
+    pending = state.join(done, "user_id", "left").where(~F.coalesce(is_done, F.lit(False)))
+    return pending.select("user_id", "sequence_day")
+
+
+def arrange_states(states: DataFrame, *, num_partitions: int) -> DataFrame:
+    """Puts states in the order in which the model reads them.
+
+    Fixed partitions and a total order: the same rows meet in the same forward pass on every rerun, so that padding
+    rounds alike; neighbours have similar lengths, so that little is padded.
+    """
+    ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions("seq_len", "user_id")
+    return ordered.select("user_id", "sequence_day", "seq_len", "profile_ids", *HISTORY_NAMES, "is_simulated")
 
 
 def build_user_embeddings(
@@ -64,8 +97,8 @@ def build_user_embeddings(
 
     Args:
         sequences: `action_sequences`, any days.
-        embedded: `user_embeddings`, any days and models; only earlier days of this model count, so that a
-            rerun of the day finds the same users to do.
+        embedded: `user_embeddings` with `is_current`, any days and models; only earlier days of this model
+            count, so that a rerun of the day finds the same users to do.
         day: the job's day.
         model: the model to run.
         run_id: the job's run.
@@ -73,14 +106,12 @@ def build_user_embeddings(
         num_partitions: tasks.
     """
     earlier = (F.col("model_version") == model.model_version) & (F.col("day") < F.lit(day))
-    todo = pending_users(sequences, embedded.where(earlier), day=day)
-    states = sequences.withColumnRenamed("day", "sequence_day").join(todo, ["user_id", "sequence_day"])
-    # Fixed partitions and a total order: the same rows meet in the same forward pass on every rerun, so that
-    # padding rounds alike; neighbours have similar lengths, so that little is padded.
-    ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions("seq_len", "user_id")
-    emitted = ordered.select(
-        "user_id", "sequence_day", "seq_len", "profile_ids", *HISTORY_NAMES, "is_simulated"
-    ).mapInArrow(
+    todo = compute_once(pending_users(sequences, embedded.where(earlier), day=day))
+    # Histories are large: only those days are read that are somebody's to do, on most nights one.
+    days = [row["sequence_day"] for row in todo.select("sequence_day").distinct().collect()]
+    of_days = sequences.where(F.col("day").isin(days)).withColumnRenamed("day", "sequence_day")
+    states = of_days.join(todo, ["user_id", "sequence_day"])
+    emitted = arrange_states(states, num_partitions=num_partitions).mapInArrow(
         partial(embed_users, model=model, micro_batch=micro_batch),
         outcome_schema(USER_EMBEDDINGS, EMITTED),
     )
@@ -98,10 +129,18 @@ def embed_users(
     """Runs the user tower in a worker: histories in, vectors or failures out, in the same order."""
     bundle, device = load_model(model), task_device()
 
-    def encode(batch: pa.RecordBatch) -> Sequence[np.ndarray]:
-        return require_unit_vectors(encode_users(bundle, batch, micro_batch=micro_batch, device=device))
+    def encode(batch: pa.RecordBatch) -> Sequence[np.ndarray | RowFailure]:
+        return check_unit_vectors(encode_users(bundle, batch, micro_batch=micro_batch, device=device))
 
     for batch in batches:
         yield vectors_to_arrow(
             batch, run_isolated(encode, batch, micro_batch=micro_batch), EMITTED, reason=REASON
         )
+
+
+def _look_up(versions: Mapping[date, int], column: str) -> Column:
+    """Returns the version of the day that a column names; null for other days."""
+    if not versions:
+        return F.lit(None).cast("bigint")
+    pairs = [F.lit(item) for pair in sorted(versions.items()) for item in pair]
+    return F.create_map(*pairs)[F.col(column)]

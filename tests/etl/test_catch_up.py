@@ -2,6 +2,9 @@
 
 import argparse
 from datetime import timedelta
+from pathlib import Path
+
+from delta.tables import DeltaTable
 
 from conf.cli import JobContext
 from etl import catch_up, commits, index_job
@@ -27,14 +30,30 @@ def test_a_day_is_behind_if_a_day_that_it_is_made_from_was_committed_since(spark
     root, name = settings.storage.root, "cleaned_actions"
     first = write(spark, settings, name, [cleaned()], DAY, read={name: commits.NEVER})
     write(spark, settings, name, [cleaned(day=LAST, action_id="a3")], LAST, read={name: first})
-    assert commits.days_from(spark, root, name, NEXT) == [LAST]
-    assert commits.days_behind(spark, root, name, [DAY, LAST]) == []
+    before = commits.read_commits(spark, root, name, since=NEXT)
+    assert before.days == [LAST]
+    assert before.behind([DAY, LAST]) == []
 
     write(spark, settings, name, [cleaned(day=NEXT, action_id="a2")], NEXT, read={name: first})
 
-    assert commits.days_behind(spark, root, name, [DAY, NEXT, LAST]) == [
-        LAST
-    ]  # it has not seen the day between
+    after = commits.read_commits(spark, root, name, since=NEXT)
+    assert after.behind([DAY, NEXT, LAST]) == [LAST]  # it has not seen the day between
+
+
+def test_days_whose_commits_the_log_has_dropped_are_found_by_their_rows(spark, settings):
+    root, name = settings.storage.root, "cleaned_actions"
+    write(spark, settings, name, [cleaned(day=LAST, action_id="a3")], LAST, read={name: commits.NEVER})
+    write(spark, settings, name, [cleaned()], DAY, read={name: commits.NEVER})
+    log = Path(root, name, "_delta_log")
+    DeltaTable.forPath(
+        spark, f"{root}/{name}"
+    )._jdt.deltaLog().checkpoint()  # what Delta itself does in the end
+    for version in (0, 1):
+        (log / f"{version:020}.json").unlink()
+
+    seen = commits.read_commits(spark, root, name, since=NEXT)
+
+    assert (seen.days, seen.of_day(LAST)) == ([LAST], None)
 
 
 def test_a_day_filled_in_late_gives_the_tables_of_a_run_in_order(spark, settings):

@@ -9,9 +9,11 @@ from conf.errors import MissingInputError
 from models.batch import collate_candidates, collate_history, collate_requests
 from models.bundle import ModelBundle
 from models.inference import (
+    batch_by_length,
     encode_pois,
     encode_user_requests,
     encode_users,
+    find_histories,
     generate_candidates,
     rank_targets_by_model,
     score_candidates,
@@ -79,6 +81,35 @@ def test_scores_equal_the_model_asked_for_one_request_at_a_time(bundle, requests
         np.testing.assert_allclose(scores[row], model.click_logits(states)[0].numpy(), atol=TOLERANCE)
 
 
+def test_requests_with_the_same_past_share_one_pass_over_it(bundle, requests_batch, monkeypatch):
+    later_ms = pa.array(np.asarray(requests_batch.column("request_ts_ms")) + 3_600_000)
+    index = requests_batch.schema.get_field_index("request_ts_ms")
+    columns = [*requests_batch.columns[:index], later_ms, *requests_batch.columns[index + 1 :]]
+    later = pa.RecordBatch.from_arrays(columns, schema=requests_batch.schema)
+    both = pa.Table.from_batches([requests_batch, later]).combine_chunks().to_batches()[0]
+    apart = score_candidates(bundle, requests_batch) + score_candidates(bundle, later)
+    read, encode = [], bundle.model("sft_ranking").encode_prefix
+    monkeypatch.setattr(
+        bundle.model("sft_ranking"), "encode_prefix",
+        lambda history: (read.extend(history.lengths_B.tolist()), encode(history))[1],
+    )  # fmt: skip
+
+    together = score_candidates(bundle, both)
+
+    assert len(read) == len(find_histories(requests_batch)[0]) <= requests_batch.num_rows
+    for own, other in zip(together, apart, strict=True):
+        np.testing.assert_allclose(own, other, atol=TOLERANCE)
+
+
+def test_histories_are_equal_only_if_every_column_is(requests_batch):
+    rows = requests_batch.to_pylist()[:1] * 3
+    rows[2] = {**rows[2], "category_ids": [*rows[2]["category_ids"][:-1], 99]}
+
+    first, place = find_histories(pa.RecordBatch.from_pylist(rows, schema=requests_batch.schema))
+
+    assert (first.tolist(), place.tolist()) == ([0, 2], [0, 0, 1])
+
+
 def test_a_request_without_candidates_gets_no_scores(bundle, requests_batch):
     rows = requests_batch.to_pylist()[:2]
     for name in rows[1]:
@@ -112,6 +143,14 @@ def test_ranks_agree_with_the_generated_order(bundle, requests_batch, catalogue)
     third = np.array([pois[2] for pois, _ in lists])
     ranks = rank_targets_by_model(bundle.model("pretrain"), requests_batch, third, catalogue, micro_batch=3)
     assert ranks.expected.tolist() == [3.0] * 10
+
+
+def test_long_histories_meet_in_smaller_batches():
+    lengths = np.array([30, 10, 100, 0, 20])
+
+    batches = [rows.tolist() for rows in batch_by_length(lengths, 3, max_actions=60)]
+
+    assert batches == [[3, 1, 4], [0], [2]]  # 3 x 20 actions fit; 2 x 100 would not, and 100 alone must
 
 
 def test_no_rows_give_no_results(bundle, requests_batch, catalogue):

@@ -11,7 +11,7 @@ import pytest
 
 from conf.errors import NoReleaseError
 from models.report_data import ReleaseTables, find_release, sample_keys
-from models.report_drift import compute_psi
+from models.report_drift import compute_overlap, compute_psi
 from models.report_features import mean_cosine
 from models.report_funnel import count_funnels, count_repeats
 from tests.models.report_city import (
@@ -110,7 +110,7 @@ def test_sections_come_in_order_with_what_would_be_alarming(page):
 def test_headline_names_release_model_index_and_simulation(page):
     band = re.search(r"<header.*?</header>", page, re.DOTALL)[0]
 
-    for text in ("Release 2", "2026-03-02", "spacetime-gr/1", "SIMULATED", "Impressions"):
+    for text in ("Release 2", "2026-03-02", "spacetime-gr/1", "SIMULATED", "Actions are real"):
         assert text in band
 
 
@@ -214,6 +214,7 @@ def test_broken_evaluation_is_a_note(tmp_path):
 
 
 def test_drift_compares_vectors_of_one_model_only(city, page, tmp_path):
+    assert "neighbour overlap, POI 1.0000" in text_of(page, "drift")
     assert "mean cosine, same POI 1.0000 40 in both" in text_of(
         page, "drift"
     )  # planted: POI vectors did not change
@@ -233,6 +234,16 @@ def test_stability_index_is_zero_for_equal_and_large_for_moved_scores():
 
     assert compute_psi(scores, scores) == 0.0
     assert compute_psi(scores, np.clip(scores + 0.5, 0, 1)) > 0.25
+
+
+def test_neighbour_overlap_counts_the_nearest_rows_that_stayed():
+    angles = np.radians([0.0, 10.0, 90.0, 100.0])
+    moved = np.radians([0.0, 10.0, 90.0, -20.0])  # the last one leaves its neighbour for the first row
+    then, now = (np.column_stack([np.cos(own), np.sin(own)]) for own in (angles, moved))
+
+    assert compute_overlap(then, then, 1) == 1.0
+    assert compute_overlap(now, then, 1) == 0.5  # of the last two rows the nearest is another one
+    assert compute_overlap(then[:1], then[:1]) == 1.0  # nobody to be near to
 
 
 def test_mean_cosine_leaves_out_a_vector_with_itself():

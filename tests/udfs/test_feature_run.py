@@ -132,6 +132,24 @@ def test_scores_do_not_see_actions_after_the_request(first_night):
     )
 
 
+def test_a_vector_made_from_a_day_that_was_corrected_is_made_anew(computed):
+    before = {row["user_id"]: row["embedding"] for row in computed.read("user_embeddings")}
+    corrected = [sequence("u1", DAY_1, [5, 5, 5]), sequence("u2", DAY_1, [4, 5, 4, 6])]  # u3 was never there
+    computed.deliver(DAY_1, action_sequences=corrected)
+    computed.deliver(DAY_2, action_sequences=[])
+
+    computed.run("user_embeddings", DAY_2)
+
+    rows = computed.read("user_embeddings", DAY_2)
+    assert [(row["user_id"], row["sequence_day"]) for row in rows] == [("u1", DAY_1), ("u2", DAY_1)]
+    assert rows[0]["embedding"] != before["u1"]
+    assert rows[1]["embedding"] == pytest.approx(before["u2"], abs=1e-6)
+
+    computed.run("user_embeddings", date(2026, 3, 3))
+
+    assert computed.read("user_embeddings", date(2026, 3, 3)) == []  # once is enough
+
+
 def test_generated_pois_are_live_as_of_the_request(first_night):
     first_night.deliver(
         DAY_1,

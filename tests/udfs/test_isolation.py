@@ -20,6 +20,16 @@ def test_only_the_forward_pass_of_a_failing_row_is_computed_again(run_isolated_c
     assert computed == 100 + 4 + 2  # rows 4 to 7 again as two pairs, then 6 and 7 one by one
 
 
+def test_a_failure_that_is_told_for_its_row_makes_nothing_be_computed_again(run_isolated_counted):
+    failure = RowFailure("not finite")
+
+    results, computed = run_isolated_counted(
+        [1, 7, 3], lambda number: failure if number == 7 else number, micro_batch=3
+    )
+
+    assert (results, computed) == ([1, failure, 3], 3)
+
+
 def test_every_row_may_fail(run_isolated_counted):
     results, _ = run_isolated_counted([7, 7, 7], double_but_7, micro_batch=2)
 

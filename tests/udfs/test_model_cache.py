@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from conf.errors import CapacityError, FingerprintError, IndexVersionError
-from models.bundle import digest_folder, load_bundle
+from models.bundle import Serving, digest_folder, load_bundle
 from udfs import model_cache
 from udfs.model_cache import ServedModel, check_index, load_model, task_device
 
@@ -68,6 +68,25 @@ def test_an_index_beyond_a_capacity_is_refused(served, size, what):
         check_index(
             served, index_version=1, num_blocks=num_blocks, max_inner=max_inner, num_categories=num_categories
         )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "has_units", "is_bfloat16"),
+    [
+        ("bfloat16", "cuda:1", True, True),
+        ("bfloat16", "cuda:1", False, False),  # an older GPU
+        ("bfloat16", "cpu", True, False),
+        ("float32", "cuda:1", True, False),
+    ],
+)
+def test_bfloat16_is_computed_in_where_it_is_wanted_and_the_device_has_it(
+    served, monkeypatch, dtype, device, has_units, is_bfloat16
+):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: has_units)
+
+    bundle = load_model(replace(served, serving=Serving(dtype)))
+
+    assert bundle.computes_bfloat16(device) is is_bfloat16
 
 
 def test_a_task_takes_the_gpu_that_spark_gave_it(monkeypatch):
