@@ -1,16 +1,15 @@
 """The nightly DAG, really executed once by Airflow on a small city: the same command lines as in
 production."""
 
-import importlib
 from pathlib import Path
 
 import pytest
 import yaml
 from deltalake import DeltaTable
 
-from conf.cli import main
 from conf.settings import SparkSettings
 from tests.airflow_dags.airflow_env import airflow_variables, is_installed, run_airflow
+from tests.bench import small_city
 
 pytestmark = [
     pytest.mark.airflow,
@@ -19,9 +18,6 @@ pytestmark = [
 ]
 BOOTSTRAP_DAY, NIGHT = "2026-01-19", "2026-01-20"
 CITY = {"num_users": 60, "num_pois": 200, "num_actions": 1500, "num_requests": 200, "num_days": 20}
-STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
-RECIPE_KEYS = ("decoder.hidden_dim=16", "decoder.ffn_dim=32", *(f"{stage}.max_steps=4" for stage in STAGES))
-"""A real model of the real shape, as small and as briefly trained as can be."""
 FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
 
 
@@ -43,23 +39,15 @@ def write_settings(folder: Path, spark: SparkSettings) -> Path:
     return layer
 
 
-def run_here(module: str, *words: str) -> None:
-    """Runs one of our commands in this process, whose Spark is open and warm."""
-    program = importlib.import_module(f"{module}.__main__")
-    assert main(module, "", program.JOBS, words) == 0, f"{module} {words[0]} failed"
-
-
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory, spark: object, spark_settings: SparkSettings) -> Path:
-    """A warehouse in which Airflow has executed one night, with a model trained the day before."""
+    """A warehouse in which Airflow has executed one night; the model of the day before is made in this process."""
     folder = tmp_path_factory.mktemp("city")
     layer = write_settings(folder, spark_settings)
-    smaller = [word for key in RECIPE_KEYS for word in ("--set-recipe", key)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPACETIME_CONF", str(layer))
-        run_here("etl", "night", "--source", "synthetic", "--day", BOOTSTRAP_DAY)
-        run_here("etl", "samples", "--day", BOOTSTRAP_DAY)
-        run_here("models", "train", "--day", BOOTSTRAP_DAY, *smaller)
+    for job in (("night", "--source", "synthetic"), ("samples",)):
+        small_city.run(layer, "etl", *job, "--day", BOOTSTRAP_DAY)
+    smaller = [word for key in small_city.RECIPE_KEYS for word in ("--set-recipe", key)]
+    small_city.run(layer, "models", "train", "--day", BOOTSTRAP_DAY, *smaller)
 
     variables = airflow_variables(folder / "airflow", {"SPACETIME_CONF": str(layer)})
     migrated = run_airflow(variables, "db", "migrate")
