@@ -7,7 +7,6 @@ or URI, or `catalog:NAME` for tables of a metastore.
 
 import contextlib
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -24,7 +23,6 @@ from conf.errors import ConflictingWriteError, ContractViolatedError, DuplicateK
 from conf.tables import TABLES, TableContract
 from etl.contracts import TABLE_PROPERTIES, as_field, check_constraints, conform, digest_table
 
-LOGGER = logging.getLogger(__name__)
 CATALOG_PREFIX = "catalog:"
 LAST_COMMIT = "spark.databricks.delta.lastCommitVersionInSession"
 """Set by Delta after every commit of the session; asking the table's history instead takes a Spark job."""
@@ -79,9 +77,8 @@ def read_table(spark: SparkSession, root: str, name: str, *, version: int | None
         MissingInputError: the table has never been written.
     """
     _require(spark, root, name)
-    reader = spark.read.format("delta")
-    if version is not None:
-        reader = reader.option("versionAsOf", version)
+    options = {} if version is None else {"versionAsOf": version}
+    reader = spark.read.format("delta").options(**options)
     location = table_location(root, name)
     return reader.table(location) if root.startswith(CATALOG_PREFIX) else reader.load(location)
 
@@ -196,11 +193,12 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
     rows = conform(frame.withColumn("run_id", F.lit(run_id)), contract)
     _create_if_missing(spark, contract, root)
     stored = read_table(spark, root, name).select(*rows.columns)
-    known = rows.join(stored, key, "left_semi")
-    same_run = stored.where(F.col("run_id") == run_id).join(rows.select(*key), key, "left_semi")
-    if digest_table(same_run, contract) == digest_table(rows, contract):
-        return table_version(spark, root, name)
-    _refuse_duplicate_keys(rows.unionByName(known), contract)
+    if not _has_only_new_keys(rows, stored, contract):
+        known = rows.join(stored, key, "left_semi")
+        same_run = stored.where(F.col("run_id") == run_id).join(rows.select(*key), key, "left_semi")
+        if digest_table(same_run, contract) == digest_table(rows, contract):
+            return table_version(spark, root, name)
+        _refuse_duplicate_keys(rows.unionByName(known), contract)
     # The write itself reads the table, so Delta sees a conflict if another run appends between the two.
     new = rows.join(read_table(spark, root, name).select(*key), key, "left_anti").select(*rows.columns)
     writer = new.write.format("delta").mode("append").option("userMetadata", _commit_note(job, day, run_id))
@@ -216,21 +214,17 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
 
 
 def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:
-    location = table_location(root, name)
-    return (
-        DeltaTable.forName(spark, location)
-        if root.startswith(CATALOG_PREFIX)
-        else DeltaTable.forPath(spark, location)
-    )
+    find = DeltaTable.forName if root.startswith(CATALOG_PREFIX) else DeltaTable.forPath
+    return find(spark, table_location(root, name))
 
 
 def _create_if_missing(spark: SparkSession, contract: TableContract, root: str) -> None:
     if table_exists(spark, root, contract.name):
         return
     location = table_location(root, contract.name)
-    in_catalog = root.startswith(CATALOG_PREFIX)
     builder = DeltaTable.createIfNotExists(spark).comment(contract.grain)
-    builder = builder.tableName(location) if in_catalog else builder.location(location)
+    place = builder.tableName if root.startswith(CATALOG_PREFIX) else builder.location
+    builder = place(location)
     for column in contract.columns:
         field = as_field(column)
         builder = builder.addColumn(column.name, field.dataType, nullable=column.nullable, comment=column.doc)
@@ -243,6 +237,14 @@ def _create_if_missing(spark: SparkSession, contract: TableContract, root: str) 
     # Another run may make the table at this moment, by the same contract: then it is there.
     with contextlib.suppress(*_CONFLICTS):
         builder.execute()
+
+
+def _has_only_new_keys(rows: DataFrame, stored: DataFrame, contract: TableContract) -> bool:
+    """Tells in one query whether there are rows and every key is there once, and not in the table."""
+    key = list(contract.key)
+    keys = rows.groupBy(*key).count().join(stored.select(*key, F.lit(1).alias("is_stored")), key, "left")
+    found = keys.agg(F.max("count").alias("most"), F.count("is_stored").alias("num_stored")).first()
+    return found is not None and found["most"] == 1 and not found["num_stored"]
 
 
 def _refuse_duplicate_keys(rows: DataFrame, contract: TableContract) -> None:

@@ -119,8 +119,11 @@ def build_visits(users: DataFrame, *, city: CitySettings, after: date | None, un
     placed = with_open_poi(_with_visited_poi(in_time, city), "local_day", city=city)
     ids = (F.col("user_no"), F.col("active_no"), F.col("step"))
     lon, lat = place_of_poi(F.col("local_day"), city=city)
-    typed = placed.withColumn("_type_draw", uniform(city.seed, "action type", *ids)).withColumn(
-        "_has_place", uniform(city.seed, "has place", *ids) < USER_PLACE_SHARE
+    typed = placed.withColumns(
+        {
+            "_type_draw": uniform(city.seed, "action type", *ids),
+            "_has_place": uniform(city.seed, "has place", *ids) < USER_PLACE_SHARE,
+        }
     )
     return typed.select(
         F.format_string("a%07d-%04d-%02d", *ids).alias("action_id"),
@@ -149,19 +152,21 @@ def with_day(frame: DataFrame, *, city: CitySettings) -> DataFrame:
     """
     on_trip = F.col("day_no").between(F.col("trip_start"), F.col("trip_end"))
     layout, stay = lay_out(city), F.col("stay_city")
-    center = [tuple(place[axis] for place in layout.centers) for axis in (0, 1)]
+    hotel_draw = uniform(city.seed, "hotel hood", F.col("user_no"))
     placed = (
         frame.withColumn("local_day", F.date_add(F.lit(city.first_day), F.col("day_no")))
         .withColumn("plan_no", F.when(on_trip, 2).when(F.weekday("local_day") >= 5, 1).otherwise(0))
         .withColumn(
             "stay_city", F.when(F.col("plan_no") == 2, F.col("trip_city")).otherwise(F.col("city_no"))
         )
-        .withColumn("tz_offset_min", look_up(layout.tz_offsets_min, stay))
-        .withColumn(
-            "hotel_hood",
-            whole(uniform(city.seed, "hotel hood", F.col("user_no")), look_up(layout.num_hoods, stay)),
+        .withColumns(
+            {
+                "tz_offset_min": look_up(layout.tz_offsets_min, stay),
+                "hotel_hood": whole(hotel_draw, look_up(layout.num_hoods, stay)),
+                "center_lon": look_up([lon for lon, _ in layout.centers], stay),
+                "center_lat": look_up([lat for _, lat in layout.centers], stay),
+            }
         )
-        .withColumns({"center_lon": look_up(center[0], stay), "center_lat": look_up(center[1], stay)})
     )
     hotel_lon, hotel_lat = hood_center(stay, F.col("hotel_hood"), city=city)
     return placed.withColumns({"hotel_lon": hotel_lon, "hotel_lat": hotel_lat})
@@ -182,7 +187,7 @@ def with_slot(frame: DataFrame, *, ids: tuple[str, ...], city: CitySettings) -> 
     kinds = [{KIND_NAMES.index(kind): share for kind, share in slot.kinds.items()} for slot in SLOTS]
     hour = look_up([slot.hour for slot in SLOTS], slot) + F.lit(0.45) * normal(seed, "hour", *keys)
     local_ms = F.unix_date("local_day").cast("bigint") * MS_PER_DAY + (hour * MS_PER_HOUR).cast("bigint")
-    origin_no, starts = F.col("_origin_no"), (F.col("work_hood"), F.col("hotel_hood"))
+    origin_no = F.col("_origin_no")
     origin = {
         axis: F.element_at(F.array(*(F.col(f"{origin}_{axis}") for origin in ORIGINS)), origin_no + 1)
         for axis in ("lon", "lat")
@@ -190,25 +195,28 @@ def with_slot(frame: DataFrame, *, ids: tuple[str, ...], city: CitySettings) -> 
     hoods = look_up(lay_out(city).num_hoods, F.col("stay_city"))
     out_lon, out_lat = hood_center(F.col("stay_city"), F.col("_out_hood"), city=city)
     # The phone's place: near where the user comes from, never the place that the action is about.
-    near = shift(
-        origin["lon"],
-        origin["lat"],
-        F.lit(0.25) * normal(seed, "from east", *keys),
-        F.lit(0.25) * normal(seed, "from north", *keys),
-        at_lat=F.col("center_lat"),
-    )
-    at_work, is_trip = origin_no == ORIGINS.index("work"), F.col("plan_no") == 2
+    away_km = [F.lit(0.25) * normal(seed, f"from {way}", *keys) for way in ("east", "north")]
+    near = shift(origin["lon"], origin["lat"], *away_km, at_lat=F.col("center_lat"))
+    at_work = origin_no == ORIGINS.index("work")
+    away_hood = F.when(F.col("plan_no") == 2, F.col("hotel_hood")).when(at_work, F.col("work_hood"))
     return (
-        frame.withColumn("slot_no", draw_from(plans, F.col("plan_no"), F.col("progress")))
-        .withColumn("_kind_draw", uniform(seed, "kind", *keys))
-        .withColumn("kind_no", draw_from(kinds, slot, F.col("_kind_draw")))
-        .withColumn("_origin_no", look_up([ORIGINS.index(slot.origin) for slot in SLOTS], slot))
-        .withColumn(
-            "anchor_hood", F.when(is_trip, starts[1]).when(at_work, starts[0]).otherwise(F.col("home_hood"))
+        frame.withColumns(
+            {
+                "slot_no": draw_from(plans, F.col("plan_no"), F.col("progress")),
+                "_kind_draw": uniform(seed, "kind", *keys),
+                "_out_hood": whole(uniform(seed, "out", *keys), hoods),
+            }
         )
-        .withColumn("_out_hood", whole(uniform(seed, "out", *keys), hoods))
-        .withColumns({"out_lon": out_lon, "out_lat": out_lat})
-        .withColumn("ts_ms", local_ms - F.col("tz_offset_min") * MS_PER_MIN)
+        .withColumns(
+            {
+                "kind_no": draw_from(kinds, slot, F.col("_kind_draw")),
+                "_origin_no": look_up([ORIGINS.index(slot.origin) for slot in SLOTS], slot),
+                "out_lon": out_lon,
+                "out_lat": out_lat,
+                "ts_ms": local_ms - F.col("tz_offset_min") * MS_PER_MIN,
+            }
+        )
+        .withColumn("anchor_hood", away_hood.otherwise(F.col("home_hood")))
         .withColumns({"from_lon": near[0], "from_lat": near[1]})
         .drop("_kind_draw", "_origin_no", "_out_hood", "out_lon", "out_lat")
     )

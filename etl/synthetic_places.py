@@ -99,10 +99,8 @@ def lay_out(city: CitySettings) -> Layout:
     centers = [(city.center_lon, city.center_lat)]
     for number in range(others):
         # Ever farther away, all around: 150 km is a day trip, beyond 1500 km there is another time zone.
-        angle, far_km = (
-            2.4 * (number + 1) + city.seed,
-            150.0 * 3.2**number if number < 3 else 1500.0 + 100 * number,
-        )
+        angle = 2.4 * (number + 1) + city.seed
+        far_km = 150.0 * 3.2**number if number < 3 else 1500.0 + 100 * number
         lat = city.center_lat + far_km * math.sin(angle) / KM_PER_DEGREE
         lat = lat if abs(lat) < 70 else 2 * city.center_lat - lat
         lon = city.center_lon + far_km * math.cos(angle) / (KM_PER_DEGREE * math.cos(math.radians(lat)))
@@ -117,8 +115,7 @@ def lay_out(city: CitySettings) -> Layout:
     )
 
 
-# --- chance
-# -----------------------------------------------------------------------------------------------------------
+# --- chance ------------------------------------------------------------------------------------------------
 
 
 def uniform(seed: int, what: str, *ids: Column) -> Column:
@@ -188,8 +185,7 @@ def _padded(values: Sequence[object], width: int) -> Sequence[object]:
     return [*values, *[values[-1]] * (width - len(values))]
 
 
-# --- POIs ---------------------------------------------------------------------------------------------------
-# ----------
+# --- POIs --------------------------------------------------------------------------------------------------
 
 
 def poi_number(leaf_no: Column, city_no: Column, in_city: Column, *, city: CitySettings) -> Column:
@@ -218,22 +214,26 @@ def with_poi(frame: DataFrame, *, city: CitySettings) -> DataFrame:
     layout, number = lay_out(city), F.col("poi_no")
     cycle = MAIN_WIDTH + city.num_other_cities
     place = F.pmod(F.col("_among"), F.lit(cycle))
-    in_main = F.floor(F.col("_among") / cycle).cast("int") * MAIN_WIDTH + place
-    return (
-        frame.withColumn("leaf_no", F.pmod(number, F.lit(len(LEAVES))))
-        .withColumn("_among", F.floor(number / len(LEAVES)).cast("int"))
-        .withColumn("city_no", F.greatest(place - (MAIN_WIDTH - 1), F.lit(0)))
-        .withColumn(
-            "_in_city",
-            F.when(F.col("city_no") == 0, in_main).otherwise(F.floor(F.col("_among") / cycle).cast("int")),
-        )
-        .withColumn("_hoods", look_up(layout.num_hoods, F.col("city_no")))
-        .withColumn("hood_no", F.pmod("_in_city", "_hoods"))
-        .withColumn("rank", F.floor(F.col("_in_city") / F.col("_hoods")).cast("int"))
-        .withColumn("attribute_no", attribute_of_poi(number, city=city))
-        .withColumns(_life(city))
-        .drop("_among", "_in_city", "_hoods")
+    round_no = F.floor(F.col("_among") / cycle).cast("int")
+    in_city = F.when(F.col("city_no") == 0, round_no * MAIN_WIDTH + place).otherwise(round_no)
+    # As few steps as the columns' order allows: Spark analyses the whole row at each.
+    steps: tuple[dict[str, Column], ...] = (
+        {
+            "leaf_no": F.pmod(number, F.lit(len(LEAVES))),
+            "_among": F.floor(number / len(LEAVES)).cast("int"),
+            "attribute_no": attribute_of_poi(number, city=city),
+        },
+        {"city_no": F.greatest(place - (MAIN_WIDTH - 1), F.lit(0))},
+        {"_in_city": in_city, "_hoods": look_up(layout.num_hoods, F.col("city_no"))},
+        {
+            "hood_no": F.pmod("_in_city", "_hoods"),
+            "rank": F.floor(F.col("_in_city") / F.col("_hoods")).cast("int"),
+        },
+        _life(city),
     )
+    for step in steps:
+        frame = frame.withColumns(step)
+    return frame.drop("_among", "_in_city", "_hoods")
 
 
 def attribute_of_poi(number: Column, *, city: CitySettings) -> Column:

@@ -49,20 +49,26 @@ def build_users(spark: SparkSession, city: CitySettings) -> DataFrame:
     users = (
         spark.range(city.num_users)
         .select(F.col("id").alias("user_no"), F.format_string("u%07d", "id").alias("user_id"))
-        .withColumn("activity", _activity(user, city))
-        .withColumn(
-            "joined",
-            F.when(late, whole(uniform(seed, "joined", user), max(1, city.num_days // 2))).otherwise(0),
+        .withColumns(
+            {
+                "activity": _activity(user, city),
+                "joined": F.when(
+                    late, whole(uniform(seed, "joined", user), max(1, city.num_days // 2))
+                ).otherwise(0),
+                "city_no": F.when(at_home, 0).otherwise(
+                    whole(uniform(seed, "which city", user), layout.num_cities)
+                ),
+                "likes_no": whole(uniform(seed, "likes", user), len(ATTRIBUTES)),
+            }
         )
-        .withColumn(
-            "city_no",
-            F.when(at_home, 0).otherwise(whole(uniform(seed, "which city", user), layout.num_cities)),
-        )
-        .withColumn("likes_no", whole(uniform(seed, "likes", user), len(ATTRIBUTES)))
         .withColumn("_hoods", look_up(layout.num_hoods, F.col("city_no")))
-        .withColumn("home_hood", whole(uniform(seed, "home hood", user), hoods))
-        # Work is where the city is dense: neighbourhoods of low number, the centre first.
-        .withColumn("work_hood", zipf_rank(uniform(seed, "work hood", user), hoods))
+        .withColumns(
+            {
+                "home_hood": whole(uniform(seed, "home hood", user), hoods),
+                # Work is where the city is dense: neighbourhoods of low number, the centre first.
+                "work_hood": zipf_rank(uniform(seed, "work hood", user), hoods),
+            }
+        )
     )
     return _with_trip(_with_building(_with_building(users, "home", city), "work", city), city).drop("_hoods")
 
@@ -152,12 +158,18 @@ def with_chosen_poi(
     )
     return (
         frame.withColumn("_favourite", F.lit(None).cast("int") if favourite is None else favourite)
-        .withColumn(
-            "_key", F.when(is_favourite, F.xxhash64("user_no", leaf, "_favourite")).otherwise(occasion)
+        .withColumns(
+            {
+                "_key": F.when(is_favourite, F.xxhash64("user_no", leaf, "_favourite")).otherwise(occasion),
+                "_city": F.when(is_favourite, F.col("city_no")).otherwise(stay),
+            }
         )
-        .withColumn("_city", F.when(is_favourite, F.col("city_no")).otherwise(stay))
-        .withColumn("_hoods", look_up(layout.num_hoods, F.col("_city")))
-        .withColumn("_where", uniform(seed, "where", F.col("_key")))
+        .withColumns(
+            {
+                "_hoods": look_up(layout.num_hoods, F.col("_city")),
+                "_where": uniform(seed, "where", F.col("_key")),
+            }
+        )
         .withColumn("_hood", hood)
         .transform(lambda placed: _with_liked_poi(placed, name, leaf, F.lit(seeks) | is_favourite, city))
         .drop("_favourite", "_key", "_city", "_hoods", "_where", "_hood")
@@ -168,18 +180,25 @@ def _with_liked_poi(frame: DataFrame, name: str, leaf: str, seeks: Column, city:
     """Adds the first POI looked at that has the attribute liked; the very first one if none has, or if not `seeks`."""
     seed, num_ranks = city.seed, look_up(lay_out(city).num_ranks, F.col("_city"))
     tries = [f"_try_{number}" for number in range(city.attribute_tries)]
-    for number, column in enumerate(tries):
-        draw = uniform(seed, f"rank {number}" if number else "rank", F.col("_key"))
-        frame = frame.withColumn(
-            "_in_city", zipf_rank(draw, num_ranks) * F.col("_hoods") + F.col("_hood")
-        ).withColumn(column, poi_number(F.col(leaf), F.col("_city"), F.col("_in_city"), city=city))
-    if len(tries) == 1:
-        return frame.withColumn(name, F.col(tries[0])).drop("_in_city", *tries)
+    places = {column: f"_in_city{column}" for column in tries}
+    draws = [uniform(seed, f"rank {n}" if n else "rank", F.col("_key")) for n in range(len(tries))]
+    frame = frame.withColumns(
+        {
+            place: zipf_rank(draw, num_ranks) * F.col("_hoods") + F.col("_hood")
+            for place, draw in zip(places.values(), draws, strict=True)
+        }
+    ).withColumns(
+        {
+            column: poi_number(F.col(leaf), F.col("_city"), F.col(place), city=city)
+            for column, place in places.items()
+        }
+    )
     liked = [
         F.when(seeks & (attribute_of_poi(F.col(column), city=city) == F.col("likes_no")), F.col(column))
         for column in tries
+        if len(tries) > 1
     ]
-    return frame.withColumn(name, F.coalesce(*liked, F.col(tries[0]))).drop("_in_city", *tries)
+    return frame.withColumn(name, F.coalesce(*liked, F.col(tries[0]))).drop(*places.values(), *tries)
 
 
 def is_open(on: Column) -> Column:
@@ -224,10 +243,12 @@ def _with_trip(users: DataFrame, city: CitySettings) -> DataFrame:
     start = F.col("joined") + whole(uniform(seed, "trip start", user), F.lit(city.num_days) - F.col("joined"))
     travels = (uniform(seed, "travels", user) < 0.4) & F.lit(num_cities > 1)
     length = F.when(travels, whole(uniform(seed, "trip length", user), 4) + 2).otherwise(0)
-    return (
-        users.withColumn("trip_city", F.pmod(F.col("city_no") + away, F.lit(num_cities)))
-        .withColumn("trip_start", start)
-        .withColumn("trip_end", F.col("trip_start") + length - 1)
+    return users.withColumns(
+        {
+            "trip_city": F.pmod(F.col("city_no") + away, F.lit(num_cities)),
+            "trip_start": start,
+            "trip_end": start + length - 1,
+        }
     )
 
 
