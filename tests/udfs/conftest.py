@@ -118,16 +118,30 @@ def published_folder(
 
 
 @pytest.fixture(scope="session")
-def second_folder(
+def second_computed_folder(
     build_once: BuildOnce, spark: object, night_settings: Settings, bundle: Path, published_folder: Path
 ) -> Path:
-    """The same after DAY_2, which is release 2: u2 acts again, p0 closes, p8 opens."""
+    """The same after the feature jobs of DAY_2, of which readers see nothing: u2 acts again, p0 closes, p8 opens."""
 
     def fill(folder: Path) -> None:
         copy_tables(published_folder, folder)
         town = open_town(spark, night_settings, folder, bundle)
         town.deliver_second_night()
-        for job in ("features", "audit", "publish"):
+        town.run("features", DAY_2)
+
+    return build_once("second computed", fill)
+
+
+@pytest.fixture(scope="session")
+def second_folder(
+    build_once: BuildOnce, spark: object, night_settings: Settings, bundle: Path, second_computed_folder: Path
+) -> Path:
+    """The same after audit and publish: DAY_2 is release 2."""
+
+    def fill(folder: Path) -> None:
+        copy_tables(second_computed_folder, folder)
+        town = open_town(spark, night_settings, folder, bundle)
+        for job in ("audit", "publish"):
             town.run(job, DAY_2)
 
     return build_once("second", fill)
@@ -157,6 +171,13 @@ def computed(town: Town, computed_folder: Path, tmp_path: Path) -> Town:
 def published(town: Town, published_folder: Path, tmp_path: Path) -> Town:
     """A town whose DAY_1 is release 1."""
     copy_tables(published_folder, tmp_path)
+    return town
+
+
+@pytest.fixture
+def second_computed(town: Town, second_computed_folder: Path, tmp_path: Path) -> Town:
+    """A town whose DAY_1 is release 1, with the features of DAY_2 written and not published."""
+    copy_tables(second_computed_folder, tmp_path)
     return town
 
 
