@@ -85,9 +85,9 @@ airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on this machi
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
-test: setup .venv-airflow/.stamp ## Every test on two processes, one real Airflow night included
+test: setup .venv-airflow/.stamp ## Every test on three processes, one real Airflow night included
 	@.venv/bin/lint-imports
-	@.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## Tests that need neither Spark nor Airflow
 	@.venv/bin/pytest -m "not spark and not airflow and not slow"
@@ -107,7 +107,7 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-conservation bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(WORK)

@@ -7,6 +7,7 @@ user's last action with a neutral request, so it does not age, and rows of sever
 Run it with `python -m udfs user_embeddings --day D`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
@@ -47,9 +48,28 @@ def mark_current(embedded: DataFrame, root: str) -> DataFrame:
     made, done = (
         last_commits(embedded.sparkSession, root, name) for name in ("action_sequences", "user_embeddings")
     )
-    made_at = _look_up({day: commit.version for day, commit in made.items()}, "sequence_day")
-    read = {day: commit.read["action_sequences"] for day, commit in done.items() if commit.read}
-    return embedded.withColumn("is_current", F.coalesce(made_at <= _look_up(read, "day"), F.lit(True)))
+    read = {day: commit.read.get("action_sequences") for day, commit in done.items()}
+    known = {day: version for day, version in read.items() if version is not None}
+    late = find_late({day: commit.version for day, commit in made.items()}, known)
+    before = {day: version for day, version in known.items() if version < max(late.values(), default=0)}
+    is_late = _look_up(late, "sequence_day") > _look_up(before, "day")
+    return embedded.withColumn("is_current", ~F.coalesce(is_late, F.lit(False)))
+
+
+def find_late(made: Mapping[date, int], read: Mapping[date, int]) -> dict[date, int]:
+    """Returns the days of states that were committed after vectors had been made from them: corrected ones, so few.
+
+    Args:
+        made: day of `action_sequences` -> version that its last commit made.
+        read: day of `user_embeddings` -> version of `action_sequences` that its last commit has read. A vector is
+            never made from a state of a later day.
+    """
+    late, least = {}, math.inf
+    for day in sorted({*made, *read}, reverse=True):
+        least = min(least, read.get(day, math.inf))
+        if made.get(day, -1) > least:
+            late[day] = made[day]
+    return late
 
 
 def pending_users(sequences: DataFrame, embedded: DataFrame, *, day: date) -> DataFrame:
