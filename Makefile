@@ -85,9 +85,9 @@ airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on this machi
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
-test: setup .venv-airflow/.stamp ## Every test on three processes, one real Airflow night included
+test: setup .venv-airflow/.stamp ## Every test on two processes, one real Airflow night included
 	@.venv/bin/lint-imports
-	@.venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## Tests that need neither Spark nor Airflow
 	@.venv/bin/pytest -m "not spark and not airflow and not slow"

@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 from conf.tables import QUARANTINED_ROWS, TABLES
 from etl import retention, storage
 from etl.contracts import spark_schema
+from etl.session import local_frame
 
 FORMAT_CHECK = "spark.databricks.delta.formatCheck.enabled"
 """Delta's guard against reading a Delta table as Parquet, which shows rows of all versions: here that is wanted."""
@@ -148,4 +149,4 @@ def _as_parquet(spark: SparkSession) -> Iterator[None]:
 
 def as_frame(spark: SparkSession, users: Sequence[str]) -> DataFrame:
     """Returns the ids as a frame of one column, `erased_id`, each once."""
-    return spark.createDataFrame([(user,) for user in sorted(set(users))], "erased_id string")
+    return local_frame(spark, [(user,) for user in sorted(set(users))], "erased_id string")

@@ -21,7 +21,7 @@ from conf.taxonomy import load_taxonomy
 from etl import action_sequences, clean_actions, commits, contracts, storage, user_places
 from etl.poi_slots import state_before
 from etl.refusal import count_rows, tally, to_quarantine
-from etl.session import compute_once
+from etl.session import compute_once, local_frame
 
 LOGGER = logging.getLogger(__name__)
 MAX_BROADCAST_ROWS = 1_000_000
@@ -58,7 +58,7 @@ class Night:
         """Reads a table that need not exist yet."""
         if storage.table_exists(self.spark, self.root, name):
             return storage.read_table(self.spark, self.root, name)
-        return self.spark.createDataFrame([], contracts.spark_schema(TABLES[name]))
+        return local_frame(self.spark, [], contracts.spark_schema(TABLES[name]))
 
     def replace(
         self,

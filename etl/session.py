@@ -6,12 +6,15 @@ takes them from there and needs no network.
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import pyarrow as pa
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
 
 from conf.settings import Settings, SparkSettings
 from etl.java import check_java
@@ -79,6 +82,24 @@ def compute_once(frame: DataFrame, level: StorageLevel = StorageLevel.MEMORY_AND
     if frame.sparkSession.sparkContext.getCheckpointDir() is not None:
         return frame.checkpoint(eager=False)
     return frame.localCheckpoint(eager=False, storageLevel=level)
+
+
+def local_frame(spark: SparkSession, rows: Iterable[Sequence[object]], schema: StructType | str) -> DataFrame:
+    """Makes a frame of rows that the driver holds: few, or none.
+
+    Through Arrow it is a local relation. `createDataFrame` of a list has a Python worker read the rows for every use,
+    half a second each, and does not let the optimizer know that a frame is empty.
+
+    Args:
+        spark: session.
+        rows: values in the order of the columns.
+        schema: columns, as a type or in SQL words.
+    """
+    columns = StructType.fromDDL(schema) if isinstance(schema, str) else schema
+    assert isinstance(columns, StructType)
+    by_name = [dict(zip(columns.names, row, strict=True)) for row in rows]
+    table = pa.Table.from_pylist(by_name, schema=to_arrow_schema(columns))
+    return spark.createDataFrame(table, columns)  # type: ignore[call-overload,no-any-return]
 
 
 def delta_jars(ivy_dir: str | Path) -> list[Path]:

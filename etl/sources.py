@@ -25,6 +25,7 @@ from conf.settings import Settings
 from conf.tables import TABLES
 from etl import contracts, storage
 from etl.schema_drift import describe_additions, require_columns, require_types
+from etl.session import local_frame
 from etl.spacetime import event_date
 
 LOGGER = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def collect_requests(impressions: DataFrame, *, day: date, action_type: str) -> 
 def _shape(spark: SparkSession, frame: DataFrame | None, name: str, day: date) -> DataFrame:
     contract = TABLES[name]
     if frame is None:
-        return spark.createDataFrame([], contracts.spark_schema(contract))
+        return local_frame(spark, [], contracts.spark_schema(contract))
     have = set(frame.columns)
     columns = [
         F.lit(day).alias("day")

@@ -117,7 +117,7 @@ def replace_day(
     contract = TABLES[name]
     assert contract.write == "day", f"{name} is not written by day"
     rows = conform(frame.withColumn("day", F.lit(day)), contract)
-    _create_if_missing(frame.sparkSession, contract, root)
+    create_if_missing(frame.sparkSession, contract, root)
     if contract.cluster_by:
         rows = rows.sortWithinPartitions(*contract.cluster_by)
     writer = (
@@ -161,7 +161,7 @@ def merge_rows(
     spark = frame.sparkSession
     rows = conform(frame, contract)
     _refuse_duplicate_keys(rows, contract)
-    _create_if_missing(spark, contract, root)
+    create_if_missing(spark, contract, root)
     condition = " AND ".join(f"target.{key} = source.{key}" for key in contract.key)
     changed = " OR ".join(f"NOT (target.{c} <=> source.{c})" for c in contract.business_columns)
     merge = (
@@ -191,7 +191,7 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
     assert contract.write == "log", f"{name} is not a log"
     spark, key = frame.sparkSession, list(contract.key)
     rows = conform(frame.withColumn("run_id", F.lit(run_id)), contract)
-    _create_if_missing(spark, contract, root)
+    create_if_missing(spark, contract, root)
     stored = read_table(spark, root, name).select(*rows.columns)
     if not _has_only_new_keys(rows, stored, contract):
         known = rows.join(stored, key, "left_semi")
@@ -218,7 +218,7 @@ def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:
     return find(spark, table_location(root, name))
 
 
-def _create_if_missing(spark: SparkSession, contract: TableContract, root: str) -> None:
+def create_if_missing(spark: SparkSession, contract: TableContract, root: str) -> None:
     if table_exists(spark, root, contract.name):
         return
     location = table_location(root, contract.name)

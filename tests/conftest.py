@@ -1,13 +1,17 @@
 """One Spark session for the whole test run, and settings that keep every table in a folder of the test."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from conf.settings import Settings, SparkSettings, StorageSettings
 
+BuildOnce = Callable[[str, Callable[[Path], object]], Path]
+"""Name of a folder, and what fills it -> the folder, filled."""
 LONGEST_FIRST = ("airflow_dags", "udfs", "etl", "bench", "models", "conf")
 """Folders in the order of their longest file: what runs last should be short, or one process waits for the other."""
 
@@ -55,3 +59,43 @@ def settings(tmp_path: Path, spark_settings: SparkSettings) -> Settings:
     """Default settings with the tables and artifacts of one test in its own folder."""
     storage = StorageSettings(root=str(tmp_path / "warehouse"), artifacts=str(tmp_path / "artifacts"))
     return Settings(spark=spark_settings, storage=storage)
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+    """Returns what fills a folder once for all test processes of the run: who comes second finds it there."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def build(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def empty_tables(build_once: BuildOnce, spark: object) -> Path:
+    """Every table of the contracts without a row, to be copied: making them takes a commit of a second for each."""
+    from conf.tables import TABLES
+    from etl.storage import create_if_missing
+
+    def fill(folder: Path) -> None:
+        for contract in TABLES.values():
+            create_if_missing(spark, contract, str(folder))
+
+    return build_once("empty tables", fill)
+
+
+@pytest.fixture
+def made(settings: Settings, empty_tables: Path) -> Settings:
+    """Settings of a test whose tables have all been made, and hold nothing."""
+    shutil.copytree(empty_tables, settings.storage.root)
+    return settings

@@ -81,9 +81,10 @@ def cleaned(**fields: object) -> dict[str, object]:
 def frame_of(spark: SparkSession, table: str, rows: Sequence[dict[str, object]]) -> DataFrame:
     """Makes a frame in the schema of a table; missing fields are null."""
     from etl.contracts import spark_schema  # tests without Spark import this file for its constants
+    from etl.session import local_frame
 
     schema = spark_schema(TABLES[table])
-    return spark.createDataFrame([tuple(row.get(name) for name in schema.names) for row in rows], schema)
+    return local_frame(spark, [tuple(row.get(name) for name in schema.names) for row in rows], schema)
 
 
 def _with(good: dict[str, object], fields: dict[str, object]) -> dict[str, object]:

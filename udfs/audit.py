@@ -23,7 +23,7 @@ from conf.tables import TABLE_STATISTICS
 from etl.contracts import spark_schema
 from etl.gate_rules import Figure, build_rules
 from etl.quality import Judgement, judge
-from etl.session import open_session
+from etl.session import local_frame, open_session
 from etl.storage import replace_day
 from etl.table_statistics import measure_tables
 from udfs.audit_checks import AuditedDay, check_across_tables, check_stamps, find_stamps
@@ -132,7 +132,7 @@ def save_figures(audited: AuditedDay, figures: DayFigures, context: JobContext) 
         if day == audited.day
         for (column, statistic), figure in sorted(found.items())
     ]
-    frame: DataFrame = audited.spark.createDataFrame(rows, spark_schema(TABLE_STATISTICS))
+    frame: DataFrame = local_frame(audited.spark, rows, spark_schema(TABLE_STATISTICS))
     return replace_day(
         frame.coalesce(1),
         TABLE_STATISTICS.name,

@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from conf.gates import gates_of
 from conf.tables import FEATURE_TABLES, TABLE_STATISTICS, TABLES
 from etl.contracts import spark_schema
+from etl.session import local_frame
 from etl.storage import read_table, table_exists, table_version
 from udfs.feature_night import pin_version
 from udfs.feature_run import FEATURE_JOBS, refused_where
@@ -79,7 +80,7 @@ class AuditedDay:
     def earlier_statistics(self, days: int) -> DataFrame:
         """Reads the figures that the audits of so many days before the day have counted."""
         if not table_exists(self.spark, self.root, TABLE_STATISTICS.name):
-            return self.spark.createDataFrame([], spark_schema(TABLE_STATISTICS))
+            return local_frame(self.spark, [], spark_schema(TABLE_STATISTICS))
         first = F.lit(self.day - timedelta(days=days))
         rows = read_table(self.spark, self.root, TABLE_STATISTICS.name)
         return rows.where((F.col("day") >= first) & (F.col("day") < F.lit(self.day)))
@@ -87,7 +88,7 @@ class AuditedDay:
     def refused(self, job: str) -> DataFrame:
         """Reads what a feature job refused on the day; the quarantine is not pinned, it is only counted."""
         if not table_exists(self.spark, self.root, "quarantined_rows"):
-            return self.spark.createDataFrame([], spark_schema(TABLES["quarantined_rows"]))
+            return local_frame(self.spark, [], spark_schema(TABLES["quarantined_rows"]))
         rows = read_table(self.spark, self.root, "quarantined_rows").where(F.col("day") == F.lit(self.day))
         return rows.where(refused_where(FEATURE_JOBS[job]))
 

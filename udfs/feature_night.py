@@ -12,7 +12,7 @@ from conf.settings import Settings
 from conf.tables import TABLES
 from etl.commits import table_version_of_day
 from etl.contracts import spark_schema
-from etl.session import open_session
+from etl.session import local_frame, open_session
 from etl.storage import read_table, table_exists, table_version
 from udfs.model_cache import ServedModel, check_index, serve_model
 from udfs.slots import keep_known
@@ -52,7 +52,7 @@ class Night:
         root = self.settings.storage.root
         if table_exists(self.spark, root, name):
             return read_table(self.spark, root, name)
-        return self.spark.createDataFrame([], spark_schema(TABLES[name]))
+        return local_frame(self.spark, [], spark_schema(TABLES[name]))
 
 
 def open_night(context: JobContext, inputs: Sequence[str]) -> Night:

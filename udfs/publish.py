@@ -19,7 +19,7 @@ from conf.cli import JobContext, JobSummary
 from conf.errors import AuditMissingError, ReleaseSkewError
 from conf.tables import FEATURE_TABLES, RELEASES, TABLES
 from etl.contracts import digest_table, spark_schema
-from etl.session import open_session
+from etl.session import local_frame, open_session
 from etl.storage import append_log, read_table, table_version
 from udfs.audit_record import Audit, audit_path, load_audit
 from udfs.read_release import VECTOR_KEYS, keep_released
@@ -175,8 +175,8 @@ def append_release(spark: SparkSession, context: JobContext, *releases: Release)
     now = time.time_ns() // 1_000_000
     rows = [asdict(replace(each, published_ts_ms=now)) for each in releases]
     columns = RELEASES.column_names
-    frame = spark.createDataFrame(
-        [tuple(row[column] for column in columns) for row in rows], spark_schema(RELEASES)
+    frame = local_frame(
+        spark, [tuple(row[column] for column in columns) for row in rows], spark_schema(RELEASES)
     )
     root = context.settings.storage.root
     version = append_log(frame, "releases", root, run_id=context.run_id, job=context.job, day=release.day)

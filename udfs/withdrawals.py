@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 from conf.cli import JobContext
 from conf.tables import WITHDRAWALS
 from etl.contracts import spark_schema
+from etl.session import local_frame
 from etl.storage import append_log
 from udfs.release_log import Release
 
@@ -30,7 +31,7 @@ def withdraw(spark: SparkSession, context: JobContext, releases: Sequence[Releas
         (release.release_id, now, reason, context.run_id) for release in releases if not release.withdrawn
     ]
     if rows:
-        frame = spark.createDataFrame(rows, spark_schema(WITHDRAWALS))
+        frame = local_frame(spark, rows, spark_schema(WITHDRAWALS))
         root, day = context.settings.storage.root, releases[-1].day
         append_log(frame, WITHDRAWALS.name, root, run_id=context.run_id, job=context.job, day=day)
         LOGGER.warning("releases %s are withdrawn: %s", ", ".join(str(row[0]) for row in rows), reason)

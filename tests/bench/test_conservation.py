@@ -3,14 +3,15 @@
 from collections import Counter
 
 from conf.rules import RULES
+from etl.session import local_frame
 from etl.synthetic_dirt import NOT_PLANTED
 from tests.bench.conservation import compare, measure, settings_for
 
 
 def test_two_sets_are_compared_row_by_row_and_reason_by_reason(spark):
     schema = "id string, reason string"
-    planted = spark.createDataFrame([("a", "x"), ("a", "x"), ("b", "x"), (None, "y")], schema)
-    found = spark.createDataFrame([("a", "x"), ("b", "y"), (None, "y")], schema)
+    planted = local_frame(spark, [("a", "x"), ("a", "x"), ("b", "x"), (None, "y")], schema)
+    found = local_frame(spark, [("a", "x"), ("b", "y"), (None, "y")], schema)
 
     compared = compare(planted, found)
 
@@ -19,12 +20,12 @@ def test_two_sets_are_compared_row_by_row_and_reason_by_reason(spark):
     assert (compared["planted"], compared["found"]) == (Counter(x=3, y=1), Counter(x=1, y=2))
 
 
-def test_every_planted_row_gets_its_reason_and_no_good_row_is_refused(spark, settings):
-    city = settings_for(4_000, settings.storage.root)
+def test_every_planted_row_gets_its_reason_and_no_good_row_is_refused(spark, made):
+    city = settings_for(4_000, made.storage.root)
     much = {"num_pois": 1_500, "dirty_share": 0.1, "kept_dirt_share": 0.1, "bot_share": 0.003}
     city = city.model_copy(
         update={
-            "spark": settings.spark,
+            "spark": made.spark,
             "city": city.city.model_copy(update=much),
             "clean": city.clean.model_copy(update={"max_actions_per_day": 30}),
         }

@@ -11,6 +11,7 @@ from conf.tables import HISTORY_NAMES
 from etl.action_sequences import build_action_sequences, pattern_of
 from etl.histories import richness, richness_of_list
 from etl.profiles import build_profile_ids
+from etl.session import local_frame
 from tests.rows import DAY, HOUR_MS, NOON_MS, cleaned, frame_of
 
 VISITS = [("p1", 4.0), ("p2", 4.1), ("p1", 4.0), ("p3", 6.0), ("p1", 4.0)]
@@ -86,13 +87,13 @@ def test_richness_is_the_effective_number_of_interest_pois(spark):
 
 def test_richness_of_a_list_is_that_of_its_counts_to_the_last_digit(spark):
     lists = [([],), (["b"],), (["b", "a", "b", "c", "b", "a"],), ([f"p{n % 7}" for n in range(50)],)]
-    frame = spark.createDataFrame(lists, "pois array<string>")
+    frame = local_frame(spark, lists, "pois array<string>")
 
     of_lists = frame.select(richness_of_list(F.col("pois")).alias("found")).collect()
 
     counts = [[pois.count(poi) for poi in set(pois)] for (pois,) in lists]
-    counted = spark.createDataFrame(
-        [(n, c) for n, of_list in enumerate(counts) for c in [0, *of_list]], "n int, visits bigint"
+    counted = local_frame(
+        spark, [(n, c) for n, of_list in enumerate(counts) for c in [0, *of_list]], "n int, visits bigint"
     )
     of_counts = counted.groupBy("n").agg(richness(F.col("visits")).alias("found")).orderBy("n").collect()
     assert [row["found"] for row in of_lists] == [row["found"] for row in of_counts]
@@ -120,7 +121,7 @@ def test_patterns_by_share_of_travel(spark):
         ([False] + [True] * 9, "mixed"),
         ([False] + [True] * 10, "travel"),
     ]
-    frame = spark.createDataFrame(shares, "travels array<boolean>, expected string")
+    frame = local_frame(spark, shares, "travels array<boolean>, expected string")
 
     rows = frame.select(pattern_of(F.col("travels"), mixed_share=0.1).alias("found"), "expected").collect()
 

@@ -4,6 +4,7 @@ from datetime import date, timedelta
 
 from etl.as_of import known_before
 from etl.profiles import profile_states
+from etl.session import local_frame
 from tests.rows import DAY, frame_of
 
 FIRST = DAY - timedelta(days=5)
@@ -15,8 +16,8 @@ def test_a_row_counts_from_the_day_after_it_was_made_and_the_first_night_counts_
     asked += [("bob", DAY), ("ann", DAY), ("eve", DAY)]  # twice Ann on one day: one row
 
     found = known_before(
-        spark.createDataFrame(asked, "user_id string, asked date"),
-        spark.createDataFrame(told, "user_id string, day date, home_lon double"),
+        local_frame(spark, asked, "user_id string, asked date"),
+        local_frame(spark, told, "user_id string, day date, home_lon double"),
         on="asked",
         first_day=FIRST,
     ).collect()

@@ -56,15 +56,15 @@ def test_days_whose_commits_the_log_has_dropped_are_found_by_their_rows(spark, s
     assert (seen.days, seen.of_day(LAST)) == ([LAST], None)
 
 
-def test_a_day_filled_in_late_gives_the_tables_of_a_run_in_order(spark, settings):
-    root = settings.storage.root
+def test_a_day_filled_in_late_gives_the_tables_of_a_run_in_order(spark, made):
+    root = made.storage.root
 
     def run(job, day):
-        return job(JobContext("test", day, settings, "r", False, argparse.Namespace()), spark)
+        return job(JobContext("test", day, made, "r", False, argparse.Namespace()), spark)
 
     for day in (DAY, NEXT):
-        write(spark, settings, "raw_actions", ACTIONS[day], day)
-        write(spark, settings, "raw_pois", POIS[day], day)
+        write(spark, made, "raw_actions", ACTIONS[day], day)
+        write(spark, made, "raw_pois", POIS[day], day)
         run(index_job.index_pois, day)
     run(catch_up.clean_days, NEXT)
     run(catch_up.sequence_days, NEXT)

@@ -4,6 +4,7 @@ from pyspark.sql import functions as F
 
 from conf.taxonomy import load_taxonomy
 from etl.categories import build_categories, is_of_interest, leaf_category
+from etl.session import local_frame
 from tests.rows import DAY
 
 NAMES = [
@@ -18,7 +19,7 @@ NAMES = [
 
 
 def test_columns_and_python_give_the_same_verdicts(spark):
-    frame = spark.createDataFrame(NAMES, "leaf string, path string")
+    frame = local_frame(spark, NAMES, "leaf string, path string")
 
     rows = frame.select(
         "leaf", "path", is_of_interest(F.col("leaf"), F.col("path"), load_taxonomy()).alias("found")
@@ -30,7 +31,8 @@ def test_columns_and_python_give_the_same_verdicts(spark):
 
 
 def test_new_categories_follow_the_alphabet_after_the_known_ones(spark):
-    pois = spark.createDataFrame(
+    pois = local_frame(
+        spark,
         [
             ("Zoo", "A > Zoo"),
             ("Bar", "B > Bar"),
@@ -41,7 +43,7 @@ def test_new_categories_follow_the_alphabet_after_the_known_ones(spark):
         ],
         "leaf string, category_path string",
     )
-    known = spark.createDataFrame([("Zoo",)], "category string")
+    known = local_frame(spark, [("Zoo",)], "category string")
 
     rows = build_categories(
         pois, known, day=DAY, index_version=1, first_id=5, taxonomy=load_taxonomy()
@@ -54,7 +56,8 @@ def test_new_categories_follow_the_alphabet_after_the_known_ones(spark):
 
 
 def test_the_leaf_is_the_category_else_the_end_of_the_path(spark):
-    frame = spark.createDataFrame(
+    frame = local_frame(
+        spark,
         [("Bar", "x > y", "Bar"), (" ", "x > y", "y"), (None, None, None)],
         "c string, p string, expected string",
     )

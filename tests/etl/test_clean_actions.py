@@ -10,6 +10,7 @@ from conf.settings import CleanSettings
 from etl import clean_actions
 from etl.clean_actions import judge_actions, keep_accepted, with_interest
 from etl.refusal import count_rows, tally, to_quarantine
+from etl.session import local_frame
 from tests.rows import DAY, HOUR_MS, NOON_MS, action, cleaned, frame_of
 
 SLOT = {
@@ -240,7 +241,7 @@ def test_an_errand_is_a_functional_category_or_the_own_home_or_work(spark):
             cleaned(action_id="cafe at another's home", user_id="bob", poi_lon=4.0),
         ],
     ).drop("is_interest", "day")
-    categories = spark.createDataFrame([(1, True), (2, False)], "category_id int, is_interest boolean")
+    categories = local_frame(spark, [(1, True), (2, False)], "category_id int, is_interest boolean")
     places = frame_of(
         spark,
         "user_places",

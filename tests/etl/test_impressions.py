@@ -7,6 +7,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import ImpressionSettings
 from etl.impressions import keep_visits, pick_requests, simulate_impressions
+from etl.session import local_frame
 
 DAY = date(2026, 3, 10)
 DAY_MS, NOON_MS = 86_400_000, 1773144000000  # 2026-03-10 12:00 UTC
@@ -22,10 +23,10 @@ def simulate(
     spark: SparkSession, actions: list[tuple[str, str, int]], settings: ImpressionSettings
 ) -> DataFrame:
     rows = [(f"{user}-{poi}-{time}", user, poi, time, 60) for user, poi, time in actions]
-    frame = spark.createDataFrame(
-        rows, "action_id string, user_id string, poi_id string, action_ts_ms bigint, tz_offset_min int"
+    frame = local_frame(
+        spark, rows, "action_id string, user_id string, poi_id string, action_ts_ms bigint, tz_offset_min int"
     )
-    pois = spark.createDataFrame(POIS, "poi_id string, poi_lon double, poi_lat double, first_seen_date date")
+    pois = local_frame(spark, POIS, "poi_id string, poi_lon double, poi_lat double, first_seen_date date")
     visits = keep_visits(frame, pois)
     requests = pick_requests(visits, settings, day=DAY, since=DAY - timedelta(days=1)).localCheckpoint()
     return simulate_impressions(requests, visits, pois, settings, day=DAY)

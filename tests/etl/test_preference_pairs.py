@@ -2,6 +2,7 @@
 
 from conf.tables import HISTORY_NAMES
 from etl.preference_pairs import build_meal_time_pairs, build_preference_pairs
+from etl.session import local_frame
 from tests.rows import NOON_MS, frame_of
 
 
@@ -34,7 +35,7 @@ def sample(request: str, labels: list[int]):
 def pairs_of(spark, *samples, max_rejected=8):
     schema = frame_of(spark, "ranking_samples", []).drop("day").schema
     rows = [tuple(row.get(name) for name in schema.names) for row in samples]
-    return build_preference_pairs(spark.createDataFrame(rows, schema), max_rejected=max_rejected).collect()
+    return build_preference_pairs(local_frame(spark, rows, schema), max_rejected=max_rejected).collect()
 
 
 def test_each_click_is_paired_with_what_was_shown_and_not_clicked(spark):
@@ -62,13 +63,15 @@ def test_at_meal_times_places_to_eat_are_chosen_over_the_others_whatever_was_cli
     noon = sample("r1", [0, 1, 0]) | {"candidate_category_ids": [7, 8, 7]}  # 13 h local
     afternoon = noon | {"request_id": "r2", "request_ts_ms": NOON_MS + 3 * 3_600_000}
     without_meal = noon | {"request_id": "r3", "candidate_category_ids": [8, 8, 8]}
-    categories = spark.createDataFrame(
-        [(7, "Food > Cafe"), (8, "Food court supplies > Shop")], "category_id int, category_path string"
+    categories = local_frame(
+        spark,
+        [(7, "Food > Cafe"), (8, "Food court supplies > Shop")],
+        "category_id int, category_path string",
     )
     schema = frame_of(spark, "ranking_samples", []).drop("day").schema
     rows = [tuple(row.get(name) for name in schema.names) for row in (noon, afternoon, without_meal)]
 
-    pairs = build_meal_time_pairs(spark.createDataFrame(rows, schema), categories, max_rejected=8).collect()
+    pairs = build_meal_time_pairs(local_frame(spark, rows, schema), categories, max_rejected=8).collect()
 
     assert {(row["pair_id"], *row["rejected_poi_ids"], row["rule"]) for row in pairs} == {
         ("r1/p1/meal_time", "p2", "meal_time"),

@@ -8,6 +8,7 @@ from pyspark.sql import SparkSession
 from conf.settings import SampleSettings, SequenceSettings
 from conf.tables import HISTORY_NAMES
 from etl.pretrain_samples import build_pretrain_samples
+from etl.session import local_frame
 from tests.rows import DAY, HOUR_MS, NOON_MS, cleaned, frame_of
 
 DAY_MS = 24 * HOUR_MS
@@ -40,8 +41,8 @@ def build(
 ) -> dict[str, dict[str, object]]:
     samples = build_pretrain_samples(
         frame_of(spark, "cleaned_actions", rows),
-        spark.createDataFrame([], "user_id string, day date, home_lon double, home_lat double"),
-        spark.createDataFrame([("ann", DAY, [7])], "user_id string, day date, profile_ids array<int>"),
+        local_frame(spark, [], "user_id string, day date, home_lon double, home_lat double"),
+        local_frame(spark, [("ann", DAY, [7])], "user_id string, day date, profile_ids array<int>"),
         day=DAY,
         first_day=DAY,
         index_version=1,

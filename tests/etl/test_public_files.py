@@ -9,6 +9,7 @@ from pyspark.sql import functions as F
 from conf.errors import SchemaError
 from conf.settings import Settings, SourceSettings
 from etl.public_files import GetnextFile, TsmcFile, parse_time
+from etl.session import local_frame
 
 DAY = date(2012, 4, 3)
 TSMC = (
@@ -97,7 +98,7 @@ def test_both_forms_of_time_are_read_and_nonsense_is_null(spark):
         "soon",
         None,
     ]
-    frame = spark.createDataFrame([(text,) for text in texts], "text string")
+    frame = local_frame(spark, [(text,) for text in texts], "text string")
 
     times = [row[0] for row in frame.select(parse_time(F.col("text"))).collect()]
 

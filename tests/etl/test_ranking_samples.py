@@ -8,6 +8,7 @@ from pyspark.sql import SparkSession
 
 from conf.settings import SampleSettings, SequenceSettings
 from etl.ranking_samples import build_ranking_samples, with_live_slot
+from etl.session import local_frame
 from tests.rows import DAY, HOUR_MS, NOON_MS, cleaned, frame_of
 
 DAY_MS = 24 * HOUR_MS
@@ -76,8 +77,8 @@ def build(
     samples = build_ranking_samples(
         with_live_slot(frame_of(spark, "raw_impressions", impressions), slots),
         frame_of(spark, "cleaned_actions", actions),
-        spark.createDataFrame([], "user_id string, day date, home_lon double, home_lat double"),
-        spark.createDataFrame([], "user_id string, day date, profile_ids array<int>"),
+        local_frame(spark, [], "user_id string, day date, home_lon double, home_lat double"),
+        local_frame(spark, [], "user_id string, day date, profile_ids array<int>"),
         day=DAY,
         first_day=DAY,
         index_version=1,

@@ -41,11 +41,11 @@ GETNEXT = {
 
 
 @pytest.fixture
-def run(spark, settings):
+def run(spark, made):
     """Runs a source job; returns its notes and rows of raw_actions, or leaves the error."""
 
     def run_job(job, path):
-        moved = settings.model_copy(update={"source": SourceSettings(path=str(path))})
+        moved = made.model_copy(update={"source": SourceSettings(path=str(path))})
         context = JobContext(job, FIRST, moved, "r", dry_run=False, options=argparse.Namespace())
         notes = JOBS[job](context, spark).notes
         rows = storage.read_table(spark, moved.storage.root, "raw_actions").collect()
@@ -55,13 +55,13 @@ def run(spark, settings):
 
 
 @pytest.fixture
-def refused(run, spark, settings):
+def refused(run, spark, made):
     """Runs a source job that must stop; returns the error, after a look at whether anything was written."""
 
     def run_job(job, path):
         with pytest.raises(SchemaError) as error:
             run(job, path)
-        assert not storage.table_exists(spark, settings.storage.root, "raw_actions")
+        assert storage.table_version(spark, made.storage.root, "raw_actions") == 0  # nothing but made
         assert error.value.exit_code == 3
         return error.value
 

@@ -9,6 +9,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from etl import spacetime
+from etl.session import local_frame
 
 CELL_KM = 5.0
 EDGES = [
@@ -51,7 +52,7 @@ def points():
 
 
 def test_every_point_lies_in_the_cell_that_the_oracle_names(spark, points):
-    frame = spark.createDataFrame(points, "lon double, lat double")
+    frame = local_frame(spark, points, "lon double, lat double")
     cell = spacetime.grid_cell(F.col("lon"), F.col("lat"), cell_km=CELL_KM)
 
     found = frame.select("lon", "lat", cell.cell_x, cell.cell_y, cell.east, cell.north).collect()
@@ -63,7 +64,7 @@ def test_every_point_lies_in_the_cell_that_the_oracle_names(spark, points):
 
 
 def test_a_cell_is_about_as_wide_and_high_as_asked_and_holds_its_centre(spark, points):
-    frame = spark.createDataFrame([p for p in points if abs(p[1]) < 89], "lon double, lat double")
+    frame = local_frame(spark, [p for p in points if abs(p[1]) < 89], "lon double, lat double")
     cell = spacetime.grid_cell(F.col("lon"), F.col("lat"), cell_km=CELL_KM)
     lon, lat = spacetime.cell_center(F.col("x"), F.col("y"), cell_km=CELL_KM)
     placed = frame.select("lon", "lat", cell.cell_x.alias("x"), cell.cell_y.alias("y")).withColumns(
@@ -95,7 +96,8 @@ def test_the_curve_visits_every_square_once_and_only_steps_to_neighbours(spark):
 
 
 def test_distances_agree_with_known_ones(spark):
-    frame = spark.createDataFrame(
+    frame = local_frame(
+        spark,
         [
             (4.9, 52.37, 4.9, 52.37, 0.0),
             (0.0, 0.0, 1.0, 0.0, 111.195),  # one degree along the equator
@@ -112,7 +114,7 @@ def test_distances_agree_with_known_ones(spark):
 def test_local_time_agrees_with_the_standard_library(spark):
     rng = random.Random(9)
     rows = [(rng.randrange(0, 2_000_000_000_000), rng.randrange(-840, 841)) for _ in range(2000)]
-    frame = spark.createDataFrame(rows, "ts bigint, tz int")
+    frame = local_frame(spark, rows, "ts bigint, tz int")
     ts, tz = F.col("ts"), F.col("tz")
     columns = (
         spacetime.event_date(ts),
@@ -128,8 +130,8 @@ def test_local_time_agrees_with_the_standard_library(spark):
 
 
 def test_a_missing_time_zone_is_the_nautical_one(spark):
-    frame = spark.createDataFrame(
-        [(-74.0, -300), (4.9, 0), (139.7, 540), (180.0, 720)], "lon double, expected int"
+    frame = local_frame(
+        spark, [(-74.0, -300), (4.9, 0), (139.7, 540), (180.0, 720)], "lon double, expected int"
     )
 
     rows = frame.select(spacetime.tz_offset_from_longitude(F.col("lon")), "expected").collect()
@@ -138,7 +140,8 @@ def test_a_missing_time_zone_is_the_nautical_one(spark):
 
 
 def test_nothing_missing_or_out_of_range_is_on_earth(spark):
-    frame = spark.createDataFrame(
+    frame = local_frame(
+        spark,
         [
             (0.0, 0.0, True),
             (180.0, -90.0, True),
@@ -157,7 +160,7 @@ def test_nothing_missing_or_out_of_range_is_on_earth(spark):
 
 def test_a_distance_is_null_where_a_coordinate_is_and_half_the_earth_between_opposite_points(spark):
     points = [(4.9, 52.4, None, 52.4), (4.9, 52.4, 4.9, 52.4), (10.1, 20.3, -169.9, -20.3)]
-    rows = spark.createDataFrame(points, "a double, b double, c double, d double")
+    rows = local_frame(spark, points, "a double, b double, c double, d double")
 
     found = [row[0] for row in rows.select(spacetime.distance_km(*map(F.col, "abcd"))).collect()]
 

@@ -17,6 +17,7 @@ from conf.errors import (
 from conf.tables import TABLES, USER_PLACES
 from etl import storage
 from etl.contracts import check_constraints, conform, digest_table, spark_schema
+from etl.session import local_frame
 from etl.storage import append_log, merge_rows, read_table, replace_day, table_version
 
 pytestmark = pytest.mark.spark
@@ -36,12 +37,12 @@ def make_gate(path):
 
 
 def write_places(spark, root, rows, day):
-    frame = spark.createDataFrame(rows, PLACES)
+    frame = local_frame(spark, rows, PLACES)
     return replace_day(frame, "user_places", root, day=day, run_id="r", job="test")
 
 
 def merge_blocks(spark, root, rows, **options):
-    frame = spark.createDataFrame(rows, BLOCK)
+    frame = local_frame(spark, rows, BLOCK)
     return merge_rows(frame, "blocks", root, run_id="r", job="test", day=MONDAY, **options)
 
 
@@ -117,7 +118,7 @@ def test_a_key_that_occurs_twice_is_refused_before_anything_is_written(spark, tm
 
 def test_a_retry_appends_nothing_and_the_same_key_with_other_content_is_refused(spark, tmp_path):
     row = [(1, MONDAY, 5, {"user_embeddings": 3}, "7", 1, None, "r", True)]
-    frame = spark.createDataFrame(row, spark_schema(TABLES["releases"]))
+    frame = local_frame(spark, row, spark_schema(TABLES["releases"]))
     first = append_log(frame, "releases", str(tmp_path), run_id="r", job="test", day=MONDAY)
 
     assert append_log(frame, "releases", str(tmp_path), run_id="r", job="test", day=MONDAY) == first
@@ -140,7 +141,7 @@ def test_of_two_runs_that_replace_one_day_at_once_one_wins_and_the_other_says_so
             gate.read(1)
         yield from batches
 
-    rows = spark.createDataFrame([("slow", 4.9, 52.3, 2, None, None, 0)], PLACES).coalesce(1)
+    rows = local_frame(spark, [("slow", 4.9, 52.3, 2, None, None, 0)], PLACES).coalesce(1)
     slow = rows.mapInArrow(wait, rows.schema)
     with ThreadPoolExecutor(1) as pool:
         other_run = pool.submit(replace_day, slow, "user_places", root, day=MONDAY, run_id="slow", job="test")
@@ -157,16 +158,17 @@ def test_of_two_runs_that_replace_one_day_at_once_one_wins_and_the_other_says_so
 
 
 def test_of_two_runs_that_append_the_same_key_one_wins_and_the_other_says_so(spark, tmp_path, monkeypatch):
-    root, check = str(tmp_path), storage._refuse_duplicate_keys
+    root, check = str(tmp_path), storage._has_only_new_keys
     row = [(1, MONDAY, 5, {"user_embeddings": 3}, "7", 1, None, "r", True)]
-    frame = spark.createDataFrame(row, spark_schema(TABLES["releases"]))
+    frame = local_frame(spark, row, spark_schema(TABLES["releases"]))
 
-    def check_and_be_overtaken(rows, contract):
-        check(rows, contract)
-        monkeypatch.setattr(storage, "_refuse_duplicate_keys", check)
+    def check_and_be_overtaken(rows, stored, contract):
+        found = check(rows, stored, contract)
+        monkeypatch.setattr(storage, "_has_only_new_keys", check)
         append_log(frame, "releases", root, run_id="faster", job="test", day=MONDAY)
+        return found
 
-    monkeypatch.setattr(storage, "_refuse_duplicate_keys", check_and_be_overtaken)
+    monkeypatch.setattr(storage, "_has_only_new_keys", check_and_be_overtaken)
     with pytest.raises(ConflictingWriteError):
         append_log(frame, "releases", root, run_id="slower", job="test", day=MONDAY)
 
@@ -179,7 +181,7 @@ def test_a_value_out_of_bounds_is_refused_with_the_constraint_named(spark, tmp_p
 
 
 def test_a_missing_column_is_named(spark):
-    frame = spark.createDataFrame([("ann",)], "user_id string")
+    frame = local_frame(spark, [("ann",)], "user_id string")
 
     with pytest.raises(SchemaError, match="user_places should have column 'day' of type date"):
         conform(frame, USER_PLACES)
@@ -188,10 +190,10 @@ def test_a_missing_column_is_named(spark):
 def test_the_digest_ignores_order_and_counts_repeated_rows(spark):
     rows = [(MONDAY, f"u{i}", 4.0 + i, 52.0, i, None, None, 0) for i in range(20)]
     schema = spark_schema(USER_PLACES)
-    forward = digest_table(spark.createDataFrame(rows, schema).repartition(3), USER_PLACES)
-    backward = digest_table(spark.createDataFrame(rows[::-1], schema).coalesce(1), USER_PLACES)
-    twice = digest_table(spark.createDataFrame([*rows, rows[0]], schema), USER_PLACES)
-    other = digest_table(spark.createDataFrame(rows, schema).withColumn("home_days", F.lit(1)), USER_PLACES)
+    forward = digest_table(local_frame(spark, rows, schema).repartition(3), USER_PLACES)
+    backward = digest_table(local_frame(spark, rows[::-1], schema).coalesce(1), USER_PLACES)
+    twice = digest_table(local_frame(spark, [*rows, rows[0]], schema), USER_PLACES)
+    other = digest_table(local_frame(spark, rows, schema).withColumn("home_days", F.lit(1)), USER_PLACES)
 
     assert forward == backward
     assert len({forward, twice, other}) == 3

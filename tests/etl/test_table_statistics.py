@@ -6,6 +6,7 @@ import pytest
 
 from conf.tables import TABLES
 from etl.contracts import spark_schema
+from etl.session import local_frame
 from etl.table_statistics import measure_tables
 from tests.rows import DAY, cleaned, frame_of
 
@@ -84,7 +85,8 @@ def test_values_outside_a_closed_list_and_arrays_of_unequal_length_are_counted(s
         {**good, "user_id": "eve", "poi_ids": ["p1"]},
     ]
 
-    frame = spark.createDataFrame(
+    frame = local_frame(
+        spark,
         [tuple(row.get(name) for name in TABLES["action_sequences"].column_names) for row in rows],
         ", ".join(f"{column.name} {column.type}" for column in TABLES["action_sequences"].columns),
     )
@@ -128,7 +130,7 @@ def test_no_rows_give_zeros_and_no_newest_day(spark):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_contract_can_be_measured_without_python_or_a_sort(spark, table):
-    frame = spark.createDataFrame([], spark_schema(TABLES[table]))
+    frame = local_frame(spark, [], spark_schema(TABLES[table]))
 
     plan = measure_tables({table: frame}, {}, day=DAY)._jdf.queryExecution().executedPlan().toString()
 

@@ -5,6 +5,7 @@ import pytest
 from conf.settings import PlacesSettings
 from conf.taxonomy import load_taxonomy
 from conf.tokens import action_type_id
+from etl.session import local_frame
 from etl.user_places import build_user_places
 from tests.rows import HOUR_MS, NOON_MS, cleaned, frame_of
 
@@ -32,8 +33,8 @@ def places(spark):
     # One long night is one night: 23 h and 2 h local.
     rows += [cleaned(user_id="owl", action_ts_ms=FRIDAY_MS + hours * HOUR_MS) for hours in (10, 11, 12, 13)]
     actions = frame_of(spark, "cleaned_actions", [{**row, "action_id": str(n)} for n, row in enumerate(rows)])
-    categories = spark.createDataFrame(
-        [(1, "Bar"), (2, "Office"), (3, "Home (private)")], "category_id int, category string"
+    categories = local_frame(
+        spark, [(1, "Bar"), (2, "Office"), (3, "Home (private)")], "category_id int, category string"
     )
     users = actions.select("user_id").distinct()
     built = build_user_places(actions, users, categories, settings=PlacesSettings(), taxonomy=load_taxonomy())

@@ -1,38 +1,14 @@
 """Fixtures of the feature jobs: small bundles with random weights, and towns to run the jobs in."""
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from conf.settings import FeatureSettings, Settings, SparkSettings, StorageSettings
+from tests.conftest import BuildOnce
 from tests.udfs.town import DAY_1, DAY_2, NUM_POIS, Town
-
-BuildOnce = Callable[[str, Callable[[Path], object]], Path]
-"""Name of a folder, and what fills it -> the folder, filled."""
-
-
-@pytest.fixture(scope="session")
-def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
-    """Returns what fills a folder once for all test processes of the run: who comes second finds it there."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
-    shared.mkdir(exist_ok=True)
-
-    def build(name: str, fill: Callable[[Path], object]) -> Path:
-        folder, done = shared / name, shared / f"{name}.done"
-        with FileLock(shared / f"{name}.lock"):
-            if not done.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                fill(folder)
-                done.touch()
-        return folder
-
-    return build
 
 
 @pytest.fixture(scope="session")
@@ -82,11 +58,16 @@ def night_settings(spark_settings: SparkSettings) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def delivered_folder(build_once: BuildOnce, spark: object, night_settings: Settings, bundle: Path) -> Path:
+def delivered_folder(
+    build_once: BuildOnce, spark: object, night_settings: Settings, bundle: Path, empty_tables: Path
+) -> Path:
     """Tables of a town with the inputs of DAY_1. Tests copy the folder: Delta tables may be moved about."""
-    return build_once(
-        "delivered", lambda folder: open_town(spark, night_settings, folder, bundle).deliver_first_night()
-    )
+
+    def fill(folder: Path) -> None:
+        copy_tables(empty_tables, folder / "warehouse")
+        open_town(spark, night_settings, folder, bundle).deliver_first_night()
+
+    return build_once("delivered", fill)
 
 
 @pytest.fixture(scope="session")

@@ -128,10 +128,11 @@ class Town:
 
     def frame(self, name: str, rows: Sequence[Row]) -> object:
         from etl.contracts import spark_schema
+        from etl.session import local_frame
 
         schema = spark_schema(TABLES[name])
-        return self.spark.createDataFrame(
-            [tuple(row.get(field) for field in schema.names) for row in rows], schema
+        return local_frame(
+            self.spark, [tuple(row.get(field) for field in schema.names) for row in rows], schema
         )
 
     def deliver(self, day: date, **tables: Sequence[Row]) -> None:
