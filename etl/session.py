@@ -94,11 +94,17 @@ def local_frame(spark: SparkSession, rows: Iterable[Sequence[object]], schema: S
         spark: session.
         rows: values in the order of the columns.
         schema: columns, as a type or in SQL words.
+
+    Raises:
+        ValueError: a null in a column that takes none; Spark would read it as zero.
     """
     columns = StructType.fromDDL(schema) if isinstance(schema, str) else schema
     assert isinstance(columns, StructType)
     by_name = [dict(zip(columns.names, row, strict=True)) for row in rows]
     table = pa.Table.from_pylist(by_name, schema=to_arrow_schema(columns))
+    wrong = [field.name for field in columns.fields if not field.nullable and table[field.name].null_count]
+    if wrong:
+        raise ValueError(f"null in {', '.join(wrong)}, which take none; give a value for every row")
     return spark.createDataFrame(table, columns)  # type: ignore[call-overload,no-any-return]
 
 

@@ -219,12 +219,12 @@ def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:
 
 
 def create_if_missing(spark: SparkSession, contract: TableContract, root: str) -> None:
+    """Makes a table without rows by its contract, unless it is there."""
     if table_exists(spark, root, contract.name):
         return
     location = table_location(root, contract.name)
     builder = DeltaTable.createIfNotExists(spark).comment(contract.grain)
-    place = builder.tableName if root.startswith(CATALOG_PREFIX) else builder.location
-    builder = place(location)
+    builder = (builder.tableName if root.startswith(CATALOG_PREFIX) else builder.location)(location)
     for column in contract.columns:
         field = as_field(column)
         builder = builder.addColumn(column.name, field.dataType, nullable=column.nullable, comment=column.doc)

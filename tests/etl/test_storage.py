@@ -206,3 +206,9 @@ def test_every_contract_makes_a_schema_with_comments_and_checks():
         assert all(field.metadata["comment"] for field in schema.fields), contract.name
     checks = check_constraints(TABLES["ranking_scores"])
     assert checks == {"score_range": "score >= 0 AND score <= 1", "index_version_range": "index_version >= 1"}
+
+
+def test_a_null_where_a_column_takes_none_is_refused_before_spark_reads_it_as_zero(spark):
+    assert local_frame(spark, [("a", None)], "name string NOT NULL, n int").collect() == [("a", None)]
+    with pytest.raises(ValueError, match="null in n, which take none"):
+        local_frame(spark, [("a", None)], "name string, n int NOT NULL")
