@@ -16,7 +16,7 @@ import time
 from datetime import date, timedelta
 
 from delta.tables import DeltaTable
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.results import record
@@ -46,15 +46,15 @@ def rows_of(spark: SparkSession, contract: TableContract, first: int, last: int,
         "text": F.concat(F.lit(f"as of {day} "), F.sha2(number.cast("string"), 256)),
         "is_simulated": F.lit(True),
     }
-    plain = {
-        "date": F.lit(day),
-        "string": F.lit("x"),
-        "boolean": F.lit(True),
-        "array<string>": F.array().cast("array<string>"),
-    }
+    plain = {"date": F.lit(day), "string": F.lit("x"), "boolean": F.lit(True)}
+
+    def value_of(name: str, kind: str) -> Column:
+        if kind.startswith("array"):
+            return F.array()
+        return values.get(name, plain.get(kind, number % 80))
+
     columns = [
-        values.get(column.name, plain.get(column.type, number % 80)).cast(column.type).alias(column.name)
-        for column in contract.columns
+        value_of(column.name, column.type).cast(column.type).alias(column.name) for column in contract.columns
     ]
     return spark.range(first, last, numPartitions=4).select(*columns)
 
