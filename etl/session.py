@@ -140,6 +140,8 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.sql.shuffle.partitions": str(spark_settings.shuffle_partitions),
         # A night compiles more than 100 expressions (the default) and meets many of them again.
         "spark.sql.codegen.cache.maxEntries": "1000",
+        # HotSpot interprets methods above 8,000 bytes; Spark then makes smaller ones instead of one per stage.
+        "spark.sql.codegen.hugeMethodLimit": "8000",
         # Delta replays its log with 50 tasks by default: seconds of overhead on tables of our size.
         "spark.databricks.delta.snapshotPartitions": str(min(spark_settings.shuffle_partitions, 50)),
         "spark.databricks.delta.schema.autoMerge.enabled": "false",

@@ -13,6 +13,7 @@ of the undisturbed run and no key occurs twice. Chains add up in a file, so that
 import argparse
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -37,8 +38,10 @@ from tests.bench import kill_steps
 COMMAND = "make bench-kills"
 BAR = ">= 60"
 LONGEST_S = 15.0
-"""Kills come within so many seconds after the first job began: more than the longest job takes on two cores."""
+"""The first kill that a job meets comes within so many seconds, each further one within so many more: a job that takes
+longer than expected, in a JVM that has just started, is done in the end."""
 PROBE_EVERY_S = 0.1
+LOGGER = logging.getLogger(__name__)
 Digests = dict[str, str]
 """Table and day (or table alone) -> digest of its rows."""
 
@@ -140,13 +143,14 @@ def run_undisturbed(root: Path, plan: str) -> tuple[dict[str, set[str]], Digests
 def run_chain(base: Path, root: Path, seen: dict[str, set[str]], last: Digests, rng: random.Random) -> Chain:
     """Runs the plan on a copy of the base, killed again and again, and compares."""
     shutil.copytree(base, root)
-    chain, first, plan = Chain(), 0, kill_steps.PLANS["night"]
+    chain, first, attempt, plan = Chain(), 0, 1, kill_steps.PLANS["night"]
     stop = threading.Event()
     reader = threading.Thread(target=_probe, args=(root, seen, chain, stop, random.Random(rng.random())))
     reader.start()
     try:
         while first < len(plan):
-            first = _run_and_kill(root, first, rng.uniform(0, LONGEST_S), chain)
+            reached = _run_and_kill(root, first, rng.uniform(0, attempt * LONGEST_S), chain)
+            first, attempt = reached, attempt + 1 if reached == first else 1
     finally:
         stop.set()
         reader.join()
@@ -175,6 +179,7 @@ def _run_and_kill(root: Path, first: int, delay_s: float, chain: Chain) -> int:
         _await_end_of_group(process.pid)
         job, day = kill_steps.PLANS["night"][min(first, len(kill_steps.PLANS["night"]) - 1)]
         chain.kills.append(f"{job} {day}")
+        LOGGER.info("kill %d of this chain, after %.1f s: %s %s", len(chain.kills), delay_s, job, day)
     elif code != 0:
         raise RuntimeError(f"step {first} failed after a kill: see {root.parent / 'steps.log'}")
     return first
@@ -238,7 +243,8 @@ def record_chains(chains: list[Chain], folder: str) -> int:
     survived = sum(len(chain.kills) for chain in chains if chain.is_survived)
     met = Counter(kill.split()[0] for chain in chains for kill in chain.kills)
     notes = (
-        f"SIGKILLs of Python and JVM within {LONGEST_S:.0f} s after a job began, in {len(chains)} chains, "
+        f"SIGKILLs of Python and JVM within {LONGEST_S:.0f} s after a job began (each kill of the same job in a row: so "
+        f"much later), in {len(chains)} chains, "
         f"{sum(not chain.is_survived for chain in chains)} of them not survived; killed in "
         f"{', '.join(f'{job} {n}' for job, n in sorted(met.items()))}; tables of the end different: "
         f"{sum(len(chain.different) for chain in chains)}, keys that occur twice: "
@@ -261,6 +267,7 @@ def main() -> int:
     )
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.monotonic()
     seen, last = prepare(options.work)
     log = options.work / "chains.jsonl"
