@@ -243,8 +243,8 @@ def record_chains(chains: list[Chain], folder: str) -> int:
     survived = sum(len(chain.kills) for chain in chains if chain.is_survived)
     met = Counter(kill.split()[0] for chain in chains for kill in chain.kills)
     notes = (
-        f"SIGKILLs of Python and JVM within {LONGEST_S:.0f} s after a job began (each kill of the same job in a row: so "
-        f"much later), in {len(chains)} chains, "
+        f"SIGKILLs of Python and JVM within {LONGEST_S:.0f} s after a job began, for each further one of the same job "
+        f"in a row within so many more, in {len(chains)} chains, "
         f"{sum(not chain.is_survived for chain in chains)} of them not survived; killed in "
         f"{', '.join(f'{job} {n}' for job, n in sorted(met.items()))}; tables of the end different: "
         f"{sum(len(chain.different) for chain in chains)}, keys that occur twice: "
