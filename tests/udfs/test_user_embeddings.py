@@ -19,3 +19,8 @@ def test_a_state_committed_after_a_vector_was_made_from_it_is_late():
 
 def test_a_state_newer_than_every_vector_is_not_late():
     assert find_late({MONDAY: 1, WEDNESDAY: 3}, {MONDAY: 1, TUESDAY: 1}) == {}
+
+
+def test_a_vector_of_an_older_day_was_not_made_from_a_later_state():
+    # Tuesday's vectors were made after Tuesday's state, Monday's before it.
+    assert find_late({MONDAY: 1, TUESDAY: 2}, {MONDAY: 1, TUESDAY: 2, WEDNESDAY: 2}) == {}
