@@ -5,6 +5,7 @@ same rows. So a pin holds a digest of the rows too, which depends on neither the
 training that is started again keeps its pins as long as the digests agree.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,19 +81,25 @@ def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
 
 def _hash_rows(batch: pa.RecordBatch) -> np.ndarray:
     """64-bit hash of each row, from the hashes of its columns."""
-    hashed = np.zeros(batch.num_rows, dtype=np.uint64)
-    for number, name in enumerate(batch.schema.names):
-        own = _hash_column(batch.column(name))
+    return _hash_fields(batch.columns, batch.num_rows)
+
+
+def _hash_fields(columns: Sequence[pa.Array], num_rows: int) -> np.ndarray:
+    hashed = np.zeros(num_rows, dtype=np.uint64)
+    for number, column in enumerate(columns):
+        own = _hash_column(column)
         hashed = _scramble(hashed ^ (own + np.uint64(number + 1) * _MIX))
     return hashed
 
 
 def _hash_column(column: pa.Array) -> np.ndarray:
-    """64-bit hash of each value; of a list, the sum over its elements hashed with their place."""
+    """64-bit hash of each value; of a list, the sum over its elements hashed with their place; a struct is a row."""
+    if pa.types.is_struct(column.type):
+        return _hash_fields([column.is_valid(), *column.flatten()], len(column))
     if not pa.types.is_list(column.type):
         return _hash_values(column)
     lengths = np.diff(column.offsets.to_numpy()).astype(np.int64)
-    elements = _hash_values(column.flatten())
+    elements = _hash_column(column.flatten())
     place = np.arange(len(elements)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     summed = np.zeros(len(lengths), dtype=np.uint64)
     np.add.at(

@@ -32,19 +32,9 @@ def write_city(out: Path) -> None:
         F.timestamp_millis("action_ts_ms").alias("utc_time"),
         F.coalesce("tz_offset_min", F.lit(0)).alias("tz_offset_min"),
     )
-    pois = (
-        tables["raw_pois"]
-        .groupBy("poi_id")
-        .agg(
-            *(
-                F.max_by(column, "day").alias(name)
-                for column, name in (
-                    ("poi_lon", "longitude"),
-                    ("poi_lat", "latitude"),
-                    ("category", "category"),
-                )
-            )
-        )
+    # One row per POI, as known on the last day.
+    pois = tables["raw_pois"].select(
+        "poi_id", F.col("poi_lon").alias("longitude"), F.col("poi_lat").alias("latitude"), "category"
     )
     out.mkdir(parents=True, exist_ok=True)
     order = ["user_id", "utc_time", "poi_id"]

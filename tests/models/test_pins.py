@@ -63,3 +63,41 @@ def test_rows_of_other_days_do_not_count(root, town_tables):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(MissingInputError, match="python -m etl ranking_samples"):
         pin_table(str(tmp_path), "ranking_samples", DAY)
+
+
+def test_what_a_poi_was_called_before_is_part_of_the_pin(tmp_path, town_tables):
+    index = town_tables["poi_index"]
+    kind = pa.list_(
+        pa.struct(
+            [("replaced_day", pa.date32()), ("changed_day", pa.date32()), ("name", pa.string()),
+             ("text", pa.string()), ("category_id", pa.int32())]
+        )
+    )  # fmt: skip
+
+    def pin_with(past: list[dict] | None) -> str:
+        columns = [name for name in index.column_names if name != "past_details"]
+        rows = index.select(columns).append_column(
+            "past_details", pa.array([past, *[None] * (index.num_rows - 1)], kind)
+        )
+        write_deltalake(str(tmp_path / "poi_index"), rows, mode="overwrite", schema_mode="overwrite")
+        return pin_table(str(tmp_path), "poi_index", DAY).digest
+
+    change = {
+        "replaced_day": date(2026, 3, 1),
+        "changed_day": None,
+        "name": "Café",
+        "text": None,
+        "category_id": 3,
+    }
+    pins = [
+        pin_with(past)
+        for past in (
+            None,
+            [change],
+            [change | {"name": "Cafe"}],
+            [change | {"category_id": None}],
+            [change, change],
+        )
+    ]
+    assert len(set(pins)) == len(pins)
+    assert pin_with([change]) == pins[1]
