@@ -56,6 +56,11 @@ setup: .ivy/.stamp ## Makes the environment: Python packages, JDK check, Delta's
 	@$(PY) -m etl.class_archive
 	@touch $@
 
+# Rivals of the ETL's benches; nothing else needs them.
+.venv/.bench.stamp: requirements-bench.lock .ivy/.stamp
+	@$(UV) pip install --quiet --python $(PY) --require-hashes -r $<
+	@touch $@
+
 .venv-airflow/.stamp: requirements-airflow.lock .venv/.uv.stamp
 	@echo "set-up: Airflow in its own environment .venv-airflow"
 	@$(PYTHON) -m venv .venv-airflow
@@ -67,6 +72,8 @@ lock: .venv/.uv.stamp ## Resolves all versions anew (network); torch and its CUD
 	  | grep -E '^(torch|triton|nvidia-|cuda-)' > requirements-torch.lock
 	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml --extra dev \
 	  $$(sed -E 's/[ =].*//; s/^/--no-emit-package /' requirements-torch.lock) -o requirements.lock
+	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' \
+	  | $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements-bench.lock
 	@printf '%s\n' apache-airflow-core==3.3.2 apache-airflow-task-sdk apache-airflow-providers-standard \
 	  | $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements-airflow.lock
 
@@ -163,10 +170,10 @@ bench-drift: setup ## How far figures move with hash seed, batch size, row order
 bench-conservation: setup ## Cleans a city of 10^6 rows full of planted dirt: is every verdict right? [ROWS=N]
 	@$(PY) -m tests.bench.conservation --rows $(or $(ROWS),1000000)
 
-bench-etl: setup ## Clean, index, sequences: ours beside DuckDB and Polars on the same rows [ROWS=N; extra `bench`]
+bench-etl: .venv/.bench.stamp ## Clean, index, sequences: ours beside DuckDB and Polars on the same rows [ROWS=N]
 	@$(PY) -m tests.bench.etl_rivals --rows $(or $(ROWS),1000000 10000000)
 
-bench-scale: setup ## One user with a tenth of all actions; 60 small nights through Delta [extra `bench`]
+bench-scale: .venv/.bench.stamp ## One user with a tenth of all actions; 60 small nights through Delta
 	@$(PY) -m tests.bench.hot_user
 	@$(PY) -m tests.bench.small_files
 

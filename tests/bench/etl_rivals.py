@@ -192,7 +192,7 @@ def main() -> int:
     options = parser.parse_args()
     missing = [engine for engine in RIVALS if importlib.util.find_spec(engine) is None]
     if missing:
-        say(f"error: {' and '.join(missing)} not installed. Run: .venv/bin/uv pip install -e '.[bench]'")
+        say(f"error: {' and '.join(missing)} not installed. Run: make .venv/.bench.stamp")
         return 2
     sizes = []
     for rows, engines in (
