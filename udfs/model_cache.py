@@ -7,6 +7,7 @@ gave to its task.
 """
 
 import logging
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,8 +75,7 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
         raise FingerprintError(path=path, expected=expected, found=found)
     folder, is_shipped = str(path.absolute()), False
     if not str(spark.sparkContext.master).startswith("local"):
-        spark.sparkContext.addFile(folder, recursive=True)
-        folder, is_shipped = path.name, True
+        folder, is_shipped = ship_folder(spark, path), True
     return ServedModel(
         uri=uri,
         folder=folder,
@@ -87,6 +87,19 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
         loads=spark.sparkContext.accumulator(0),
         serving=Serving(settings.features.dtype, settings.features.max_actions),
     )
+
+
+def ship_folder(spark: SparkSession, path: Path) -> str:
+    """Sends a folder to the executors and returns its name among Spark's files.
+
+    As an archive, which executors unpack: Spark takes no local folder unless its master is local. It is named after
+    its content, since Spark sends what has one name only once.
+    """
+    name = digest_folder(path)
+    # Beside the files that this session shares, so it is removed with them.
+    shared = Path(SparkFiles.getRootDirectory()) / "models" / name
+    spark.sparkContext.addArchive(shutil.make_archive(str(shared), "zip", path))
+    return f"{name}.zip"
 
 
 def check_index(

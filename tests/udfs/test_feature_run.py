@@ -2,13 +2,18 @@
 
 import math
 from datetime import date
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyspark import SparkFiles
 
 from conf.errors import CapacityError, GateFailedError, IndexVersionError, MissingInputError
 from conf.tables import FEATURE_TABLES, TABLES
+from models.bundle import digest_folder
 from tests.udfs.conftest import make_bundle
 from tests.udfs.town import DAY_1, DAY_2, request, sequence, slot
+from udfs import model_cache
 
 pytestmark = pytest.mark.spark
 BROKEN = 3
@@ -233,3 +238,13 @@ def test_an_index_that_outgrew_the_model_is_refused(first_night):
 def test_a_missing_input_is_named(town):
     with pytest.raises(MissingInputError, match="action_sequences"):
         town.run("user_embeddings", DAY_1)
+
+
+def test_a_bundle_is_sent_to_executors_that_do_not_see_the_drivers_disk(spark, bundle):
+    name = model_cache.ship_folder(spark, bundle)
+
+    def look(batches):
+        yield pa.RecordBatch.from_pydict({"digest": [digest_folder(Path(SparkFiles.get(name)))]})
+
+    found = spark.range(0, 1, 1, 1).mapInArrow(look, "digest string").collect()
+    assert [row["digest"] for row in found] == [digest_folder(bundle)]
