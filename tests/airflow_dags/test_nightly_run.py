@@ -1,5 +1,4 @@
-"""The nightly DAG, really executed once by Airflow on a small city: the same command lines as in
-production."""
+"""The weekly and the nightly DAG, really executed by Airflow on a small city: the command lines of production."""
 
 from pathlib import Path
 
@@ -7,7 +6,8 @@ import pytest
 import yaml
 from deltalake import DeltaTable
 
-from conf.settings import SparkSettings
+from conf.settings import Settings, SparkSettings, load_model
+from models.bundle import resolve_model
 from tests.airflow_dags.airflow_env import airflow_variables, is_installed, run_airflow
 from tests.bench import small_city
 
@@ -39,22 +39,45 @@ def write_settings(folder: Path, spark: SparkSettings) -> Path:
     return layer
 
 
+def write_recipe(folder: Path) -> Path:
+    """The smallest recipe as a file, since a DAG gives no further words to the training."""
+    recipe = yaml.safe_load(Path("conf/models/tiny.yaml").read_text())
+    for key in small_city.RECIPE_KEYS:
+        names, value = key.split("=")
+        stage, name = names.split(".")
+        recipe[stage][name] = int(value)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory, spark: object, spark_settings: SparkSettings) -> Path:
-    """A warehouse in which Airflow has executed one night; the model of the day before is made in this process."""
+    """A warehouse in which Airflow has trained a model on the first day and executed the night after it."""
     folder = tmp_path_factory.mktemp("city")
     layer = write_settings(folder, spark_settings)
-    for job in (("night", "--source", "synthetic"), ("samples",)):
-        small_city.run(layer, "etl", *job, "--day", BOOTSTRAP_DAY)
-    smaller = [word for key in small_city.RECIPE_KEYS for word in ("--set-recipe", key)]
-    small_city.run(layer, "models", "train", "--day", BOOTSTRAP_DAY, *smaller)
+    small_city.run(layer, "etl", "night", "--source", "synthetic", "--day", BOOTSTRAP_DAY)
 
-    variables = airflow_variables(folder / "airflow", {"SPACETIME_CONF": str(layer)})
-    migrated = run_airflow(variables, "db", "migrate")
-    assert migrated.returncode == 0, migrated.stderr[-2000:]
-    executed = run_airflow(variables, "dags", "test", "nightly_features", NIGHT, timeout_s=2400)
-    assert executed.returncode == 0, (executed.stdout + executed.stderr)[-8000:]
+    recipe = {"SPACETIME_RECIPE": str(write_recipe(folder))}
+    variables = airflow_variables(folder / "airflow", {"SPACETIME_CONF": str(layer), **recipe})
+    for words in (
+        ("db", "migrate"),
+        ("dags", "test", "weekly_training", NIGHT),  # trains on the day before
+        ("dags", "test", "nightly_features", NIGHT),
+    ):
+        ended = run_airflow(variables, *words, timeout_s=2400)
+        assert ended.returncode == 0, f"{words}: {(ended.stdout + ended.stderr)[-8000:]}"
     return folder / "warehouse"
+
+
+def test_the_week_trains_a_champion_on_the_samples_of_the_day_before(night: Path) -> None:
+    settings = load_model(Settings, [night.parent / "settings.yaml"])
+    _, champion = resolve_model(settings.features.model, settings)
+    samples = DeltaTable(str(night / "pretrain_samples")).to_pyarrow_table(columns=["day"])
+    release = DeltaTable(str(night / "releases")).to_pyarrow_table().to_pylist()[0]
+
+    assert {str(day) for day in samples["day"].to_pylist()} == {BOOTSTRAP_DAY}
+    assert release["model_version"] == champion
 
 
 def test_the_night_ends_in_a_release_of_that_day(night: Path) -> None:
