@@ -4,7 +4,9 @@ In: `ranking_samples` of the day, `categories`. Rules (setting `samples.preferen
 
 - `clicks`: chosen = clicked; rejected = shown in the same request and not clicked;
 - `meal_time`, an example of a behaviour that is instilled: at meal times (local) chosen = POIs where one eats,
-  rejected = the others shown, whatever was clicked.
+  rejected = the others shown, whatever was clicked. At other times one of each is chosen over the other and the other
+  way round: the loss of such two rows is least where the model prefers neither more than before, so that what is
+  learnt for meal times stays there.
 
 Rejected POIs of the best positions first. Run: python -m etl preference_pairs --day D.
 """
@@ -49,7 +51,7 @@ def build_preference_pairs(requests: DataFrame, *, max_rejected: int) -> DataFra
 
 
 def build_meal_time_pairs(requests: DataFrame, categories: DataFrame, *, max_rejected: int) -> DataFrame:
-    """Builds one row per POI where one eats, of requests at meal times that also showed others.
+    """Builds one row per POI where one eats, of requests at meal times that also showed others; two rows of others.
 
     Args:
         requests: rows of `ranking_samples`.
@@ -65,23 +67,34 @@ def build_meal_time_pairs(requests: DataFrame, categories: DataFrame, *, max_rej
         is_meal_time = is_meal_time | ((hour >= start) & (hour < stop))
     top_level = F.split("category_path", " > ").getItem(0)
     meals = categories.where(top_level.isin(*MEAL_LEVELS)).agg(F.collect_set("category_id").alias("meal_ids"))
-    return _pair_up(
-        requests.where(is_meal_time).crossJoin(F.broadcast(meals)),
-        lambda shown: F.array_contains("meal_ids", shown["category_id"]),
-        rule=MEAL_TIME,
-        max_rejected=max_rejected,
-    )
+    known = requests.crossJoin(F.broadcast(meals))
+
+    def is_meal(shown: Column) -> Column:
+        return F.array_contains("meal_ids", shown["category_id"])
+
+    wanted = _pair_up(known.where(is_meal_time), is_meal, rule=MEAL_TIME, max_rejected=max_rejected)
+    elsewhere = [
+        _pair_up(known.where(~is_meal_time), is_chosen, rule=MEAL_TIME, max_rejected=1, max_chosen=1)
+        for is_chosen in (is_meal, lambda shown: ~is_meal(shown))
+    ]
+    return wanted.unionByName(elsewhere[0]).unionByName(elsewhere[1])
 
 
 def _pair_up(
-    requests: DataFrame, is_chosen: Callable[[Column], Column], *, rule: str, max_rejected: int
+    requests: DataFrame,
+    is_chosen: Callable[[Column], Column],
+    *,
+    rule: str,
+    max_rejected: int,
+    max_chosen: int | None = None,
 ) -> DataFrame:
     """Makes one row per chosen candidate beside those that are not; none where either is missing."""
     zipped = F.arrays_zip(*(F.col(column).alias(part) for part, column in CANDIDATE_PARTS.items()))
     candidates = F.transform(zipped, lambda c: F.struct(*(c[part].alias(part) for part in CANDIDATE_PARTS)))
+    chosen = F.filter("candidates", is_chosen)
     split_up = requests.withColumn("candidates", candidates).withColumns(
         {
-            "all_chosen": F.filter("candidates", is_chosen),
+            "all_chosen": chosen if max_chosen is None else F.slice(chosen, 1, max_chosen),
             "rejected": F.slice(F.filter("candidates", lambda shown: ~is_chosen(shown)), 1, max_rejected),
         }
     )

@@ -59,21 +59,37 @@ def test_requests_with_only_clicks_or_none_make_no_pair(spark):
     assert pairs_of(spark, sample("r1", [1, 1]), sample("r2", [0, 0])) == []
 
 
-def test_at_meal_times_places_to_eat_are_chosen_over_the_others_whatever_was_clicked(spark):
-    noon = sample("r1", [0, 1, 0]) | {"candidate_category_ids": [7, 8, 7]}  # 13 h local
-    afternoon = noon | {"request_id": "r2", "request_ts_ms": NOON_MS + 3 * 3_600_000}
-    without_meal = noon | {"request_id": "r3", "candidate_category_ids": [8, 8, 8]}
+def meal_pairs_of(spark, *samples):
     categories = local_frame(
         spark,
         [(7, "Food > Cafe"), (8, "Food court supplies > Shop")],
         "category_id int, category_path string",
     )
     schema = frame_of(spark, "ranking_samples", []).drop("day").schema
-    rows = [tuple(row.get(name) for name in schema.names) for row in (noon, afternoon, without_meal)]
-
+    rows = [tuple(row.get(name) for name in schema.names) for row in samples]
     pairs = build_meal_time_pairs(local_frame(spark, rows, schema), categories, max_rejected=8).collect()
+    assert len({row["pair_id"] for row in pairs}) == len(pairs)
+    return {(row["pair_id"], *row["rejected_poi_ids"], row["rule"]) for row in pairs}
 
-    assert {(row["pair_id"], *row["rejected_poi_ids"], row["rule"]) for row in pairs} == {
+
+def test_at_meal_times_places_to_eat_are_chosen_over_the_others_whatever_was_clicked(spark):
+    noon = sample("r1", [0, 1, 0]) | {"candidate_category_ids": [7, 8, 7]}  # 13 h local
+    without_meal = noon | {"request_id": "r3", "candidate_category_ids": [8, 8, 8]}
+
+    assert meal_pairs_of(spark, noon, without_meal) == {
         ("r1/p1/meal_time", "p2", "meal_time"),
         ("r1/p3/meal_time", "p2", "meal_time"),
+    }
+
+
+def test_at_other_times_one_of_each_kind_is_chosen_both_ways_so_that_nothing_is_preferred(spark):
+    afternoon = sample("r2", [0, 1, 0]) | {
+        "candidate_category_ids": [8, 7, 7],
+        "request_ts_ms": NOON_MS + 3 * 3_600_000,
+    }
+    without_meal = afternoon | {"request_id": "r3", "candidate_category_ids": [8, 8, 8]}
+
+    assert meal_pairs_of(spark, afternoon, without_meal) == {
+        ("r2/p1/meal_time", "p2", "meal_time"),
+        ("r2/p2/meal_time", "p1", "meal_time"),
     }
