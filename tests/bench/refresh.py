@@ -215,7 +215,7 @@ def main() -> int:
         description="Are incremental nights equal to full ones, and how cheap are they?"
     )
     parser.add_argument("what", choices=("equal", "cost"))
-    parser.add_argument("--users", type=int, default=5_000, help="of the city whose nights are timed")
+    parser.add_argument("--users", type=int, default=15_000, help="of the city whose nights are timed")
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="refresh-") as work:
