@@ -145,7 +145,7 @@ def _list(seconds: list[float]) -> str:
 def main() -> int:
     """Measures, records, and returns 0 if the bar is reached."""
     parser = argparse.ArgumentParser(description="Records what Spark costs around the model in results/.")
-    parser.add_argument("--users", type=int, default=800)
+    parser.add_argument("--users", type=int, default=1_200)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
