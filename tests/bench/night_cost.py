@@ -33,7 +33,7 @@ def settings_for(root: str, actions: int) -> Settings:
     """Returns the settings of a city with about 70 actions per user."""
     city = CitySettings(
         num_users=max(200, actions // 70),
-        num_pois=max(900, actions // 150),  # the densest block stays below index.max_inner
+        num_pois=max(900, actions // 300),  # the densest block stays below index.max_inner
         num_actions=actions,
         num_requests=0,
         num_days=HISTORY_DAYS + NUM_NIGHTS,
