@@ -67,9 +67,10 @@ class AlignStage:
 
     def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed loss, the number of pairs, and margin and accuracy of the rewards."""
-        found, _ = self._compare(model, rows)
+        found, chosen = self._compare(model, rows)
+        chosen_loss = -self.config.chosen_weight * chosen[chosen.isfinite()].sum()
         sums = {"train/rewards_margin": float(found.margin), "train/rewards_accuracy": float(found.accuracy)}
-        return found.loss, found.num_pairs, sums
+        return found.loss + chosen_loss, found.num_pairs, sums
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Returns the mean loss, rewards margin and accuracy, and log probability of the chosen POIs."""
@@ -83,7 +84,9 @@ class AlignStage:
         for rows in self.splits.val.read():
             found, chosen = self._compare(model, rows)
             num_pairs += found.num_pairs
-            parts = (found.loss, found.margin, found.accuracy, chosen[chosen.isfinite()].sum())
+            log_chosen = chosen[chosen.isfinite()].sum()
+            loss = found.loss - self.config.chosen_weight * log_chosen
+            parts = (loss, found.margin, found.accuracy, log_chosen)
             for name, value in zip(sums, parts, strict=True):
                 sums[name] += float(value)
         return {name: value / max(num_pairs, 1) for name, value in sums.items()}
@@ -99,7 +102,7 @@ class AlignStage:
         found = preference_loss(
             policy, reference, is_rejected, beta=config.beta, multi_negative=config.multi_negative
         )
-        return found, policy.chosen_B.detach()
+        return found, policy.chosen_B
 
 
 def pair_log_probs(

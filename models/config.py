@@ -48,6 +48,21 @@ class OthersConfig(Section):
         return self.num_followers + self.num_near
 
 
+class TasteConfig(Section):
+    """The match of taste (ours): candidates against the user's past, for towers and click head; off = the paper's."""
+
+    enabled: bool = Field(
+        False,
+        description="add the match to both towers; give the click head the match and the generator's log P(POI)",
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="on the input embeddings that are matched")
+    head_rate: float = Field(
+        10.0,
+        gt=0,
+        description="learning rate of the click head's few weights of evidence, times that of the rest",
+    )
+
+
 class DecoderConfig(Section):
     """Shape of the decoder; most keys have an obvious twin in transformers' LlamaConfig."""
 
@@ -68,6 +83,7 @@ class DecoderConfig(Section):
     embedding_dim: int = Field(64, ge=2, description="length of user and POI vectors")
     memory: MemoryConfig = MemoryConfig()
     others: OthersConfig = OthersConfig()
+    taste: TasteConfig = TasteConfig()
     spacetime: bool = Field(
         True, description="time and place in the tokens; off = the paper's ablation: neither, in any token"
     )
@@ -188,6 +204,12 @@ class AlignConfig(TrainConfig):
 
     validate_start: bool = True
     beta: float = Field(0.1, gt=0, description="DPO beta")
+    chosen_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of the cross-entropy of chosen POIs beside the preference loss, which alone lowers their"
+        " probability together with that of the rejected ones; 0 = the paper's",
+    )
     multi_negative: bool = Field(False, description="S-DPO: all rejected POIs of a request in one term")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from conf.tokens import TOKENS_PER_ACTION
 from models.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
+from models.click import ClickHead, gather_evidence
 from models.config import DecoderConfig
 from models.copying import Copies, OthersMemory, Sources, gather_copies
 from models.generator import Generator
@@ -38,6 +39,7 @@ from models.states import (
     valid_user,
     window_index,
 )
+from models.taste import TasteMatch, match
 from models.trunk import Trunk
 
 REQUEST_TOKENS = 2
@@ -61,10 +63,12 @@ class SpacetimeDecoder(nn.Module):
         self.others = OthersMemory(config) if config.others.enabled else None
         self.user_projection = nn.Linear(D, config.embedding_dim, bias=False)
         self.poi_projection = nn.Linear(D, config.embedding_dim, bias=False)
-        self.click = nn.Linear(D, 1)
-        self.click_memory = nn.Linear(NUM_MEMORY_FEATURES, 1, bias=False)
+        self.click = ClickHead(config)
+        self.taste = TasteMatch(config) if config.taste.enabled else None
         self.apply(start_weights)
-        nn.init.zeros_(self.click_memory.weight)
+        self.click.reset_start()
+        if self.taste is not None:
+            self.taste.reset_start()
         if self.memory is not None:
             self.memory.reset_gates()
         if self.others is not None:
@@ -90,6 +94,7 @@ class SpacetimeDecoder(nn.Module):
             "others.small": small,
             "others.large": large,
             "others.poi": large,
+            "click.evidence": self.config.taste.head_rate,
         }
 
     # --- training ---------------------------------------------------------------------------------------
@@ -153,7 +158,10 @@ class SpacetimeDecoder(nn.Module):
         )
         next_positions_B = 1 + TOKENS_PER_ACTION * valid_BW.sum(dim=1)
         bank = None if self.memory is None else self.memory.remember(past_of(history), spacetime, inner)
-        return Prefix(Cache(layers, valid_BT, next_positions_B), history, bank)
+        taste = (
+            None if self.taste is None else self.taste.read_past(*self.trunk.history_content(history, inner))
+        )
+        return Prefix(Cache(layers, valid_BT, next_positions_B), history, bank, taste)
 
     def request_state(
         self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None
@@ -165,11 +173,7 @@ class SpacetimeDecoder(nn.Module):
 
     def block_log_probs(self, state: RequestState) -> Tensor:
         """Returns log P(block), (B, V)."""
-        log_probs = self.generator.block_log_probs(state.state_BD, self.trunk.embedding, state.live)
-        copies = self._copies(BLOCK, state.state_BD[:, None], state.sources)
-        if copies is None:
-            return log_probs
-        return mix_all(log_probs[:, None], copies.scores_BQX, copies.blocks_BQX)[:, 0]
+        return self._block_log_probs(state.state_BD, state.sources, state.live)
 
     def inner_log_probs(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns log P(inner | block) for some blocks, each looked into for itself, (B, K) -> (B, K, I)."""
@@ -196,7 +200,8 @@ class SpacetimeDecoder(nn.Module):
         live: LiveSlots | None = None,
     ) -> CandidateStates:
         """Reads each candidate's block and inner tokens below the request, isolated from the others."""
-        asked_B2D, (bank, pairs, _) = self._ask(prefix, request, live)
+        asked_B2D, sources = self._ask(prefix, request, live)
+        bank, pairs, _ = sources
         blocks, inners = candidates.blocks_BC, candidates.inners_BC
         own = (self.trunk.embedding.embed_blocks(blocks), self.trunk.embed_candidates(candidates))
         both_BC2D = torch.stack(own, dim=2)
@@ -207,16 +212,22 @@ class SpacetimeDecoder(nn.Module):
         embedded = torch.cat([asked_B2D, both_BC2D.flatten(1, 2)], dim=1)
         states, _ = self.trunk.read_below(prefix.cache, embedded, offsets, mask)
         at_block, at_inner = states[:, REQUEST_TOKENS:].view_as(both_BC2D).unbind(2)
+        at_action = states[:, REQUEST_TOKENS - 1 : REQUEST_TOKENS]
         features = at_block.new_zeros(*blocks.shape, NUM_MEMORY_FEATURES)
         if self.memory is not None and bank is not None and pairs is not None:
-            at_action = states[:, REQUEST_TOKENS - 1 : REQUEST_TOKENS]
             features = self.memory.log_shares((at_action, at_block), blocks, inners, bank, pairs)
-        return CandidateStates(at_inner, features)
+        if self.taste is None or prefix.taste_B2E is None:
+            return CandidateStates(at_inner, features)
+        log_probs = self._candidate_log_probs(at_action[:, 0], at_block, candidates, sources, live)
+        taste_BC2E = self.taste.read_candidates(self.trunk.candidate_content(candidates))
+        return CandidateStates(
+            at_inner, features, gather_evidence(*log_probs, match(prefix.taste_B2E, taste_BC2E), self.config)
+        )
 
     def click_logits(self, candidates: CandidateStates) -> Tensor:
         """Returns log-odds of a click, (B, C)."""
-        logits = self.click(candidates.states_BCD) + self.click_memory(candidates.memory_BC2)
-        return logits[..., 0].float()
+        logits: Tensor = self.click(candidates)
+        return logits
 
     def user_state(self, prefix: Prefix, request: RequestBatch | None = None) -> Tensor:
         """Returns unit vectors of the user tower, (B, embedding_dim); None = as of the last action."""
@@ -226,7 +237,10 @@ class SpacetimeDecoder(nn.Module):
         if self.memory is not None and bank is not None and pairs is not None:
             scores = self.memory.score(BLOCK, at_action, bank, pairs)
             pooled = pooled + self.memory.pool(scores, bank)
-        return nn.functional.normalize(self.user_projection(pooled[:, 0]).float(), dim=-1)
+        vectors = self.user_projection(pooled[:, 0])
+        if prefix.taste_B2E is not None:
+            vectors = vectors + prefix.taste_B2E.sum(dim=1)
+        return nn.functional.normalize(vectors.float(), dim=-1)
 
     def poi_state(self, candidates: CandidateBatch) -> Tensor:
         """Returns unit vectors of the POI tower, (B, C, embedding_dim), from the POIs' tokens alone."""
@@ -238,10 +252,41 @@ class SpacetimeDecoder(nn.Module):
         states, _ = self.trunk.run(
             x_NTD, torch.arange(CANDIDATE_TOKENS, device=x_NTD.device)[None], None, None
         )
-        vectors = self.poi_projection(states[:, -1]).float().view(*candidates.blocks_BC.shape, -1)
-        return nn.functional.normalize(vectors, dim=-1)
+        vectors = self.poi_projection(states[:, -1]).view(*candidates.blocks_BC.shape, -1)
+        if self.taste is not None:
+            vectors = vectors + self.taste.read_candidates(self.trunk.candidate_content(candidates)).sum(
+                dim=2
+            )
+        return nn.functional.normalize(vectors.float(), dim=-1)
 
     # --- shared -----------------------------------------------------------------------------------------
+
+    def _block_log_probs(self, state_BD: Tensor, sources: Sources, live: LiveSlots | None) -> Tensor:
+        log_probs = self.generator.block_log_probs(state_BD, self.trunk.embedding, live)
+        copies = self._copies(BLOCK, state_BD[:, None], sources)
+        if copies is None:
+            return log_probs
+        return mix_all(log_probs[:, None], copies.scores_BQX, copies.blocks_BQX)[:, 0]
+
+    def _candidate_log_probs(
+        self,
+        at_action_BD: Tensor,
+        at_block_BCD: Tensor,
+        candidates: CandidateBatch,
+        sources: Sources,
+        live: LiveSlots | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns log P(block) and log P(inner | block) of candidates whose block tokens were read, (B, C) each."""
+        fits = self._has_token(candidates.blocks_BC, candidates.inners_BC, live)
+        blocks, inners = candidates.blocks_BC * fits, candidates.inners_BC * fits
+        log_block = self._block_log_probs(at_action_BD, sources, live).gather(1, blocks)
+        log_inner = self.generator.target_log_probs(
+            at_block_BCD.flatten(0, 1), blocks.flatten(), inners.flatten(), self.trunk.embedding, live
+        ).view_as(log_block)
+        copies = self._copies(INNER, at_block_BCD, sources)
+        if copies is not None:
+            log_inner = copies.inside(blocks).mix_target(log_inner, copies.inners_BQX == inners[..., None])
+        return log_block.masked_fill(~fits, -torch.inf), log_inner.masked_fill(~fits, -torch.inf)
 
     def _ask(
         self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None

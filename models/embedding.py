@@ -254,8 +254,7 @@ class TokenEmbedding(nn.Module):
 
         Multimodal vectors, (..., M), are those given here, else those that the model carries.
         """
-        if vectors is None and self.given_vectors is not None:
-            vectors = self.given_vectors(block_ids, inner_ids)
+        vectors = self.look_up_vectors(block_ids, inner_ids, vectors)
         own = self.inners(_shift(inner_ids, self.config.max_inner))
         if self.poi_vectors is not None:
             own = own + self.poi_vectors(block_ids, inner_ids)
@@ -266,6 +265,12 @@ class TokenEmbedding(nn.Module):
         if self.multimodal is not None and vectors is not None:
             embedded = embedded + self.multimodal(vectors.to(embedded.dtype))
         return embedded
+
+    def look_up_vectors(self, block_ids: Tensor, inner_ids: Tensor, vectors: Tensor | None) -> Tensor | None:
+        """Returns multimodal vectors, (..., M): those given here, else those that the model carries; None = neither."""
+        if vectors is None and self.given_vectors is not None:
+            vectors = self.given_vectors(block_ids, inner_ids)
+        return vectors
 
     def has_block_center(self, block_ids: Tensor) -> Tensor:
         """Tells which blocks have a known place."""

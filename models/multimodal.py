@@ -96,4 +96,6 @@ def start_posttraining(
     if vectors is not None and embedding.given_vectors is not None and embedding.multimodal is not None:
         embedding.given_vectors.set_vectors(*vectors)
         nn.init.zeros_(embedding.multimodal.weight)
+        if fresh.taste is not None:
+            fresh.taste.start_texts(embedding.given_vectors.vectors_RM[: len(vectors.block_ids)])
     return fresh

@@ -118,10 +118,7 @@ def calibrate_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table]) -
 
     optimizer.step(closure)
     scale, moved = float(log_scale.detach().exp()), float(shift.detach())
-    with torch.no_grad():
-        model.click.weight.mul_(scale)
-        model.click.bias.mul_(scale).add_(moved)
-        model.click_memory.weight.mul_(scale)
+    model.click.rescale(scale, moved)
     return scale, moved
 
 

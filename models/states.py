@@ -47,6 +47,7 @@ class Prefix(NamedTuple):
     cache: Cache
     history: HistoryBatch
     bank: Bank | None
+    taste_B2E: Tensor | None = None
 
 
 class RequestState(NamedTuple):
@@ -74,10 +75,15 @@ class RequestState(NamedTuple):
 
 
 class CandidateStates(NamedTuple):
-    """States at the candidates' inner tokens, and the memory's log shares of POI and block."""
+    """States at the candidates' inner tokens, the memory's log shares of POI and block, and the evidence of taste.
+
+    The evidence, if the model has it: by how much more probable than by chance the generator finds block and POI (log),
+    and how alike the POI is to the user's past, by embedding and by text.
+    """
 
     states_BCD: Tensor
     memory_BC2: Tensor
+    evidence_BC4: Tensor | None = None
 
 
 class StepLogProbs(NamedTuple):

@@ -17,6 +17,7 @@ from models.layers import DecoderLayer, KeyValues, RMSNorm, Rotation, rotate_pos
 from models.masks import build_causal_mask, build_extension_mask
 from models.pairs import Steps, take_actions
 from models.states import Cache, valid_user
+from models.taste import Content
 
 
 def build_layers(config: DecoderConfig) -> nn.ModuleList:
@@ -101,6 +102,19 @@ class Trunk(nn.Module):
             candidates.lonlat_BC2,
             candidates.vectors_BCM,
         )
+
+    def history_content(self, history: HistoryBatch, inner_BLD: Tensor) -> tuple[Content, Tensor]:
+        """Returns what is known of the POIs of all actions, embedded already, and which actions are real, (B, L)."""
+        given = self.embedding.look_up_vectors(history.blocks_BL, history.inners_BL, history.vectors_BLM)
+        steps = torch.arange(inner_BLD.shape[1], device=inner_BLD.device)
+        return Content(inner_BLD, given), steps < history.lengths_B[:, None]
+
+    def candidate_content(self, candidates: CandidateBatch) -> Content:
+        """Returns what is known of the candidates' POIs."""
+        given = self.embedding.look_up_vectors(
+            candidates.blocks_BC, candidates.inners_BC, candidates.vectors_BCM
+        )
+        return Content(self.embed_candidates(candidates), given)
 
     def read_window(
         self,

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from models.batch import HistoryBatch, RequestBatch
-from models.config import DecoderConfig
+from models.config import DecoderConfig, TasteConfig
 from models.decoder import SpacetimeDecoder
 from tests.models.toy import (
     MAX_INNER,
@@ -28,6 +28,7 @@ VARIANTS = [
     {"tie_embeddings": False},
     {"num_kv_heads": 4},
     {"hide_request_time": True},
+    {"taste": TasteConfig(enabled=True)},
 ]
 
 
@@ -344,7 +345,7 @@ def test_every_weight_of_pretraining_learns():
 
     assert silent == {
         "memory.value.weight", "user_projection.weight", "poi_projection.weight",
-        "click.weight", "click.bias", "click_memory.weight",
+        "click.state.weight", "click.state.bias", "click.memory.weight",
     }  # fmt: skip
 
 

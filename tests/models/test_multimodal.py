@@ -107,8 +107,8 @@ def test_the_newest_vector_of_a_poi_goes_to_all_its_slots(tmp_path):
 def test_calibration_makes_mean_score_and_clicks_agree_and_keeps_the_order(make_decoder, requests_batch):
     model, rows = make_decoder(), pa.Table.from_batches([requests_batch])
     with torch.no_grad():
-        model.click.weight.mul_(5.0)
-        model.click.bias.fill_(3.0)
+        model.click.state.weight.mul_(5.0)
+        model.click.state.bias.fill_(3.0)
         before, labels = score_rows(model, rows)
         scale, _ = calibrate_click_head(model, [rows])
         after, _ = score_rows(model, rows)
