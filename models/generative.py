@@ -127,10 +127,8 @@ class GenerativeDecoder(nn.Module):
         )
         next_positions_B = 1 + TOKENS_PER_ACTION * valid_BW.sum(dim=1)
         bank = None if self.memory is None else self.memory.remember(past_of(history), spacetime, inner)
-        taste = (
-            None if self.taste is None else self.taste.read_past(*self.trunk.history_content(history, inner))
-        )
-        return Prefix(Cache(layers, valid_BT, next_positions_B), history, bank, taste)
+        cache = Cache(layers, valid_BT, next_positions_B)
+        return Prefix(cache, history, bank, self._read_taste(history, inner))
 
     def request_state(
         self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None
