@@ -15,6 +15,7 @@ from models.layers import KeyValues, take_rows
 from models.memory import Bank, PairBias
 from models.pairs import Past, Steps, take_actions
 from models.slots import LiveSlots
+from models.taste import PastTaste
 
 
 class Cache(NamedTuple):
@@ -47,7 +48,7 @@ class Prefix(NamedTuple):
     cache: Cache
     history: HistoryBatch
     bank: Bank | None
-    taste_B2E: Tensor | None = None
+    taste: PastTaste | None = None
 
 
 class RequestState(NamedTuple):
@@ -59,6 +60,7 @@ class RequestState(NamedTuple):
         bank, pairs: what the memory knows; None if it is off.
         slots: what others suggest; None if that is off, or nothing was given.
         live: slots that exist as of the request; None = all within the capacities.
+        taste_BD: what the past adds to states at block tokens; None if that is off.
     """
 
     cache: Cache
@@ -67,6 +69,7 @@ class RequestState(NamedTuple):
     pairs: PairBias | None
     slots: SlotBank | None
     live: LiveSlots | None
+    taste_BD: Tensor | None = None
 
     @property
     def sources(self) -> Sources:

@@ -5,13 +5,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.align_dpo import pair_log_probs
+from models.align_dpo import AlignStage, pair_log_probs
 from models.config import AlignConfig, EmbeddingSftConfig, TrainConfig
 from models.dataset import TableAt
 from models.losses import preference_loss
 from models.posttraining import NO_LABEL, SampleSource, Splits, flatten_by_label
 from models.sft_embedding import EmbeddingStage, TwoTowers, embed_rows
 from models.sft_ranking import RANKING_COLUMNS, RankingStage, score_rows
+from models.slots import LiveSlots
 from models.trainer import train
 
 
@@ -84,6 +85,22 @@ def test_policy_and_reference_start_equal_so_the_first_loss_is_known(
     expected = np.log(1 + sizes).sum() if multi_negative else len(sizes) * np.log(2)
     assert found.num_pairs == 8
     assert found.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_weight_on_chosen_pois_adds_their_cross_entropy(make_decoder, town_tables):
+    rows = town_tables["preference_pairs"].slice(0, 8)
+    model, reference = make_decoder(), make_decoder()
+    num_blocks, max_inner = model.config.num_blocks, model.config.max_inner
+    blocks, inners = torch.cartesian_prod(torch.arange(num_blocks), torch.arange(max_inner)).T
+    slots = LiveSlots(blocks, inners, num_blocks=num_blocks, max_inner=max_inner)
+    losses = [
+        AlignStage(None, AlignConfig(chosen_weight=weight), reference, slots).loss(model, rows)[0]
+        for weight in (0.0, 0.5)
+    ]
+
+    chosen = pair_log_probs(model.eval(), rows, slots)[0].chosen_B
+
+    torch.testing.assert_close(losses[1] - losses[0], -0.5 * chosen[chosen.isfinite()].sum())
 
 
 def test_gradients_of_alignment_are_finite_for_users_without_history(make_decoder, town_tables):
