@@ -24,10 +24,13 @@ def _brute_force(model, state, catalogue):
     return model.poi_log_probs(state, blocks, inners).double().numpy()
 
 
-@pytest.mark.parametrize("memory", [True, False])
+PARTS = [{"memory": {"enabled": False}}, {}, {"taste": {"enabled": True}}]
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
 @pytest.mark.parametrize("top_k", [1, 7, 25])
-def test_top_pois_equal_brute_force(make_decoder, requests_batch, catalogue, memory, top_k):
-    model = make_decoder(memory={"enabled": memory})
+def test_top_pois_equal_brute_force(make_decoder, requests_batch, catalogue, parts, top_k):
+    model = make_decoder(**parts)
     state = _state(model, requests_batch, catalogue, LATE_MS)
     expected = _brute_force(model, state, catalogue)
     top = find_top_pois(model, state, top_k=top_k)
@@ -64,12 +67,12 @@ def test_probabilities_of_all_live_pois_sum_to_one(make_decoder, requests_batch,
     np.testing.assert_allclose(top.log_probs_BN.exp().sum(dim=1).numpy(), 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("parts", PARTS, ids=str)
 def test_ranks_equal_brute_force_for_every_poi_as_target(
-    make_decoder, requests_batch, catalogue, memory, monkeypatch
+    make_decoder, requests_batch, catalogue, parts, monkeypatch
 ):
     monkeypatch.setattr("models.generate.BLOCKS_PER_STEP", 2)
-    model = make_decoder(memory={"enabled": memory})
+    model = make_decoder(**parts)
     state = _state(model, requests_batch, catalogue, LATE_MS)
     live = catalogue.live_mask(np.array([LATE_MS]))
     scores = _brute_force(model, state, catalogue)
