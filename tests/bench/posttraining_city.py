@@ -126,7 +126,6 @@ def make_city(city: City) -> None:
     city.folder.mkdir(parents=True, exist_ok=True)
     root, artifacts = str(city.root), str(city.folder / "artifacts")
     settings = {**city.content["settings"], "storage": {"root": root, "artifacts": artifacts}}
-    settings |= {"spark": {"quick_start": True}}
     city.settings_file.write_text(yaml.safe_dump(settings))
     first, last = str(city.days.pretrain), str(city.days.test)
     source = ("--source", "synthetic")
