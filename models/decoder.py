@@ -9,7 +9,7 @@ isolated from each other, their click logits, and the two towers.
 import torch
 from torch import Tensor, nn
 
-from models.batch import CandidateBatch, RequestBatch
+from models.batch import CandidateBatch, HistoryBatch, RequestBatch
 from models.click import ClickHead, gather_evidence
 from models.config import DecoderConfig
 from models.generative import REQUEST_TOKENS, GenerativeDecoder
@@ -18,7 +18,7 @@ from models.masks import lay_out_candidates
 from models.memory import BLOCK, NUM_MEMORY_FEATURES
 from models.slots import LiveSlots
 from models.states import CandidateStates, Prefix
-from models.taste import match
+from models.taste import TasteMatch, match
 
 CANDIDATE_TOKENS = 2
 
@@ -32,6 +32,7 @@ class SpacetimeDecoder(GenerativeDecoder):
         self.user_projection = nn.Linear(D, config.embedding_dim, bias=False)
         self.poi_projection = nn.Linear(D, config.embedding_dim, bias=False)
         self.click = ClickHead(config)
+        self.taste = TasteMatch(config) if config.taste.enabled else None
         self.apply(start_weights)
         self.click.reset_start()
         if self.taste is not None:
@@ -75,19 +76,15 @@ class SpacetimeDecoder(GenerativeDecoder):
         states, _ = self.trunk.read_below(prefix.cache, embedded, offsets, mask)
         at_block, at_inner = states[:, REQUEST_TOKENS:].view_as(both_BC2D).unbind(2)
         at_action = states[:, REQUEST_TOKENS - 1 : REQUEST_TOKENS]
-        if prefix.taste is not None:
-            at_block = at_block + prefix.taste.state_BD[:, None]
         features = at_block.new_zeros(*blocks.shape, NUM_MEMORY_FEATURES)
         if self.memory is not None and bank is not None and pairs is not None:
             features = self.memory.log_shares((at_action, at_block), blocks, inners, bank, pairs)
-        if self.taste is None or prefix.taste is None:
+        if self.taste is None or prefix.taste_B2E is None:
             return CandidateStates(at_inner, features)
         log_probs = self._poi_log_probs(at_action[:, 0], at_block, blocks, inners, sources, live)
         taste_BC2E = self.taste.read_candidates(self.trunk.candidate_content(candidates))
         return CandidateStates(
-            at_inner,
-            features,
-            gather_evidence(*log_probs, match(prefix.taste.match_B2E, taste_BC2E), self.config),
+            at_inner, features, gather_evidence(*log_probs, match(prefix.taste_B2E, taste_BC2E), self.config)
         )
 
     def click_logits(self, candidates: CandidateStates) -> Tensor:
@@ -104,8 +101,8 @@ class SpacetimeDecoder(GenerativeDecoder):
             scores = self.memory.score(BLOCK, at_action, bank, pairs)
             pooled = pooled + self.memory.pool(scores, bank)
         vectors = self.user_projection(pooled[:, 0])
-        if prefix.taste is not None:
-            vectors = vectors + prefix.taste.match_B2E.sum(dim=1)
+        if prefix.taste_B2E is not None:
+            vectors = vectors + prefix.taste_B2E.sum(dim=1)
         return nn.functional.normalize(vectors.float(), dim=-1)
 
     def poi_state(self, candidates: CandidateBatch) -> Tensor:
@@ -124,3 +121,8 @@ class SpacetimeDecoder(GenerativeDecoder):
                 dim=2
             )
         return nn.functional.normalize(vectors.float(), dim=-1)
+
+    def _read_taste(self, history: HistoryBatch, inner_BLD: Tensor) -> Tensor | None:
+        if self.taste is None:
+            return None
+        return self.taste.read_past(*self.trunk.history_content(history, inner_BLD))

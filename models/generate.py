@@ -109,8 +109,8 @@ def take_requests(state: RequestState, rows: Tensor) -> RequestState:
     """Returns some of the requests; live slots are shared."""
     if len(rows) == len(state.state_BD):
         return state
-    taken: RequestState = take_sequences(state._replace(live=None), rows)
-    return taken._replace(live=state.live)
+    cache, state_BD, bank, pairs, slots = (take_sequences(part, rows) for part in state[:-1])
+    return RequestState(cache, state_BD, bank, pairs, slots, state.live)
 
 
 def _sort_blocks(model: SpacetimeDecoder, state: RequestState) -> tuple[Tensor, Tensor]:

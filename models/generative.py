@@ -36,7 +36,6 @@ from models.states import (
     valid_user,
     window_index,
 )
-from models.taste import PastTaste, TasteMatch
 from models.trunk import Trunk
 
 REQUEST_TOKENS = 2
@@ -56,7 +55,6 @@ class GenerativeDecoder(nn.Module):
         self.generator = Generator(config)
         self.memory = PlaceMemory(config) if config.memory.enabled else None
         self.others = OthersMemory(config) if config.others.enabled else None
-        self.taste = TasteMatch(config) if config.taste.enabled else None
 
     def set_block_centers(self, block_ids: Tensor, lonlat: Tensor) -> None:
         """Tells where blocks lie, (N,) and (N, 2) degrees; blocks not told of have an unknown place."""
@@ -85,9 +83,6 @@ class GenerativeDecoder(nn.Module):
         states, _ = self.trunk.read_window(history, shown, inner, index_BW, predicting)
         at_action, at_block = states.chunk(2, dim=1)
         index_BQ = index_BW.gather(1, window_BQ)
-        if self.taste is not None:
-            content, is_past_BL = self.trunk.history_content(history, inner)
-            at_block = at_block + self.taste.read_steps(content.inner, is_past_BL, index_BQ)
         blocks_BQ, inners_BQ = history.blocks_BL.gather(1, index_BQ), history.inners_BL.gather(1, index_BQ)
         # A target newer than the model, or not live, has no token: it cannot be learned.
         is_target_BQ = is_target_BQ & self._has_token(blocks_BQ, inners_BQ, live)
@@ -141,8 +136,7 @@ class GenerativeDecoder(nn.Module):
         """Reads the request's spacetime and action tokens; None = nothing was asked (neutral tokens)."""
         asked_B2D, sources = self._ask(prefix, request, live)
         states, new = self._read_request(prefix, asked_B2D)
-        taste_BD = None if prefix.taste is None else prefix.taste.state_BD
-        return RequestState(prefix.cache.grow(new), states[:, -1], *sources, live, taste_BD)
+        return RequestState(prefix.cache.grow(new), states[:, -1], *sources, live)
 
     def block_log_probs(self, state: RequestState) -> Tensor:
         """Returns log P(block), (B, V)."""
@@ -166,10 +160,9 @@ class GenerativeDecoder(nn.Module):
 
     # --- shared -----------------------------------------------------------------------------------------
 
-    def _read_taste(self, history: HistoryBatch, inner_BLD: Tensor) -> PastTaste | None:
-        if self.taste is None:
-            return None
-        return self.taste.read_past(*self.trunk.history_content(history, inner_BLD))
+    def _read_taste(self, history: HistoryBatch, inner_BLD: Tensor) -> Tensor | None:
+        """What heads want to know of the whole past; generation wants nothing."""
+        return None
 
     def _block_log_probs(self, state_BD: Tensor, sources: Sources, live: LiveSlots | None) -> Tensor:
         log_probs = self.generator.block_log_probs(state_BD, self.trunk.embedding, live)
@@ -223,7 +216,7 @@ class GenerativeDecoder(nn.Module):
 
     def _needed(self, history: HistoryBatch) -> HistoryBatch:
         """Without a memory nothing reads beyond the window and the two actions that its first gap reaches to."""
-        is_all = self.memory is not None or self.others is not None or self.taste is not None
+        is_all = self.memory is not None or self.others is not None
         return history if is_all else keep_last(history, self.config.window_actions + 2)
 
     def _has_token(self, block_ids: Tensor, inner_ids: Tensor, live: LiveSlots | None) -> Tensor:
@@ -253,5 +246,4 @@ class GenerativeDecoder(nn.Module):
         own_KK = torch.eye(blocks_BK.shape[1], dtype=torch.bool, device=blocks_BK.device)
         offsets = torch.zeros_like(blocks_BK[0])
         embedded = self.trunk.embedding.embed_blocks(blocks_BK)
-        states_BKD = self.trunk.read_below(state.cache, embedded, offsets, own_KK)[0]
-        return states_BKD if state.taste_BD is None else states_BKD + state.taste_BD[:, None]
+        return self.trunk.read_below(state.cache, embedded, offsets, own_KK)[0]

@@ -15,7 +15,6 @@ from models.layers import KeyValues, take_rows
 from models.memory import Bank, PairBias
 from models.pairs import Past, Steps, take_actions
 from models.slots import LiveSlots
-from models.taste import PastTaste
 
 
 class Cache(NamedTuple):
@@ -48,7 +47,7 @@ class Prefix(NamedTuple):
     cache: Cache
     history: HistoryBatch
     bank: Bank | None
-    taste: PastTaste | None = None
+    taste_B2E: Tensor | None = None
 
 
 class RequestState(NamedTuple):
@@ -60,7 +59,6 @@ class RequestState(NamedTuple):
         bank, pairs: what the memory knows; None if it is off.
         slots: what others suggest; None if that is off, or nothing was given.
         live: slots that exist as of the request; None = all within the capacities.
-        taste_BD: what the past adds to states at block tokens; None if that is off.
     """
 
     cache: Cache
@@ -69,7 +67,6 @@ class RequestState(NamedTuple):
     pairs: PairBias | None
     slots: SlotBank | None
     live: LiveSlots | None
-    taste_BD: Tensor | None = None
 
     @property
     def sources(self) -> Sources:

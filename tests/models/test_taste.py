@@ -27,9 +27,7 @@ def test_it_starts_as_the_likeness_of_the_mean_past_and_the_candidate():
     is_past = torch.tensor([[True, True, False], [True, True, True]])
     shown = torch.randn(2, 4, 8)
 
-    found = match(
-        taste.read_past(Content(inner, None), is_past).match_B2E, taste.read_candidates(Content(shown, None))
-    )
+    found = match(taste.read_past(Content(inner, None), is_past), taste.read_candidates(Content(shown, None)))
 
     def normed(x: torch.Tensor) -> torch.Tensor:
         return x / x.square().mean(dim=-1, keepdim=True).sqrt()
@@ -42,8 +40,7 @@ def test_it_starts_as_the_likeness_of_the_mean_past_and_the_candidate():
 def test_without_a_past_nothing_is_alike():
     taste = _fresh()
     past = taste.read_past(Content(torch.randn(1, 2, 8), None), torch.zeros(1, 2, dtype=torch.bool))
-    assert not past.match_B2E.any()
-    assert not past.state_BD.any()
+    assert not past.any()
 
 
 def test_what_padding_holds_changes_nothing():
@@ -52,8 +49,8 @@ def test_what_padding_holds_changes_nothing():
     other = inner.clone()
     other[0, 2] = 99.0
     assert_close(
-        taste.read_past(Content(inner, None), is_past).state_BD,
-        taste.read_past(Content(other, None), is_past).state_BD,
+        taste.read_past(Content(inner, None), is_past),
+        taste.read_past(Content(other, None), is_past),
     )
 
 
@@ -81,24 +78,9 @@ def test_texts_are_told_apart_by_what_few_of_them_say():
     shown = Content(torch.randn(1, 2, 8), vectors[None, [10, 11]] / vectors.std(0))
 
     user = taste.read_past(past, torch.ones(1, 4, dtype=torch.bool))
-    found = match(user.match_B2E, taste.read_candidates(shown))
+    found = match(user, taste.read_candidates(shown))
 
     assert found[0, 0, 1] > found[0, 1, 1]
-
-
-def test_a_step_reads_the_actions_before_it():
-    taste, inner = _fresh(), torch.randn(2, 5, 8)
-    torch.nn.init.normal_(taste.salience.weight)
-    steps = torch.tensor([[0, 2, 4], [1, 3, 3]])
-    everything = torch.ones(2, 5, dtype=torch.bool)
-
-    found = taste.read_steps(inner, everything, steps)
-
-    for row, own in enumerate(steps.tolist()):
-        for place, step in enumerate(own):
-            is_past = torch.arange(5)[None] < step
-            alone = taste.read_past(Content(inner[row : row + 1], None), is_past).state_BD[0]
-            assert_close(found[row, place], alone)
 
 
 @pytest.mark.parametrize("memory", [True, False])
