@@ -23,6 +23,7 @@ from tests.bench.posttraining_cells import Cells
 from tests.bench.posttraining_city import City, make_city, make_null_city, open_city
 from tests.bench.posttraining_scores import measure_meal_rule, measure_table4, measure_table8, measure_table9
 
+PARTS = ("table8", "table4", "table9", "meal_rule", "null")
 NULL_KINDS = ("multimodal",)
 """The SFT stages of the null city: those that table 4 takes."""
 RECIPE = "conf/models/posttraining.yaml"
@@ -31,25 +32,22 @@ LOGGER = logging.getLogger(__name__)
 Figures = dict[str, object]
 
 
-def measure_city(city: City, recipe: str, *, with_null: bool = False) -> Figures:
+def measure_city(city: City, recipe: str, parts: Sequence[str]) -> Figures:
     """Returns the figures of one city; what its folder holds already is not measured again."""
     path = city.folder / "figures.json"
     figures: Figures = json.loads(path.read_text()) if path.is_file() else {"config_hash": city.config_hash}
     make_city(city)
     cells = Cells(city, load_recipe(recipe))
-    parts: dict[str, Callable[[], object]] = {
+    measures: dict[str, Callable[[], object]] = {
         "table8": lambda: measure_table8(cells),
         "table4": lambda: measure_table4(cells),
         "table9": lambda: measure_table9(cells),
         "meal_rule": lambda: measure_meal_rule(cells),
+        "null": lambda: _measure_null(Cells(make_null_city(city), cells.recipe, pretrained=cells.pretrained)),
     }
-    if with_null:
-        parts["null"] = lambda: _measure_null(
-            Cells(make_null_city(city), cells.recipe, pretrained=cells.pretrained)
-        )
-    for name, measure in parts.items():
+    for name in parts:
         if name not in figures:
-            figures[name] = measure()
+            figures[name] = measures[name]()
             path.write_text(json.dumps(figures, indent=1))
     return figures
 
@@ -58,51 +56,84 @@ def _measure_null(cells: Cells) -> Figures:
     return {"table4": measure_table4(cells), "table8": measure_table8(cells, NULL_KINDS)}
 
 
-def record_tables(all_figures: Mapping[int, Figures], folder: str) -> None:
-    """Records the claimed figures, each the mean over the cities."""
-    hashes = {str(figures["config_hash"]) for figures in all_figures.values()}
-    seeds = ", ".join(map(str, all_figures))
-    about = f"simulated cities of seeds {seeds}, configuration {', '.join(sorted(hashes))}"
+class Ledger:
+    """Records figures, each the mean over the cities."""
 
-    def mean(*path: str) -> tuple[float, str]:
-        values = [_get(figures, path) for figures in all_figures.values()]
+    def __init__(self, all_figures: Mapping[int, Figures], folder: str) -> None:
+        """Opens the ledger in `folder` for the figures of each seed."""
+        self.all_figures, self.folder = all_figures, folder
+        hashes = sorted({str(figures["config_hash"]) for figures in all_figures.values()})
+        seeds = ", ".join(map(str, all_figures))
+        self.about = f"simulated cities of seeds {seeds}, configuration {', '.join(hashes)}"
+
+    def has(self, part: str) -> bool:
+        """Was a part measured in every city."""
+        return all(part in figures for figures in self.all_figures.values())
+
+    def mean(self, *path: str) -> tuple[float, str]:
+        """Returns the mean of a figure, and its values."""
+        values = [_get(figures, path) for figures in self.all_figures.values()]
         return math.fsum(values) / len(values), ", ".join(f"{value:.4f}" for value in values)
 
-    def write(name: str, value: float, unit: str, bar: str, told: str) -> None:
-        record(name, round(value, 4), unit, bar, COMMAND, f"{told}; {about}", folder)
+    def write(self, name: str, value: float, unit: str, bar: str, told: str) -> None:
+        """Records one claim."""
+        record(name, round(value, 4), unit, bar, COMMAND, f"{told}; {self.about}", self.folder)
 
-    base, both, oracle = (mean("table4", "auc", name) for name in ("base", "both", "oracle"))
-    others = {
-        name: mean("table4", "auc", name)
-        for name in ("embedding", "scores", "distance", "popularity", "kernel")
+
+def record_tables(all_figures: Mapping[int, Figures], folder: str) -> None:
+    """Records the claims of the parts that were measured in every city."""
+    ledger = Ledger(all_figures, folder)
+    writers = {
+        "table4": _record_table4,
+        "table8": _record_table8,
+        "table9": _record_table9,
+        "meal_rule": _record_meal_rule,
     }
-    sets = "; ".join(
-        f"{name} {value:.4f} ({each})"
-        for name, (value, each) in {"base": base, **others, "both": both, "oracle": oracle}.items()
-    )
-    intervals = [_get_list(figures, ("table4", "lift_interval")) for figures in all_figures.values()]
+    for part, write in writers.items():
+        if ledger.has(part):
+            write(ledger)
+
+
+def _record_table4(ledger: Ledger) -> None:
+    names = (
+        "base", "embedding", "scores", "both", "distance", "popularity", "kernel", "oracle",
+    )  # fmt: skip
+    auc = {name: ledger.mean("table4", "auc", name) for name in names}
+    sets = "; ".join(f"{name} {value:.4f} ({each})" for name, (value, each) in auc.items())
+    intervals = [_get_list(figures, ("table4", "lift_interval")) for figures in ledger.all_figures.values()]
     told = f"AUC on test requests, mean and per seed: {sets}; lift intervals by user {intervals}"
-    write("table4-lift-points", 100 * (both[0] - base[0]), "points", ">= 3.4", told)
-    write("table4-oracle-share", (both[0] - base[0]) / (oracle[0] - base[0]), "", ">= 0.5", told)
+    base, both, oracle = (auc[name][0] for name in ("base", "both", "oracle"))
+    ledger.write("table4-lift-points", 100 * (both - base), "points", ">= 3.4", told)
+    ledger.write("table4-oracle-share", (both - base) / (oracle - base), "", ">= 0.5", told)
+
+
+def _record_table8(ledger: Ledger) -> None:
     for stage in ("embedding", "ranking"):
-        kinds = {kind: mean("table8", stage, kind) for kind in ("scratch", "pretrained", "multimodal")}
+        kinds = {kind: ledger.mean("table8", stage, kind) for kind in ("scratch", "pretrained", "multimodal")}
         told = f"AUC of {stage} SFT on test requests: " + "; ".join(
             f"{kind} {value:.4f} ({each})" for kind, (value, each) in kinds.items()
         )
         gain = 100 * (kinds["pretrained"][0] - kinds["scratch"][0])
-        write(f"table8-pretrain-gain-{stage}", gain, "points", ">= 3", told)
+        ledger.write(f"table8-pretrain-gain-{stage}", gain, "points", ">= 3", told)
         gain = 100 * (kinds["multimodal"][0] - kinds["pretrained"][0])
-        write(f"table8-multimodal-gain-{stage}", gain, "points", "> 0", told)
+        ledger.write(f"table8-multimodal-gain-{stage}", gain, "points", "> 0", told)
+
+
+def _record_table9(ledger: Ledger) -> None:
     kinds = ("pretrained", "dpo", "s-dpo", "control")
-    hits = {kind: (mean("table9", kind, "hr_at_1"), mean("table9", kind, "hr_at_10")) for kind in kinds}
+    hits = {kind: tuple(ledger.mean("table9", kind, f"hr_at_{k}") for k in (1, 10)) for kind in kinds}
     told = "hr@1 / hr@10 of later clicked POIs among all live ones: " + "; ".join(
         f"{kind} {hr1[0]:.4f} / {hr10[0]:.4f} ({hr10[1]})" for kind, (hr1, hr10) in hits.items()
     )
     worst = min(hits[kind][1][0] for kind in ("dpo", "s-dpo"))
     gain = worst / hits["pretrained"][1][0] - 1
-    write("table9-hr10-gain", 100 * gain, "%", ">= 5", f"the smaller of DPO and S-DPO, relative; {told}")
+    told = f"the smaller of DPO and S-DPO, relative; {told}"
+    ledger.write("table9-hr10-gain", 100 * gain, "%", ">= 5", told)
+
+
+def _record_meal_rule(ledger: Ledger) -> None:
     shares = {
-        (kind, when): mean("meal_rule", kind, when)[0]
+        (kind, when): ledger.mean("meal_rule", kind, when)[0]
         for kind in ("pretrained", "meal-time")
         for when in ("meal_times", "other_times")
     }
@@ -116,8 +147,8 @@ def record_tables(all_figures: Mapping[int, Figures], folder: str) -> None:
             for when in moved
         )
     )
-    write("meal-rule-share-gain", 100 * moved["meal_times"], "points", "> 0", told)
-    write("meal-rule-elsewhere", 100 * abs(moved["other_times"]), "points", "<= 2", told)
+    ledger.write("meal-rule-share-gain", 100 * moved["meal_times"], "points", "> 0", told)
+    ledger.write("meal-rule-elsewhere", 100 * abs(moved["other_times"]), "points", "<= 2", told)
 
 
 def record_null(figures: Figures, seed: int, folder: str) -> None:
@@ -168,7 +199,12 @@ def main() -> int:
     parser.add_argument("--seeds", default="", metavar="LIST", help="those of the configuration if not given")
     parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--results", default="results", metavar="FOLDER")
-    parser.add_argument("--skip-null", action="store_true", help="leave the city without signal out")
+    parser.add_argument(
+        "--parts",
+        default=",".join(PARTS),
+        metavar="LIST",
+        help="what to measure; null: of the first seed only",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -176,14 +212,17 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     configured = open_city(0, options.work).content["seeds"]
     seeds = [int(seed) for seed in options.seeds.split(",") if seed] or list(configured)
+    parts = [name for name in PARTS if name in options.parts.split(",")]
     figures = {
         seed: measure_city(
-            open_city(seed, options.work), options.recipe, with_null=number == 0 and not options.skip_null
+            open_city(seed, options.work),
+            options.recipe,
+            parts if number == 0 else [p for p in parts if p != "null"],
         )
         for number, seed in enumerate(seeds)
     }
     record_tables(figures, options.results)
-    if not options.skip_null:
+    if "null" in figures[seeds[0]]:
         record_null(figures[seeds[0]], seeds[0], options.results)
     return 0
 
