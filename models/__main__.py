@@ -1,12 +1,12 @@
 """The model stages: python -m models STAGE --day D --recipe conf/models/tiny.yaml.
 
-`train` runs all of them in one process with one parent run in MLflow. A stage that was interrupted goes on
-where it stopped; a stage that is finished and whose rows have not changed is not trained again.
+`train` runs all of them with one parent run in MLflow. A stage that was interrupted goes on where it stopped; a
+stage that is finished and whose rows have not changed is not trained again. Several processes share each batch:
+torchrun --nproc-per-node 2 -m models train ..., or on a Spark cluster: python -m udfs train ...
 """
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="a.b=value",
         help="one key of the recipe; repeatable",
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of torch")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="CPU threads of torch; 0 = the cores, shared out to the processes",
+    )
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:

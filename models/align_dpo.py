@@ -29,7 +29,7 @@ from models.losses import PreferenceLogProbs, PreferenceLoss, preference_loss
 from models.posttraining import REQUEST_INPUTS, SampleSource, Splits, run_stage
 from models.pretrain import PretrainTables, build_decoder, load_pretrained
 from models.slots import LiveSlots
-from models.trainer import Log, TrainResult
+from models.stage import Log, TrainResult
 
 PAIR_COLUMNS = (
     "chosen_block_id", "chosen_inner_id",

@@ -22,6 +22,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from conf.errors import MissingInputError, NoTrainingDataError
+from models.parallel import process_rank
 
 LOGGER = logging.getLogger(__name__)
 SINGLE_PATTERNS = ("local", "travel")
@@ -114,7 +115,9 @@ class SampleBatches:
             MissingInputError: there is no such table.
             NoTrainingDataError: the split has no row.
         """
-        self.query, self.plan, self.scratch = query, plan, scratch
+        self.query, self.plan = query, plan
+        # Processes that train together spill each for itself.
+        self.scratch = scratch.with_name(f"{scratch.name}-{process_rank()}") if process_rank() else scratch
         name = Path(query.table.location).name
         opened = open_table(
             query.table, needed_by="The training", remedy=f"Run: python -m etl {name} --day {query.day}."

@@ -32,14 +32,16 @@ from models.evaluate import (
     save_figures,
 )
 from models.figures import Figures
+from models.followers import follow
 from models.generator_choice import GeneratorChoice, choose_generator
+from models.parallel import joined_group, process_rank, threads_of_process
 from models.pins import locate_table, pin_table
 from models.protocol_job import run_protocol_job
 from models.register import find_champion, judge_challenger, register_bundle
 from models.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
 from models.sft_ranking import RANKING_COLUMNS
+from models.stage import TrainResult
 from models.tracking import RunLog, open_training_run
-from models.trainer import TrainResult
 from models.training import (
     STAGE_TABLES,
     Training,
@@ -61,9 +63,12 @@ def run_stage_job(context: JobContext) -> JobSummary:
     training = _open(context)
     if context.dry_run:
         return _plan(training, (context.job,))
-    with _open_run(context, training) as log:
-        result = train_stage(training, context.job, log)
-        _build_bundle(training)
+    with joined_group():
+        if process_rank() > 0:
+            return _summarise(training, follow(training, (context.job,)))
+        with _open_run(context, training) as log:
+            result = train_stage(training, context.job, log)
+            _build_bundle(training)
     return _summarise(training, {context.job: result})
 
 
@@ -72,6 +77,13 @@ def run_train_job(context: JobContext) -> JobSummary:
     training = _open(context)
     if context.dry_run:
         return _plan(training, tuple(STAGE_TABLES))
+    with joined_group():
+        if process_rank() > 0:
+            return _summarise(training, follow(training, tuple(STAGE_TABLES)))
+        return _lead_training(context, training)
+
+
+def _lead_training(context: JobContext, training: Training) -> JobSummary:
     steps: dict[str, float] = {}
     with _open_run(context, training) as log:
         results = _timed(steps, "stages", lambda: train_all(training, log))
@@ -150,7 +162,7 @@ def _build_bundle(training: Training) -> tuple[EvaluationRows, GeneratorChoice]:
 
 
 def _open(context: JobContext) -> Training:
-    torch.set_num_threads(context.options.threads or torch.get_num_threads())
+    torch.set_num_threads(context.options.threads or threads_of_process())
     recipe = load_recipe(context.options.recipe or DEFAULT_RECIPE, context.options.set_recipe)
     return open_training(context.settings, str(context.day), recipe)
 

@@ -25,6 +25,8 @@ def info_nce_loss(
     poi_keys_BC: Tensor,
     temperature: Tensor | float,
     log_expected_BC: Tensor | None = None,
+    *,
+    own: slice = slice(None),
 ) -> tuple[Tensor, int]:
     """Sums InfoNCE: each clicked POI against the unclicked ones of its request and the batch's other clicks.
 
@@ -32,7 +34,7 @@ def info_nce_loss(
     several others counts once.
 
     Args:
-        users_BE: unit vectors of the requests.
+        users_BE: unit vectors of the requests; with `own`, of those only.
         pois_BCE: unit vectors of the exposed POIs.
         labels_BC: 1 clicked, 0 shown, negative = padding.
         poi_keys_BC: a number per POI, equal for equal POIs.
@@ -40,22 +42,25 @@ def info_nce_loss(
         log_expected_BC: log of how often each POI is expected among the clicks of a batch; taken off the logit of
             an in-batch negative (sampling correction: popular POIs would be pushed away for being popular). None
             = no correction. Exposed POIs are not sampled, so theirs are not corrected.
+        own: requests whose clicks are summed over, where several processes share a batch; negatives are of all.
 
     Returns:
         The summed negative log-likelihood of the clicks, and how many there are.
     """
-    own_BC = (users_BE[:, None] * pois_BCE).sum(dim=-1) / temperature
+    own_BC = (users_BE[:, None] * pois_BCE[own]).sum(dim=-1) / temperature
     is_click_BC = labels_BC == 1
     first_N, other_keys_N = _distinct(poi_keys_BC[is_click_BC])
     others_NE = pois_BCE[is_click_BC][first_N]
-    is_shown_here_BN = ((poi_keys_BC[..., None] == other_keys_N) & (labels_BC >= 0)[..., None]).any(dim=1)
+    own_labels_BC = labels_BC[own]
+    is_shown_BC = (own_labels_BC >= 0)[..., None]
+    is_shown_here_BN = ((poi_keys_BC[own][..., None] == other_keys_N) & is_shown_BC).any(dim=1)
     others_BN = users_BE @ others_NE.T / temperature
     if log_expected_BC is not None:
         others_BN = others_BN - log_expected_BC[is_click_BC][first_N]
     others_BN = others_BN.masked_fill(is_shown_here_BN, -torch.inf)
-    unclicked_BC = own_BC.masked_fill(labels_BC != 0, -torch.inf)
+    unclicked_BC = own_BC.masked_fill(own_labels_BC != 0, -torch.inf)
     negatives_B = torch.cat([unclicked_BC, others_BN], dim=1).logsumexp(dim=1)
-    clicks = is_click_BC.nonzero(as_tuple=True)
+    clicks = (own_labels_BC == 1).nonzero(as_tuple=True)
     positives, against = own_BC[clicks], negatives_B[clicks[0]]
     return (torch.logaddexp(positives, against) - positives).sum(), len(positives)
 

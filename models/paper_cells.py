@@ -34,7 +34,8 @@ from models.release_split import EvaluationRows
 from models.requests import IntArray
 from models.sequence_baselines import Kind, SequenceBaseline, rank_targets_by_baseline
 from models.slots import LiveSlots
-from models.trainer import TrainResult, train
+from models.stage import TrainResult
+from models.trainer import train
 
 LOGGER = logging.getLogger(__name__)
 

@@ -13,7 +13,9 @@ from models.checkpoint import save_stage
 from models.config import TrainConfig
 from models.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt
 from models.decoder import SpacetimeDecoder
-from models.trainer import Log, Stage, TrainResult, train
+from models.parallel import process_rank
+from models.stage import Log, Stage, TrainResult
+from models.trainer import train
 
 REQUEST_INPUTS = ("request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "action_type_id")
 CANDIDATE_INPUTS = tuple(
@@ -101,7 +103,8 @@ def run_stage(
         notes = finish(decoder) if finish else {}
     finally:
         splits.close()
-    save_stage(folder / "model", decoder, {"stage": stage.name, "val_loss": result.best_value, **notes})
+    if process_rank() == 0:
+        save_stage(folder / "model", decoder, {"stage": stage.name, "val_loss": result.best_value, **notes})
     return result
 
 

@@ -27,9 +27,11 @@ from models.decoder import SpacetimeDecoder
 from models.losses import next_poi_loss
 from models.other_batches import add_to_history
 from models.other_slots import SlotFinder
+from models.parallel import process_rank
 from models.slots import LiveSlots
+from models.stage import Log, TrainResult
 from models.states import StepLogProbs
-from models.trainer import Log, TrainResult, train
+from models.trainer import train
 
 PRETRAIN_COLUMNS = (
     "sample_id", "user_id", "seq_len", "pattern", "num_context", "is_targets", "profile_ids",
@@ -158,7 +160,8 @@ def run_pretrain(
     finally:
         stage.train.close()
         stage.val.close()
-    save_stage(folder / "model", model, {"stage": stage.name, "day": day, "val_loss": result.best_value})
+    if process_rank() == 0:
+        save_stage(folder / "model", model, {"stage": stage.name, "day": day, "val_loss": result.best_value})
     return result
 
 

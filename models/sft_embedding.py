@@ -29,7 +29,7 @@ from models.metrics import auc, gauc
 from models.multimodal import SlotVectors, start_posttraining
 from models.posttraining import NO_LABEL, SampleSource, Splits, flatten_by_label, run_stage
 from models.sft_ranking import RANKING_COLUMNS
-from models.trainer import Log, TrainResult
+from models.stage import Log, TrainResult
 
 LOWEST_TEMPERATURE = 0.01
 _INNER_BITS = 24
@@ -94,10 +94,18 @@ class EmbeddingStage:
 
     def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed InfoNCE and the number of clicks; some requests are made neutral."""
+        return self.loss_of_share(model, rows, slice(0, rows.num_rows))
+
+    def loss_of_share(
+        self, model: nn.Module, rows: pa.Table, own: slice
+    ) -> tuple[Tensor, int, dict[str, float]]:
+        """Returns the same summed over some requests of a batch; the clicks of all are negatives."""
         assert isinstance(model, TwoTowers)
-        users, pois, labels, keys = embed_rows(model.decoder, rows, drop_request=self.config.drop_request)
+        users, pois, labels, keys = embed_rows(
+            model.decoder, rows, drop_request=self.config.drop_request, own=own
+        )
         expected = self.frequencies.log_expected(keys, rows.num_rows) if self.frequencies else None
-        loss, count = info_nce_loss(users, pois, labels, keys, model.temperature, expected)
+        loss, count = info_nce_loss(users, pois, labels, keys, model.temperature, expected, own=own)
         return loss, count, {"train/temperature": float(model.temperature.detach()) * count}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -119,15 +127,20 @@ class EmbeddingStage:
 
 
 def embed_rows(
-    decoder: SpacetimeDecoder, rows: pa.Table, *, drop_request: float = 0.0
+    decoder: SpacetimeDecoder, rows: pa.Table, *, drop_request: float = 0.0, own: slice | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns user vectors (B, E), POI vectors (B, C, E), labels and POI keys (B, C) of ranking samples."""
+    """Returns user vectors (B, E), POI vectors (B, C, E), labels and POI keys (B, C) of ranking samples.
+
+    Users are those of `own` only, if it is given; POIs are those of all rows.
+    """
     device = next(decoder.parameters()).device
-    requests = collate_requests(rows)
+    users_rows = rows if own is None else rows.slice(own.start, own.stop - own.start)
+    requests = collate_requests(users_rows)
     if drop_request:
-        requests = requests._replace(is_neutral_B=torch.rand(rows.num_rows) < drop_request)
+        requests = requests._replace(is_neutral_B=torch.rand(users_rows.num_rows) < drop_request)
     candidates = collate_candidates(rows).to(device)
-    users = decoder.user_state(decoder.encode_prefix(collate_history(rows).to(device)), requests.to(device))
+    prefix = decoder.encode_prefix(collate_history(users_rows).to(device))
+    users = decoder.user_state(prefix, requests.to(device))
     labels = pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
     keys = (candidates.blocks_BC << _INNER_BITS) | candidates.inners_BC
     return users, decoder.poi_state(candidates), labels, keys

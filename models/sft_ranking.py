@@ -32,7 +32,7 @@ from models.posttraining import (
     flatten_by_label,
     run_stage,
 )
-from models.trainer import Log, TrainResult
+from models.stage import Log, TrainResult
 
 RANKING_COLUMNS = ("user_id", "labels", *REQUEST_INPUTS, *CANDIDATE_INPUTS, *HISTORY_INPUTS)
 

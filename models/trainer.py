@@ -12,10 +12,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 import torch
@@ -25,57 +23,21 @@ from conf.errors import LossNotFiniteError
 from models.checkpoint import CheckpointStore, Snapshot, TrainState
 from models.config import TrainConfig
 from models.optimizer import build_optimizer, load_optimizer, read_optimizer, scale_rate
-from models.parallel import own_share, process_rank, sum_gradients, sum_over_processes, wait_for_all
+from models.parallel import (
+    num_processes,
+    own_rows,
+    own_share,
+    process_rank,
+    sum_gradients,
+    sum_over_processes,
+    wait_for_all,
+)
 from models.progress import StepProgress
+from models.stage import ComparingStage, Log, Stage, TrainResult
 
 LOGGER = logging.getLogger(__name__)
 LOG_EVERY_STEPS = 20
 VALIDATION_KEY = "val/loss"
-
-Log = Callable[[Mapping[str, float], int], None]
-
-
-class Stage(Protocol):
-    """What a stage tells the loop."""
-
-    name: str
-
-    def num_batches(self) -> int:
-        """Returns the batches of an epoch, `batch_size` rows each."""
-        ...
-
-    def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
-        """Yields the batches of an epoch from the `start`-th on; a function of its arguments alone."""
-        ...
-
-    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
-        """Returns the summed loss, the number of targets it is summed over, and further sums to be logged."""
-        ...
-
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Returns metrics; `val/loss` decides, lower is better."""
-        ...
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a training went.
-
-    Attributes:
-        steps: optimiser steps done.
-        best_value: lowest validation loss.
-        best_step: its step; the model has these weights.
-        validations: metrics of every validation, with their step.
-        seconds: spent, earlier sittings included.
-        is_resumed: did it go on from a checkpoint.
-    """
-
-    steps: int
-    best_value: float
-    best_step: int
-    validations: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    is_resumed: bool = False
 
 
 def train(
@@ -189,7 +151,7 @@ class _Training:
         total, num_targets, told = 0.0, 0, Counter[str]()
         for first in range(0, own.num_rows, size):
             with self._autocast():
-                loss, count, sums = self.stage.loss(self.model, own.slice(first, size))
+                loss, count, sums = self._loss(rows, own.slice(first, size))
             if loss.requires_grad:
                 loss.backward()
             total, num_targets = total + float(loss.detach()), num_targets + count
@@ -198,6 +160,14 @@ class _Training:
         for name, value in told.items():  # what is told beside the loss is of the own share, scaled up
             self.sums[name] = self.sums.get(name, 0.0) + value * (all_targets / max(num_targets, 1))
         return total, int(all_targets)
+
+    def _loss(self, batch: pa.Table, part: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+        """Returns the stage's loss of a part; where rows are compared, they are all of the batch unless it is split."""
+        own = own_rows(batch.num_rows)
+        is_share = num_processes() > 1 and part.num_rows == own.stop - own.start
+        if is_share and isinstance(self.stage, ComparingStage):
+            return self.stage.loss_of_share(self.model, batch, own)
+        return self.stage.loss(self.model, part)
 
     def _normalise_gradients(self, num_targets: int) -> Tensor:
         """Turns gradients of the sum into those of the mean, clips them, and returns their norm before."""

@@ -17,14 +17,16 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as pds
 
-from conf.errors import MissingInputError, NoTrainingDataError
+from conf.errors import MissingInputError, NoTrainingDataError, SpacetimeError
 from conf.settings import Settings
 from models.align_dpo import run_align_dpo
 from models.bundle import save_bundle
@@ -32,13 +34,14 @@ from models.checkpoint import load_stage
 from models.config import Recipe
 from models.dataset import TableAt, read_table
 from models.multimodal import SlotVectors, read_slot_vectors
+from models.parallel import tell_all
 from models.pins import Pin, locate_table, pin_table
 from models.pretrain import PretrainTables, run_pretrain
 from models.release_split import most_common_action_type
 from models.sft_embedding import run_sft_embedding
 from models.sft_ranking import run_sft_ranking
+from models.stage import Log, TrainResult
 from models.tracking import RunLog, TableInput, open_stage_run
-from models.trainer import Log, TrainResult
 
 LOGGER = logging.getLogger(__name__)
 TRAINING_FILE = "training.json"
@@ -75,6 +78,11 @@ class Training:
     made_of: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def take(self, content: Mapping[str, Any]) -> None:
+        """Takes what was pinned and done, as `training.json` tells it."""
+        self.pins = {name: Pin(**pin) for name, pin in content["pins"].items()}
+        self.made_of, self.skipped = content["made_of"], content["skipped"]
+
     def table(self, name: str) -> TableAt:
         """Returns a pinned table."""
         return TableAt(locate_table(self.settings.storage.root, name), self.pins[name].version)
@@ -110,9 +118,7 @@ def open_training(settings: Settings, day: str, recipe: Recipe) -> Training:
     training = Training(folder, day, recipe, settings)
     path = folder / TRAINING_FILE
     if path.is_file():
-        content = json.loads(path.read_text())
-        training.pins = {name: Pin(**pin) for name, pin in content["pins"].items()}
-        training.made_of, training.skipped = content["made_of"], content["skipped"]
+        training.take(json.loads(path.read_text()))
     return training
 
 
@@ -123,14 +129,19 @@ def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
         MissingInputError: a table, or the pre-trained model, is not there.
         NoTrainingDataError: the stage has no sample.
     """
-    prepare_stage(training, stage)
+    try:
+        prepare_stage(training, stage)
+    except SpacetimeError as error:
+        tell_all({"refused": str(error)})
+        raise
+    tell_all(_describe(training))
     started = time.perf_counter()
     with open_stage_run(training.settings.mlflow, parent, stage=stage) as log:
         log.log_params({"stage": stage, "day": training.day, "made_of": training.made_of[stage]})
         log.log_params({"train": getattr(training.recipe, stage).model_dump(mode="json")})
         log.log_tables(_table_inputs(training, stage))
         log.log_tags({"simulated": str(training.is_simulated).lower()})
-        result = _RUNNERS[stage](training, log.log_metrics)
+        result = run_stage(training, stage, log.log_metrics)
         log.log_metrics(
             {"best/val_loss": result.best_value, "seconds": time.perf_counter() - started}, result.steps
         )
@@ -210,18 +221,11 @@ def _run_pretrain(training: Training, log: Log) -> TrainResult:
     )  # fmt: skip
 
 
-def _run_sft_embedding(training: Training, log: Log) -> TrainResult:
-    return run_sft_embedding(
+def _run_sft(stage: str, training: Training, log: Log) -> TrainResult:
+    run = {"sft_embedding": run_sft_embedding, "sft_ranking": run_sft_ranking}[stage]
+    return run(
         training.table("ranking_samples"), day=training.day, recipe=training.recipe,
-        pretrained=training.stage_folder("pretrain"), folder=training.stage_folder("sft_embedding"), log=log,
-        vectors=_read_vectors(training),
-    )  # fmt: skip
-
-
-def _run_sft_ranking(training: Training, log: Log) -> TrainResult:
-    return run_sft_ranking(
-        training.table("ranking_samples"), day=training.day, recipe=training.recipe,
-        pretrained=training.stage_folder("pretrain"), folder=training.stage_folder("sft_ranking"), log=log,
+        pretrained=training.stage_folder("pretrain"), folder=training.stage_folder(stage), log=log,
         vectors=_read_vectors(training),
     )  # fmt: skip
 
@@ -233,10 +237,15 @@ def _run_align_dpo(training: Training, log: Log) -> TrainResult:
     )  # fmt: skip
 
 
+def run_stage(training: Training, stage: str, log: Log) -> TrainResult:
+    """Trains a prepared stage; raises as its own `run_...`."""
+    return _RUNNERS[stage](training, log)
+
+
 _RUNNERS: dict[str, Callable[[Training, Log], TrainResult]] = {
     "pretrain": _run_pretrain,
-    "sft_embedding": _run_sft_embedding,
-    "sft_ranking": _run_sft_ranking,
+    "sft_embedding": partial(_run_sft, "sft_embedding"),
+    "sft_ranking": partial(_run_sft, "sft_ranking"),
     "align_dpo": _run_align_dpo,
 }
 
@@ -279,9 +288,12 @@ def _table_inputs(training: Training, stage: str) -> list[TableInput]:
 
 def _save_training(training: Training) -> None:
     training.folder.mkdir(parents=True, exist_ok=True)
-    content = {
+    (training.folder / TRAINING_FILE).write_text(json.dumps(_describe(training), indent=1, sort_keys=True))
+
+
+def _describe(training: Training) -> dict[str, object]:
+    return {
         "pins": {name: asdict(pin) for name, pin in training.pins.items()},
         "made_of": training.made_of,
         "skipped": training.skipped,
     }
-    (training.folder / TRAINING_FILE).write_text(json.dumps(content, indent=1, sort_keys=True))

@@ -97,13 +97,13 @@ def test_nothing_is_pickled(path: Path) -> None:
 def test_only_settings_read_the_environment(path: Path) -> None:
     if path.name == "settings.py":
         return
-    # Spark, its workers and Java are steered by variables of theirs; those may be set and asked for.
+    # Spark, its workers, Java and torchrun are steered by variables of theirs; those may be set and asked for.
     reads = re.findall(
         r'os\.(?:environ\.get|getenv)\(\s*"([A-Z_]+)"|os\.environ\["([A-Z_]+)"\](?! *=)', path.read_text()
     )
     names = {name for pair in reads for name in pair if name}
 
-    assert names <= {"JAVA_HOME", "CUDA_VISIBLE_DEVICES"}
+    assert names <= {"JAVA_HOME", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK"}
 
 
 @every_source

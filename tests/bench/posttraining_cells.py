@@ -25,8 +25,8 @@ from models.posttraining import SampleSource, Splits, run_stage
 from models.pretrain import PretrainTables, build_decoder, load_pretrained, run_pretrain
 from models.sft_embedding import run_sft_embedding
 from models.sft_ranking import run_sft_ranking
+from models.stage import TrainResult
 from models.text_encoder import load_encoder
-from models.trainer import TrainResult
 from tests.bench.posttraining_city import City
 
 LOGGER = logging.getLogger(__name__)

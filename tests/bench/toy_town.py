@@ -18,7 +18,7 @@ from models.dataset import TableAt
 from models.pretrain import PretrainTables, run_pretrain
 from models.sft_embedding import run_sft_embedding
 from models.sft_ranking import run_sft_ranking
-from models.trainer import TrainResult
+from models.stage import TrainResult
 from tests.models.conftest import DAY, block_rows, pair_rows, poi_rows, pretrain_rows, request_rows, to_arrow
 
 STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
