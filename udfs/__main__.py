@@ -9,6 +9,7 @@ python -m udfs releases                        what was published when
 python -m udfs export --out FOLDER             Parquet and a FAISS index of a release
 python -m udfs vacuum                          frees what no release and no training pins
 python -m udfs erase --user ID                 removes a user from everything that is kept
+python -m udfs train --day D --processes 4     trains on the cluster, as python -m models train does on one machine
 """
 
 import importlib
@@ -79,6 +80,27 @@ def add_user_options(parser: ArgumentParser) -> None:
     """Adds `--user` and `--users`."""
     parser.add_argument("--user", action="append", default=[], metavar="ID", help="user to erase; repeatable")
     parser.add_argument("--users", type=Path, metavar="FILE", help="file of users to erase, one id a line")
+
+
+def add_training_options(parser: ArgumentParser) -> None:
+    """Adds `--processes` and what `python -m models train` knows of them."""
+    parser.add_argument(
+        "--processes", type=int, default=2, metavar="N", help="that share each batch, one barrier task each"
+    )
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="PATH",
+        help="as of python -m models train; at that path on all machines",
+    )
+    parser.add_argument(
+        "--set-recipe",
+        action="append",
+        default=[],
+        metavar="a.b=value",
+        help="one key of the recipe; repeatable",
+    )
+    parser.add_argument("--strict", action="store_true", help="fail if the model is not promoted")
 
 
 def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:
@@ -181,6 +203,11 @@ JOBS = {
         run=release_job("udfs.erase", "run_erase"),
         add_options=add_user_options,
         needs_day=False,
+    ),
+    "train": Job(
+        help="sample tables -> trained, evaluated and registered model, by several processes on the cluster",
+        run=release_job("udfs.distributed_training", "run_training"),
+        add_options=add_training_options,
     ),
     "releases": Job(
         help="lists what was published; exit 3 if the current release is older than --max-age-hours",
