@@ -53,6 +53,7 @@ class SpacetimeDecoder(GenerativeDecoder):
             "others.large": large,
             "others.poi": large,
             "click.evidence": self.config.taste.head_rate,
+            "taste.": self.config.taste.match_rate,
         }
 
     def candidate_states(
