@@ -56,7 +56,9 @@ class TasteConfig(Section):
         description="add the match to both towers; give the click head the match and the generator's log P(POI)",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="on the input embeddings that are matched")
-    match_rate: float = Field(1.0, gt=0, description="learning rate of the match's maps, times that of the rest")
+    match_rate: float = Field(
+        1.0, gt=0, description="learning rate of the match's maps, times that of the rest"
+    )
     head_rate: float = Field(
         10.0,
         gt=0,
