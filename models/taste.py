@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from models.config import DecoderConfig
 from models.layers import RMSNorm
 
-PLACE, TEXT = 0, 1
-"""What is matched: embeddings of POIs, and their given vectors."""
 NUM_MATCHES = 2
+"""Embeddings of POIs, and their given vectors."""
 
 
 class Content(NamedTuple):
