@@ -204,6 +204,7 @@ bench-skew: setup ## Tries to publish feature tables of two models or indexes in
 
 bench-cluster: setup ## Two nights on a Spark standalone cluster of two workers: the tables of a local run?
 	@$(PY) -m tests.bench.cluster_equals_local
+	@$(PY) -m tests.bench.cluster_training
 
 bench-dag-clears: setup .venv-airflow/.stamp ## Airflow's night with every task killed once or cleared: equal digests?
 	@$(PY) -m tests.bench.dag_clears

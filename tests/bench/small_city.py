@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 
 import yaml
+from pyspark.sql import SparkSession
 
 from conf.cli import main
 from etl.__main__ import JOBS as ETL_JOBS
@@ -68,6 +69,13 @@ def run(layer: Path, program: str, *words: str, code: int = 0) -> dict[str, obje
             f"python -m {program} {' '.join(words)} ended with {ended}: {summary.get('message')}"
         )
     return summary
+
+
+def close_spark() -> None:
+    """Ends the session that is open, if there is one: the next command starts Spark with settings of its own."""
+    session = SparkSession.getActiveSession()
+    if session is not None:
+        session.stop()
 
 
 def night(number: int) -> list[Words]:
