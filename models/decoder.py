@@ -83,7 +83,7 @@ class SpacetimeDecoder(GenerativeDecoder):
         if self.taste is None or prefix.taste_B2E is None:
             return CandidateStates(at_inner, features)
         log_probs = self._poi_log_probs(at_action[:, 0], at_block, blocks, inners, sources, live)
-        taste_BC2E = self.taste.read_candidates(self.trunk.candidate_content(candidates))
+        taste_BC2E = self.taste.read_candidates(self.trunk.candidate_content(candidates, own[1]))
         return CandidateStates(
             at_inner, features, gather_evidence(*log_probs, match(prefix.taste_B2E, taste_BC2E), self.config)
         )
@@ -118,9 +118,8 @@ class SpacetimeDecoder(GenerativeDecoder):
         )
         vectors = self.poi_projection(states[:, -1]).view(*candidates.blocks_BC.shape, -1)
         if self.taste is not None:
-            vectors = vectors + self.taste.read_candidates(self.trunk.candidate_content(candidates)).sum(
-                dim=2
-            )
+            taste_BC2E = self.taste.read_candidates(self.trunk.candidate_content(candidates, inners))
+            vectors = vectors + taste_BC2E.sum(dim=2)
         return nn.functional.normalize(vectors.float(), dim=-1)
 
     def _read_taste(self, history: HistoryBatch, inner_BLD: Tensor) -> Tensor | None:

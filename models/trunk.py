@@ -109,12 +109,12 @@ class Trunk(nn.Module):
         steps = torch.arange(inner_BLD.shape[1], device=inner_BLD.device)
         return Content(inner_BLD, given), steps < history.lengths_B[:, None]
 
-    def candidate_content(self, candidates: CandidateBatch) -> Content:
-        """Returns what is known of the candidates' POIs."""
+    def candidate_content(self, candidates: CandidateBatch, inner_BCD: Tensor) -> Content:
+        """Returns what is known of the candidates' POIs, embedded already."""
         given = self.embedding.look_up_vectors(
             candidates.blocks_BC, candidates.inners_BC, candidates.vectors_BCM
         )
-        return Content(self.embed_candidates(candidates), given)
+        return Content(inner_BCD, given)
 
     def read_window(
         self,
