@@ -142,8 +142,7 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.sql.codegen.cache.maxEntries": "1000",
         # HotSpot interprets methods above 8,000 bytes; Spark then makes smaller ones instead of one per stage.
         "spark.sql.codegen.hugeMethodLimit": "8000",
-        # Delta replays its log with 50 tasks by default: seconds of overhead on tables of our size.
-        "spark.databricks.delta.snapshotPartitions": str(min(spark_settings.shuffle_partitions, 50)),
+        "spark.databricks.delta.snapshotPartitions": str(_log_partitions(spark_settings)),
         "spark.databricks.delta.schema.autoMerge.enabled": "false",
         # The index of half a million POIs: sent to where the actions are, it saves their shuffle and sort.
         "spark.sql.autoBroadcastJoinThreshold": "32m",
@@ -156,6 +155,15 @@ def _properties(settings: Settings) -> dict[str, str]:
         **(QUICK_PROPERTIES if spark_settings.quick_start else {}),
         **spark_settings.conf,
     }
+
+
+def _log_partitions(spark_settings: SparkSettings) -> int:
+    """Returns with how many tasks Delta replays a log; a job replays some ten, and its own default is 50 tasks each.
+
+    One machine has tables of some thousand files, which one task lists at once: 16 tasks took half of a night's time.
+    """
+    is_local = spark_settings.master.startswith("local")
+    return 1 if is_local else min(spark_settings.shuffle_partitions, 50)
 
 
 def _jar_properties(spark_settings: SparkSettings) -> dict[str, str]:

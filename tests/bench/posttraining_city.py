@@ -115,7 +115,9 @@ def make_null_city(city: City) -> City:
     _once(
         null,
         "oracle",
-        lambda: shutil.copyfile(city.folder / "oracle.parquet", null.folder / "oracle.parquet"),
+        lambda: shutil.copytree(
+            city.folder / "oracle.parquet", null.folder / "oracle.parquet", dirs_exist_ok=True
+        ),
     )
     _once(null, "split", lambda: _split(null, names=("ranking_samples",), is_null=True))
     return null
