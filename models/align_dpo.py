@@ -1,4 +1,4 @@
-"""Stage 3: DPO and S-DPO (paper 3.4): clicked POIs over shown and unclicked ones, against a frozen reference.
+"""Stage 3: DPO, S-DPO (paper 3.4) or IPO: clicked POIs over shown and unclicked ones, against a frozen reference.
 
 log P(POI) = log P(block) + log P(inner | block) under the history and the request, as in generation. The
 reference is the pre-trained model. Dropout is off, so that policy and reference start equal. Reads
@@ -99,9 +99,7 @@ class AlignStage:
         with torch.no_grad():
             reference, _ = pair_log_probs(self.reference.to(device), rows, self.slots.to(device))
         config = self.config
-        found = preference_loss(
-            policy, reference, is_rejected, beta=config.beta, multi_negative=config.multi_negative
-        )
+        found = preference_loss(policy, reference, is_rejected, beta=config.beta, kind=config.loss)
         return found, policy.chosen_B
 
 

@@ -203,7 +203,7 @@ class EmbeddingSftConfig(TrainConfig):
 
 
 class AlignConfig(TrainConfig):
-    """DPO and S-DPO."""
+    """DPO, S-DPO or IPO."""
 
     validate_start: bool = True
     beta: float = Field(0.1, gt=0, description="DPO beta")
@@ -213,7 +213,11 @@ class AlignConfig(TrainConfig):
         description="of the cross-entropy of chosen POIs beside the preference loss, which alone lowers their"
         " probability together with that of the rejected ones; 0 = the paper's",
     )
-    multi_negative: bool = Field(False, description="S-DPO: all rejected POIs of a request in one term")
+    loss: Literal["dpo", "s-dpo", "ipo"] = Field(
+        "dpo",
+        description="s-dpo: all rejected POIs of a request in one term; ipo: a log ratio of 1 / (2 beta) nats is aimed"
+        " at, for rules that say nothing about some requests",
+    )
 
 
 class Recipe(Section):

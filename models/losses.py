@@ -1,11 +1,13 @@
 """Losses of the stages, in nats, summed; the trainer divides by the number of targets."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from models.states import StepLogProbs
+
+PreferenceKind = Literal["dpo", "s-dpo", "ipo"]
 
 
 def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
@@ -110,9 +112,15 @@ def preference_loss(
     is_rejected_BC: Tensor,
     *,
     beta: float,
-    multi_negative: bool,
+    kind: PreferenceKind,
 ) -> PreferenceLoss:
-    """Sums DPO losses (each rejected POI a pair, averaged per request) or S-DPO losses (one softmax).
+    """Sums the losses of requests over pairs of chosen and rejected POIs.
+
+    - `dpo`: each rejected POI is a pair, averaged per request (paper 3.4);
+    - `s-dpo`: all rejected POIs of a request in one softmax;
+    - `ipo`: squared distance of a pair's log ratio from 1 / (2 beta), averaged per request (arXiv 2310.12036,
+      equation 17). It pulls as hard at a ratio of 0 as anywhere else, so that pairs of both ways round hold what they
+      say nothing about, which DPO's flat start does not.
 
     POIs that the reference cannot produce (newer than its capacities) have no log ratio and are left out.
 
@@ -121,8 +129,13 @@ def preference_loss(
         reference: of the frozen one.
         is_rejected_BC: False = padding.
         beta: strength of the pull towards the reference.
-        multi_negative: S-DPO instead of DPO.
+        kind: which loss.
+
+    Raises:
+        ValueError: an unknown kind.
     """
+    if kind not in get_args(PreferenceKind):
+        raise ValueError(f"preference loss {kind!r} is none of {get_args(PreferenceKind)}")
     can_choose_B = reference.chosen_B.isfinite()
     counts_BC = is_rejected_BC & reference.rejected_BC.isfinite() & can_choose_B[:, None]
     counts_B = counts_BC.any(dim=1)
@@ -130,9 +143,11 @@ def preference_loss(
     rejected_BC = beta * _log_ratio(policy.rejected_BC, reference.rejected_BC, counts_BC)
     gaps_BC = chosen_B[:, None] - rejected_BC
     shares_BC = counts_BC / counts_BC.sum(dim=1, keepdim=True).clamp(min=1)
-    if multi_negative:
+    if kind == "s-dpo":
         worst_B = (-gaps_BC).masked_fill(~counts_BC, -torch.inf)[counts_B].logsumexp(dim=1)
         loss = -torch.nn.functional.logsigmoid(-worst_B).sum()
+    elif kind == "ipo":
+        loss = ((gaps_BC / beta - 1 / (2 * beta)).square() * shares_BC).sum()
     else:
         loss = -(torch.nn.functional.logsigmoid(gaps_BC) * shares_BC).sum()
     return PreferenceLoss(

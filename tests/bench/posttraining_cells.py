@@ -32,6 +32,12 @@ from tests.bench.posttraining_city import City
 LOGGER = logging.getLogger(__name__)
 SFT_KINDS = ("scratch", "pretrained", "multimodal")
 ALIGNMENTS = ("dpo", "s-dpo", "control")
+ALIGN_UPDATES: Mapping[str, Mapping[str, object]] = {
+    "s-dpo": {"loss": "s-dpo"},
+    # Its pairs hold other times by being there both ways round, which only this loss takes seriously.
+    "meal-time": {"loss": "ipo", "beta": 0.5, "chosen_weight": 0.0},
+}
+"""What an alignment changes of the recipe."""
 
 
 class ClickControl(AlignStage):
@@ -92,7 +98,7 @@ class Cells:
         """Folder of DPO or S-DPO on clicks, of their control, or of DPO by the meal-time rule."""
         start = self.pretrained
         pairs = self.city.sft_table("preference_pairs", "meal_time" if kind == "meal-time" else "clicks")
-        config = self.recipe.align_dpo.model_copy(update={"multi_negative": kind == "s-dpo"})
+        config = self.recipe.align_dpo.model_copy(update=ALIGN_UPDATES.get(kind, {}))
         recipe = self.recipe.model_copy(update={"align_dpo": config})
 
         def train(folder: Path) -> TrainResult:

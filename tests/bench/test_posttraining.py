@@ -61,7 +61,8 @@ def city(tmp_path: Path) -> City:
     ]
     ids, pois = (list(part) for part in zip(*shown, strict=True))
     oracle = {"request_id": ids, "poi_id": pois, "logit": np.linspace(-1, 1, len(ids))}
-    pq.write_table(pa.table(oracle), tmp_path / "oracle.parquet")
+    (tmp_path / "oracle.parquet").mkdir()  # as Spark writes it
+    pq.write_table(pa.table(oracle), tmp_path / "oracle.parquet" / "part-0.parquet")
     versions = dict.fromkeys(("pretrain_samples", "poi_index", "blocks"), 0)
     (tmp_path / "versions.json").write_text(json.dumps(versions))
     made = City(tmp_path, tmp_path, {}, DAYS, "0123456789ab")

@@ -76,7 +76,7 @@ GAPS = [[BETA * (0.5 - -1.0), BETA * (0.5 - 0.1)], [BETA * (-0.2 - 0.1)]]  # cho
 
 
 def test_dpo_equals_the_formula_with_rejected_pois_averaged():
-    found = preference_loss(POLICY, REFERENCE, IS_REJECTED, beta=BETA, multi_negative=False)
+    found = preference_loss(POLICY, REFERENCE, IS_REJECTED, beta=BETA, kind="dpo")
     losses = [[math.log(1 + math.exp(-gap)) for gap in gaps] for gaps in GAPS]
     assert found.loss.item() == pytest.approx(sum(sum(row) / len(row) for row in losses), rel=1e-5)
     assert found.num_pairs == 2
@@ -85,21 +85,48 @@ def test_dpo_equals_the_formula_with_rejected_pois_averaged():
 
 
 def test_s_dpo_puts_all_rejected_pois_into_one_softmax():
-    found = preference_loss(POLICY, REFERENCE, IS_REJECTED, beta=BETA, multi_negative=True)
+    found = preference_loss(POLICY, REFERENCE, IS_REJECTED, beta=BETA, kind="s-dpo")
     expected = sum(math.log(1 + sum(math.exp(-gap) for gap in gaps)) for gaps in GAPS)
     assert found.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("multi_negative", [False, True])
-def test_pois_the_reference_cannot_produce_are_left_out_and_leave_gradients_finite(multi_negative):
+def test_ipo_aims_at_a_log_ratio_of_half_over_beta():
+    found = preference_loss(POLICY, REFERENCE, IS_REJECTED, beta=BETA, kind="ipo")
+    losses = [[(gap / BETA - 1 / (2 * BETA)) ** 2 for gap in gaps] for gaps in GAPS]
+    assert found.loss.item() == pytest.approx(sum(sum(row) / len(row) for row in losses), rel=1e-5)
+
+
+def test_ipo_pairs_of_both_ways_round_hold_what_dpo_gives_up():
+    """One context has a rule, another has pairs of both ways round; what is learnt moves both alike."""
+    is_rejected = torch.ones(1, 1).bool()
+    held = {}
+    for kind in ("dpo", "ipo"):
+        ratio = torch.tensor(1.0, requires_grad=True)  # nats by which a shared offset has moved
+        still = PreferenceLogProbs(torch.zeros(1), torch.zeros(1, 1))
+        moved = PreferenceLogProbs(ratio.expand(1), torch.zeros(1, 1))
+        back = PreferenceLogProbs(torch.zeros(1), ratio.expand(1, 1))
+        for policy in (moved, back):
+            preference_loss(policy, still, is_rejected, beta=0.5, kind=kind).loss.backward()
+        pull_back = ratio.grad.item()
+        ratio.grad = None
+        preference_loss(moved, still, is_rejected, beta=0.5, kind=kind).loss.backward()
+        held[kind] = pull_back + ratio.grad.item()
+    assert held["dpo"] < 0 < held["ipo"]  # a positive gradient takes the offset back
+
+
+def test_an_unknown_preference_loss_is_refused():
+    with pytest.raises(ValueError, match="'kto' is none of"):
+        preference_loss(POLICY, REFERENCE, IS_REJECTED, beta=BETA, kind="kto")
+
+
+@pytest.mark.parametrize("kind", ["dpo", "s-dpo"])
+def test_pois_the_reference_cannot_produce_are_left_out_and_leave_gradients_finite(kind):
     minus = -math.inf
     chosen = torch.tensor([-1.0, minus], requires_grad=True)
     rejected = torch.tensor([[-2.0, minus], [-1.0, -1.0]], requires_grad=True)
     policy = PreferenceLogProbs(chosen, rejected)
     reference = PreferenceLogProbs(chosen.detach(), rejected.detach())
-    found = preference_loss(
-        policy, reference, torch.ones(2, 2).bool(), beta=1.0, multi_negative=multi_negative
-    )
+    found = preference_loss(policy, reference, torch.ones(2, 2).bool(), beta=1.0, kind=kind)
     found.loss.backward()
     assert found.num_pairs == 1
     assert found.loss.item() == pytest.approx(math.log(2))  # policy = reference

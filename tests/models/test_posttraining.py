@@ -70,19 +70,19 @@ def test_scores_of_training_rows_do_not_see_the_labels_or_positions(make_decoder
     assert (labels == NO_LABEL).sum() == logits.numel() - sum(len(own) for own in flipped)
 
 
-@pytest.mark.parametrize("multi_negative", [False, True])
-def test_policy_and_reference_start_equal_so_the_first_loss_is_known(
-    make_decoder, town_tables, multi_negative
-):
+@pytest.mark.parametrize("kind", ["dpo", "s-dpo", "ipo"])
+def test_policy_and_reference_start_equal_so_the_first_loss_is_known(make_decoder, town_tables, kind):
     rows = town_tables["preference_pairs"].slice(0, 8)
     model = make_decoder()
     log_probs, is_rejected = pair_log_probs(model, rows, None)
-    config = AlignConfig(multi_negative=multi_negative)
-    found = preference_loss(
-        log_probs, log_probs, is_rejected, beta=config.beta, multi_negative=multi_negative
-    )
+    beta = AlignConfig().beta
+    found = preference_loss(log_probs, log_probs, is_rejected, beta=beta, kind=kind)
     sizes = np.array([len(own) for own in rows["rejected_poi_ids"].to_pylist()])
-    expected = np.log(1 + sizes).sum() if multi_negative else len(sizes) * np.log(2)
+    expected = {
+        "dpo": len(sizes) * np.log(2),
+        "s-dpo": np.log(1 + sizes).sum(),
+        "ipo": len(sizes) / (2 * beta) ** 2,
+    }[kind]
     assert found.num_pairs == 8
     assert found.loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -108,7 +108,7 @@ def test_gradients_of_alignment_are_finite_for_users_without_history(make_decode
     assert rows["seq_len"][0].as_py() == 0
     policy, is_rejected = pair_log_probs(model, rows, None)
     reference = type(policy)(*(part.detach() for part in policy))
-    preference_loss(policy, reference, is_rejected, beta=0.1, multi_negative=False).loss.backward()
+    preference_loss(policy, reference, is_rejected, beta=0.1, kind="dpo").loss.backward()
     assert all(
         parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None
     )
