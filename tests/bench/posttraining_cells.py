@@ -34,8 +34,15 @@ SFT_KINDS = ("scratch", "pretrained", "multimodal")
 ALIGNMENTS = ("dpo", "s-dpo", "control")
 ALIGN_UPDATES: Mapping[str, Mapping[str, object]] = {
     "s-dpo": {"loss": "s-dpo"},
-    # Its pairs hold other times by being there both ways round, which only this loss takes seriously.
-    "meal-time": {"loss": "ipo", "beta": 0.5, "chosen_weight": 0.0},
+    # Its pairs hold other times by being there both ways round, which only this loss takes seriously; telling the
+    # hours apart takes more steps than liking places to eat at all of them.
+    "meal-time": {
+        "loss": "ipo",
+        "beta": 0.5,
+        "chosen_weight": 0.0,
+        "learning_rate": 3e-3,
+        "max_steps": 1000,
+    },
 }
 """What an alignment changes of the recipe."""
 
