@@ -132,9 +132,10 @@ bench-protocols: setup ## Trains on public check-ins and scores them beside the 
 bench-train: setup ## Training speed against transformers' Llama, padding, cost per history length [DATA=CHECK-IN FOLDER]
 	@$(PY) -m tests.bench.train_speed --data $(DATA)
 
-paper-tables: setup ## Measures the paper's Tables 6 and 7 again, hours, cell by cell [DATA=CHECK-IN FOLDER MINUTES=N]
+paper-tables: setup ## Measures the paper's Tables 4 and 6 to 9 again, hours, cell by cell [DATA=CHECK-IN FOLDER MINUTES=N]
 	@$(PY) -m tests.bench.paper_city --out .demo/paper-tables/city-data
 	@$(PY) -m tests.bench.paper_tables $(if $(DATA),--data $(DATA)) --city .demo/paper-tables/city-data $(if $(MINUTES),--minutes $(MINUTES))
+	@$(MAKE) bench-posttraining
 
 bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities, and a city without signal; resumable [POSTTRAINING=FOLDER]
 	@$(PY) -m tests.bench.posttraining_tables --work $(or $(POSTTRAINING),.demo/posttraining)

@@ -15,6 +15,7 @@ from models.config import Recipe
 from tests.bench import posttraining_cells
 from tests.bench.posttraining_cells import Cells
 from tests.bench.posttraining_city import City, Days, _split, make_null_city, read_requests, stretch_of
+from tests.bench.posttraining_page import write_page
 from tests.bench.posttraining_scores import measure_meal_rule, measure_table4, measure_table8, measure_table9
 from tests.bench.posttraining_tables import record_null, record_tables
 from tests.models.conftest import (
@@ -133,3 +134,23 @@ def test_all_tables_are_measured_and_recorded(city, recipe, tmp_path, monkeypatc
         100 * (auc["both"] - auc["base"]), abs=1e-3
     )
     assert city.config_hash in written["table4-lift-points"]["notes"]
+
+
+def test_the_page_tells_means_intervals_and_only_what_every_city_has(tmp_path):
+    def of_city(auc: float) -> dict:
+        own = {"auc": auc, "auc_interval": [auc - 0.01, auc + 0.01], "gauc": auc, "ndcg_at_5": 0.3}
+        names = ("distance", "popularity", "kernel", "base", "embedding", "scores", "both", "oracle")
+        table4 = dict.fromkeys(names, own) | {"requests": 1234, "lift_interval": [0.02, 0.03]}
+        return {"config_hash": "abc", "table4": table4}
+
+    left_out = of_city(0.7) | {"table9": {}}
+    page = tmp_path / "docs" / "page.md"
+    write_page({8: of_city(0.6), 9: left_out}, page, command="make it", recipe="r.yaml")
+
+    text = page.read_text()
+    assert (
+        "| + both | 0.6500 | 0.6000 [0.5900, 0.6100] | 0.7000 [0.6900, 0.7100] | 0.6500 | 0.3000 |  |" in text
+    )
+    assert "per city: [0.0200, 0.0300], [0.0200, 0.0300]." in text
+    assert "Table 9:" not in text
+    assert (page.parent / "posttraining-tables.png").stat().st_size > 5_000
