@@ -182,7 +182,7 @@ bench-increments: setup ## Thirty nights as they come, a rebuild, a backfill out
 	@$(PY) -m tests.bench.increments
 
 bench-night-cost: setup ## Seconds of a night with 1 % active users over those of a rebuild [ACTIONS=N]
-	@$(PY) -m tests.bench.night_cost --actions $(or $(ACTIONS),10000000)
+	@$(PY) -m tests.bench.night_cost --actions $(or $(ACTIONS),12000000)
 
 bench-kills: setup ## Kills the ETL's jobs 60 times; goes on where it was if interrupted [MINUTES=N]
 	@$(PY) -m tests.bench.kills --minutes $(or $(MINUTES),60)

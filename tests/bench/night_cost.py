@@ -1,6 +1,6 @@
 """What a night with few active users costs beside a full rebuild, in one warm session.
 
-    python -m tests.bench.night_cost --actions 10000000
+    python -m tests.bench.night_cost --actions 12000000
 
 A rebuild is the three jobs (poi_index, clean_actions, action_sequences) over everything that was ever delivered, at
 once: the quickest way there is. A night is the same jobs over a day on which one user in a hundred acts, on top of it.
@@ -98,7 +98,7 @@ def measure(spark: SparkSession, settings: Settings) -> tuple[float, str]:
 def main() -> int:
     """Measures, records, and returns 0 if the bar is reached."""
     parser = argparse.ArgumentParser(description="Records what a night costs beside a rebuild in results/.")
-    parser.add_argument("--actions", type=int, default=10_000_000)
+    parser.add_argument("--actions", type=int, default=12_000_000)
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cost-") as root:
