@@ -137,8 +137,9 @@ paper-tables: setup ## Measures the paper's Tables 4 and 6 to 9 again, hours, ce
 	@$(PY) -m tests.bench.paper_tables $(if $(DATA),--data $(DATA)) --city .demo/paper-tables/city-data $(if $(MINUTES),--minutes $(MINUTES))
 	@$(MAKE) bench-posttraining
 
-bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities, and a city without signal; resumable [POSTTRAINING=FOLDER]
+bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities and [DATA=CHECK-IN FOLDER] check-ins; resumable [POSTTRAINING=FOLDER]
 	@$(PY) -m tests.bench.posttraining_tables --work $(or $(POSTTRAINING),.demo/posttraining)
+	@$(if $(DATA),$(PY) -m tests.bench.posttraining_checkins --data $(DATA) --work $(or $(POSTTRAINING),.demo/posttraining))
 
 bench-parity: setup ## One candidate, one score: alone, among 300, any order, padding, batch, cache, trainer or feature job
 	@$(PY) -m tests.bench.parity

@@ -1,4 +1,4 @@
-"""Makes the simulated cities of the post-training benches, by the jobs that a night and a training run.
+"""Makes the cities of the post-training benches, simulated ones or of check-ins, by the jobs of a night and a training.
 
 Two deliveries: all up to the last pre-training day, then the rest. So pre-training knows neither an action nor a POI of
 later days; the requests after it are dealt by time to SFT and DPO, ranker and test. A step that is done is not done
@@ -36,6 +36,9 @@ SAMPLE_TABLES = ("ranking_samples", "preference_pairs")
 NULL_CLICK_RATE = 0.15
 STRETCHES = ("sft", "ranker", "test")
 DEVELOPMENT_SEED = 5
+SYNTHETIC = "synthetic"
+FIRST_NIGHT = {SYNTHETIC: "city.num_requests=0", "checkins": "impressions.since_days=1"}
+"""Setting that spares the first night requests that nobody reads, by source."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class City:
         return self.home / "warehouse"
 
     @property
+    def source(self) -> str:
+        """Source of the city's nights."""
+        return str(self.content.get("source", SYNTHETIC))
+
+    @property
     def settings_file(self) -> Path:
         """Settings of the city's jobs."""
         return self.home / "settings.yaml"
@@ -95,11 +103,14 @@ class City:
         return TableAt(str(self.root / name), versions[name])
 
 
-def open_city(seed: int, work: Path, config: Path = CONFIG) -> City:
-    """Reads the configuration."""
+def open_city(seed: int, work: Path, config: Path = CONFIG, *, data: Path | None = None) -> City:
+    """Reads the configuration; of check-ins the seed only names the folder, and `data` is where they are."""
     text = config.read_bytes()
     content = yaml.safe_load(text)
-    content["settings"]["city"]["seed"] = seed
+    if data is None:
+        content["settings"]["city"]["seed"] = seed
+    else:
+        content["settings"]["source"] = {"path": str(data.absolute())}
     config_hash = hashlib.sha256(text).hexdigest()[:12]
     folder = work / f"{config_hash}-{seed}"
     return City(folder, folder, content, Days(**content["days"]), config_hash)
@@ -130,14 +141,15 @@ def make_city(city: City) -> None:
     settings = {**city.content["settings"], "storage": {"root": root, "artifacts": artifacts}}
     city.settings_file.write_text(yaml.safe_dump(settings))
     first, last = str(city.days.pretrain), str(city.days.test)
-    source = ("--source", "synthetic")
-    _run(city, "night", *source, "--day", first, "--set", "city.num_requests=0")
+    source = ("--source", city.source)
+    _run(city, "night", *source, "--day", first, "--set", FIRST_NIGHT[city.source])
     _run(city, "pretrain_samples", "--day", first)
     _once(city, "versions", lambda: _save_versions(city))
     _run(city, "night", *source, "--day", last, "--set", f"source.since={first}")
     _run(city, "ranking_samples", "--day", last)
     _run(city, "preference_pairs", "--day", last)
-    _once(city, "oracle", lambda: _save_oracle(city))
+    if city.source == SYNTHETIC:
+        _once(city, "oracle", lambda: _save_oracle(city))
     _once(city, "split", lambda: _split(city))
 
 

@@ -1,4 +1,4 @@
-"""The page of Tables 4, 8 and 9: figures of every simulated city with intervals, floors beside, and one picture."""
+"""Pages of Tables 4, 8 and 9: figures of every city with intervals, floors beside, and one picture."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,28 +28,28 @@ TABLE9_TITLES = {
     "s-dpo": "S-DPO",
     "control": "*control: cross-entropy on the clicks, same steps*",
 }
-PICTURE = "posttraining-tables.png"
+NOTE = (
+    "Figures are of test requests later than everything that was trained on; in brackets 95 % intervals from "
+    "resampling users; means are over the cities."
+)
 
 
-def write_page(all_figures: Mapping[int, Figures], page: Path, *, command: str, recipe: str) -> None:
-    """Writes the page and its picture beside it.
+def write_page(all_figures: Mapping[str, Figures], page: Path, *, title: str, about: str) -> None:
+    """Writes the page and, of Table 4, its picture beside it.
 
     Args:
-        all_figures: of each seed, as `posttraining_tables.measure_city` makes them; what a city lacks is left out.
+        all_figures: of each city by its name, as `posttraining_tables.measure_city` makes them; what a city lacks is
+            left out.
         page: Markdown file.
-        command: that made the figures.
-        recipe: that the cells were trained by.
+        title: of the page.
+        about: what was measured, on what, by which command.
     """
-    hashes = ", ".join(sorted({str(figures["config_hash"]) for figures in all_figures.values()}))
-    lines = [
-        "# Tables 4, 8 and 9 of the paper, measured again on simulated cities",
-        "",
-        f"Made by `{command}`; not written by hand. Cities of seeds {', '.join(map(str, all_figures))}, configuration "
-        f"`conf/bench/posttraining.yaml` (hash {hashes}), recipe `{recipe}`. Every action and click is simulated. "
-        "Figures are of test requests later than everything that was trained on, in brackets 95 % intervals from "
-        "resampling users; means are over the cities.",
-        "",
-    ]
+    lines = [f"# {title}", "", about, "", NOTE, ""]
+    if all("table4" in figures for figures in all_figures.values()):
+        picture = page.with_suffix(".png")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        _draw_table4([_part(figures, "table4") for figures in all_figures.values()], picture)
+        lines += [f"![AUC of the ranking model with each feature set, beside its floors]({picture.name})", ""]
     writers = {"table4": _table4, "table8": _table8, "table9": _table9, "meal_rule": _meal_rule}
     for part, write in writers.items():
         if all(part in figures for figures in all_figures.values()):
@@ -59,40 +59,34 @@ def write_page(all_figures: Mapping[int, Figures], page: Path, *, command: str, 
             ]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(lines).rstrip() + "\n")
-    if all("table4" in figures for figures in all_figures.values()):
-        _draw_table4([_part(figures, "table4") for figures in all_figures.values()], page.with_name(PICTURE))
 
 
-def _table4(cities: Sequence[Figures], seeds: Sequence[int]) -> list[str]:
+def _table4(cities: Sequence[Figures], names: Sequence[str]) -> list[str]:
     requests = ", ".join(f"{_number(city, 'requests'):,.0f}" for city in cities)
     lines = [
         "## Table 4: what the features lift an existing ranking model by",
         "",
-        f"![AUC of the ranking model with each feature set, beside floors and oracle]({PICTURE})",
-        "",
         f"{requests} test requests. Not in the paper: floors and oracle.",
         "",
-        _header(
-            "features", ["AUC", *(f"city {seed}" for seed in seeds), "GAUC", "NDCG@5", "calibration error"]
-        ),
+        _header("features", ["AUC", *names, "GAUC", "NDCG@5", "calibration error"]),
     ]
-    for name, title in TABLE4_TITLES.items():
+    for name in _measured(cities):
         own = [_part(city, name) for city in cities]
         error = f"{_mean(own, 'calibration_error'):.4f}" if "calibration_error" in own[0] else ""
         each = [f"{_number(found, 'auc'):.4f} {_interval(found, 'auc_interval')}" for found in own]
         others = [f"{_mean(own, key):.4f}" for key in ("gauc", "ndcg_at_5")]
-        lines.append(_row(title, [f"{_mean(own, 'auc'):.4f}", *each, *others, error]))
+        lines.append(_row(TABLE4_TITLES[name], [f"{_mean(own, 'auc'):.4f}", *each, *others, error]))
     lifts = ", ".join(_interval(city, "lift_interval") for city in cities)
     return [*lines, "", f"Lift of both over the base ranker, paired, per city: {lifts}."]
 
 
-def _table8(cities: Sequence[Figures], seeds: Sequence[int]) -> list[str]:
+def _table8(cities: Sequence[Figures], names: Sequence[str]) -> list[str]:
     lines = [
         "## Table 8: what pre-training and POI texts give both SFTs",
         "",
         "AUC of the score alone; the same steps from every start.",
         "",
-        _header("SFT", ["start", "AUC", *(f"city {seed}" for seed in seeds)]),
+        _header("SFT", ["start", "AUC", *names]),
     ]
     for stage in ("embedding", "ranking"):
         own = [_part(city, stage) for city in cities]
@@ -102,13 +96,13 @@ def _table8(cities: Sequence[Figures], seeds: Sequence[int]) -> list[str]:
     return lines
 
 
-def _table9(cities: Sequence[Figures], seeds: Sequence[int]) -> list[str]:
+def _table9(cities: Sequence[Figures], names: Sequence[str]) -> list[str]:
     lines = [
         "## Table 9: what alignment does to generated candidates",
         "",
         "Rank of later clicked POIs among all live ones.",
         "",
-        _header("model", ["hr@1", "hr@10", *(f"hr@10, city {seed}" for seed in seeds)]),
+        _header("model", ["hr@1", "hr@10", *(f"hr@10, {name}" for name in names)]),
     ]
     for kind, title in TABLE9_TITLES.items():
         own = [_part(city, kind) for city in cities]
@@ -117,13 +111,13 @@ def _table9(cities: Sequence[Figures], seeds: Sequence[int]) -> list[str]:
     return lines
 
 
-def _meal_rule(cities: Sequence[Figures], seeds: Sequence[int]) -> list[str]:
+def _meal_rule(cities: Sequence[Figures], names: Sequence[str]) -> list[str]:
     lines = [
         "## A rule instilled: places to eat at meal times",
         "",
         "Share of places to eat among ten generated POIs, before and after preference pairs of the rule `meal_time`.",
         "",
-        _header("when", ["before", "after", *(f"city {seed}" for seed in seeds)]),
+        _header("when", ["before", "after", *names]),
     ]
     for when in ("meal_times", "other_times"):
         before, after = ([_part(city, kind) for city in cities] for kind in ("pretrained", "meal-time"))
@@ -136,7 +130,7 @@ def _meal_rule(cities: Sequence[Figures], seeds: Sequence[int]) -> list[str]:
 
 
 def _draw_table4(cities: Sequence[Figures], path: Path) -> None:
-    names = list(TABLE4_TITLES)
+    names = _measured(cities)
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
     for row, name in enumerate(names):
         own = [_part(city, name) for city in cities]
@@ -146,13 +140,18 @@ def _draw_table4(cities: Sequence[Figures], path: Path) -> None:
         )
         axes.plot([_number(found, "auc") for found in own], [row] * len(own), "k.", markersize=4)
         axes.text(_mean(own, "auc") + 0.006, row, f"{_mean(own, 'auc'):.3f}", va="center", fontsize=8)
-    axes.set_yticks(range(len(names)), [title.strip("*").split(":")[0] for title in TABLE4_TITLES.values()])
+    axes.set_yticks(range(len(names)), [TABLE4_TITLES[name].strip("*").split(":")[0] for name in names])
     axes.invert_yaxis()
-    axes.set_xlim(0.5, 0.85)
-    axes.set_xlabel("AUC on test requests; dots: the simulated cities")
+    axes.set_xlim(0.5, max(_number(_part(city, name), "auc") for city in cities for name in names) + 0.04)
+    axes.set_xlabel("AUC on test requests; dots: each city")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _measured(cities: Sequence[Figures]) -> list[str]:
+    """Returns the rows of Table 4 that every city has; only the click model of a simulated city is known."""
+    return [name for name in TABLE4_TITLES if all(name in city for city in cities)]
 
 
 def _header(first: str, columns: Sequence[str]) -> str:

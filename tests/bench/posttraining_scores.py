@@ -41,7 +41,7 @@ from models.ranker import (
 from models.ranker_features import BASE_FEATURES, Exposures, History, build_base_features
 from models.requests import HOURS_PER_DAY, Visits, local_hours, previous_within
 from tests.bench.posttraining_cells import ALIGNMENTS, SFT_KINDS, Cells
-from tests.bench.posttraining_city import MS_PER_DAY, City, read_requests
+from tests.bench.posttraining_city import MS_PER_DAY, SYNTHETIC, City, read_requests
 
 LOGGER = logging.getLogger(__name__)
 NUM_GENERATED = 1_000
@@ -52,10 +52,10 @@ NUM_CLICKS = 4_000
 
 @dataclass(frozen=True)
 class Stretch:
-    """Exposures of a stretch with what is known of each."""
+    """Exposures of a stretch with the oracle's log-odds of each; None where nobody knows them."""
 
     exposures: Exposures
-    oracle: FloatArray
+    oracle: FloatArray | None
 
     @property
     def rows(self) -> Rows:
@@ -70,8 +70,10 @@ def read_catalogue(city: City) -> Catalogue:
 
 
 def read_stretch(city: City, catalogue: Catalogue, name: str) -> Stretch:
-    """Reads the exposures of a stretch with the oracle's log-odds."""
+    """Reads the exposures of a stretch, of a simulated city with the oracle's log-odds."""
     exposures = Exposures.from_samples(read_requests(city, name), catalogue)
+    if city.source != SYNTHETIC:
+        return Stretch(exposures, None)
     oracle = pq.read_table(city.folder / "oracle.parquet")
     keys = pc.binary_join_element_wise(oracle["request_id"], oracle["poi_id"], "/")
     known = dict(zip(keys.to_pylist(), oracle["logit"].to_pylist(), strict=True))
@@ -129,12 +131,9 @@ def measure_table4(cells: Cells) -> dict[str, object]:
         "distance": -np.nan_to_num(column["distance_km"], nan=1e9),
         "popularity": column["popularity"],
         "kernel": column["kernel_counter"],
-        "oracle": test.oracle,
+        **({} if test.oracle is None else {"oracle": test.oracle}),
     }
-    floors = {
-        name: judge(predictions[name], test.rows).as_json()
-        for name in ("distance", "popularity", "kernel", "oracle")
-    }
+    floors = {name: judge(own, test.rows).as_json() for name, own in predictions.items() if name not in sets}
     lift = bootstrap_auc_difference(
         predictions["both"],
         predictions["base"],
@@ -152,7 +151,7 @@ def measure_table8(cells: Cells, kinds: Sequence[str] = SFT_KINDS) -> dict[str, 
     """Judges both SFT stages on the test requests: from scratch, pre-trained, and with POI vectors."""
     catalogue = read_catalogue(cells.city)
     exposures = Exposures.from_samples(read_requests(cells.city, "test"), catalogue)
-    rows = Stretch(exposures, np.zeros(0)).rows
+    rows = Stretch(exposures, None).rows
     found: dict[str, dict[str, object]] = {"embedding": {}, "ranking": {}, "gauc": {}}
     for kind in kinds:
         users, pois = embed(cells, kind, "test", catalogue)

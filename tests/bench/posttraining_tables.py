@@ -181,6 +181,14 @@ def record_null(figures: Figures, seed: int, folder: str) -> None:
     record("null-city-auc", len(off), "scores", "<= 0", COMMAND, notes, folder)
 
 
+def _describe(figures: Mapping[int, Figures], recipe: str) -> str:
+    hashes = ", ".join(sorted({str(own["config_hash"]) for own in figures.values()}))
+    return (
+        f"Made by `{COMMAND}`; not written by hand. Cities of seeds {', '.join(map(str, figures))}, configuration "
+        f"`conf/bench/posttraining.yaml` (hash {hashes}), recipe `{recipe}`. Every action and click is simulated."
+    )
+
+
 def _get(figures: object, path: Sequence[str]) -> float:
     for part in path:
         assert isinstance(figures, Mapping)
@@ -227,7 +235,12 @@ def main() -> int:
         for number, seed in enumerate(seeds)
     }
     record_tables(figures, options.results)
-    write_page(figures, options.page, command=COMMAND, recipe=options.recipe)
+    write_page(
+        {f"city {seed}": own for seed, own in figures.items()},
+        options.page,
+        title="Tables 4, 8 and 9 of the paper, measured again on simulated cities",
+        about=_describe(figures, options.recipe),
+    )
     if "null" in figures[seeds[0]]:
         record_null(figures[seeds[0]], seeds[0], options.results)
     return 0
