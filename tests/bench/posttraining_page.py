@@ -66,7 +66,7 @@ def _table4(cities: Sequence[Figures], names: Sequence[str]) -> list[str]:
     lines = [
         "## Table 4: what the features lift an existing ranking model by",
         "",
-        f"{requests} test requests. Not in the paper: floors and oracle.",
+        f"{requests} test requests. Rows in italics are not in the paper.",
         "",
         _header("features", ["AUC", *names, "GAUC", "NDCG@5", "calibration error"]),
     ]
