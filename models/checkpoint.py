@@ -24,6 +24,7 @@ from models.decoder import SpacetimeDecoder
 LOGGER = logging.getLogger(__name__)
 CONFIG_FILE, MODEL_FILE, CHECKSUM_FILE = "config.json", "model.safetensors", "checksums.json"
 STATE_FILE, OPTIMIZER_FILE, RANDOM_FILE = "state.json", "optimizer.safetensors", "random.safetensors"
+AVERAGE_FILE = "average.safetensors"
 NUM_KEPT = 2
 
 
@@ -110,12 +111,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training state with its tensors."""
+    """A training state with its tensors; `average`, of the weights, is empty where none is kept."""
 
     state: TrainState
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     random: dict[str, Tensor]
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -137,6 +139,7 @@ class CheckpointStore:
             writer.write_tensors(MODEL_FILE, snapshot.model)
             writer.write_tensors(OPTIMIZER_FILE, snapshot.optimizer)
             writer.write_tensors(RANDOM_FILE, snapshot.random)
+            writer.write_tensors(AVERAGE_FILE, snapshot.average)
             writer.write_json(STATE_FILE, {"fingerprint": self.fingerprint, **asdict(snapshot.state)})
         kept = self._steps()[-NUM_KEPT:]
         needed = {self._best_folder(self._read_state(path).best_step) for path in kept}
@@ -162,7 +165,9 @@ class CheckpointStore:
                 LOGGER.warning("%s", error)
                 damage = error
                 continue
-            tensors = [load_file(path / name) for name in (MODEL_FILE, OPTIMIZER_FILE, RANDOM_FILE)]
+            tensors = [
+                load_file(path / name) for name in (MODEL_FILE, OPTIMIZER_FILE, RANDOM_FILE, AVERAGE_FILE)
+            ]
             return Snapshot(state, *tensors)
         if damage is not None:
             raise damage

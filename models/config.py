@@ -14,6 +14,9 @@ from pydantic import Field, model_validator
 from conf.settings import Section, load_model
 from conf.tokens import TokenLayout
 
+PreferenceKind = Literal["dpo", "s-dpo", "ipo"]
+"""Losses that learn from a chosen POI beside rejected ones."""
+
 
 class MemoryConfig(Section):
     """The memory of places (design 4, ours); off = the paper's model."""
@@ -169,6 +172,13 @@ class TrainConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.98, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="per step, of the moving average of the weights, which then is what is validated and kept;"
+        " 0 = the weights themselves",
+    )
     seed: int = 1
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 = autocast where the device has it"
@@ -213,7 +223,7 @@ class AlignConfig(TrainConfig):
         description="of the cross-entropy of chosen POIs beside the preference loss, which alone lowers their"
         " probability together with that of the rejected ones; 0 = the paper's",
     )
-    loss: Literal["dpo", "s-dpo", "ipo"] = Field(
+    loss: PreferenceKind = Field(
         "dpo",
         description="s-dpo: all rejected POIs of a request in one term; ipo: a log ratio of 1 / (2 beta) nats is aimed"
         " at, for rules that say nothing about some requests",

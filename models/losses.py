@@ -1,13 +1,12 @@
 """Losses of the stages, in nats, summed; the trainer divides by the number of targets."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from models.config import PreferenceKind
 from models.states import StepLogProbs
-
-PreferenceKind = Literal["dpo", "s-dpo", "ipo"]
 
 
 def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:

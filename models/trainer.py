@@ -1,4 +1,4 @@
-"""The one training loop of all stages: step, accumulate, clip, schedule, validate, checkpoint, resume.
+"""The one training loop of all stages: step, accumulate, clip, schedule, average, validate, checkpoint, resume.
 
 A stage says what a batch is and what its loss; the loop owns everything else. Interrupted at any step and
 started again, it goes on to the same weights, bit by bit on a CPU: weights, optimiser, random state and
@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conf.errors import LossNotFiniteError
 from models.checkpoint import CheckpointStore, Snapshot, TrainState
@@ -83,6 +84,9 @@ class _Training:
         self.device = pick_device(config)
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(model, config)
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self.store = CheckpointStore(folder / "checkpoints", _fingerprint_training(config, fingerprint))
         self.state = TrainState()
         self.num_batches = stage.num_batches()
@@ -116,6 +120,8 @@ class _Training:
         self.state = snapshot.state
         self.model.load_state_dict(snapshot.model)
         load_optimizer(self.optimizer, snapshot.optimizer)
+        if self.average is not None:
+            self.average.load_state_dict(snapshot.average)
         _restore_random(snapshot.random)
         LOGGER.info("%s goes on at step %d of %d", self.stage.name, self.state.step, self.num_steps)
         return True
@@ -132,6 +138,8 @@ class _Training:
             self._refuse_batch(rows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         state = self.state
         state.step, state.position = state.step + 1, state.position + 1
         if state.position == self.num_batches:
@@ -205,16 +213,17 @@ class _Training:
 
     def _validate(self) -> None:
         state = self.state
-        self.model.eval()
+        model = self.model if self.average is None else self.average.module
+        model.eval()
         with torch.no_grad():
-            metrics = self.stage.validate(self.model)
+            metrics = self.stage.validate(model)
         state.validations.append({"step": float(state.step), **metrics})
         self.log(metrics, state.step)
         value = metrics[VALIDATION_KEY]
         if state.best_value is None or value < state.best_value:
             state.best_value, state.best_step, state.bad_validations = value, state.step, 0
             if process_rank() == 0:
-                self.store.save_best(state.step, self.model.state_dict())
+                self.store.save_best(state.step, model.state_dict())
             wait_for_all()
         else:
             state.bad_validations += 1
@@ -224,7 +233,8 @@ class _Training:
     def _save(self) -> None:
         if process_rank() == 0:
             optimizer = read_optimizer(self.optimizer)
-            self.store.save(Snapshot(self.state, self.model.state_dict(), optimizer, _read_random()))
+            average = {} if self.average is None else self.average.state_dict()
+            self.store.save(Snapshot(self.state, self.model.state_dict(), optimizer, _read_random(), average))
         wait_for_all()
 
     def _finish(self, is_resumed: bool) -> TrainResult:

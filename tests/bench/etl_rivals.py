@@ -14,8 +14,9 @@ an id (their id is made from their content) and users' profiles; there are none 
 Per round each engine gets a process of its own, in which it does the work `--runs` times. Cold is the time from the
 start of the process to the end of the first run; the session's start is a part of it and also told apart. Warm are
 the runs after the first. Ratios are those of medians over rounds. After the first round the results of the engines
-are compared row by row: figures are recorded only if all are equal. Figures are those of the largest number of rows
-at which all engines ran; sizes of `--spark-only` are run by Spark alone, for growth and memory.
+are compared row by row: figures are recorded only if all are equal. A rival that dies, of memory say, is told of and
+left out of that size. Figures are those of the largest number of rows at which all engines ran; sizes of `--spark-only`
+are run by Spark alone, for growth and memory.
 """
 
 import argparse
@@ -113,18 +114,27 @@ def run_engine(engine: str, folder: Path, target: Path, *, runs: int) -> Outcome
 
 
 def measure_size(rows: int, engines: Sequence[str], *, rounds: int, runs: int) -> dict[str, Medians]:
-    """Measures all engines at one size, in turns, and compares what they wrote."""
+    """Measures all engines at one size, in turns, and compares what they wrote; without the rivals that died."""
     outcomes: dict[str, list[Outcome]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory(prefix="bench-etl-") as scratch:
         root = Path(scratch)
         write_town(Town(rows), root)
         for turn in range(rounds):
-            for engine in engines:
-                outcome = run_engine(engine, root, root / engine, runs=runs)
-                outcomes[engine].append(outcome)
-                say(f"{rows:>10,} rows, round {turn + 1}, {engine}: {outcome}")
+            for engine in list(outcomes):
+                try:
+                    outcome = run_engine(engine, root, root / engine, runs=runs)
+                except subprocess.CalledProcessError as error:
+                    if engine not in RIVALS:
+                        raise
+                    say(
+                        f"{rows:>10,} rows, round {turn + 1}, {engine}: did not survive, code {error.returncode}"
+                    )
+                    del outcomes[engine]
+                else:
+                    outcomes[engine].append(outcome)
+                    say(f"{rows:>10,} rows, round {turn + 1}, {engine}: {outcome}")
             if turn == 0:
-                compare_all(root, engines)
+                compare_all(root, list(outcomes))
     return {engine: Medians.of(rows, found) for engine, found in outcomes.items()}
 
 

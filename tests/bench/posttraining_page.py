@@ -73,7 +73,7 @@ def _table4(cities: Sequence[Figures], names: Sequence[str]) -> list[str]:
     for name in _measured(cities):
         own = [_part(city, name) for city in cities]
         error = f"{_mean(own, 'calibration_error'):.4f}" if "calibration_error" in own[0] else ""
-        each = [f"{_number(found, 'auc'):.4f} {_interval(found, 'auc_interval')}" for found in own]
+        each = _each(own, "auc")
         others = [f"{_mean(own, key):.4f}" for key in ("gauc", "ndcg_at_5")]
         lines.append(_row(TABLE4_TITLES[name], [f"{_mean(own, 'auc'):.4f}", *each, *others, error]))
     lifts = ", ".join(_interval(city, "lift_interval") for city in cities)
@@ -91,8 +91,7 @@ def _table8(cities: Sequence[Figures], names: Sequence[str]) -> list[str]:
     for stage in ("embedding", "ranking"):
         own = [_part(city, stage) for city in cities]
         for kind, title in TABLE8_TITLES.items():
-            each = [f"{_number(found, kind):.4f} {_interval(found, f'{kind}_interval')}" for found in own]
-            lines.append(_row(stage, [title, f"{_mean(own, kind):.4f}", *each]))
+            lines.append(_row(stage, [title, f"{_mean(own, kind):.4f}", *_each(own, kind)]))
     return lines
 
 
@@ -106,8 +105,8 @@ def _table9(cities: Sequence[Figures], names: Sequence[str]) -> list[str]:
     ]
     for kind, title in TABLE9_TITLES.items():
         own = [_part(city, kind) for city in cities]
-        each = [f"{_number(found, 'hr_at_10'):.4f} {_interval(found, 'hr_at_10_interval')}" for found in own]
-        lines.append(_row(title, [f"{_mean(own, key):.4f}" for key in ("hr_at_1", "hr_at_10")] + each))
+        means = [f"{_mean(own, key):.4f}" for key in ("hr_at_1", "hr_at_10")]
+        lines.append(_row(title, [*means, *_each(own, "hr_at_10")]))
     return lines
 
 
@@ -182,3 +181,7 @@ def _interval(figures: Figures, name: str) -> str:
     found = figures[name]
     assert isinstance(found, list)
     return f"[{found[0]:.4f}, {found[1]:.4f}]"
+
+
+def _each(cities: Sequence[Figures], name: str) -> list[str]:
+    return [f"{_number(city, name):.4f} {_interval(city, f'{name}_interval')}" for city in cities]
