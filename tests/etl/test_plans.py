@@ -1,5 +1,7 @@
 """The plans of the ETL are Catalyst's own: no Python runs per row, nothing is multiplied out."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from conf.settings import CleanSettings, PlacesSettings, SequenceSettings
@@ -20,6 +22,17 @@ FORBIDDEN = (
 )
 TEXT_LIMIT = "spark.sql.debug.maxToStringFields"
 """Columns that the text of a plan shows per operator."""
+
+
+@contextmanager
+def all_columns_told(spark):
+    """Has the text of a plan show every column; the session of the tests leaves most out."""
+    shortened = spark.conf.get(TEXT_LIMIT)
+    spark.conf.set(TEXT_LIMIT, 10_000)
+    try:
+        yield
+    finally:
+        spark.conf.set(TEXT_LIMIT, shortened)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +76,9 @@ def plans(spark):
             settings=SequenceSettings(),
         ),
     }
-    shortened = spark.conf.get(TEXT_LIMIT)
-    spark.conf.set(TEXT_LIMIT, 10_000)
-    try:
+    with all_columns_told(spark):
         # Adaptive execution would cut empty inputs away: the plan as first made is what is read.
         return {name: frame._jdf.queryExecution().sparkPlan().toString() for name, frame in frames.items()}
-    finally:
-        spark.conf.set(TEXT_LIMIT, shortened)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +108,24 @@ def test_the_rows_of_a_user_are_shuffled_and_sorted_once(spark):
 
     assert plan.count("Exchange hashpartitioning(owner") == 1
     assert plan.count("Sort [owner") == 1
+
+
+def test_histories_are_collected_as_they_come_sorted(spark):
+    """A hash table of lists falls back to a sort that keeps the memory which the window before it needs."""
+    cleaned, places, profiles = (
+        spark.createDataFrame([], spark_schema(TABLES[name]))
+        for name in ("cleaned_actions", "user_places", "raw_profiles")
+    )
+    sequences = action_sequences.build_action_sequences(
+        cleaned, places, profiles, index_version=1, settings=SequenceSettings()
+    )
+
+    with all_columns_told(spark):
+        plan = sequences._jdf.queryExecution().executedPlan().toString()
+
+    collecting = [line for line in plan.splitlines() if "Aggregate(" in line and "num_actions" in line]
+    assert collecting
+    assert all(" SortAggregate(" in line for line in collecting)
 
 
 def test_nothing_is_sorted_for_every_action_of_a_history(plans):
