@@ -43,6 +43,8 @@ QUICK_PROPERTIES = {
     # Noting the Python line of every column expression takes several calls into the JVM for each.
     "spark.python.sql.dataFrameDebugging.enabled": "false",
 }
+PARTS_OF_LARGE_SHUFFLES = 8
+"""How many times `spark.shuffle_partitions` a shuffle is cut into before its size is known."""
 JAR_PREFIXES = ("io.delta_", "io.unitycatalog_", "org.locationtech.jts_")
 """What Delta needs beyond the jars that Spark ships itself."""
 
@@ -138,6 +140,11 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.ansi.enabled": "true",
         "spark.sql.shuffle.partitions": str(spark_settings.shuffle_partitions),
+        # Large shuffles stay in this many parts, which fit into memory; small ones are put together again as they are read.
+        # 2 * 10^7 actions in 4 parts spilled 3 GB at each of three sorts, in 16 or 32 nothing, and took 8 % less time.
+        "spark.sql.adaptive.coalescePartitions.initialPartitionNum": str(
+            PARTS_OF_LARGE_SHUFFLES * spark_settings.shuffle_partitions
+        ),
         # A night compiles more than 100 expressions (the default) and meets many of them again.
         "spark.sql.codegen.cache.maxEntries": "1000",
         # HotSpot interprets methods above 8,000 bytes; Spark then makes smaller ones instead of one per stage.
