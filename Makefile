@@ -22,7 +22,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-resume bench-drift bench-conservation bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -174,6 +174,10 @@ bench-conservation: setup ## Cleans a city of 10^6 rows full of planted dirt: is
 
 bench-etl: .venv/.bench.stamp ## Clean, index, sequences: ours beside DuckDB and Polars on the same rows [ROWS=N]
 	@$(PY) -m tests.bench.etl_rivals --rows $(or $(ROWS),1000000 10000000)
+
+bench-comet: .venv/.bench.stamp ## The same work with the accelerator Comet switched on, beside plain Spark [ROWS=N]
+	@$(PY) -m etl.jars --accelerator comet
+	@$(PY) -m tests.bench.etl_accelerator --rows $(or $(ROWS),10000000)
 
 bench-scale: .venv/.bench.stamp ## One user with a tenth of all actions; 60 small nights through Delta
 	@$(PY) -m tests.bench.hot_user

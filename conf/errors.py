@@ -48,16 +48,17 @@ class JavaMissingError(SpacetimeError):
 
 
 class JarsMissingError(SpacetimeError):
-    """Delta's jars are not cached and could not be fetched."""
+    """Jars that Spark needs are not cached and could not be fetched."""
 
     exit_code = 2
 
     def __init__(self, *, coordinate: str, folder: str | Path, log: str | Path) -> None:
         self.coordinate, self.folder, self.log = coordinate, str(folder), str(log)
         super().__init__(
-            f"Delta's jars ({coordinate}) are not in {folder} and could not be fetched. Without them Spark can neither "
-            f"read nor write a table. The resolver's messages are in {log}. They are fetched once from a Maven "
-            "repository: run make setup again where one can be reached, or copy the folder from a machine that has it."
+            f"The jars of {coordinate} are not in {folder} and could not be fetched. Without them no session that "
+            "needs them can start, and without Delta's no table can be read. The resolver's messages are in "
+            f"{log}. They are fetched once from a Maven repository: run make setup again where one can be reached, or "
+            "copy the folder from a machine that has it."
         )
 
 

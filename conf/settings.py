@@ -34,6 +34,10 @@ class StorageSettings(Section):
     artifacts: str = Field("artifacts", description="folder for reports, Data Docs and checkpoints")
 
 
+Accelerator = Literal["none", "comet"]
+"""What runs Spark's plans natively; see etl/accelerator.py."""
+
+
 class SparkSettings(Section):
     master: str = Field("local[2]", description="Spark master; local[N], spark://..., yarn, k8s://...")
     driver_memory: str = Field("2g", description="heap of the driver (in local mode of everything)")
@@ -42,6 +46,9 @@ class SparkSettings(Section):
     quick_start: bool = Field(
         False,
         description="for small data: compile little and plan once; queries start sooner, rows pass slower",
+    )
+    accelerator: Accelerator = Field(
+        "none", description="comet: run what can be run natively (etl/accelerator.py); needs its jar"
     )
     jvm_options: str = Field("", description="further options of the driver's JVM; the last of a kind wins")
     conf: dict[str, str] = Field(default_factory=dict, description="further Spark properties, as they are")

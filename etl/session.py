@@ -17,6 +17,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from conf.settings import Settings, SparkSettings
+from etl.accelerator import COMET_EXTENSION, accelerator_jars, accelerator_properties
 from etl.java import check_java
 
 DELTA_COORDINATE = "io.delta:delta-spark_4.1_2.13:4.4.0"
@@ -135,12 +136,12 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.jars.ivy": str(Path(spark_settings.ivy_dir).absolute()),
         "spark.driver.memory": spark_settings.driver_memory,
         "spark.driver.extraJavaOptions": _java_options(spark_settings),
-        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.extensions": ",".join(_extensions(spark_settings)),
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.ansi.enabled": "true",
         "spark.sql.shuffle.partitions": str(spark_settings.shuffle_partitions),
-        # Large shuffles stay in this many parts, which fit into memory; small ones are put together again as they are read.
+        # Large shuffles stay in this many parts, which fit into memory; small ones are put together as they are read.
         # 2 * 10^7 actions in 4 parts spilled 3 GB at each of three sorts, in 16 or 32 nothing, and took 8 % less time.
         "spark.sql.adaptive.coalescePartitions.initialPartitionNum": str(
             PARTS_OF_LARGE_SHUFFLES * spark_settings.shuffle_partitions
@@ -149,8 +150,8 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.sql.codegen.cache.maxEntries": "1000",
         # HotSpot interprets methods above 8,000 bytes; Spark then makes smaller ones instead of one per stage.
         "spark.sql.codegen.hugeMethodLimit": "8000",
-        # Rows that come sorted by their key are aggregated as they come. Collecting in a hash table, Spark sorts them anew
-        # beyond 128 keys, and that sort gives no memory back to the window before it: 5 * 10^7 actions ran out of it.
+        # Rows that come sorted by their key are aggregated as they come. Collecting in a hash table, Spark sorts them
+        # anew beyond 128 keys, and that sort gives no memory back to the window before it: 5 * 10^7 actions ran out.
         "spark.sql.execution.replaceHashWithSortAgg": "true",
         "spark.databricks.delta.snapshotPartitions": str(_log_partitions(spark_settings)),
         "spark.databricks.delta.schema.autoMerge.enabled": "false",
@@ -163,6 +164,7 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.ui.showConsoleProgress": "false",
         "spark.log.structuredLogging.enabled": "false",
         **(QUICK_PROPERTIES if spark_settings.quick_start else {}),
+        **accelerator_properties(spark_settings),
         **spark_settings.conf,
     }
 
@@ -176,11 +178,18 @@ def _log_partitions(spark_settings: SparkSettings) -> int:
     return 1 if is_local else min(spark_settings.shuffle_partitions, 50)
 
 
+def _extensions(spark_settings: SparkSettings) -> list[str]:
+    delta = "io.delta.sql.DeltaSparkSessionExtension"
+    return [delta] if spark_settings.accelerator == "none" else [delta, COMET_EXTENSION]
+
+
 def _jar_properties(spark_settings: SparkSettings) -> dict[str, str]:
     """Says where Delta's jars are: on the class path in local mode, as only what is there can be archived."""
     jars = delta_jars(Path(spark_settings.ivy_dir).absolute())
     if not jars:
         return {"spark.jars.packages": DELTA_COORDINATE}
+    # Behind Delta's: an archive holds for a class path that begins with its own.
+    jars += accelerator_jars(spark_settings)
     if spark_settings.master.startswith("local"):
         return {"spark.driver.extraClassPath": os.pathsep.join(map(str, jars))}
     return {"spark.jars": ",".join(map(str, jars))}

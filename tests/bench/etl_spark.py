@@ -12,7 +12,7 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from conf.settings import Settings, SparkSettings
+from conf.settings import Accelerator, Settings, SparkSettings
 from conf.tables import ACTION_SEQUENCES, TABLES
 from conf.taxonomy import load_taxonomy
 from etl import action_sequences, categories, clean_actions, index_job, poi_index
@@ -23,9 +23,10 @@ from tests.bench.etl_town import DAY
 VERSION = 1
 
 
-def start() -> SparkSession:
+def start(accelerator: Accelerator = "none") -> SparkSession:
     """Opens a session as a night on two cores has it."""
-    return open_session(Settings(spark=SparkSettings(driver_memory="4g")), "bench-etl")
+    settings = SparkSettings(driver_memory="4g", accelerator=accelerator)
+    return open_session(Settings(spark=settings), "bench-etl")
 
 
 def run(spark: SparkSession, folder: Path, target: Path) -> None:
