@@ -100,6 +100,12 @@ class DecoderConfig(Section):
         "exact",
         description="vector of a POI's own beside the shared inner vector: one row each, or hashed rows",
     )
+    place_std: float = Field(
+        0.0,
+        ge=0,
+        description="spread at the start of block vectors and POI vectors: wide enough, one place of the past can be"
+        " told from another, and copied, before its vector is learned; 0 = blocks as all else, POI vectors zero",
+    )
     poi_rows: int = Field(0, ge=0, description="rows of POI vectors; 0 = filled in from the index")
     tie_embeddings: bool = Field(True, description="output vectors are the input vectors")
     multimodal_dim: int = Field(0, ge=0, description="length of given POI vectors (text, image); 0 = off")
@@ -191,7 +197,7 @@ class TrainConfig(Section):
     )
     checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints")
     curriculum: bool = Field(
-        True, description="local and travel samples first, then mixed ones too (pre-training)"
+        True, description="local and travel samples before mixed ones in the first epoch (pre-training)"
     )
     in_memory_rows: int = Field(
         200_000, ge=0, description="tables up to this size are kept in memory; larger ones stream"

@@ -26,6 +26,8 @@ from models.parallel import process_rank
 
 LOGGER = logging.getLogger(__name__)
 SINGLE_PATTERNS = ("local", "travel")
+Group = tuple[int, int, int]
+"""Phase of the curriculum, shard, rows."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class BatchPlan:
         seed: of the order.
         buffer_rows: rows of a shard, about.
         in_memory_rows: tables up to this size are kept in memory.
-        curriculum: rows with pattern local or travel before those with mixed.
+        curriculum: in the first epoch, rows with pattern local or travel before those with mixed. Later epochs have no
+            such order: it would end each of them on mixed rows alone.
         shuffle: another order every epoch; False = one order, for validation.
     """
 
@@ -145,17 +148,16 @@ class SampleBatches:
     @property
     def num_batches(self) -> int:
         """Batches of an epoch."""
-        return sum(math.ceil(size / self.plan.batch_size) for _, _, size in self._groups)
+        return sum(self._num_batches(size) for _, _, size in self._groups)
 
     def read(self, epoch: int = 0, start: int = 0) -> Iterator[pa.Table]:
         """Yields the batches of an epoch from the `start`-th on; shards before it are not read."""
         epoch = epoch if self.plan.shuffle else 0
         passed = 0
-        for phase, shard, size in self._order_groups(epoch):
-            num_batches = math.ceil(size / self.plan.batch_size)
+        for groups in self._order_groups(epoch):
+            num_batches = sum(self._num_batches(size) for _, _, size in groups)
             if passed + num_batches > start:
-                rows = self._load(phase, shard)
-                for index in self._plan_batches(rows, epoch)[max(start - passed, 0) :]:
+                for rows, index in self._plan_batches(groups, epoch)[max(start - passed, 0) :]:
                     yield rows.take(index)
             passed += num_batches
 
@@ -163,24 +165,33 @@ class SampleBatches:
         """Removes spilled shards."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _order_groups(self, epoch: int) -> list[tuple[int, int, int]]:
-        """Curriculum first, then shards by a hash."""
+    def _num_batches(self, size: int) -> int:
+        return math.ceil(size / self.plan.batch_size)
 
-        def place(group: tuple[int, int, int]) -> tuple[int, int, int]:
-            phase, shard, _ = group
+    def _order_groups(self, epoch: int) -> list[list[Group]]:
+        """Returns groups in order, those together whose batches are mixed: shards by a hash, curriculum first."""
+        by_shard: dict[tuple[int, int], list[Group]] = {}
+        for phase, shard, size in self._groups:
+            by_shard.setdefault((phase if epoch == 0 else 0, shard), []).append((phase, shard, size))
+
+        def place(key: tuple[int, int]) -> tuple[int, int, int]:
+            phase, shard = key
             return phase, int(_mix(np.array([shard]), self.plan.seed, epoch)[0]), shard
 
-        return sorted(self._groups, key=place)
+        return [by_shard[key] for key in sorted(by_shard, key=place)]
 
-    def _plan_batches(self, rows: pa.Table, epoch: int) -> list[np.ndarray]:
-        """Returns the row numbers of each batch: similar lengths together, batches in random order."""
-        keys = _hash_keys(rows, self.query.key)
-        random = _mix(keys, self.plan.seed, epoch)
-        lengths = rows.column(self.query.length).to_numpy()
-        # Ties of the random order cannot be left to the order of rows in files.
-        order = np.lexsort((keys, random, lengths))
-        size = self.plan.batch_size
-        batches = [order[first : first + size] for first in range(0, len(order), size)]
+    def _plan_batches(self, groups: list[Group], epoch: int) -> list[tuple[pa.Table, np.ndarray]]:
+        """Returns the rows and their numbers of each batch: similar lengths together, batches in random order."""
+        batches = []
+        for phase, shard, _ in groups:
+            rows = self._load(phase, shard)
+            keys = _hash_keys(rows, self.query.key)
+            random = _mix(keys, self.plan.seed, epoch)
+            lengths = rows.column(self.query.length).to_numpy()
+            # Ties of the random order cannot be left to the order of rows in files.
+            order = np.lexsort((keys, random, lengths))
+            size = self.plan.batch_size
+            batches += [(rows, order[first : first + size]) for first in range(0, len(order), size)]
         if self.plan.shuffle:
             places = _mix(np.arange(len(batches)), self.plan.seed + 1, epoch)
             batches = [batches[place] for place in np.argsort(places, kind="stable")]

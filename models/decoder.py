@@ -34,6 +34,7 @@ class SpacetimeDecoder(GenerativeDecoder):
         self.click = ClickHead(config)
         self.taste = TasteMatch(config) if config.taste.enabled else None
         self.apply(start_weights)
+        self.trunk.embedding.start_places()
         self.click.reset_start()
         if self.taste is not None:
             self.taste.reset_start()

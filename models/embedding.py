@@ -94,8 +94,8 @@ class PoiVectors(nn.Module):
     """A vector of its own for each (block, inner): exact rows per block, or hashed rows.
 
     Exact: block b owns the rows `starts[b]` to `starts[b + 1]` - 1, one per inner id, with room to grow;
-    POIs beyond have no vector (zero). The vectors start at zero: a POI that training never met is its inner
-    id, category and place.
+    POIs beyond have no vector (zero). The vectors start at zero, so that a POI that training never met is its
+    inner id, category and place; with `place_std` they start apart (`TokenEmbedding.start_places`).
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -194,6 +194,15 @@ class TokenEmbedding(nn.Module):
         self.weights = nn.ParameterDict({name: nn.Parameter(torch.ones(())) for name in WEIGHT_NAMES})
         self.register_buffer("block_centers_V2", torch.full((config.num_blocks, 2), math.nan))
         self.block_centers_V2: Tensor
+
+    @torch.no_grad()
+    def start_places(self) -> None:
+        """Starts block and POI vectors `place_std` apart, where that is asked for; before training only."""
+        std = self.config.place_std
+        if std:
+            nn.init.normal_(self.blocks.weight[NUM_SPECIAL:], std=std)
+            if self.poi_vectors is not None:
+                nn.init.normal_(self.poi_vectors.weight, std=std)
 
     def set_block_centers(self, block_ids: Tensor, lonlat: Tensor) -> None:
         """Tells where blocks lie, (N,) and (N, 2) degrees; blocks not told of have an unknown place.

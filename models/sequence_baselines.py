@@ -51,6 +51,8 @@ class SequenceBaseline(nn.Module):
         }
         self.encoder = encoders[kind](config)
         self.apply(start_weights)
+        if config.place_std:  # as the decoder's own vectors of places
+            nn.init.normal_(self.poi.weight, std=config.place_std)
 
     def next_poi_log_probs(self, history: HistoryBatch, live: LiveSlots | None = None) -> StepLogProbs:
         """Returns log P(POI) at every loss target; the whole of it under `block_BQ`, since there is one token."""

@@ -104,6 +104,21 @@ def test_single_pattern_samples_come_before_mixed_ones(table, tmp_path):
     assert sum(is_mixed) == 19
 
 
+@pytest.mark.parametrize("in_memory_rows", [0, 1000])
+def test_later_epochs_do_not_end_on_mixed_samples(table, tmp_path, in_memory_rows):
+    batches = open_batches(
+        table, tmp_path, curriculum=True, buffer_rows=NUM_ROWS, in_memory_rows=in_memory_rows
+    )
+
+    is_mixed = [rows.column("pattern")[0].as_py() == "mixed" for rows in batches.read(1)]
+
+    keys = {key for batch in ids(batches.read(1)) for key in batch}
+    assert is_mixed != sorted(is_mixed)
+    assert len(is_mixed) == batches.num_batches
+    assert keys == {f"s{n}" for n in range(NUM_ROWS)}
+    batches.close()
+
+
 def test_batches_hold_rows_of_similar_length(table, tmp_path):
     spans = [
         max(lengths) - min(lengths)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from conf.tokens import NUM_SPECIAL
+from models.decoder import SpacetimeDecoder
 from models.embedding import WEIGHT_NAMES, PoiVectors, TokenEmbedding
 from tests.models.toy import MAX_INNER, NUM_BLOCKS, toy_config, toy_slots
 
@@ -101,6 +103,21 @@ def test_a_poi_without_a_row_has_no_vector_and_all_start_at_zero(kind):
 
     assert vectors(torch.tensor([NUM_BLOCKS]), ONE).abs().max() == 0
     assert vectors(ONE, ONE).abs().max() > 0
+
+
+def test_places_can_start_apart_and_nothing_else_moves():
+    def start(std: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return dict(SpacetimeDecoder(toy_config(place_std=std)).named_parameters())
+
+    usual, apart = start(0.0), start(0.5)
+
+    moved = {name for name, value in usual.items() if not torch.equal(value, apart[name])}
+    assert moved == {"trunk.embedding.blocks.weight", "trunk.embedding.poi_vectors.weight"}
+    blocks = apart["trunk.embedding.blocks.weight"]
+    assert_close(blocks[:NUM_SPECIAL], usual["trunk.embedding.blocks.weight"][:NUM_SPECIAL])
+    assert 0.3 < blocks[NUM_SPECIAL:].std() < 0.7
+    assert 0.4 < apart["trunk.embedding.poi_vectors.weight"].std() < 0.6
 
 
 def test_multimodal_vectors_are_added_to_the_inner_token_only_if_given():
