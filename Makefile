@@ -172,12 +172,12 @@ bench-drift: setup ## How far figures move with hash seed, batch size, row order
 bench-conservation: setup ## Cleans a city of 10^6 rows full of planted dirt: is every verdict right? [ROWS=N]
 	@$(PY) -m tests.bench.conservation --rows $(or $(ROWS),1000000)
 
-bench-etl: .venv/.bench.stamp ## Clean, index, sequences: ours beside DuckDB and Polars on the same rows [ROWS=N]
-	@$(PY) -m tests.bench.etl_rivals --rows $(or $(ROWS),1000000 10000000)
+bench-etl: .venv/.bench.stamp ## Clean, index, sequences: ours beside DuckDB and Polars on the same rows [ROWS="N N" ROUNDS=N]
+	@$(PY) -m tests.bench.etl_rivals --rows $(or $(ROWS),1000000 10000000 50000000) --rounds $(or $(ROUNDS),1) --runs 2
 
 bench-comet: .venv/.bench.stamp ## The same work with the accelerator Comet switched on, beside plain Spark [ROWS=N]
 	@$(PY) -m etl.jars --accelerator comet
-	@$(PY) -m tests.bench.etl_accelerator --rows $(or $(ROWS),10000000)
+	@$(PY) -m tests.bench.etl_accelerator --rows $(or $(ROWS),3000000)
 
 bench-scale: .venv/.bench.stamp ## One user with a tenth of all actions; 60 small nights through Delta
 	@$(PY) -m tests.bench.hot_user

@@ -1,6 +1,6 @@
 """The ETL with and without Apache DataFusion Comet: what is the switch `spark.accelerator: comet` worth on our plans?
 
-    python -m tests.bench.etl_accelerator --rows 10000000
+    python -m tests.bench.etl_accelerator --rows 3000000
 
 The same work and the same comparison, row by row, as in `etl_rivals`; the only difference is the setting. Recorded is
 the ratio of the warm medians, Comet over plain Spark: below 1 it is worth switching on.
@@ -19,9 +19,9 @@ COMMAND = "make bench-comet"
 def main() -> int:
     """Measures, compares, records; returns the exit code."""
     parser = argparse.ArgumentParser(description="Measures the ETL with and without Comet, into results/.")
-    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--rows", type=int, default=3_000_000)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=3, help="runs per process; the first is the cold one")
+    parser.add_argument("--runs", type=int, default=2, help="runs per process; the first is the cold one")
     parser.add_argument("--no-record", action="store_true", help="print only")
     options = parser.parse_args()
     medians = measure_size(options.rows, ("spark", ACCELERATED), rounds=options.rounds, runs=options.runs)

@@ -1,6 +1,6 @@
 """Clean -> index -> sequences in Spark, DuckDB and Polars: the same work on the same Parquet, taken in turns.
 
-    python -m tests.bench.etl_rivals --rows 1000000 10000000 --rounds 3
+    python -m tests.bench.etl_rivals --rows 1000000 10000000 50000000 --rounds 1 --runs 2
 
 The work: from raw actions and raw POIs of a simulated town (`etl_town`), all delivered on one day, to the history of
 every user as parallel arrays. Spark runs the project's own transforms (`etl_spark`); DuckDB (`etl_duckdb.sql`) and
