@@ -57,7 +57,7 @@ class JarsMissingError(SpacetimeError):
         super().__init__(
             f"The jars of {coordinate} are not in {folder} and could not be fetched. Without them no session that "
             "needs them can start, and without Delta's no table can be read. The resolver's messages are in "
-            f"{log}. They are fetched once from a Maven repository: run make setup again where one can be reached, or "
+            f"{log}. They are fetched once from a Maven repository: run the command again where one can be reached, or "
             "copy the folder from a machine that has it."
         )
 

@@ -185,11 +185,13 @@ def _extensions(spark_settings: SparkSettings) -> list[str]:
 
 def _jar_properties(spark_settings: SparkSettings) -> dict[str, str]:
     """Says where Delta's jars are: on the class path in local mode, as only what is there can be archived."""
-    jars = delta_jars(Path(spark_settings.ivy_dir).absolute())
+    jars, more = delta_jars(Path(spark_settings.ivy_dir).absolute()), accelerator_jars(spark_settings)
     if not jars:
-        return {"spark.jars.packages": DELTA_COORDINATE}
-    # Behind Delta's: an archive holds for a class path that begins with its own.
-    jars += accelerator_jars(spark_settings)
+        return {
+            "spark.jars.packages": DELTA_COORDINATE,
+            **({"spark.jars": ",".join(map(str, more))} if more else {}),
+        }
+    jars += more  # behind Delta's: an archive holds for a class path that begins with its own
     if spark_settings.master.startswith("local"):
         return {"spark.driver.extraClassPath": os.pathsep.join(map(str, jars))}
     return {"spark.jars": ",".join(map(str, jars))}

@@ -103,8 +103,8 @@ class DecoderConfig(Section):
     place_std: float = Field(
         0.0,
         ge=0,
-        description="spread at the start of block vectors and POI vectors: wide enough, one place of the past can be"
-        " told from another, and copied, before its vector is learned; 0 = blocks as all else, POI vectors zero",
+        description="spread of block vectors and POI vectors at the start: if it is wide enough, one place of the past"
+        " can be told from another, and copied, before its vector is learned; 0 = blocks as all else, POI vectors zero",
     )
     poi_rows: int = Field(0, ge=0, description="rows of POI vectors; 0 = filled in from the index")
     tie_embeddings: bool = Field(True, description="output vectors are the input vectors")
