@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from models.slots import LiveSlots
+from models.slots import AboutSlots, LiveSlots
 
 IntArray = NDArray[np.int64]
 
@@ -101,8 +101,14 @@ class Catalogue:
         key = (int(self.live_epochs(np.array([timestamp_ms]))[0]), num_blocks, max_inner)
         if key not in self._slots:
             live = self.live_mask(np.array([timestamp_ms]))[0]
-            blocks, inners = (torch.from_numpy(ids[live]) for ids in (self.block_ids, self.inner_ids))
-            self._slots[key] = LiveSlots(blocks, inners, num_blocks=num_blocks, max_inner=max_inner)
+            blocks, inners, categories, lons, lats = (
+                torch.from_numpy(values[live])
+                for values in (self.block_ids, self.inner_ids, self.category_ids, self.lons, self.lats)
+            )
+            about = AboutSlots(categories, torch.stack([lons, lats], dim=-1).float())
+            self._slots[key] = LiveSlots(
+                blocks, inners, num_blocks=num_blocks, max_inner=max_inner, about=about
+            )
         return self._slots[key]
 
 

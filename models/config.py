@@ -103,11 +103,17 @@ class DecoderConfig(Section):
     place_std: float = Field(
         0.0,
         ge=0,
-        description="spread of block vectors and POI vectors at the start: if it is wide enough, one place of the past"
-        " can be told from another, and copied, before its vector is learned; 0 = blocks as all else, POI vectors zero",
+        description="spread of block and POI vectors at the start, a tenth of it for geo: so one place of the past"
+        " can be told from another, and copied, before its vector is learned; 0 = blocks and geo as all else, POI"
+        " vectors zero",
     )
     poi_rows: int = Field(0, ge=0, description="rows of POI vectors; 0 = filled in from the index")
     tie_embeddings: bool = Field(True, description="output vectors are the input vectors")
+    tie_side_information: bool = Field(
+        False,
+        description="output vectors are the whole input vectors, place (blocks) and category and place (POIs) included;"
+        " off = the vectors of block and inner id, and the POI's own, alone",
+    )
     multimodal_dim: int = Field(0, ge=0, description="length of given POI vectors (text, image); 0 = off")
     multimodal_rows: int = Field(
         0, ge=0, description="given POI vectors that the model carries; filled in where they are fused"
@@ -132,11 +138,14 @@ class DecoderConfig(Section):
     num_categories: int = Field(0, ge=0, description="capacity; filled in from the token layout")
 
     @model_validator(mode="after")
-    def _check_heads(self) -> "DecoderConfig":
+    def _check_parts(self) -> "DecoderConfig":
         if self.hidden_dim % self.num_heads or (self.hidden_dim // self.num_heads) % 2:
             raise ValueError("hidden_dim / num_heads must be a whole even number")
         if self.num_heads % self.num_kv_heads:
             raise ValueError("num_kv_heads must divide num_heads")
+        if self.tie_side_information and (not self.tie_embeddings or self.taste.enabled):
+            # Candidates of ranking SFT come without the live slots that such outputs are made of.
+            raise ValueError("tie_side_information needs tie_embeddings, and goes without taste")
         return self
 
     @property

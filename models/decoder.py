@@ -47,7 +47,9 @@ class SpacetimeDecoder(GenerativeDecoder):
     def rate_scales(self) -> dict[str, float]:
         """Parts of parameter names whose learning rate is scaled, for the trainer."""
         small, large = self.config.memory.table_rate, self.config.memory.large_table_rate
-        return {
+        geo = self.trunk.embedding.geo
+        waves = {"embedding.geo.fourier": geo.wave_rate} if self.config.place_std else {}
+        return waves | {
             "memory.small.": small,
             "memory.large.": large,
             "others.small": small,

@@ -35,6 +35,8 @@ from models.features import (
 
 WEIGHT_NAMES = ("time", "user_geo", "block", "block_geo", "inner", "category", "poi_geo")
 """w1 to w7."""
+GEO_SHARE = 0.1
+"""Spread of geo vectors at the start over that of vectors of places (`place_std`)."""
 _INNER_BITS = 32
 
 
@@ -82,6 +84,11 @@ class GeoEmbedding(nn.Module):
         )
         self.cell = nn.Embedding(len(self.scales_km) * self.num_buckets, config.hidden_dim)
         self.fourier = nn.Linear(num_fourier_features(self.waves_km), config.hidden_dim, bias=False)
+
+    @property
+    def wave_rate(self) -> float:
+        """Factor that makes the map of all waves start, and move per step, as one row of a table does."""
+        return (num_fourier_features(self.waves_km) / 2) ** -0.5
 
     def forward(self, lonlat: Tensor) -> Tensor:
         cells = hash_geo_cells(lonlat, self.scales_km, self.num_buckets)
@@ -197,12 +204,17 @@ class TokenEmbedding(nn.Module):
 
     @torch.no_grad()
     def start_places(self) -> None:
-        """Starts block and POI vectors `place_std` apart, where that is asked for; before training only."""
+        """Starts block and POI vectors `place_std` apart, where that is asked for; before training only.
+
+        Geo starts quieter: as loud as usual it would drown them, since neighbours share cells and waves.
+        """
         std = self.config.place_std
         if std:
             nn.init.normal_(self.blocks.weight[NUM_SPECIAL:], std=std)
             if self.poi_vectors is not None:
                 nn.init.normal_(self.poi_vectors.weight, std=std)
+            nn.init.normal_(self.geo.cell.weight, std=GEO_SHARE * std)
+            nn.init.normal_(self.geo.fourier.weight, std=GEO_SHARE * std * self.geo.wave_rate)
 
     def set_block_centers(self, block_ids: Tensor, lonlat: Tensor) -> None:
         """Tells where blocks lie, (N,) and (N, 2) degrees; blocks not told of have an unknown place.

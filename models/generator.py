@@ -1,10 +1,14 @@
 """Output heads of the generator: hidden states -> log P(block) and log P(inner | block), before any memory.
 
 Output vectors are the input vectors (`tie_embeddings`), or tables of their own. An inner id's vector is the
-shared one plus the POI's own, where the model has POI vectors.
+shared one plus the POI's own, where the model has POI vectors; with `tie_side_information` it is the whole input vector
+of the token, so that what is learned of a category or a place speaks for POIs that were hardly ever visited.
 """
 
-# Shape letters: N = steps (any leading shape), D = model width, V = blocks, I = inner ids of a block.
+# Shape letters: N = steps (any leading shape), D = model width, V = blocks, I = inner ids of a block,
+# S = inner ids of several blocks.
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +33,7 @@ class Generator(nn.Module):
 
     def block_log_probs(self, states: Tensor, embedding: TokenEmbedding, live: LiveSlots | None) -> Tensor:
         """Returns log P(block), (..., D) -> (..., V), float32."""
-        weight = embedding.blocks.weight[NUM_SPECIAL:] if self.is_tied else self.blocks.weight
-        logits = (states @ weight.to(states.dtype).T).float()
+        logits = (states @ self._block_vectors(embedding).to(states.dtype).T).float()
         if live is not None:
             logits = logits.masked_fill(~live.mask_blocks(), -torch.inf)
         return logits.log_softmax(dim=-1)
@@ -66,19 +69,55 @@ class Generator(nn.Module):
         self, states_ND: Tensor, blocks_N: Tensor, embedding: TokenEmbedding, live: LiveSlots | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Sorts states by block and returns the order and each block's log probabilities, (n, inner ids)."""
-        weight = embedding.inners.weight[NUM_SPECIAL:] if self.is_tied else self.inners.weight
-        poi_vectors = embedding.poi_vectors if self.is_tied else self.poi_vectors
         order = torch.argsort(blocks_N, stable=True)
         blocks, counts = torch.unique_consecutive(blocks_N[order], return_counts=True)
+        whole_I = torch.ones(self.config.max_inner, dtype=torch.bool, device=blocks_N.device)
+        masks = [whole_I if live is None else live.mask_block(block) for block in blocks]
+        vectors = self._inner_vectors(blocks, [len(mask) for mask in masks], embedding, live)
         parts = []
-        for block, states in zip(blocks, states_ND[order].split(counts.tolist()), strict=True):
-            is_live_I = (
-                torch.ones_like(weight[:, 0], dtype=torch.bool) if live is None else live.mask_block(block)
-            )
-            vectors = weight[: len(is_live_I)]
-            if poi_vectors is not None and len(is_live_I):
-                inners = torch.arange(len(is_live_I), device=blocks.device)
-                vectors = vectors + poi_vectors(block.expand_as(inners), inners)
-            logits = (states @ vectors.to(states.dtype).T).float()
+        for states, is_live_I, vectors_ID in zip(
+            states_ND[order].split(counts.tolist()), masks, vectors, strict=True
+        ):
+            logits = (states @ vectors_ID.to(states.dtype).T).float()
             parts.append(logits.masked_fill(~is_live_I, -torch.inf).log_softmax(dim=-1))
         return order, parts
+
+    def _block_vectors(self, embedding: TokenEmbedding) -> Tensor:
+        """Returns the output vectors of all blocks, (V, D)."""
+        if not self.is_tied:
+            return self.blocks.weight
+        own: Tensor = embedding.blocks.weight[NUM_SPECIAL:]
+        if not self.config.tie_side_information:
+            return own
+        return embedding.embed_blocks(torch.arange(len(own), device=own.device))
+
+    def _inner_vectors(
+        self, blocks: Tensor, sizes: list[int], embedding: TokenEmbedding, live: LiveSlots | None
+    ) -> Iterable[Tensor]:
+        """Returns the output vectors of the first inner ids of each block, (size, D) each."""
+        if self.config.tie_side_information:
+            return self._whole_vectors(blocks, sizes, embedding, live)
+        weight = embedding.inners.weight[NUM_SPECIAL:] if self.is_tied else self.inners.weight
+        poi_vectors = embedding.poi_vectors if self.is_tied else self.poi_vectors
+        if poi_vectors is None:
+            return [weight[:size] for size in sizes]
+        inners = torch.arange(max(sizes, default=0), device=blocks.device)
+        # One block at a time: together they may be as many as there are POIs.
+        return (
+            weight[:size] + poi_vectors(block.expand(size), inners[:size])
+            for block, size in zip(blocks, sizes, strict=True)
+        )
+
+    def _whole_vectors(
+        self, blocks: Tensor, sizes: list[int], embedding: TokenEmbedding, live: LiveSlots | None
+    ) -> tuple[Tensor, ...]:
+        """Returns input vectors of inner tokens, category and place included; in one pass, which is faster."""
+        if live is None:
+            raise ValueError("output vectors take in category and place, so live slots must be given")
+        if not sizes:
+            return ()
+        about = [live.about_block(block) for block in blocks]
+        categories_S, lonlat_S2 = (torch.cat(values) for values in zip(*about, strict=True))
+        inners_S = torch.cat([torch.arange(size, device=blocks.device) for size in sizes])
+        blocks_S = blocks.repeat_interleave(torch.tensor(sizes, device=blocks.device))
+        return embedding.embed_inners(blocks_S, inners_S, categories_S, lonlat_S2).split(sizes)

@@ -28,7 +28,7 @@ from models.losses import next_poi_loss
 from models.other_batches import add_to_history
 from models.other_slots import SlotFinder
 from models.parallel import process_rank
-from models.slots import LiveSlots
+from models.slots import AboutSlots, LiveSlots
 from models.stage import Log, TrainResult
 from models.states import StepLogProbs
 from models.trainer import train
@@ -175,7 +175,7 @@ def build_decoder(
     """
     version = layout.index_version if layout else _last_index_version(poi_index)
     is_version = pds.field("index_version") == version
-    index = read_table(poi_index, ("block_id", "inner_id", "category_id"), is_version)
+    index = read_table(poi_index, ("block_id", "inner_id", "category_id", "poi_lon", "poi_lat"), is_version)
     block_ids, inner_ids, categories = (
         torch.from_numpy(index.column(name).to_numpy().astype("int64"))
         for name in ("block_id", "inner_id", "category_id")
@@ -187,7 +187,16 @@ def build_decoder(
         num_categories=int(categories.max()) + 1,
         headroom=recipe.decoder.headroom,
     )
-    slots = LiveSlots(block_ids, inner_ids, num_blocks=layout.num_blocks, max_inner=layout.max_inner)
+    places = [
+        torch.from_numpy(index.column(f"poi_{axis}").to_numpy().astype("float32")) for axis in ("lon", "lat")
+    ]
+    slots = LiveSlots(
+        block_ids,
+        inner_ids,
+        num_blocks=layout.num_blocks,
+        max_inner=layout.max_inner,
+        about=AboutSlots(categories, torch.stack(places, dim=-1)),
+    )
     model = SpacetimeDecoder(recipe.decoder.with_layout(layout, num_pois=index.num_rows))
     model.assign_poi_rows(slots)
     centers = read_table(blocks, ("block_id", "center_lon", "center_lat"), is_version)

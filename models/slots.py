@@ -2,6 +2,8 @@
 
 # Shape letters: N = slots, V = blocks, I = inner ids of a block.
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,30 @@ _INNER_BITS = 24
 _INNER_MASK = (1 << _INNER_BITS) - 1
 
 
+class AboutSlots(NamedTuple):
+    """What is known of slots besides their ids.
+
+    Attributes:
+        categories_N: int64, leaf categories; 0 = unknown.
+        lonlat_N2: float, degrees; NaN = unknown.
+    """
+
+    categories_N: Tensor
+    lonlat_N2: Tensor
+
+
 class LiveSlots:
     """A set of (block, inner) slots; costs memory in proportion to the slots, not to blocks x inner ids."""
 
-    def __init__(self, block_ids: Tensor, inner_ids: Tensor, *, num_blocks: int, max_inner: int) -> None:
+    def __init__(
+        self,
+        block_ids: Tensor,
+        inner_ids: Tensor,
+        *,
+        num_blocks: int,
+        max_inner: int,
+        about: AboutSlots | None = None,
+    ) -> None:
         """Sorts the slots.
 
         Args:
@@ -20,10 +42,17 @@ class LiveSlots:
             inner_ids: (N,) int64.
             num_blocks: capacity V.
             max_inner: capacity I.
+            about: what is known of each slot, in the order given; only models whose output vectors take it in read it.
         """
         fits = (block_ids < num_blocks) & (inner_ids < max_inner)
         self.num_blocks, self.max_inner = num_blocks, max_inner
-        self.keys_N = torch.unique((block_ids[fits].long() << _INNER_BITS) | inner_ids[fits].long())
+        keys = (block_ids[fits].long() << _INNER_BITS) | inner_ids[fits].long()
+        self.keys_N, place = torch.unique(keys, return_inverse=True)
+        self.about: AboutSlots | None = None
+        if about is not None:
+            first = torch.full_like(self.keys_N, len(keys))
+            first.scatter_reduce_(0, place, torch.arange(len(keys), device=keys.device), reduce="amin")
+            self.about = AboutSlots(*(values[fits][first] for values in about))
         edges = torch.arange(num_blocks + 1, device=self.keys_N.device) << _INNER_BITS
         self.starts_V1 = torch.searchsorted(self.keys_N, edges)
 
@@ -32,9 +61,12 @@ class LiveSlots:
         if self.keys_N.device == torch.device(device):
             return self
         keys = self.keys_N.to(device)
-        mask = (1 << _INNER_BITS) - 1
         return LiveSlots(
-            keys >> _INNER_BITS, keys & mask, num_blocks=self.num_blocks, max_inner=self.max_inner
+            keys >> _INNER_BITS,
+            keys & _INNER_MASK,
+            num_blocks=self.num_blocks,
+            max_inner=self.max_inner,
+            about=None if self.about is None else AboutSlots(*(values.to(device) for values in self.about)),
         )
 
     def count_inners(self) -> Tensor:
@@ -54,6 +86,25 @@ class LiveSlots:
         mask = torch.zeros(size, dtype=torch.bool, device=inners.device)
         mask[inners] = True
         return mask
+
+    def about_block(self, block_id: Tensor) -> AboutSlots:
+        """Returns what is known of a block's inner ids, as many as in `mask_block`; of those without a slot nothing.
+
+        Raises:
+            ValueError: nothing was told about these slots.
+        """
+        if self.about is None:
+            raise ValueError(
+                "output vectors take in category and place, and these slots were given without them"
+            )
+        size = len(self.mask_block(block_id))
+        categories, lonlat = (values.new_zeros(size, *values.shape[1:]) for values in self.about)
+        lonlat = lonlat + torch.nan
+        if size:
+            own = slice(int(self.starts_V1[block_id]), int(self.starts_V1[block_id + 1]))
+            inners = self.keys_N[own] & _INNER_MASK
+            categories[inners], lonlat[inners] = self.about.categories_N[own], self.about.lonlat_N2[own]
+        return AboutSlots(categories, lonlat)
 
     def contains(self, block_ids: Tensor, inner_ids: Tensor) -> Tensor:
         """Tells elementwise whether (block, inner) is in the set."""

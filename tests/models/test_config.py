@@ -49,3 +49,9 @@ def test_switched_off_poi_vectors_have_no_rows():
 def test_heads_that_do_not_divide_are_refused(changes):
     with pytest.raises(ValidationError):
         DecoderConfig(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"tie_embeddings": False}, {"taste": {"enabled": True}}])
+def test_side_information_in_outputs_goes_only_with_what_it_is_tied_to(changes):
+    with pytest.raises(ValidationError, match="tie_side_information"):
+        DecoderConfig(tie_side_information=True, **changes)

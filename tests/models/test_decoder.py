@@ -19,6 +19,7 @@ from tests.models.toy import (
     toy_slots,
 )
 
+SOME_DEAD = toy_slots(without=[(0, 1), (2, 3)])
 ALL_BLOCKS = torch.arange(NUM_BLOCKS)[None].expand(3, NUM_BLOCKS)
 VARIANTS = [
     {},
@@ -50,11 +51,12 @@ def read_states(model: SpacetimeDecoder, history: HistoryBatch) -> torch.Tensor:
 # --- trap 1: what the block token may know ---------------------------------------------------------------
 
 
-def test_category_and_place_of_a_target_do_not_move_its_own_prediction():
-    model, history = toy_decoder(), toy_history()
+@pytest.mark.parametrize("variant", [{}, {"tie_side_information": True}], ids=str)
+def test_category_and_place_of_a_target_do_not_move_its_own_prediction(variant):
+    model, history, live = toy_decoder(**variant), toy_history(), toy_slots()
     other = change(history, 0, 8, categories_BL=3, poi_lonlat_BL2=[9.0, 9.0])
 
-    before, after = model.next_poi_log_probs(history), model.next_poi_log_probs(other)
+    before, after = model.next_poi_log_probs(history, live), model.next_poi_log_probs(other, live)
 
     assert_close(after.block_BQ, before.block_BQ)
     assert_close(after.inner_BQ, before.inner_BQ)
@@ -154,9 +156,13 @@ def test_training_and_serving_give_the_same_log_probabilities(variant):
     assert_close(poi[:, 0], block + inner)
 
 
-@pytest.mark.parametrize("live", [None, toy_slots(without=[(0, 1), (2, 3)])], ids=["all", "some dead"])
-def test_training_and_serving_agree_about_dead_slots(live):
-    model, history = toy_decoder(), toy_history()
+@pytest.mark.parametrize(
+    ("live", "variant"),
+    [(None, {}), (SOME_DEAD, {}), (SOME_DEAD, {"tie_side_information": True})],
+    ids=["all", "some dead", "some dead, side information in outputs"],
+)
+def test_training_and_serving_agree_about_dead_slots(live, variant):
+    model, history = toy_decoder(**variant), toy_history()
     last = history.lengths_B - 1
     history.blocks_BL[torch.arange(3), last], history.inners_BL[torch.arange(3), last] = 1, 2
     past, request = cut_step(history, last)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from conf.tokens import NUM_SPECIAL
 from models.decoder import SpacetimeDecoder
 from models.embedding import WEIGHT_NAMES, PoiVectors, TokenEmbedding
+from models.features import encode_fourier
 from tests.models.toy import MAX_INNER, NUM_BLOCKS, toy_config, toy_slots
 
 PLACE = torch.tensor([[4.9, 52.37]])
@@ -113,11 +114,26 @@ def test_places_can_start_apart_and_nothing_else_moves():
     usual, apart = start(0.0), start(0.5)
 
     moved = {name for name, value in usual.items() if not torch.equal(value, apart[name])}
-    assert moved == {"trunk.embedding.blocks.weight", "trunk.embedding.poi_vectors.weight"}
+    assert moved == {
+        f"trunk.embedding.{part}.weight" for part in ("blocks", "poi_vectors", "geo.cell", "geo.fourier")
+    }
     blocks = apart["trunk.embedding.blocks.weight"]
     assert_close(blocks[:NUM_SPECIAL], usual["trunk.embedding.blocks.weight"][:NUM_SPECIAL])
     assert 0.3 < blocks[NUM_SPECIAL:].std() < 0.7
     assert 0.4 < apart["trunk.embedding.poi_vectors.weight"].std() < 0.6
+
+
+def test_places_that_start_apart_are_louder_than_where_they_lie():
+    torch.manual_seed(0)
+    embedding = SpacetimeDecoder(toy_config(place_std=0.1, hidden_dim=64, geo_buckets=512)).trunk.embedding
+    lonlat = torch.rand(500, 2)
+
+    cells = embedding.geo(lonlat) - embedding.geo.fourier(encode_fourier(lonlat, embedding.geo.waves_km))
+    waves = embedding.geo(lonlat) - cells
+
+    assert embedding.poi_vectors.weight.std().item() == pytest.approx(0.1, rel=0.1)
+    assert cells.std().item() == pytest.approx(0.01 * len(embedding.geo.scales_km) ** 0.5, rel=0.1)
+    assert waves.std().item() == pytest.approx(0.01, rel=0.2)  # all waves together as one cell
 
 
 def test_multimodal_vectors_are_added_to_the_inner_token_only_if_given():

@@ -1,12 +1,14 @@
 """Sets of slots against a dictionary."""
 
+import pytest
 import torch
 
-from models.slots import LiveSlots
+from models.slots import AboutSlots, LiveSlots
 
 
-def slots() -> LiveSlots:
-    return LiveSlots(torch.tensor([3, 0, 3, 9]), torch.tensor([1, 0, 4, 0]), num_blocks=5, max_inner=6)
+def slots(about: AboutSlots | None = None) -> LiveSlots:
+    blocks, inners = torch.tensor([3, 0, 3, 9]), torch.tensor([1, 0, 4, 0])
+    return LiveSlots(blocks, inners, num_blocks=5, max_inner=6, about=about)
 
 
 def test_slots_beyond_the_capacity_are_left_out():
@@ -38,3 +40,20 @@ def test_order_and_repetition_do_not_matter():
     twice = LiveSlots(torch.tensor([3, 3, 0, 3]), torch.tensor([4, 1, 0, 4]), num_blocks=5, max_inner=6)
 
     assert torch.equal(twice.keys_N, slots().keys_N)
+
+
+def test_what_is_known_of_slots_goes_with_them_whatever_their_order():
+    places = torch.tensor([[3.1, 1.0], [0.0, 0.5], [3.4, 4.0], [9.0, 9.0]])
+    found = slots(AboutSlots(torch.tensor([31, 1, 34, 90]), places)).to("cpu")
+
+    of_three = found.about_block(torch.tensor(3))
+    assert of_three.categories_N.tolist() == [0, 31, 0, 0, 34]  # inner ids 1 and 4
+    assert of_three.lonlat_N2[[1, 4]].tolist() == places[[0, 2]].tolist()
+    assert of_three.lonlat_N2[[0, 2, 3]].isnan().all()
+    assert found.about_block(torch.tensor(1)).categories_N.tolist() == []
+    assert found.about_block(torch.tensor(0)).lonlat_N2.tolist() == [[0.0, 0.5]]
+
+
+def test_what_nobody_told_is_not_made_up():
+    with pytest.raises(ValueError, match="category and place"):
+        slots().about_block(torch.tensor(3))

@@ -221,6 +221,18 @@ def test_pair_tables_learn_faster_and_only_matrices_decay():
     assert found["trunk.embedding.blocks.weight"] == (1.0, 0.05)
 
 
+def test_where_places_start_apart_all_waves_together_move_as_one_row_does():
+    model = toy_decoder(place_std=0.1)
+    waves = model.trunk.embedding.geo.fourier.weight
+
+    groups = group_parameters(model, TrainConfig(weight_decay=0.05))
+
+    scale = next(g["scale"] for g in groups if any(p is waves for p in g["params"]))
+    assert scale == pytest.approx((6 * 7 / 2) ** -0.5)  # 7 wave lengths, sine and cosine of 3 coordinates
+    usual = group_parameters(toy_decoder(), TrainConfig(weight_decay=0.05))
+    assert {g["scale"] for g in usual} == {1.0, 2.0, 10.0}
+
+
 def test_metrics_are_means_over_targets(tmp_path):
     logged = []
     train(ToyStage(), make_model(), CONFIG, tmp_path, lambda metrics, step: logged.append((step, metrics)))

@@ -10,7 +10,7 @@ from models.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
 from models.config import DecoderConfig, MemoryConfig
 from models.decoder import SpacetimeDecoder
 from models.other_slots import NUM_BUCKETS
-from models.slots import LiveSlots
+from models.slots import AboutSlots, LiveSlots
 
 NUM_BLOCKS, MAX_INNER, NUM_CATEGORIES = 5, 7, 4
 FIRST_MS = 1_767_225_600_000  # 2026-01-01, a Thursday
@@ -108,10 +108,12 @@ def toy_candidates(lengths: Sequence[int] = (4, 2, 3), *, seed: int = 2) -> Cand
 
 
 def toy_slots(*, without: Sequence[tuple[int, int]] = ()) -> LiveSlots:
-    """All slots but some."""
+    """All slots but some, with a category and a place for each."""
     pairs = [(b, i) for b in range(NUM_BLOCKS) for i in range(MAX_INNER) if (b, i) not in without]
     blocks, inners = torch.tensor(pairs).T
-    return LiveSlots(blocks, inners, num_blocks=NUM_BLOCKS, max_inner=MAX_INNER)
+    places = torch.stack([blocks * 0.05 + inners * 0.01, inners * 0.02 - blocks * 0.03], dim=-1)
+    about = AboutSlots((blocks + inners) % NUM_CATEGORIES, places)
+    return LiveSlots(blocks, inners, num_blocks=NUM_BLOCKS, max_inner=MAX_INNER, about=about)
 
 
 def cut_step(history: HistoryBatch, steps: Tensor) -> tuple[HistoryBatch, RequestBatch]:
