@@ -39,7 +39,8 @@ VARIANTS: Mapping[str, Variant] = {
     "no-curriculum": Variant("without curriculum", (0.1463, 0.4624), ("pretrain.curriculum=false",)),
     "lstm": Variant("LSTM", baseline="lstm"),
     "sasrec": Variant("SASRec-like", baseline="sasrec"),
-    "places-apart": Variant("with places that start apart (ours)", None, ("decoder.place_std=0.07",)),
+    "places-together": Variant("places that start together", None, ("decoder.place_std=0",)),
+    "ids-only": Variant("outputs of ids alone", None, ("decoder.tie_side_information=false",)),
     "memory": Variant("with memory of places (ours)", None, ("decoder.memory.enabled=true",)),
     "memory-others": Variant(
         "with memory of places and copying from others (ours)",
