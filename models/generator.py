@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from conf.tokens import NUM_SPECIAL
 from models.config import DecoderConfig
-from models.embedding import PoiVectors, TokenEmbedding
+from models.embedding import TokenEmbedding
+from models.poi_vectors import PoiVectors
 from models.slots import LiveSlots
 
 

@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 from conf.tokens import NUM_SPECIAL
 from models.decoder import SpacetimeDecoder
-from models.embedding import WEIGHT_NAMES, PoiVectors, TokenEmbedding
+from models.embedding import WEIGHT_NAMES, TokenEmbedding
 from models.features import encode_fourier
+from models.poi_vectors import PoiVectors
 from tests.models.toy import MAX_INNER, NUM_BLOCKS, toy_config, toy_slots
 
 PLACE = torch.tensor([[4.9, 52.37]])

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from conf.errors import MissingInputError
 from models.checkpoint import save_stage
 from models.dataset import TableAt
-from models.embedding import GivenVectors
 from models.multimodal import SlotVectors, read_slot_vectors, start_posttraining
+from models.poi_vectors import GivenVectors
 from models.sft_ranking import calibrate_click_head, score_rows
 from models.text_encoder import load_encoder
 from tests.models.toy import toy_candidates, toy_config, toy_decoder, toy_history, toy_requests
