@@ -78,7 +78,10 @@ def record_table7(makers: list[CellMaker], cells: list[Cells], folder: str) -> N
         return
     reproduced = {name: {row.variant for row in rows if row.is_reproduced} for name, rows in compared.items()}
     everywhere = set(TABLE7_ROWS).intersection(*reproduced.values())
-    told = "; ".join(f"{name}: {', '.join(sorted(rows)) or 'none'}" for name, rows in reproduced.items())
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{row.variant} {row.verdict}" for row in rows)
+        for name, rows in compared.items()
+    )
     seeds = {
         maker.checkins.name: min(len(own[name]) for name in (FULL, *TABLE7_ROWS))
         for maker, own in zip(makers, cells, strict=True)

@@ -76,6 +76,8 @@ def test_a_row_is_reproduced_if_the_full_model_is_ahead_at_both_cutoffs(maker):
     assert set(rows) == {"gpt", "no-spacetime", "hash-index"} < set(TABLE7_ROWS)
     assert rows["gpt"].hr1.value == rows["gpt"].hr100.value == 1.0
     assert [name for name, row in rows.items() if row.is_reproduced] == ["gpt"]
+    verdicts = {name: row.verdict for name, row in rows.items()}
+    assert verdicts == {"gpt": "yes", "no-spacetime": "hr@1 only", "hash-index": "no"}
     page = "\n".join(describe_set(maker, cells))
     assert "| 1.0000 | 1.0000 | +1.0000" not in page  # the full model has no difference to itself
     assert page.count("[+1.0000, +1.0000]") == 3
