@@ -29,6 +29,10 @@ class MemoryConfig(Section):
         0.0, ge=0, lt=1, description="on the input embeddings that keys of past actions and slots are made of"
     )
     clock_tables: bool = Field(True, description="learned tables over pairs of hours and of weekdays")
+    routine_tables: bool = Field(
+        False,
+        description="learned tables over routines: equal runs of actions, place in the day, visits to the POI today",
+    )
     table_rate: float = Field(
         10.0, gt=0, description="learning rate of the pair tables, times that of the rest"
     )

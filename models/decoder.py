@@ -51,6 +51,7 @@ class SpacetimeDecoder(GenerativeDecoder):
         waves = {"embedding.geo.fourier": geo.wave_rate} if self.config.place_std else {}
         return waves | {
             "memory.small.": small,
+            "memory.routines.": small,
             "memory.large.": large,
             "others.small": small,
             "others.large": large,

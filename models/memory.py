@@ -14,7 +14,8 @@ their own.
 # vocabulary, R = table rows, P = pairs, F = tables.
 
 import math
-from typing import Final, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Final, Generic, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,9 @@ from torch.nn import functional as F
 
 from models.config import DecoderConfig
 from models.layers import RMSNorm
-from models.pair_tables import PairTable, select_tables, start_table
-from models.pairs import PairFeatures, Past, Steps, compare_pairs
+from models.pair_tables import Features, PairTable, select_tables, start_table
+from models.pairs import Past, Steps, compare_pairs
+from models.routines import ROUTINE_TABLES, compare_routines
 from models.slots import LiveSlots
 
 LARGE_TABLE_ROWS = 1000
@@ -86,6 +88,7 @@ class PlaceMemory(nn.Module):
         )
         self.small = PairTables([table for table in tables if table.num_rows <= LARGE_TABLE_ROWS])
         self.large = PairTables([table for table in tables if table.num_rows > LARGE_TABLE_ROWS])
+        self.routines = PairTables(ROUTINE_TABLES) if config.memory.routine_tables else None
 
     def reset_gates(self) -> None:
         """Starts at the kernel counter: gates 0, constant 1."""
@@ -107,7 +110,10 @@ class PlaceMemory(nn.Module):
     def compare(self, bank: Bank, steps: Steps, live: LiveSlots | None) -> PairBias:
         """Looks up all tables for all pairs of a step and an action."""
         features = compare_pairs(bank.past, steps)
-        bias = self.small(features) + self.large(features)
+        shape = (*steps.num_past_BQ.shape, bank.past.blocks_BL.shape[1])
+        bias = self.small(features, shape) + self.large(features, shape)
+        if self.routines is not None:
+            bias = bias + self.routines(compare_routines(bank.past, steps), shape)
         is_past = (
             torch.arange(bank.past.blocks_BL.shape[1], device=bias.device) < steps.num_past_BQ[..., None]
         )
@@ -156,27 +162,27 @@ class PlaceMemory(nn.Module):
         return weights.to(bank.content_BLE.dtype) @ self.value(bank.content_BLE)
 
 
-class PairTables(nn.Module):
+class PairTables(nn.Module, Generic[Features]):
     """Some pair tables in one parameter, a column for each prediction."""
 
-    def __init__(self, tables: list[PairTable]) -> None:
+    def __init__(self, tables: Sequence[PairTable[Features]]) -> None:
         super().__init__()
         self.tables = tables
         starts = [start_table(table) for table in tables]
         rows = torch.cat(starts) if starts else torch.zeros(0)
         self.weight = nn.Parameter(rows[:, None].repeat(1, 2))
 
-    def forward(self, features: PairFeatures) -> Tensor:
-        """Returns the sum of one row of each table, (B, Q, L, 2)."""
+    def forward(self, features: Features, shape: tuple[int, int, int]) -> Tensor:
+        """Returns the sum of one row of each table, (B, Q, L, 2); `shape` is (B, Q, L)."""
         first, chosen = 0, []
         for table in self.tables:
-            chosen.append((table.row(features) + first).expand_as(features.age))
+            chosen.append((table.row(features) + first).expand(shape))
             first += table.num_rows
         if not chosen:
-            return self.weight.new_zeros(*features.age.shape, 2)
+            return self.weight.new_zeros(*shape, 2)
         rows_PF = torch.stack(chosen, dim=-1).view(-1, len(chosen))
         summed: Tensor = SumRows.apply(self.weight, rows_PF)
-        return summed.view(*features.age.shape, 2)
+        return summed.view(*shape, 2)
 
 
 class SumRows(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,19 +19,21 @@ from models.pairs import (
     PairFeatures,
 )
 
+Features = TypeVar("Features")
+
 
 @dataclass(frozen=True)
-class PairTable:
+class PairTable(Generic[Features]):
     """One learned table over pair features: its rows and how features choose one."""
 
     name: str
     num_rows: int
-    row: Callable[[PairFeatures], Tensor]
+    row: Callable[[Features], Tensor]
     is_clock: bool = False
     needs_hidden_time: bool = False
 
 
-TABLES = (
+TABLES: tuple[PairTable[PairFeatures], ...] = (
     PairTable("age_match", NUM_AGES * 6, lambda f: (f.age * 3 + f.match) * 2 + f.is_current),
     PairTable("clock_count", 25 * 3 * 4, lambda f: (f.half_hours * 3 + f.day_relation) * 4 + f.visits // 2),
     PairTable("gap_match", NUM_GAPS * 6, lambda f: (f.gap_BQ1 * 3 + f.match) * 2 + f.is_current),
@@ -50,7 +53,7 @@ TABLES = (
 )
 
 
-def select_tables(*, clock_tables: bool, hide_request_time: bool) -> list[PairTable]:
+def select_tables(*, clock_tables: bool, hide_request_time: bool) -> list[PairTable[PairFeatures]]:
     """Returns the tables of a memory: those of clocks, and of hidden request times, have switches."""
     return [
         table
@@ -59,7 +62,7 @@ def select_tables(*, clock_tables: bool, hide_request_time: bool) -> list[PairTa
     ]
 
 
-def start_table(table: PairTable) -> Tensor:
+def start_table(table: PairTable[Features]) -> Tensor:
     """Returns the start of a table, (rows,): the weights of the kernel counter (design 5), else zero."""
     if table.name == "age_match":
         hours = 2 ** ((torch.arange(NUM_AGES) + 0.5) / 2) - 1

@@ -95,7 +95,7 @@ def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
     day_relation = _relate_days(clock_q.weekday, clock_j.weekday)
     signed = _signed_minutes(clock_q, clock_j)
     visits, last_ms = _count_visits(past, steps, slots_BL)
-    previous = Clock(*(_shift_right(part[:, 0], 1, fill=0)[:, None] for part in clock_j))
+    previous = Clock(*(shift_right(part[:, 0], 1, fill=0)[:, None] for part in clock_j))
     now = steps.timestamps_BQ[..., None]
     gap_q, gap_j = _gaps_of_steps(past, steps), _gaps_of_actions(past)
     is_current, match, two_back = _match_contexts(past, steps, slots_BL)
@@ -105,7 +105,7 @@ def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
         is_current=is_current,
         half_hours=_half_hours(signed),
         day_relation=day_relation,
-        visits=visits.clamp(min=1).float().log2().long().clamp(max=NUM_COUNTS - 1),
+        visits=bucket_visits(visits),
         last_visit=_bucket_age(now - last_ms),
         gap_BQ1=_bucket_gap(gap_q)[..., None],
         distance=_bucket_distance(past, steps),
@@ -153,6 +153,11 @@ def _relate_days(weekday_a: Tensor, weekday_b: Tensor) -> Tensor:
     """Returns 0 same weekday, 1 same type (workday or weekend), 2 other."""
     same_type = (weekday_a >= 5) == (weekday_b >= 5)
     return torch.where(weekday_a == weekday_b, 0, torch.where(same_type, 1, 2))
+
+
+def bucket_visits(counts: Tensor) -> Tensor:
+    """Returns the log bucket of visits to a POI."""
+    return counts.clamp(min=1).float().log2().long().clamp(max=NUM_COUNTS - 1)
 
 
 def _bucket_age(age_ms: Tensor) -> Tensor:
@@ -209,7 +214,7 @@ def take_actions(values_BL: Tensor, index_BQ: Tensor, fill: int) -> Tensor:
     return torch.where(index_BQ >= 0, values_BL.gather(1, index_BQ.clamp(min=0)), fill)
 
 
-def _shift_right(values_BL: Tensor, by: int, fill: int) -> Tensor:
+def shift_right(values_BL: Tensor, by: int, fill: int) -> Tensor:
     """Returns the value `by` actions before each action, `fill` for the first ones."""
     return torch.nn.functional.pad(values_BL, (by, 0), value=fill)[:, : values_BL.shape[1]]
 
@@ -219,11 +224,11 @@ def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor,
     last_slot = take_actions(slots_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
     last_category = take_actions(past.categories_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
     slot_before_last = take_actions(slots_BL, steps.num_past_BQ - 2, fill=-1)[..., None]
-    same_poi = last_slot == _shift_right(slots_BL, 1, fill=-2)[:, None]
-    category_before = _shift_right(past.categories_BL, 1, fill=-2)[:, None]
+    same_poi = last_slot == shift_right(slots_BL, 1, fill=-2)[:, None]
+    category_before = shift_right(past.categories_BL, 1, fill=-2)[:, None]
     same_category = (last_category == category_before) & (last_category > 0)
     match = torch.where(same_poi, SAME_POI, torch.where(same_category, SAME_CATEGORY, NO_MATCH))
-    two_back = slot_before_last == _shift_right(slots_BL, 2, fill=-2)[:, None]
+    two_back = slot_before_last == shift_right(slots_BL, 2, fill=-2)[:, None]
     return (last_slot == slots_BL[:, None]).long(), match, two_back.long()
 
 
@@ -231,7 +236,7 @@ def _count_visits(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, T
     """Returns visits to each action's POI before the step, and the time of the last of them."""
     B, L = slots_BL.shape
     Q = steps.num_past_BQ.shape[1]
-    group = _group_equal(slots_BL)[:, None].expand(B, Q, L)
+    group = group_equal(slots_BL)[:, None].expand(B, Q, L)
     is_past = torch.arange(L, device=slots_BL.device) < steps.num_past_BQ[..., None]
     counts = torch.zeros(B, Q, L, dtype=torch.int64, device=slots_BL.device).scatter_add_(
         2, group, is_past.long()
@@ -241,7 +246,7 @@ def _count_visits(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, T
     return counts.gather(2, group), last.gather(2, group)
 
 
-def _group_equal(values_BL: Tensor) -> Tensor:
+def group_equal(values_BL: Tensor) -> Tensor:
     """Numbers the distinct values of each row from 0, by sorting."""
     ordered, order = values_BL.sort(dim=1, stable=True)
     is_new = torch.zeros_like(ordered)

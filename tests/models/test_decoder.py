@@ -30,6 +30,7 @@ VARIANTS = [
     {"num_kv_heads": 4},
     {"hide_request_time": True},
     {"taste": TasteConfig(enabled=True)},
+    {"routines": True},
 ]
 
 

@@ -66,18 +66,19 @@ def test_gradients_are_finite_where_nothing_can_be_copied():
 def test_sums_of_tables_and_their_gradients_equal_plain_lookups(clock_tables):
     history = toy_history((12, 5, 1))
     features = compare_pairs(past_of(history), steps_of(history, torch.tensor([[4, 11], [2, 4], [0, 0]])))
+    shape = features.age.shape
     tables = [table for table in TABLES if clock_tables or not table.is_clock]
     module = PairTables(tables)
     torch.nn.init.normal_(module.weight)
-    weights = torch.rand(*features.age.shape, 2)
+    weights = torch.rand(*shape, 2)
 
-    (module(features) * weights).sum().backward()
+    (module(features, shape) * weights).sum().backward()
 
     plain = module.weight.detach().clone().requires_grad_()
     parts = plain.split([table.num_rows for table in tables])
     summed = sum(part[table.row(features)] for table, part in zip(tables, parts, strict=True))
     (summed * weights).sum().backward()
-    assert_close(module(features), summed.expand_as(weights))
+    assert_close(module(features, shape), summed.expand_as(weights))
     assert_close(module.weight.grad, plain.grad)
 
 

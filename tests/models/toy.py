@@ -19,7 +19,7 @@ LAYOUT = TokenLayout(
 )
 
 
-def toy_config(*, memory: bool = True, **changes: object) -> DecoderConfig:
+def toy_config(*, memory: bool = True, routines: bool = False, **changes: object) -> DecoderConfig:
     """A decoder of a few thousand weights, without dropout."""
     config = DecoderConfig(
         hidden_dim=16,
@@ -32,7 +32,7 @@ def toy_config(*, memory: bool = True, **changes: object) -> DecoderConfig:
         window_actions=6,
         embedding_dim=8,
         geo_buckets=16,
-        memory=MemoryConfig(enabled=memory, key_dim=8),
+        memory=MemoryConfig(enabled=memory, key_dim=8, routine_tables=routines),
     )
     return config.model_copy(update=changes).with_layout(LAYOUT, num_pois=30)
 
