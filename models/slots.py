@@ -60,14 +60,18 @@ class LiveSlots:
         """Returns the set on another device."""
         if self.keys_N.device == torch.device(device):
             return self
-        keys = self.keys_N.to(device)
+        blocks, inners = (ids.to(device) for ids in self.ids())
         return LiveSlots(
-            keys >> _INNER_BITS,
-            keys & _INNER_MASK,
+            blocks,
+            inners,
             num_blocks=self.num_blocks,
             max_inner=self.max_inner,
             about=None if self.about is None else AboutSlots(*(values.to(device) for values in self.about)),
         )
+
+    def ids(self) -> tuple[Tensor, Tensor]:
+        """Returns blocks and inner ids of all slots, in order, (N,) each."""
+        return self.keys_N >> _INNER_BITS, self.keys_N & _INNER_MASK
 
     def count_inners(self) -> Tensor:
         """Returns the slots of each block, (V,) int64."""

@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaModel
 from conf.results import record
 from conf.tokens import TOKENS_PER_ACTION, TokenLayout
 from models.batch import HistoryBatch, collate_history
+from models.catalogue import day_ms
 from models.config import DecoderConfig, Recipe, TrainConfig, load_recipe
 from models.dataset import BatchPlan, SampleBatches, SampleQuery
 from models.decoder import SpacetimeDecoder
@@ -35,6 +36,7 @@ from models.optimizer import build_optimizer
 from models.pretrain import PRETRAIN_COLUMNS
 from models.protocol_tables import DAY, build_tables, write_samples
 from models.protocols import PROTOCOLS, build_rows
+from models.slots import LiveSlots
 from models.states import predicting_tokens, target_steps
 from models.trunk import Trunk
 
@@ -49,14 +51,12 @@ Step = Callable[[], Tensor]
 
 def epoch_batches(
     folder: Path, protocol: str, recipe: Recipe, scratch: Path
-) -> tuple[list[pa.Table], DecoderConfig]:
-    """Returns the batches of the first training epoch on a check-in folder, and the sized configuration."""
+) -> tuple[list[pa.Table], DecoderConfig, LiveSlots]:
+    """Returns the batches of the first training epoch on a check-in folder, the sized configuration, and the slots."""
     tables = build_tables(build_rows(PROTOCOLS[protocol], folder), folder)
     written = write_samples(tables, scratch, window_actions=recipe.decoder.window_actions)
-    config = recipe.pretrain
-    plan = BatchPlan(
-        config.batch_size, config.seed, config.buffer_rows, config.in_memory_rows, config.curriculum
-    )
+    own = recipe.pretrain
+    plan = BatchPlan(own.batch_size, own.seed, own.buffer_rows, own.in_memory_rows, own.curriculum)
     query = SampleQuery(written.samples, DAY.isoformat(), "train", PRETRAIN_COLUMNS)
     slots = tables.index.slots
     layout = TokenLayout(
@@ -66,7 +66,11 @@ def epoch_batches(
         num_categories=len(tables.index.categories) + 1,
     )
     batches = list(SampleBatches(query, plan, scratch / "shards").read())
-    return batches, recipe.decoder.with_layout(layout, num_pois=slots.num_rows)
+    config = recipe.decoder.with_layout(layout, num_pois=slots.num_rows)
+    live = tables.index.catalogue.live_slots(
+        day_ms(DAY), num_blocks=config.num_blocks, max_inner=config.max_inner
+    )
+    return batches, config, live
 
 
 def padding_shares(batches: Sequence[pa.Table], window: int) -> dict[str, float]:
@@ -186,29 +190,30 @@ class Contest:
         return min(ratios), median(ratios)
 
 
-def cost_by_length(config: DecoderConfig, length: int) -> float:
+def cost_by_length(config: DecoderConfig, live: LiveSlots, length: int) -> float:
     """Returns CPU milliseconds of a training step per sequence: a window at the end of a history of some length."""
     torch.manual_seed(0)
     sequences = max(1, TOKENS_PER_COST_BATCH // (TOKENS_PER_ACTION * length))
     model = SpacetimeDecoder(config).train()
-    history = draw_history(config, sequences, length)
+    history = draw_history(config, live, sequences, length)
     seconds = []
     for _ in range(WARM_UP + 1):
         started = time.process_time()
-        loss, count = next_poi_loss(model.next_poi_log_probs(history))
+        loss, count = next_poi_loss(model.next_poi_log_probs(history, live))
         (loss / count).backward()
         model.zero_grad(set_to_none=True)
         seconds.append(time.process_time() - started)
     return 1000 * min(seconds) / sequences
 
 
-def draw_history(config: DecoderConfig, sequences: int, length: int) -> HistoryBatch:
+def draw_history(config: DecoderConfig, live: LiveSlots, sequences: int, length: int) -> HistoryBatch:
     """Returns random pasts of one length; the last window's actions are targets."""
 
     def draw(high: int) -> Tensor:
         return torch.randint(0, high, (sequences, length))
 
     lengths = torch.full((sequences,), length)
+    blocks, inners = (ids[draw(len(live.keys_N))] for ids in live.ids())
     places = torch.rand(sequences, length, 2) * 0.2
     return HistoryBatch(
         lengths_B=lengths,
@@ -217,8 +222,8 @@ def draw_history(config: DecoderConfig, sequences: int, length: int) -> HistoryB
         tz_offsets_BL=torch.zeros(sequences, length, dtype=torch.int64),
         user_lonlat_BL2=places,
         action_types_BL=draw(8),
-        blocks_BL=draw(config.num_blocks),
-        inners_BL=draw(config.max_inner),
+        blocks_BL=blocks,
+        inners_BL=inners,
         poi_lonlat_BL2=places,
         categories_BL=draw(max(config.num_categories, 1)),
         is_targets_BL=torch.ones(sequences, length, dtype=torch.bool),
@@ -226,12 +231,12 @@ def draw_history(config: DecoderConfig, sequences: int, length: int) -> HistoryB
     )
 
 
-def describe_costs(config: DecoderConfig) -> str:
+def describe_costs(config: DecoderConfig, live: LiveSlots) -> str:
     """Returns the cost per history length of the memory and of the transformer, one text."""
     told = []
     for length in HISTORY_LENGTHS:
-        memory = cost_by_length(config, length)
-        whole = cost_by_length(_without_memory(config, window=length), length)
+        memory = cost_by_length(config, live, length)
+        whole = cost_by_length(_without_memory(config, window=length), live, length)
         told.append(f"{length}: {memory:.0f} / {whole:.0f}")
     return (
         "CPU ms of a training step per sequence by actions of history, window of "
@@ -260,12 +265,12 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     recipe = load_recipe(options.recipe)
     with tempfile.TemporaryDirectory() as scratch:
-        batches, config = epoch_batches(options.data, options.protocol, recipe, Path(scratch))
+        batches, config, live = epoch_batches(options.data, options.protocol, recipe, Path(scratch))
     shares = padding_shares(batches, config.window_actions)
     contest = Contest(config, recipe.pretrain)
     for rows in batches[: options.batches]:
         contest.run(collate_history(rows))
-    costs = describe_costs(config)
+    costs = describe_costs(config, live)
     about = (
         f"{options.protocol}, recipe {recipe.name}, {options.threads} CPU threads, torch {torch.__version__}"
     )
