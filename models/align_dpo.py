@@ -95,9 +95,10 @@ class AlignStage:
         assert isinstance(model, SpacetimeDecoder)
         model.eval()  # no dropout: rewards are differences of two passes
         device = next(model.parameters()).device
-        policy, is_rejected = pair_log_probs(model, rows, self.slots.to(device))
+        self.slots = self.slots.to(device)  # kept: moving them sorts them anew
+        policy, is_rejected = pair_log_probs(model, rows, self.slots)
         with torch.no_grad():
-            reference, _ = pair_log_probs(self.reference.to(device), rows, self.slots.to(device))
+            reference, _ = pair_log_probs(self.reference.to(device), rows, self.slots)
         config = self.config
         found = preference_loss(policy, reference, is_rejected, beta=config.beta, kind=config.loss)
         return found, policy.chosen_B

@@ -106,7 +106,8 @@ class PretrainStage:
         if self.finder is not None:
             users = rows["user_id"].to_numpy(zero_copy_only=False).astype(str)
             history = add_to_history(history, users, self.finder, next_poi.config)
-        log_probs = next_poi.next_poi_log_probs(history.to(device), self.slots.to(device))
+        self.slots = self.slots.to(device)  # kept: moving them sorts them anew
+        log_probs = next_poi.next_poi_log_probs(history.to(device), self.slots)
         loss, num_targets = next_poi_loss(log_probs)
         sums = {
             "train/loss_block": -float(log_probs.block_BQ.detach().sum()),
