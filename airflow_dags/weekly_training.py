@@ -1,10 +1,11 @@
 """Trains a challenger on everything up to yesterday and promotes it if it passes the gate.
 
-**Reads** sequences and impressions. **Writes** the three sample tables of the day, an MLflow parent run with
-a child per stage, and a registered model version with alias `challenger`; it becomes `champion` only if the
-gate lets it: it beats popularity and is not below the champion on the same rows, its clicks are calibrated no
-worse, and one candidate gets one score however asked. A refusal leaves the champion and says why in the log and
-in the version's tags. The nightly DAG picks up the champion on its next run.
+**Reads** cleaned actions and impressions. **Writes** the sample tables of the day and what users did in its
+training period, an MLflow parent run with a child per stage, and a registered model version with alias
+`challenger`; it becomes `champion` only if the gate lets it: it beats popularity and is not below the champion on
+the same rows, its clicks are calibrated no worse, and one candidate gets one score however asked. A refusal leaves
+the champion and says why in the log and in the version's tags. The nightly DAG picks up the champion on its next
+run.
 
 Training goes on from its last checkpoint when `train` is retried.
 """
@@ -32,10 +33,11 @@ with DAG(
 ):
     samples = [
         run_job("etl", "pretrain_samples", day=YESTERDAY),
+        run_job("etl", "training_others", day=YESTERDAY),
         run_job("etl", "ranking_samples", day=YESTERDAY),
     ]
     preference_pairs = run_job("etl", "preference_pairs", day=YESTERDAY)
     train = run_job("models", "train", "--recipe", RECIPE, day=YESTERDAY)
 
-    samples[1] >> preference_pairs
-    [samples[0], preference_pairs] >> train
+    samples[2] >> preference_pairs
+    [*samples[:2], preference_pairs] >> train

@@ -60,6 +60,7 @@ class TableContract:
         equal_lengths: array columns that must have equal lengths in every row.
         raw: delivered from outside: every value may be missing or wrong, so bounds are checked by the cleaning
             rules and not by the table.
+        made_by: job that writes the table, where it is not called as the table is.
     """
 
     name: str
@@ -71,6 +72,12 @@ class TableContract:
     cluster_by: tuple[str, ...] = ()
     equal_lengths: tuple[tuple[str, ...], ...] = field(default=())
     raw: bool = False
+    made_by: str = ""
+
+    @property
+    def job(self) -> str:
+        """The job that writes the table, as `python -m etl` or `udfs` calls it."""
+        return self.made_by or self.name
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -283,6 +290,7 @@ CLEANED_ACTIONS = TableContract(
     grain="one accepted action",
     key=("action_id",),
     cluster_by=("user_id", "action_ts_ms"),
+    made_by="clean_actions",
     columns=(
         DAY,
         Column("action_id", "string", "id of the action, as delivered or derived from its content"),
@@ -310,6 +318,7 @@ USER_PLACES = TableContract(
     name="user_places",
     grain="one user active on the day: home and work as inferred from actions up to the day",
     key=("day", "user_id"),
+    made_by="clean_actions",
     columns=(
         DAY,
         USER_ID,
@@ -344,6 +353,7 @@ BLOCKS = TableContract(
     key=("index_version", "block_id"),
     write="merge",
     partition_by=(),
+    made_by="poi_index",
     columns=(
         INDEX_VERSION,
         BLOCK_ID,
@@ -361,6 +371,7 @@ CATEGORIES = TableContract(
     key=("index_version", "category_id"),
     write="merge",
     partition_by=(),
+    made_by="poi_index",
     columns=(
         INDEX_VERSION,
         CATEGORY_ID,
@@ -519,6 +530,43 @@ PREFERENCE_PAIRS = TableContract(
         Column("seq_len", "int", "actions in the history arrays", low=0),
         PROFILE_IDS,
         *HISTORY_COLUMNS,
+        IS_SIMULATED,
+    ),
+)
+
+TRAINING_VISITS = TableContract(
+    name="training_visits",
+    grain="visits of one user to one slot at one local hour, over the training period as of the day",
+    key=("day", "user_id", "block_id", "inner_id", "local_hour"),
+    cluster_by=("user_id",),
+    made_by="training_others",
+    columns=(
+        DAY,
+        USER_ID,
+        INDEX_VERSION,
+        BLOCK_ID,
+        INNER_ID,
+        Column("local_hour", "int", "hour of the day on the user's clock", low=0, high=23),
+        Column("visits", "bigint", "actions that may be loss targets", low=1),
+        IS_SIMULATED,
+    ),
+)
+
+TRAINING_TRANSITIONS = TableContract(
+    name="training_transitions",
+    grain="how much one user went from one slot to another, over the training period as of the day",
+    key=("day", "user_id", "block_id", "inner_id", "next_block_id", "next_inner_id"),
+    cluster_by=("user_id",),
+    made_by="training_others",
+    columns=(
+        DAY,
+        USER_ID,
+        INDEX_VERSION,
+        Column("block_id", "int", "block of the POI that the user came from", low=0),
+        Column("inner_id", "int", "its inner id", low=0),
+        Column("next_block_id", "int", "block of the POI one to three actions later", low=0),
+        Column("next_inner_id", "int", "its inner id", low=0),
+        Column("weight", "double", "1 over one step, .5 over two, .25 over three, summed", low=0.25),
         IS_SIMULATED,
     ),
 )
@@ -687,6 +735,8 @@ TABLES: dict[str, TableContract] = {
         PRETRAIN_SAMPLES,
         RANKING_SAMPLES,
         PREFERENCE_PAIRS,
+        TRAINING_VISITS,
+        TRAINING_TRANSITIONS,
         POI_VECTORS,
         USER_EMBEDDINGS,
         POI_EMBEDDINGS,

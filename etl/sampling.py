@@ -1,4 +1,4 @@
-"""The sample jobs: pretrain_samples, ranking_samples, preference_pairs. Reads, calls the builders, counts, writes.
+"""The sample jobs: pretrain_samples, training_others, ranking_samples, preference_pairs. Reads, builds, counts, writes.
 
 Samples are as of a day: they hold what was delivered up to it, split by time counted back from it. A rerun of the day
 gives the same rows.
@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
 from conf.tokens import action_type_id
+from etl.histories import split_of
 from etl.nightly import Night
 from etl.poi_slots import state_before
 from etl.preference_pairs import CLICKS, MEAL_TIME, build_meal_time_pairs, build_preference_pairs
@@ -19,6 +20,8 @@ from etl.pretrain_samples import build_pretrain_samples
 from etl.profiles import profile_states
 from etl.ranking_samples import build_ranking_samples, with_live_slot
 from etl.session import compute_once
+from etl.training_transitions import build_training_transitions
+from etl.training_visits import build_training_visits
 
 
 def sample_windows(context: JobContext, spark: SparkSession) -> JobSummary:
@@ -49,6 +52,32 @@ def sample_windows(context: JobContext, spark: SparkSession) -> JobSummary:
     night.summary.notes |= {
         "targets": {row["split"]: row["targets"] for row in sorted(rows) if row["is_kept"]},
         "dropped": "windows without target, and training windows of users below samples.min_richness",
+    }
+    return night.summary
+
+
+def count_others(context: JobContext, spark: SparkSession) -> JobSummary:
+    """Counts what users did in the training period: `cleaned_actions` -> `training_transitions`, `training_visits`.
+
+    Visits are written last: whoever finds those of a day finds its transitions too, even after a kill in between.
+    """
+    night, version = Night(context, spark), context.settings.index.version
+    actions = _training_actions(night)
+    with night.step("count"):
+        counted = actions.agg(
+            F.count("*").alias("rows"),
+            F.count_if("is_target").alias("targets"),
+            F.count_distinct("user_id").alias("users"),
+        ).first()
+    assert counted is not None
+    night.replace(build_training_transitions(actions, index_version=version), "training_transitions")
+    night.replace(build_training_visits(actions, index_version=version), "training_visits")
+    night.summary.rows_in, night.summary.rows_out = counted["rows"], counted["targets"]
+    night.summary.rows_dropped = counted["rows"] - counted["targets"]
+    night.summary.notes |= {
+        "users": counted["users"],
+        "rows_out": "actions counted as visits",
+        "dropped": "errands: they are where transitions start, and no visits",
     }
     return night.summary
 
@@ -117,6 +146,26 @@ def _actions(night: Night) -> DataFrame:
     of_version = F.col("index_version") == night.context.settings.index.version
     cleaned = night.read("cleaned_actions", made_by="clean_actions")
     return cleaned.where((F.col("day") <= night.context.day) & of_version)
+
+
+def _training_actions(night: Night) -> DataFrame:
+    """Returns the actions before the validation days, with `is_target`, as `pretrain_samples` splits and marks them."""
+    samples = night.context.settings.samples
+    split = split_of(
+        F.col("event_date"),
+        day=F.lit(night.context.day),
+        val_days=samples.val_days,
+        test_days=samples.test_days,
+    )
+    is_target = F.col("is_interest") | F.lit(not samples.interest_only)
+    return (
+        _actions(night)
+        .where(split == "train")
+        .select(
+            "user_id", "action_id", "action_ts_ms", "tz_offset_min", "block_id", "inner_id",
+            is_target.alias("is_target"), "is_simulated",
+        )
+    )  # fmt: skip
 
 
 def _places(night: Night) -> DataFrame:

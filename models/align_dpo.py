@@ -19,20 +19,21 @@ from models.batch import (
     HISTORY_INPUTS,
     collate_candidates,
     collate_history,
-    collate_requests,
     column_to_tensor,
 )
 from models.config import AlignConfig, Recipe
 from models.dataset import TableAt
 from models.decoder import SpacetimeDecoder
 from models.losses import PreferenceLogProbs, PreferenceLoss, preference_loss
+from models.other_batches import collate_asked
+from models.other_slots import SlotFinder
 from models.posttraining import REQUEST_INPUTS, SampleSource, Splits, run_stage
 from models.pretrain import PretrainTables, build_decoder, load_pretrained
 from models.slots import LiveSlots
 from models.stage import Log, TrainResult
 
 PAIR_COLUMNS = (
-    "chosen_block_id", "chosen_inner_id",
+    "user_id", "chosen_block_id", "chosen_inner_id",
     *(f"rejected_{name}" for name in ("block_ids", "inner_ids", "lons", "lats", "category_ids")),
     *REQUEST_INPUTS, *HISTORY_INPUTS,
 )  # fmt: skip
@@ -44,7 +45,12 @@ class AlignStage:
     name = "align_dpo"
 
     def __init__(
-        self, splits: Splits, config: AlignConfig, reference: SpacetimeDecoder, slots: LiveSlots
+        self,
+        splits: Splits,
+        config: AlignConfig,
+        reference: SpacetimeDecoder,
+        slots: LiveSlots,
+        finder: SlotFinder | None = None,
     ) -> None:
         """Holds the frozen reference.
 
@@ -53,8 +59,9 @@ class AlignStage:
             config: of the stage.
             reference: the pre-trained model; frozen here.
             slots: POIs that exist, the same as in pre-training.
+            finder: slots of others, for a decoder that copies from them.
         """
-        self.splits, self.config, self.slots = splits, config, slots
+        self.splits, self.config, self.slots, self.finder = splits, config, slots, finder
         self.reference = reference.eval().requires_grad_(False)
 
     def num_batches(self) -> int:
@@ -96,16 +103,16 @@ class AlignStage:
         model.eval()  # no dropout: rewards are differences of two passes
         device = next(model.parameters()).device
         self.slots = self.slots.to(device)  # kept: moving them sorts them anew
-        policy, is_rejected = pair_log_probs(model, rows, self.slots)
+        policy, is_rejected = pair_log_probs(model, rows, self.slots, self.finder)
         with torch.no_grad():
-            reference, _ = pair_log_probs(self.reference.to(device), rows, self.slots)
+            reference, _ = pair_log_probs(self.reference.to(device), rows, self.slots, self.finder)
         config = self.config
         found = preference_loss(policy, reference, is_rejected, beta=config.beta, kind=config.loss)
         return found, policy.chosen_B
 
 
 def pair_log_probs(
-    model: SpacetimeDecoder, rows: pa.Table, slots: LiveSlots | None
+    model: SpacetimeDecoder, rows: pa.Table, slots: LiveSlots | None, finder: SlotFinder | None = None
 ) -> tuple[PreferenceLogProbs, Tensor]:
     """Returns log P of chosen and rejected POIs, and which rejected ones are no padding."""
     device = next(model.parameters()).device
@@ -113,9 +120,8 @@ def pair_log_probs(
     chosen_block, chosen_inner = (
         column_to_tensor(rows, f"chosen_{name}_id").to(device)[:, None] for name in ("block", "inner")
     )
-    state = model.request_state(
-        model.encode_prefix(collate_history(rows).to(device)), collate_requests(rows).to(device), slots
-    )
+    asked = collate_asked(rows, finder, model.config).to(device)
+    state = model.request_state(model.encode_prefix(collate_history(rows).to(device)), asked, slots)
     log_probs = model.poi_log_probs(
         state,
         torch.cat([chosen_block, rejected.blocks_BC], 1),
@@ -134,6 +140,7 @@ def run_align_dpo(
     pretrained: Path,
     folder: Path,
     log: Log,
+    finder: SlotFinder | None = None,
 ) -> TrainResult:
     """Aligns the pre-trained model; leaves it in `folder/model`.
 
@@ -145,6 +152,7 @@ def run_align_dpo(
         pretrained: folder of the pre-training stage.
         folder: of this stage.
         log: takes metrics and their step.
+        finder: slots of others, for a decoder that copies from them.
 
     Raises:
         NoTrainingDataError: a split has no pair.
@@ -154,5 +162,5 @@ def run_align_dpo(
     torch.manual_seed(config.seed)
     model = load_pretrained(pretrained)
     _, slots = build_decoder(recipe, index.poi_index, index.blocks, model.config.layout)
-    stage = AlignStage(splits, config, load_pretrained(pretrained), slots)
+    stage = AlignStage(splits, config, load_pretrained(pretrained), slots, finder)
     return run_stage(stage, splits, model, config, folder=folder, log=log, made_of=[asdict(pairs), day])

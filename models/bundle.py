@@ -21,7 +21,7 @@ import torch
 from conf.errors import CorruptInputError, MissingInputError
 from conf.settings import Settings
 from conf.tokens import TokenLayout
-from models.checkpoint import CHECKSUM_FILE, CONFIG_FILE, MODEL_FILE, load_stage
+from models.checkpoint import CHECKSUM_FILE, CONFIG_FILE, MODEL_FILE, load_stage, read_config
 from models.decoder import SpacetimeDecoder
 
 BUNDLE_FILE = "bundle.json"
@@ -33,6 +33,8 @@ STAGE_FOLDERS = {
     "align_dpo": "dpo",
 }
 """Folder of each training stage inside a bundle."""
+GENERATING_STAGES = ("pretrain", "align_dpo")
+"""Stages that learn P(POI)."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,14 @@ class ModelBundle:
     def generator_stage(self) -> str:
         """The stage that generates POIs: what `models.generator_choice` found better on validation rows."""
         return str(self.content.get("generator_stage", "pretrain"))
+
+    @property
+    def copies_from_others(self) -> bool:
+        """Does a stage that generates need what others did (`models.other_tables`)?"""
+        folders = [
+            self.folder / STAGE_FOLDERS[stage] for stage in GENERATING_STAGES if stage in self.stage_names
+        ]
+        return any(read_config(folder).others.enabled for folder in folders)
 
     @property
     def action_type_id(self) -> int:

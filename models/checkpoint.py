@@ -82,6 +82,11 @@ def load_stage(
     return model.to(device).eval()
 
 
+def read_config(folder: Path) -> DecoderConfig:
+    """Returns the shape of a trained model without its weights; `folder` is what `save_stage` wrote."""
+    return DecoderConfig.model_validate(json.loads((folder / CONFIG_FILE).read_text())["decoder"])
+
+
 @dataclass
 class TrainState:
     """Everything that a training needs to go on as if it had never stopped.

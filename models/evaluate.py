@@ -220,7 +220,9 @@ def _rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str, device
     higher, equal = np.zeros(len(rows.requests), np.int64), np.ones(len(rows.requests), np.int64)
     model = bundle.model(stage, device)
     for own, batch in rows.batches(ROWS_PER_BATCH):
-        found = rank_targets_by_model(model, batch, rows.requests.targets[own], rows.catalogue, device=device)
+        found = rank_targets_by_model(
+            model, batch, rows.requests.targets[own], rows.catalogue, device=device, finder=rows.finder
+        )
         higher[own], equal[own] = found.num_higher, found.num_equal
     return Ranks(higher, equal)
 

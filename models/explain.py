@@ -20,12 +20,14 @@ import pyarrow as pa
 import torch
 
 from models.baselines import distance_km
-from models.batch import collate_history, collate_requests
+from models.batch import collate_history
 from models.catalogue import Catalogue
 from models.copying import gather_copies
 from models.decoder import SpacetimeDecoder
 from models.generate import find_top_pois
 from models.memory import BLOCK, INNER, log_mass
+from models.other_batches import collate_asked
+from models.other_slots import SlotFinder
 from models.requests import FloatArray, IntArray
 from models.states import RequestState
 
@@ -150,6 +152,7 @@ def explain_request(
     centers: Mapping[int, Place],
     *,
     top_k: int,
+    finder: SlotFinder | None = None,
 ) -> Explanation:
     """Takes the prediction for one request apart.
 
@@ -159,13 +162,14 @@ def explain_request(
         catalogue: slots of the model's index version.
         centers: where blocks lie.
         top_k: POIs to list; fewer where fewer are live.
+        finder: slots of others, for a model that copies from them.
 
     Raises:
         ValueError: there is more than one row, or none.
     """
     if request.num_rows != 1:
         raise ValueError(f"one request is explained at a time, not {request.num_rows}")
-    asked = collate_requests(request)
+    asked = collate_asked(request, finder, model.config)
     timestamp_ms = int(asked.timestamps_B[0])
     live = catalogue.live_slots(
         timestamp_ms, num_blocks=model.config.num_blocks, max_inner=model.config.max_inner

@@ -29,6 +29,8 @@ from models.catalogue import CATALOGUE_COLUMNS, Catalogue
 from models.dataset import TableAt, read_table
 from models.explain import Explanation, Place, explain_request
 from models.explain_text import print_explanation
+from models.other_slots import SlotFinder
+from models.other_tables import OTHER_TABLES, last_others, open_finder
 from models.pins import locate_table
 
 LOGGER = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ def run_explain(context: JobContext) -> JobSummary:
     catalogue, names, centers = read_places(settings, version)
     started = time.perf_counter()
     model = bundle.model(bundle.generator_stage)
-    explanation = explain_request(model, request, catalogue, centers, top_k=options.top)
+    finder = open_others(settings, bundle, catalogue, context.day)
+    explanation = explain_request(model, request, catalogue, centers, top_k=options.top, finder=finder)
     seconds = {"explain": time.perf_counter() - started}
     console = Console(stderr=True, width=None if sys.stderr.isatty() else TEXT_WIDTH)
     print_explanation(explanation, names, console)
@@ -193,6 +196,17 @@ def read_places(settings: Settings, index_version: int) -> tuple[Catalogue, dict
         {poi_id: name or poi_id for poi_id, name in names},
         {block: (lon, lat) for block, lon, lat in centers},
     )
+
+
+def open_others(
+    settings: Settings, bundle: ModelBundle, catalogue: Catalogue, day: date
+) -> SlotFinder | None:
+    """Returns what others did, as of the day, if the bundle copies from them; raises as `last_others`."""
+    if not bundle.copies_from_others:
+        return None
+    visits, transitions = (TableAt(locate_table(settings.storage.root, name)) for name in OTHER_TABLES)
+    others = last_others(visits, transitions, day, bundle.layout.index_version)
+    return open_finder(others, catalogue)
 
 
 def draw_picture(context: JobContext, explanation: Explanation, names: dict[str, str]) -> str:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.bundle import ModelBundle, describe_bundle
+from models.bundle import GENERATING_STAGES, ModelBundle, describe_bundle
 from models.inference import rank_targets_by_model
 from models.metrics import FloatArray, Ranks, digest_rows, exact_mean, reciprocal_values
 from models.release_split import EvaluationRows
 
 LOGGER = logging.getLogger(__name__)
 MAX_GATE_ROWS = 2_000
-GENERATING_STAGES = ("pretrain", "align_dpo")
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ def sample_rows(rows: EvaluationRows, most: int) -> EvaluationRows:
 
 def rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str) -> Ranks:
     """Ranks the targets of the rows by a generating stage, over all POIs live as of each request."""
-    model = bundle.model(stage)
+    model, targets = bundle.model(stage), rows.requests.targets
     parts = [
-        (own, rank_targets_by_model(model, batch, rows.requests.targets[own], rows.catalogue))
+        (own, rank_targets_by_model(model, batch, targets[own], rows.catalogue, finder=rows.finder))
         for own, batch in rows.batches(MAX_GATE_ROWS)
     ]
     order = np.argsort(np.concatenate([own for own, _ in parts])) if parts else np.zeros(0, np.int64)

@@ -21,7 +21,7 @@ from models.catalogue import Catalogue
 from models.decoder import SpacetimeDecoder
 from models.generate import find_top_pois, rank_pois
 from models.metrics import Ranks
-from models.other_batches import add_to_requests
+from models.other_batches import collate_asked
 from models.other_slots import SlotFinder
 from models.states import Prefix, RequestState, take_sequences
 
@@ -133,17 +133,19 @@ def generate_candidates(
     top_k: int,
     micro_batch: int = 64,
     device: str = "cpu",
+    finder: SlotFinder | None = None,
 ) -> list[tuple[IntArray, FloatArray]]:
     """Returns per request its `top_k` most probable live POIs (rows of the catalogue) and log probabilities.
 
-    The list is exact, best first, and shorter than `top_k` only if fewer POIs are live.
+    The list is exact, best first, and shorter than `top_k` only if fewer POIs are live. A model that copies from others
+    needs the `finder`, and `user_id` in the requests.
     """
     model = bundle.model(bundle.generator_stage, device)
     found: list[tuple[IntArray, FloatArray]] = [
         (np.zeros(0, np.int64), np.zeros(0, np.float32))
     ] * requests.num_rows
     with bundle.autocast(device):
-        for rows, state in _request_states(model, requests, catalogue, micro_batch, device):
+        for rows, state in _request_states(model, requests, catalogue, micro_batch, device, finder):
             top = find_top_pois(model, state, top_k=top_k)
             pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
             log_probs = top.log_probs_BN.cpu().numpy()
@@ -166,7 +168,7 @@ def rank_targets_by_model(
 ) -> Ranks:
     """Returns the exact rank of each target (a row of the catalogue) among all POIs live on its day.
 
-    With a `finder`, a model that copies from others does so; the requests need their `user_id` then.
+    A model that copies from others needs the `finder`, and `user_id` in the requests.
     """
     higher, equal = np.zeros(requests.num_rows, np.int64), np.ones(requests.num_rows, np.int64)
     for rows, state in _request_states(model, requests, catalogue, micro_batch, device, finder):
@@ -254,9 +256,6 @@ def _request_states(
     for rows in batch_by_length(history_lengths(requests), micro_batch, epochs):
         part = requests.take(pa.array(rows))
         live = catalogue.live_slots(int(times[rows[0]]), **capacities).to(device)
-        request = collate_requests(part)
-        if finder is not None:
-            users = part.column("user_id").to_numpy(zero_copy_only=False).astype(str)
-            request = add_to_requests(request, collate_history(part), users, finder, model.config)
+        request = collate_asked(part, finder, model.config)
         prefix = encode_shared(model, part, device)
         yield rows, model.request_state(prefix, request.to(device), live)

@@ -6,21 +6,16 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from datetime import date
 from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.dataset as pds
 import torch
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import MissingInputError, NoTrainingDataError
+from conf.errors import MissingInputError
 from conf.settings import CONF_DIR
 from models.bundle import ModelBundle, load_bundle, resolve_model
-from models.catalogue import CATALOGUE_COLUMNS, Catalogue
 from models.click_gate import judge_clicks
 from models.config import load_recipe
-from models.dataset import TableAt, read_table
 from models.evaluate import (
     EVALUATION_FILE,
     RELEASE_SPLIT,
@@ -34,20 +29,19 @@ from models.evaluate import (
 from models.figures import Figures
 from models.followers import follow
 from models.generator_choice import GeneratorChoice, choose_generator
+from models.held_out import add_finder, read_evaluation_rows, read_impressions
 from models.parallel import joined_group, process_rank, threads_of_process
-from models.pins import locate_table, pin_table
+from models.pins import pin_table
 from models.protocol_job import run_protocol_job
 from models.register import find_champion, judge_challenger, register_bundle
-from models.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
-from models.sft_ranking import RANKING_COLUMNS
+from models.release_split import EvaluationRows
 from models.stage import TrainResult
+from models.stage_tables import STAGE_TABLES, tables_of
 from models.tracking import RunLog, open_training_run
 from models.training import (
-    STAGE_TABLES,
     Training,
     build_bundle,
     open_training,
-    tables_of,
     train_all,
     train_stage,
 )
@@ -132,28 +126,6 @@ def run_explain_job(context: JobContext) -> JobSummary:
     return run_explain(context)
 
 
-def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle | None) -> EvaluationRows:
-    """Reads the requests of a split of the day's samples.
-
-    Raises:
-        NoTrainingDataError: the split has no row.
-    """
-    samples = _table(training, "pretrain_samples")
-    of_day = pds.field("day") == date.fromisoformat(training.day)
-    names = ("user_id", "num_context", "is_targets", "poi_ids", "is_simulated", "profile_ids", *MODEL_COLUMNS)
-    train, held_out = (
-        read_table(samples, names, of_day & (pds.field("split") == name)) for name in ("train", split)
-    )
-    if held_out.num_rows == 0:
-        raise NoTrainingDataError(
-            table="pretrain_samples", split=split, day=training.day,
-            remedy="Check the split dates (settings samples.*), or deliver more days.",
-        )  # fmt: skip
-    catalogue = Catalogue.from_arrow(read_table(_table(training, "poi_index"), CATALOGUE_COLUMNS))
-    action_type_id = bundle.action_type_id if bundle else None
-    return build_rows(train, held_out, catalogue, action_type_id=action_type_id)
-
-
 def _build_bundle(training: Training) -> tuple[EvaluationRows, GeneratorChoice]:
     """Gathers the stages and chooses the one that generates; returns the validation rows and what they say."""
     bundle = load_bundle(build_bundle(training))
@@ -174,13 +146,6 @@ def _open_run(context: JobContext, training: Training) -> AbstractContextManager
     )
 
 
-def _table(training: Training, name: str) -> TableAt:
-    """The table as the training pinned it, else its newest version."""
-    if name in training.pins:
-        return training.table(name)
-    return TableAt(locate_table(training.settings.storage.root, name))
-
-
 def _evaluate(context: JobContext, training: Training, log: RunLog) -> Figures:
     options, split = context.options, context.options.split
     bundle = _load_for_evaluation(context, training)
@@ -193,7 +158,7 @@ def _evaluate(context: JobContext, training: Training, log: RunLog) -> Figures:
         "is_simulated": rows.is_simulated or bundle.is_simulated,
         "next_poi": evaluate_next_poi(rows, bundle),
     }
-    impressions = _read_impressions(training, split)
+    impressions = read_impressions(training, split)
     if impressions is not None:
         popularity: Counter[str] = Counter()  # by POI, whatever slots it has had
         for poi_id, visits in zip(rows.catalogue.poi_ids, rows.counts.popularity, strict=True):
@@ -211,19 +176,6 @@ def _load_for_evaluation(context: JobContext, training: Training) -> ModelBundle
     return load_bundle(resolve_model(uri, context.settings)[0])
 
 
-def _read_impressions(training: Training, split: str) -> pa.Table | None:
-    """Ranking samples of a split; None where there are none."""
-    condition = (pds.field("day") == date.fromisoformat(training.day)) & (pds.field("split") == split)
-    try:
-        table = _table(training, "ranking_samples")
-        columns = ("request_id", "candidate_poi_ids", "is_simulated", *RANKING_COLUMNS)
-        found = read_table(table, columns, condition)
-    except MissingInputError as error:
-        LOGGER.warning("clicks are not evaluated: %s", error)
-        return None
-    return found if found.num_rows else None
-
-
 def _register(
     context: JobContext,
     training: Training,
@@ -234,8 +186,9 @@ def _register(
     bundle = load_bundle(training.bundle_folder)
     champion = find_champion(context.settings, bundle.layout.index_version)
     rows = held_out or read_evaluation_rows(training, "val", bundle)
+    rows = add_finder(rows, training, champion)
     verdict = judge_challenger(rows, bundle, champion, choice=choice)
-    shown = _read_impressions(training, "val")
+    shown = read_impressions(training, "val")
     clicks = judge_clicks(shown, bundle, champion) if shown is not None else None
     found: dict[str, object] = {"click_gate": asdict(clicks) if clicks else None}
     if clicks:

@@ -6,11 +6,14 @@ The finder takes the requesting user's own training rows out of all counts, so i
 # Shape letters: B = sequences, W = actions of the window, Q = steps, C = slots, S = steps that ask.
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from models.batch import HistoryBatch, OtherSlots, RequestBatch
-from models.config import DecoderConfig
+from conf.errors import MissingInputError
+from conf.tables import TRAINING_TRANSITIONS, TRAINING_VISITS
+from models.batch import HistoryBatch, OtherSlots, RequestBatch, collate_history, collate_requests
+from models.config import DecoderConfig, OthersConfig
 from models.features import split_time
 from models.other_slots import NEAR, Asked, SlotFinder
 from models.pairs import Steps, take_actions
@@ -18,33 +21,47 @@ from models.states import hide_times, steps_of, window_index
 
 
 def add_to_history(
-    history: HistoryBatch, users: np.ndarray, finder: SlotFinder, config: DecoderConfig
+    history: HistoryBatch, rows: pa.Table | pa.RecordBatch, finder: SlotFinder | None, config: DecoderConfig
 ) -> HistoryBatch:
-    """Adds the slots of every loss target in the window; other steps have none.
+    """Adds the slots of every loss target in the window; other steps have none, nor has a model that copies nothing.
 
     Args:
         history: of training samples.
-        users: user of each sample.
+        rows: the samples themselves, with `user_id`.
         finder: knows the training rows of all users.
-        config: says how long the window is, and whether request times are hidden.
+        config: says whether the model copies, how long the window is, and whether request times are hidden.
+
+    Raises:
+        MissingInputError: the model copies from others, and there is no finder.
     """
+    if not config.others.enabled:
+        return history
     index_BW, valid_BW = window_index(
         history.lengths_B, history.timestamps_BL.shape[1], config.window_actions
     )
     asks_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
     asks_BW = asks_BW & (index_BW >= history.num_context_B[:, None])
     steps = steps_of(history, index_BW, hide_time=config.hide_request_time)
-    return history._replace(others=_find(history, steps, asks_BW, users, finder))
+    return history._replace(others=_find(history, steps, asks_BW, rows, finder, config.others))
 
 
-def add_to_requests(
-    request: RequestBatch,
-    history: HistoryBatch,
-    users: np.ndarray,
-    finder: SlotFinder,
-    config: DecoderConfig,
+def collate_asked(
+    rows: pa.Table | pa.RecordBatch, finder: SlotFinder | None, config: DecoderConfig
 ) -> RequestBatch:
-    """Adds the slots of one request per user; neutral ones have none."""
+    """Collates one request per row, with the slots of others if the model copies from them; neutral ones have none.
+
+    Args:
+        rows: the request's columns, the history columns, and `user_id` if the model copies.
+        finder: knows the training rows of all users.
+        config: says whether the model copies, and whether request times are hidden.
+
+    Raises:
+        MissingInputError: the model copies from others, and there is no finder.
+    """
+    request = collate_requests(rows)
+    if not config.others.enabled:
+        return request
+    history = collate_history(rows)
     steps = Steps(
         history.lengths_B[:, None],
         request.timestamps_B[:, None],
@@ -53,13 +70,26 @@ def add_to_requests(
     )
     if config.hide_request_time:
         steps = hide_times(steps, history)
-    return request._replace(others=_find(history, steps, ~request.is_neutral_B[:, None], users, finder))
+    asks_BQ = ~request.is_neutral_B[:, None]
+    return request._replace(others=_find(history, steps, asks_BQ, rows, finder, config.others))
 
 
 def _find(
-    history: HistoryBatch, steps: Steps, asks_BQ: Tensor, users: np.ndarray, finder: SlotFinder
+    history: HistoryBatch,
+    steps: Steps,
+    asks_BQ: Tensor,
+    samples: pa.Table | pa.RecordBatch,
+    finder: SlotFinder | None,
+    sizes: OthersConfig,
 ) -> OtherSlots:
     """Looks up the slots of the steps that ask."""
+    if finder is None:
+        raise MissingInputError(
+            what="what others did", where=f"{TRAINING_VISITS.name} and {TRAINING_TRANSITIONS.name}",
+            needed_by="A decoder that copies from others (decoder.others)",
+            remedy=f"Run: python -m etl {TRAINING_VISITS.job} --day DAY, and have its tables read.",
+        )  # fmt: skip
+    users = np.asarray(samples["user_id"].to_pylist(), dtype=str)
     rows = asks_BQ.nonzero()[:, 0].numpy()
     last_block, last_inner = (
         take_actions(ids, steps.num_past_BQ - 1, fill=-1)[asks_BQ].numpy()
@@ -81,10 +111,11 @@ def _find(
         past_requests=past_rows,
         past_pois=pois_BL[rows[past_rows], past_places],
     )
-    found, catalogue = finder.find(asked), finder.catalogue
+    found = finder.find(asked, num_followers=sizes.num_followers, num_near=sizes.num_near)
+    catalogue = finder.catalogue
     pois = np.maximum(found.pois, 0)
     lists = np.zeros_like(pois)
-    lists[:, finder.num_followers :] = NEAR
+    lists[:, sizes.num_followers :] = NEAR
     places = np.stack([catalogue.lons[pois], catalogue.lats[pois]], axis=-1).astype(np.float32)
 
     def spread(values_SC: np.ndarray) -> Tensor:

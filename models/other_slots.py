@@ -26,6 +26,8 @@ POPULARITY_SHARE = 0.1
 """Weight of the popularity at the hour beside that of similar users, both over their means."""
 MAX_NEIGHBOURS = 1024
 """POIs kept per place before user and hour are looked at."""
+MAX_PLACES = 4096
+"""Places whose neighbours are kept, 16 KB each; users who are tracked ask from ever new ones."""
 NUM_BUCKETS = 12
 FOLLOWERS, NEAR = range(2)
 NUM_LISTS = 2
@@ -82,24 +84,21 @@ class Asked:
 
 
 class SlotFinder:
-    """Finds the slots of requests in the statistics of others."""
+    """Finds the slots of requests in the statistics of others; for any model of the catalogue's index."""
 
-    def __init__(
-        self, statistics: OtherStatistics, catalogue: Catalogue, *, num_followers: int, num_near: int
-    ) -> None:
+    def __init__(self, statistics: OtherStatistics, catalogue: Catalogue) -> None:
         self.statistics, self.catalogue = statistics, catalogue
-        self.num_followers, self.num_near = num_followers, num_near
         self._transitions = _Transitions(statistics)
         self._visits = OtherVisits(statistics)
         self._similar = SimilarUsers(statistics)
         self._neighbours: dict[tuple[float, float], tuple[IntArray, FloatArray]] = {}
 
-    def find(self, asked: Asked) -> SlotLists:
+    def find(self, asked: Asked, *, num_followers: int, num_near: int) -> SlotLists:
         """Returns the slots of every request, followers first, best first in each list."""
-        followers, weights, leaving = self._transitions.follow(asked, self.num_followers, self._visits)
+        followers, weights, leaving = self._transitions.follow(asked, num_followers, self._visits)
         past = asked.distinct_past(self.statistics.num_pois)
         similarity = self._similar.score_pois(asked.users, *past)
-        near = self._find_near(asked, past, followers, similarity)
+        near = self._find_near(asked, past, followers, similarity, num_near)
         pois = np.concatenate([followers, near], axis=1)
         counts = np.concatenate([weights, np.zeros(near.shape)], axis=1)
         at_hour, at_all = self._visits.popularity(asked.users, pois, asked.hours)
@@ -115,7 +114,12 @@ class SlotFinder:
         )
 
     def _find_near(
-        self, asked: Asked, past: tuple[IntArray, IntArray], taken: IntArray, similarity: FloatArray
+        self,
+        asked: Asked,
+        past: tuple[IntArray, IntArray],
+        taken: IntArray,
+        similarity: FloatArray,
+        size: int,
     ) -> IntArray:
         """Returns the POIs with the largest product of nearness and fit."""
         pois, nearness = self._gather_neighbours(asked)
@@ -128,7 +132,7 @@ class SlotFinder:
         rows, columns = np.nonzero(taken >= 0)
         scores[_is_among(pois, rows, taken[rows, columns])] = 0.0
         scores[_is_among(pois, *past)] = 0.0
-        return _take_best(pois, scores, self.num_near)
+        return _take_best(pois, scores, size)
 
     def _gather_neighbours(self, asked: Asked) -> tuple[IntArray, FloatArray]:
         """Returns the POIs around each request in rising order, -1 first, and how near they are."""
@@ -149,6 +153,8 @@ class SlotFinder:
                 return np.full(size, -1, np.int64), np.zeros(size)
             km = distance_km(np.array(lon), np.array(lat), self.catalogue.lons, self.catalogue.lats)
             rows = np.sort(np.argsort(km, kind="stable")[:size])
+            if len(self._neighbours) >= MAX_PLACES:
+                self._neighbours.clear()
             self._neighbours[key] = rows, (NEAR_KM + km[rows]) ** -NEAR_POWER
         return self._neighbours[key]
 

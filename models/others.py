@@ -2,7 +2,8 @@
 
 Every row keeps its user, so that a request's own user can be taken out of any sum: a model that is trained on
 counts which contain its target would learn to read the answer from them. Rows after the training period are
-never counted. A batch job can make the same two tables with two aggregations.
+never counted. For a public protocol they are counted here; the pipeline's are tables that Spark makes
+(`models/other_tables.py`).
 """
 
 from dataclasses import dataclass
@@ -10,12 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from conf.transitions import STEP_HOURS, STEP_WEIGHTS
 from models.requests import HOURS_PER_DAY, MS_PER_HOUR, FloatArray, IntArray, local_hours
-
-STEP_WEIGHTS = (1.0, 0.5, 0.25)
-"""Weight of a transition over one, two, three steps."""
-STEP_HOURS = (24.0, 12.0, 12.0)
-"""Longest time of a transition over as many steps."""
 
 
 @dataclass(frozen=True)

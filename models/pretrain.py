@@ -102,10 +102,7 @@ class PretrainStage:
         """Returns the summed loss, the number of targets, and the loss of the two tokens apart."""
         next_poi = cast(NextPoiModel, model)
         device = next(model.parameters()).device
-        history = collate_history(rows)
-        if self.finder is not None:
-            users = rows["user_id"].to_numpy(zero_copy_only=False).astype(str)
-            history = add_to_history(history, users, self.finder, next_poi.config)
+        history = add_to_history(collate_history(rows), rows, self.finder, next_poi.config)
         self.slots = self.slots.to(device)  # kept: moving them sorts them anew
         log_probs = next_poi.next_poi_log_probs(history.to(device), self.slots)
         loss, num_targets = next_poi_loss(log_probs)
@@ -174,7 +171,7 @@ def build_decoder(
     Raises:
         MissingInputError: there is no such table.
     """
-    version = layout.index_version if layout else _last_index_version(poi_index)
+    version = layout.index_version if layout else last_index_version(poi_index)
     is_version = pds.field("index_version") == version
     index = read_table(poi_index, ("block_id", "inner_id", "category_id", "poi_lon", "poi_lat"), is_version)
     block_ids, inner_ids, categories = (
@@ -213,6 +210,7 @@ def load_pretrained(folder: Path, layout: TokenLayout | None = None) -> Spacetim
     return load_stage(folder / "model", layout=layout)
 
 
-def _last_index_version(poi_index: TableAt) -> int:
+def last_index_version(poi_index: TableAt) -> int:
+    """Returns the newest version of an index, the one that a training is made with."""
     versions = read_table(poi_index, ("index_version",)).column("index_version").to_numpy()
     return int(versions.max(initial=1))

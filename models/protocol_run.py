@@ -131,15 +131,9 @@ def fit_recipe(recipe: Recipe, protocol: Protocol) -> Recipe:
 
 def build_finder(tables: ProtocolTables, recipe: Recipe) -> SlotFinder | None:
     """Counts the training rows of others; None if the model does not copy from others."""
-    others = recipe.decoder.others
-    if not others.enabled:
+    if not recipe.decoder.others.enabled:
         return None
-    return SlotFinder(
-        count_training_others(tables),
-        tables.index.catalogue,
-        num_followers=others.num_followers,
-        num_near=others.num_near,
-    )
+    return SlotFinder(count_training_others(tables), tables.index.catalogue)
 
 
 def train_on_protocol(

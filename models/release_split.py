@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from models.baselines import TrainingCounts, count_training
 from models.catalogue import Catalogue
+from models.other_slots import SlotFinder
 from models.requests import IntArray, Requests, Visits, previous_within
 
 MODEL_COLUMNS = (
@@ -38,6 +39,7 @@ class EvaluationRows:
         action_type_id: the action type asked for.
         is_simulated: made from simulated rows.
         num_not_live: targets left out since they were not live on their day.
+        finder: what others did in the training period; None where no model asks for it.
     """
 
     requests: Requests
@@ -50,6 +52,7 @@ class EvaluationRows:
     action_type_id: int
     is_simulated: bool = False
     num_not_live: int = 0
+    finder: SlotFinder | None = None
 
     def take(self, rows: IntArray) -> "EvaluationRows":
         """Returns some of the rows; catalogue, counts and visits are shared."""

@@ -34,26 +34,20 @@ from models.checkpoint import load_stage
 from models.config import Recipe
 from models.dataset import TableAt, read_table
 from models.multimodal import SlotVectors, read_slot_vectors
+from models.other_slots import SlotFinder
+from models.other_tables import OTHER_TABLES, OthersAt, open_finder, read_catalogue
 from models.parallel import tell_all
 from models.pins import Pin, locate_table, pin_table
-from models.pretrain import PretrainTables, run_pretrain
+from models.pretrain import PretrainTables, last_index_version, run_pretrain
 from models.release_split import most_common_action_type
 from models.sft_embedding import run_sft_embedding
 from models.sft_ranking import run_sft_ranking
 from models.stage import Log, TrainResult
+from models.stage_tables import STAGE_TABLES, VECTOR_TABLES, fuses_vectors, tables_of
 from models.tracking import RunLog, TableInput, open_stage_run
 
 LOGGER = logging.getLogger(__name__)
 TRAINING_FILE = "training.json"
-STAGE_TABLES = {
-    "pretrain": ("pretrain_samples", "poi_index", "blocks"),
-    "sft_embedding": ("ranking_samples",),
-    "sft_ranking": ("ranking_samples",),
-    "align_dpo": ("preference_pairs",),
-}
-"""Stages in order, and the tables that each reads."""
-VECTOR_TABLES = ("poi_vectors", "poi_index")
-"""What both SFTs read too, if the recipe fuses POI vectors."""
 
 
 @dataclass
@@ -104,12 +98,6 @@ class Training:
     def is_simulated(self) -> bool:
         """Is any row that the training read made by a simulation."""
         return any(pin.num_simulated for pin in self.pins.values())
-
-
-def tables_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
-    """Returns the tables that a stage reads, the one of its samples first."""
-    fuses = recipe.fuse_poi_vectors and stage.startswith("sft_")
-    return STAGE_TABLES[stage] + (VECTOR_TABLES if fuses else ())
 
 
 def open_training(settings: Settings, day: str, recipe: Recipe) -> Training:
@@ -215,9 +203,11 @@ def build_bundle(training: Training) -> Path:
 
 
 def _run_pretrain(training: Training, log: Log) -> TrainResult:
+    tables = _index_tables(training)
+    version = last_index_version(tables.poi_index)
     return run_pretrain(
-        _index_tables(training), day=training.day, recipe=training.recipe, layout=None,
-        folder=training.stage_folder("pretrain"), log=log,
+        tables, day=training.day, recipe=training.recipe, layout=None, log=log,
+        folder=training.stage_folder("pretrain"), finder=_open_finder(training, version),
     )  # fmt: skip
 
 
@@ -231,9 +221,12 @@ def _run_sft(stage: str, training: Training, log: Log) -> TrainResult:
 
 
 def _run_align_dpo(training: Training, log: Log) -> TrainResult:
+    pretrained = training.stage_folder("pretrain")
+    version = load_stage(pretrained / "model").config.index_version
     return run_align_dpo(
         training.table("preference_pairs"), _index_tables(training), day=training.day, recipe=training.recipe,
-        pretrained=training.stage_folder("pretrain"), folder=training.stage_folder("align_dpo"), log=log,
+        pretrained=pretrained, folder=training.stage_folder("align_dpo"), log=log,
+        finder=_open_finder(training, version),
     )  # fmt: skip
 
 
@@ -259,6 +252,15 @@ def _read_vectors(training: Training) -> SlotVectors | None:
     return read_slot_vectors(vectors, index, day=training.day, index_version=version)
 
 
+def _open_finder(training: Training, index_version: int) -> SlotFinder | None:
+    """Reads what others did, if the decoder copies from them."""
+    if not training.recipe.decoder.others.enabled:
+        return None
+    visits, transitions = map(training.table, OTHER_TABLES)
+    others = OthersAt(visits, transitions, training.day, index_version)
+    return open_finder(others, read_catalogue(training.table("poi_index"), index_version))
+
+
 def _index_tables(training: Training) -> PretrainTables:
     return PretrainTables(
         training.table("pretrain_samples"), training.table("poi_index"), training.table("blocks")
@@ -271,7 +273,7 @@ def _describe_stage(training: Training, stage: str) -> str:
     content = {
         "decoder": recipe["decoder"],
         "stage": recipe[stage],
-        "fuses": len(tables_of(stage, training.recipe)) > len(STAGE_TABLES[stage]),
+        "fuses": fuses_vectors(stage, training.recipe),
         "rows": {name: training.pins[name].digest for name in tables_of(stage, training.recipe)},
         "from": "" if stage == "pretrain" else training.made_of.get("pretrain", ""),
     }

@@ -12,8 +12,10 @@ from conf.settings import Settings
 from conf.tables import TABLES
 from etl.commits import table_version_of_day
 from etl.contracts import spark_schema
+from etl.retention import table_path
 from etl.session import local_frame, open_session
 from etl.storage import read_table, table_exists, table_version
+from models.dataset import TableAt
 from udfs.model_cache import ServedModel, check_index, serve_model
 from udfs.slots import keep_known
 
@@ -47,6 +49,10 @@ class Night:
         """Reads an input at its pinned version."""
         return read_table(self.spark, self.settings.storage.root, name, version=self.versions[name])
 
+    def locate(self, name: str) -> TableAt:
+        """Returns an input at its pinned version, as workers and models read it: without Spark."""
+        return TableAt(table_path(self.spark, self.settings.storage.root, name), self.versions[name])
+
     def read_output(self, name: str) -> DataFrame:
         """Reads what earlier nights wrote into a feature table; no rows before the first night."""
         root = self.settings.storage.root
@@ -55,8 +61,13 @@ class Night:
         return local_frame(self.spark, [], spark_schema(TABLES[name]))
 
 
-def open_night(context: JobContext, inputs: Sequence[str]) -> Night:
+def open_night(context: JobContext, inputs: Sequence[str], copied: Sequence[str] = ()) -> Night:
     """Opens the session, pins the inputs and checks that model and index fit each other.
+
+    Args:
+        context: of the job.
+        inputs: tables that are read whatever the model.
+        copied: tables that are read too if the model copies from others.
 
     Raises:
         MissingInputError: an input or the model is not there.
@@ -67,6 +78,8 @@ def open_night(context: JobContext, inputs: Sequence[str]) -> Night:
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", settings.features.batch_rows)
     versions = {name: pin_version(spark, settings.storage.root, name, context.day) for name in inputs}
     model = serve_model(spark, context.options.model or settings.features.model, settings)
+    if model.copies_from_others:
+        versions |= {name: pin_version(spark, settings.storage.root, name, context.day) for name in copied}
     night = Night(spark, settings, context.day, context.run_id, model, versions, context.dry_run)
     check_poi_index(night)
     return night

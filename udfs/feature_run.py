@@ -21,6 +21,7 @@ from etl.storage import (
     replace_day,
     table_location,
 )
+from models.other_tables import OTHER_TABLES, last_others
 from udfs import poi_candidates, poi_embeddings, ranking_scores, user_embeddings
 from udfs.feature_night import Night, open_night
 from udfs.feature_rows import FeatureBuild, build_refused, keep_accepted
@@ -33,11 +34,12 @@ class FeatureJob:
     """One feature table.
 
     Attributes:
-        inputs: tables that are read.
+        inputs: tables that are read whatever the model.
         source_table: where the rows that may be refused come from.
         reasons: all reason codes of the job.
         model_failure: the reason code of rows that made the model fail.
         build: plans the rows of a night.
+        copied: tables that are read too if the model copies from others.
     """
 
     inputs: tuple[str, ...]
@@ -45,6 +47,7 @@ class FeatureJob:
     reasons: tuple[str, ...]
     model_failure: str
     build: Callable[[Night], FeatureBuild]
+    copied: tuple[str, ...] = ()
 
 
 def plan_user_embeddings(night: Night) -> FeatureBuild:
@@ -93,10 +96,14 @@ def plan_poi_candidates(night: Night) -> FeatureBuild:
     catalogue = poi_candidates.ship_catalogue(
         night.spark, night.read("poi_index"), day=night.day, index_version=night.model.index_version
     )
+    others = None
+    if night.model.copies_from_others:
+        visits, transitions = (night.locate(name) for name in OTHER_TABLES)
+        others = last_others(visits, transitions, night.day, night.model.index_version)
     return poi_candidates.build_poi_candidates(
         night.read("ranking_requests"),
         night.read("action_sequences"),
-        catalogue,
+        poi_candidates.Places(catalogue, others),
         day=night.day,
         model=night.model,
         run_id=night.run_id,
@@ -134,6 +141,7 @@ FEATURE_JOBS: dict[str, FeatureJob] = {
         reasons=poi_candidates.REASONS,
         model_failure=poi_candidates.REASON,
         build=plan_poi_candidates,
+        copied=OTHER_TABLES,
     ),
 }
 
@@ -141,7 +149,10 @@ FEATURE_JOBS: dict[str, FeatureJob] = {
 def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
     """Runs feature jobs one after another in one session with one model and sums them up."""
     started = time.perf_counter()
-    night = open_night(context, sorted({table for name in names for table in FEATURE_JOBS[name].inputs}))
+    jobs = [FEATURE_JOBS[name] for name in names]
+    inputs = sorted({table for job in jobs for table in job.inputs})
+    copied = sorted({table for job in jobs for table in job.copied})
+    night = open_night(context, inputs, copied)
     total = JobSummary(steps={"open": time.perf_counter() - started})
     for name in names:
         started = time.perf_counter()

@@ -39,6 +39,7 @@ class ServedModel:
         is_simulated: was it trained on simulated data.
         loads: counts how often a worker process loaded the weights.
         serving: how its forward passes are run.
+        copies_from_others: does its generator need the tables of what others did.
     """
 
     uri: str
@@ -50,6 +51,7 @@ class ServedModel:
     is_simulated: bool
     loads: Accumulator[int]
     serving: Serving = field(default_factory=Serving)
+    copies_from_others: bool = False
 
     @property
     def index_version(self) -> int:
@@ -86,6 +88,7 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
         is_simulated=bundle.is_simulated,
         loads=spark.sparkContext.accumulator(0),
         serving=Serving(settings.features.dtype, settings.features.max_actions),
+        copies_from_others=bundle.copies_from_others,
     )
 
 

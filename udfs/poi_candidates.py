@@ -1,8 +1,9 @@
 """ranking_requests + action_sequences + poi_index -> poi_candidates: exact top-k live POIs of each request.
 
 Every POI of the index that is live as of the request competes; none is sampled or pruned. The catalogue is
-sent once to each executor and decoded once per worker process. Run it with `python -m udfs poi_candidates
---day D`.
+sent once to each executor and decoded once per worker process; what others did, if the model copies from them, each
+worker process reads for itself at the pinned version, so that the driver never holds it. Run it with `python -m udfs
+poi_candidates --day D`.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ from pyspark.sql import functions as F
 
 from conf.tables import HISTORY_NAMES, POI_CANDIDATES
 from models.inference import Catalogue, generate_candidates
+from models.other_slots import SlotFinder
+from models.other_tables import OthersAt, open_finder
 from udfs.feature_rows import (
     REFUSAL_COLUMNS,
     FeatureBuild,
@@ -54,6 +57,7 @@ Found = tuple[np.ndarray, np.ndarray]
 """Rows of the catalogue, best first, and their log probabilities."""
 
 _decoded: dict[str, Catalogue] = {}
+_opened: dict[tuple[str, OthersAt], SlotFinder] = {}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ class ShippedCatalogue:
 
     stream: Broadcast[bytes]
     digest: str
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the POIs are that may be generated, and what others did at them; None if the model copies nothing."""
+
+    catalogue: ShippedCatalogue
+    others: OthersAt | None = None
 
 
 def ship_catalogue(
@@ -83,7 +95,7 @@ def ship_catalogue(
 def build_poi_candidates(
     ranking_requests: DataFrame,
     sequences: DataFrame,
-    catalogue: ShippedCatalogue,
+    places: Places,
     *,
     day: date,
     model: ServedModel,
@@ -102,9 +114,7 @@ def build_poi_candidates(
     generated = ordered.select(
         *PAYLOAD_NAMES, "action_type_id", "seq_len", "profile_ids", *HISTORY_NAMES, "is_simulated"
     ).mapInArrow(
-        partial(
-            generate_for_requests, model=model, catalogue=catalogue, micro_batch=micro_batch, top_k=top_k
-        ),
+        partial(generate_for_requests, model=model, places=places, micro_batch=micro_batch, top_k=top_k),
         outcome_schema(POI_CANDIDATES, EMITTED),
     )
     emitted = generated.unionByName(refuse_requests(requests.where(~known_type)))
@@ -135,16 +145,17 @@ def generate_for_requests(
     batches: Iterator[pa.RecordBatch],
     *,
     model: ServedModel,
-    catalogue: ShippedCatalogue,
+    places: Places,
     micro_batch: int,
     top_k: int,
 ) -> Iterator[pa.RecordBatch]:
     """Generates in a worker: requests in, one row per request and rank out."""
-    bundle, device, pois = load_model(model), task_device(), decode_catalogue(catalogue)
+    bundle, device, pois = load_model(model), task_device(), decode_catalogue(places.catalogue)
+    finder = open_others(places, pois)
 
     def generate(batch: pa.RecordBatch) -> Sequence[Found | RowFailure]:
         results = generate_candidates(
-            bundle, batch, pois, top_k=top_k, micro_batch=micro_batch, device=device
+            bundle, batch, pois, top_k=top_k, micro_batch=micro_batch, device=device, finder=finder
         )
         return [check_candidates(own) for own in results]
 
@@ -170,6 +181,21 @@ def decode_catalogue(catalogue: ShippedCatalogue) -> Catalogue:
             pa.ipc.open_stream(catalogue.stream.value).read_all()
         )
     return _decoded[catalogue.digest]
+
+
+def open_others(places: Places, pois: Catalogue) -> SlotFinder | None:
+    """Returns what others did, read by this worker process if this is its first task; None if the model copies nothing.
+
+    Raises:
+        MissingInputError: the tables have no row of the day.
+    """
+    if places.others is None:
+        return None
+    key = (places.catalogue.digest, places.others)
+    if key not in _opened:
+        _opened.clear()
+        _opened[key] = open_finder(places.others, pois)
+    return _opened[key]
 
 
 def candidates_to_arrow(

@@ -1,5 +1,6 @@
 """The weekly and the nightly DAG, really executed by Airflow on a small city: the command lines of production."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 from deltalake import DeltaTable
 
 from conf.settings import Settings, SparkSettings, load_model
-from models.bundle import resolve_model
+from models.bundle import load_bundle, resolve_model
 from tests.airflow_dags.airflow_env import airflow_variables, is_installed, run_airflow
 from tests.bench import small_city
 
@@ -40,12 +41,13 @@ def write_settings(folder: Path, spark: SparkSettings) -> Path:
 
 
 def write_recipe(folder: Path) -> Path:
-    """The smallest recipe as a file, since a DAG gives no further words to the training."""
+    """The smallest recipe that copies from others, as a file: a DAG gives no further words to the training."""
     recipe = yaml.safe_load(Path("conf/models/tiny.yaml").read_text())
     for key in small_city.RECIPE_KEYS:
         names, value = key.split("=")
         stage, name = names.split(".")
         recipe[stage][name] = int(value)
+    recipe["decoder"]["others"] = {"enabled": True, "num_followers": 4, "num_near": 8}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
@@ -93,6 +95,18 @@ def test_every_feature_table_has_rows_of_that_day_by_the_released_model(night: P
     rows = DeltaTable(str(night / table)).to_pyarrow_table(columns=["day", "model_version"]).to_pylist()
 
     assert {(str(row["day"]), row["model_version"]) for row in rows} == {(NIGHT, release["model_version"])}
+
+
+def test_the_champion_copies_from_what_others_did_in_its_training_period(night: Path) -> None:
+    settings = load_model(Settings, [night.parent / "settings.yaml"])
+    bundle = load_bundle(resolve_model(settings.features.model, settings)[0])
+    visits = DeltaTable(str(night / "training_visits")).to_pyarrow_table(columns=["day"])
+    commit = DeltaTable(str(night / "poi_candidates")).history(1)[0]
+
+    assert bundle.copies_from_others
+    assert bundle.content["data"]["training_visits"]["num_rows"] == visits.num_rows
+    assert {str(day) for day in visits["day"].to_pylist()} == {BOOTSTRAP_DAY}
+    assert {"training_visits", "training_transitions"} <= set(json.loads(commit["userMetadata"])["read"])
 
 
 def test_rows_carry_the_run_of_airflow(night: Path) -> None:

@@ -7,7 +7,17 @@ import pytest
 from conf.settings import CleanSettings, PlacesSettings, SequenceSettings
 from conf.tables import TABLES
 from conf.taxonomy import load_taxonomy
-from etl import action_sequences, categories, clean_actions, index_job, poi_index, poi_slots, user_places
+from etl import (
+    action_sequences,
+    categories,
+    clean_actions,
+    index_job,
+    poi_index,
+    poi_slots,
+    training_transitions,
+    training_visits,
+    user_places,
+)
 from etl.contracts import spark_schema
 from etl.refusal import to_quarantine
 from tests.rows import DAY
@@ -48,6 +58,7 @@ def plans(spark):
         tables["raw_actions"], tables["poi_index"], cleaned, day=DAY, settings=CleanSettings()
     )
     accepted = clean_actions.keep_accepted(judged)
+    training = cleaned.selectExpr("*", "is_interest AS is_target")
     taxonomy = load_taxonomy()
     frames = {
         "categories": categories.build_categories(
@@ -75,6 +86,8 @@ def plans(spark):
             index_version=1,
             settings=SequenceSettings(),
         ),
+        "training_visits": training_visits.build_training_visits(training, index_version=1),
+        "training_transitions": training_transitions.build_training_transitions(training, index_version=1),
     }
     with all_columns_told(spark):
         # Adaptive execution would cut empty inputs away: the plan as first made is what is read.
@@ -91,6 +104,8 @@ def plans(spark):
         "cleaned_actions",
         "user_places",
         "action_sequences",
+        "training_visits",
+        "training_transitions",
     ],
 )
 def test_no_python_and_no_cartesian_product(plans, table):

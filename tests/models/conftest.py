@@ -1,5 +1,6 @@
 """A planted town: 5 blocks of 8 POIs, 12 users with habits, as Arrow rows and Delta tables."""
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -183,6 +184,31 @@ def pair_rows(num_rows: int) -> list[dict]:
     return rows
 
 
+def other_rows() -> dict[str, list[dict]]:
+    """What each user did in the training windows: visits and transitions, by a plain loop."""
+    visits, transitions = Counter(), Counter()
+    for user in range(NUM_USERS):
+        history = {name: values[:40] for name, values in user_history(user).items()}
+        slots = list(zip(history["block_ids"], history["inner_ids"], strict=True))
+        for place, (slot, time) in enumerate(zip(slots, history["timestamps_ms"], strict=True)):
+            visits[f"u{user}", *slot, (time // HOUR_MS + 1) % 24] += 1
+            for step, following in enumerate(slots[place + 1 : place + 3]):  # three steps take 15 hours
+                if following != slot:
+                    transitions[f"u{user}", *slot, *following] += 0.5**step
+    common = {"day": DAY, "index_version": 1, "is_simulated": True}
+    slot_names = ("user_id", "block_id", "inner_id")
+    return {
+        "training_visits": [
+            common | dict(zip((*slot_names, "local_hour"), key, strict=True)) | {"visits": count}
+            for key, count in visits.items()
+        ],
+        "training_transitions": [
+            common | dict(zip((*slot_names, "next_block_id", "next_inner_id"), key, strict=True)) | {"weight": weight}
+            for key, weight in transitions.items()
+        ],
+    }  # fmt: skip
+
+
 def block_rows() -> list[dict]:
     """Blocks of the town."""
     return [
@@ -222,6 +248,7 @@ def town_tables() -> dict[str, pa.Table]:
         "pretrain_samples": to_arrow("pretrain_samples", pretrain_rows()),
         "ranking_samples": to_arrow("ranking_samples", request_rows(48)),
         "preference_pairs": to_arrow("preference_pairs", pair_rows(48)),
+        **{name: to_arrow(name, rows) for name, rows in other_rows().items()},
     }
 
 

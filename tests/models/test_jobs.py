@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deltalake import write_deltalake
 from mlflow import MlflowClient
 
 from conf.cli import main
@@ -19,7 +20,8 @@ from models.inference import score_candidates
 RECIPE = """
 name: test
 decoder: {hidden_dim: 16, ffn_dim: 32, num_layers: 1, num_heads: 2, num_kv_heads: 2, window_actions: 20,
-          embedding_dim: 8, geo_buckets: 64, dropout: 0.0, embedding_dropout: 0.0}
+          embedding_dim: 8, geo_buckets: 64, dropout: 0.0, embedding_dropout: 0.0,
+          others: {enabled: true, num_followers: 2, num_near: 3}}
 pretrain: {epochs: 3, batch_size: 4, warmup_steps: 5}
 sft_embedding: {epochs: 2, batch_size: 8, warmup_steps: 2}
 sft_ranking: {epochs: 2, batch_size: 8, warmup_steps: 2}
@@ -104,6 +106,8 @@ def test_mlflow_holds_a_parent_run_a_child_per_stage_and_the_data_read(run, trai
         "pretrain_samples",
         "poi_index",
         "blocks",
+        "training_visits",  # the recipe copies from others
+        "training_transitions",
     }
     assert pretrain.data.params["tables.pretrain_samples.version"] == "0"
     assert pretrain.info.status == "FINISHED"
@@ -178,6 +182,27 @@ def test_a_stage_without_its_table_says_what_to_run(run, tmp_path):
     assert "python -m etl pretrain_samples" in summary["message"]
 
 
+def test_a_training_without_the_tables_of_others_says_what_to_run(run, tmp_path, town_tables):
+    for name in ("pretrain_samples", "poi_index", "blocks"):
+        write_deltalake(str(tmp_path / name), town_tables[name])
+
+    code, summary = run("pretrain", f"--set=storage.root={tmp_path}", f"--set=storage.artifacts={tmp_path}/a")
+
+    assert code == 2
+    assert "python -m etl training_others --day 2026-03-01" in summary["message"]
+
+
+def test_a_champion_that_copies_is_judged_with_the_tables_of_the_new_day(run, trained):
+    """The challenger copies nothing, so its own rows come without what others did."""
+    code, summary = run("pretrain", "--set-recipe", "decoder.others.enabled=false")
+    assert code == 0, summary
+
+    code, summary = run("register", "--dry-run", "--set-recipe", "decoder.others.enabled=false")
+
+    assert code == 0, summary
+    assert summary["notes"]["gate"]["champion"] is not None
+
+
 def test_a_stage_before_pretraining_says_so(run, tmp_path):
     code, summary = run("sft_ranking", f"--set=storage.artifacts={tmp_path}/b")
     assert code == 2
@@ -186,7 +211,7 @@ def test_a_stage_before_pretraining_says_so(run, tmp_path):
 
 def test_a_day_without_samples_has_nothing_to_learn_from(run, tmp_path):
     arguments = ["--day", "2026-03-02", f"--set=storage.artifacts={tmp_path}/c"]
-    code, summary = run("pretrain", *arguments)
+    code, summary = run("pretrain", *arguments, "--set-recipe", "decoder.others.enabled=false")
     assert code == 3
     assert "NoTrainingDataError" in summary["error"]
 

@@ -56,9 +56,11 @@ def places() -> Catalogue:
     return build_index(some_pois(NUM_POIS)).catalogue
 
 
-def finder_of(training, places, **sizes) -> SlotFinder:
-    return SlotFinder(count_others(*training, num_pois=NUM_POIS), places, **({"num_followers": 4,
-                      "num_near": 6} | sizes))  # fmt: skip
+SIZES = {"num_followers": 4, "num_near": 6}
+
+
+def finder_of(training, places) -> SlotFinder:
+    return SlotFinder(count_others(*training, num_pois=NUM_POIS), places)
 
 
 def test_transitions_count_three_steps_by_hand():
@@ -114,7 +116,7 @@ def test_lists_equal_those_of_statistics_counted_without_the_user(seed, places):
     asked = random_requests(seed=seed + 10)
     names = count_others(*training, num_pois=NUM_POIS).user_ids
 
-    found = finder_of(training, places).find(asked)
+    found = finder_of(training, places).find(asked, **SIZES)
 
     for row, user in enumerate(asked.users):
         others = users != (names[user] if user >= 0 else "nobody")
@@ -124,7 +126,7 @@ def test_lists_equal_those_of_statistics_counted_without_the_user(seed, places):
             np.zeros(own_past.sum(), np.int64), asked.past_pois[own_past],
         )  # fmt: skip
         oracle = finder_of((users[others], pois[others], times[others], offsets[others]), places)
-        expected = oracle.find(stranger)
+        expected = oracle.find(stranger, **SIZES)
         followers, near = found.pois[row][:4], found.pois[row][4:]
         assert followers.tolist() == expected.pois[0][:4].tolist()
         assert found.count[row].tolist() == expected.count[0].tolist()
@@ -142,8 +144,8 @@ def test_own_training_rows_change_no_list(places):
     swapped = pois.copy()
     swapped[own] = np.random.default_rng(5).permutation(pois[own])  # same POIs, other order and hours
 
-    first = finder_of((users, pois, times, offsets), places).find(asked)
-    second = finder_of((users, swapped, times, offsets), places).find(asked)
+    first = finder_of((users, pois, times, offsets), places).find(asked, **SIZES)
+    second = finder_of((users, swapped, times, offsets), places).find(asked, **SIZES)
 
     for name, values in vars(first).items():
         np.testing.assert_array_equal(values, getattr(second, name), err_msg=name)
@@ -154,9 +156,9 @@ def test_near_pois_are_those_of_a_plain_loop(places):
     users, pois, times, _ = training
     asked = random_requests()
     names = count_others(*training, num_pois=NUM_POIS).user_ids
-    finder = finder_of(training, places, num_followers=0)
+    finder = finder_of(training, places)
 
-    found = finder.find(asked).pois
+    found = finder.find(asked, num_followers=0, num_near=6).pois
 
     hours = times // HOUR_MS % 24
     for row in range(len(asked.users)):
@@ -208,6 +210,6 @@ def test_nothing_known_gives_empty_lists(places):
 
     strangers = replace(random_requests(), users=np.full(12, -1))
 
-    found = SlotFinder(nothing, places, num_followers=2, num_near=3).find(strangers)
+    found = SlotFinder(nothing, places).find(strangers, **SIZES)
 
     assert (found.pois == -1).all()

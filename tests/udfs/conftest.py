@@ -23,23 +23,27 @@ def other_bundle(build_once: BuildOnce) -> Path:
     return build_once("other", lambda folder: make_bundle(folder, seed=2)) / "bundle"
 
 
-def make_bundle(folder: Path, *, seed: int, broken_action_type: int | None = None) -> Path:
+def make_bundle(
+    folder: Path, *, seed: int, broken_action_type: int | None = None, copies_from_others: bool = False
+) -> Path:
     """Writes a bundle of all stages with random weights for an index of two blocks.
 
-    Rows with an action of the broken type make the model fail: the type's embedding is NaN.
+    Rows with an action of the broken type make the model fail: the type's embedding is NaN. A model that copies from
+    others has most of every prediction from their slots.
     """
     import torch
 
     from conf.tokens import NUM_SPECIAL, TokenLayout
     from models.bundle import STAGE_FOLDERS, save_bundle
     from models.checkpoint import save_stage
-    from models.config import DecoderConfig
+    from models.config import DecoderConfig, OthersConfig
     from models.decoder import SpacetimeDecoder
 
     layout = TokenLayout(index_version=1, num_blocks=4, max_inner=8, num_categories=8)
     shape = DecoderConfig(
-        hidden_dim=16, ffn_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, embedding_dim=8
-    )
+        hidden_dim=16, ffn_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, embedding_dim=8,
+        others=OthersConfig(enabled=copies_from_others, num_followers=2, num_near=2, start=6.0),
+    )  # fmt: skip
     torch.manual_seed(seed)
     model = SpacetimeDecoder(shape.with_layout(layout, num_pois=NUM_POIS))
     if broken_action_type is not None:

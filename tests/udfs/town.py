@@ -110,6 +110,25 @@ def request(request_id: str, user_id: str, day: date, candidates: Sequence[int],
     return {**row, **changes}
 
 
+def visit(user_id: str, number: int, visits: int = 1, **changes: object) -> Row:
+    """Returns a row of `training_visits`: to POI `p{number}`, at 19 h on the user's clock."""
+    place = {name: slot(number)[name] for name in ("index_version", "block_id", "inner_id")}
+    return {"user_id": user_id, **place, "local_hour": 19, "visits": visits, "is_simulated": False, **changes}
+
+
+def transition(user_id: str, number: int, next_number: int, weight: float = 1.0) -> Row:
+    """Returns a row of `training_transitions`: from POI `p{number}` to `p{next_number}`."""
+    slots = slot(number), slot(next_number)
+    return {
+        "user_id": user_id,
+        "index_version": 1,
+        **{name: slots[0][name] for name in ("block_id", "inner_id")},
+        **{f"next_{name}": slots[1][name] for name in ("block_id", "inner_id")},
+        "weight": weight,
+        "is_simulated": False,
+    }
+
+
 @dataclass
 class Town:
     """Writes input tables, runs jobs of `python -m udfs`, reads tables."""

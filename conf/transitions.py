@@ -1,0 +1,10 @@
+"""What counts as a transition: from one POI to another a few actions later, within hours. Standard library only.
+
+Counted twice, by the Spark job (`etl/training_transitions.py`) and for public protocols (`models/others.py`), each the
+other's check, so the rule itself stands here.
+"""
+
+STEP_WEIGHTS = (1.0, 0.5, 0.25)
+"""Weight of a transition over one, two, three steps; halves of each other, so that sums of them are exact."""
+STEP_HOURS = (24.0, 12.0, 12.0)
+"""Longest time of a transition over as many steps."""

@@ -1,0 +1,75 @@
+"""Held-out rows of a training's day, as its pinned tables have them: requests, what others did, impressions."""
+
+import logging
+from dataclasses import replace
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.dataset as pds
+
+from conf.errors import MissingInputError, NoTrainingDataError
+from models.bundle import ModelBundle
+from models.dataset import TableAt, read_table
+from models.other_tables import OTHER_TABLES, OthersAt, open_finder, read_catalogue
+from models.pins import locate_table
+from models.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
+from models.sft_ranking import RANKING_COLUMNS
+from models.training import Training
+
+LOGGER = logging.getLogger(__name__)
+
+
+def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle) -> EvaluationRows:
+    """Reads the requests of a split of the day's samples, with what the bundle needs to answer them.
+
+    Raises:
+        NoTrainingDataError: the split has no row.
+        MissingInputError: a table is not there.
+    """
+    samples = _table(training, "pretrain_samples")
+    of_day = pds.field("day") == date.fromisoformat(training.day)
+    names = ("user_id", "num_context", "is_targets", "poi_ids", "is_simulated", "profile_ids", *MODEL_COLUMNS)
+    train, held_out = (
+        read_table(samples, names, of_day & (pds.field("split") == name)) for name in ("train", split)
+    )
+    if held_out.num_rows == 0:
+        raise NoTrainingDataError(
+            table="pretrain_samples", split=split, day=training.day,
+            remedy="Check the split dates (settings samples.*), or deliver more days.",
+        )  # fmt: skip
+    catalogue = read_catalogue(_table(training, "poi_index"), bundle.layout.index_version)
+    rows = build_rows(train, held_out, catalogue, action_type_id=bundle.action_type_id)
+    return add_finder(rows, training, bundle)
+
+
+def add_finder(rows: EvaluationRows, training: Training, bundle: ModelBundle | None) -> EvaluationRows:
+    """Adds what others did in the training period, if the bundle copies from them and the rows have it not yet.
+
+    Raises:
+        MissingInputError: the tables of others are not there, or have no row of the day.
+    """
+    if rows.finder is not None or bundle is None or not bundle.copies_from_others:
+        return rows
+    visits, transitions = (_table(training, name) for name in OTHER_TABLES)
+    others = OthersAt(visits, transitions, training.day, bundle.layout.index_version)
+    return replace(rows, finder=open_finder(others, rows.catalogue))
+
+
+def read_impressions(training: Training, split: str) -> pa.Table | None:
+    """Reads the ranking samples of a split; None where there are none."""
+    condition = (pds.field("day") == date.fromisoformat(training.day)) & (pds.field("split") == split)
+    try:
+        table = _table(training, "ranking_samples")
+        columns = ("request_id", "candidate_poi_ids", "is_simulated", *RANKING_COLUMNS)
+        found = read_table(table, columns, condition)
+    except MissingInputError as error:
+        LOGGER.warning("clicks are not evaluated: %s", error)
+        return None
+    return found if found.num_rows else None
+
+
+def _table(training: Training, name: str) -> TableAt:
+    """The table as the training pinned it, else its newest version."""
+    if name in training.pins:
+        return training.table(name)
+    return TableAt(locate_table(training.settings.storage.root, name))
