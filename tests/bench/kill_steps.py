@@ -24,12 +24,13 @@ JOBS = {
     "clean_actions": catch_up.clean_days,
     "action_sequences": catch_up.sequence_days,
     "pretrain_samples": sampling.sample_windows,
+    "training_others": sampling.count_others,
     "ranking_samples": sampling.sample_requests,
     "preference_pairs": sampling.sample_pairs,
     "replay": replay.replay_day,
 }
 NIGHT = ("synthetic", "poi_index", "clean_actions", "action_sequences")
-SAMPLES = ("pretrain_samples", "ranking_samples", "preference_pairs")
+SAMPLES = ("pretrain_samples", "training_others", "ranking_samples", "preference_pairs")
 Plan = list[tuple[str, date]]
 PLANS: dict[str, Plan] = {
     # Three nights; the last two are wrong (more dirt) and will be corrected.
