@@ -1,9 +1,9 @@
 """Spark jobs of the data half: python -m etl JOB --day D (see --help).
 
 The order of a night: a source (synthetic, checkins, tsmc, getnext or actions), poi_index, clean_actions,
-action_sequences; `night` runs them in one session. Before a training: pretrain_samples, training_others,
-ranking_samples, preference_pairs, or `samples` for all four. This file holds the job table; the work is in
-`etl/index_job.py`, `etl/catch_up.py`, `etl/nightly.py`, `etl/sampling.py` and the table files.
+action_sequences; `night` runs them in one session. Before a training: pretrain_samples, ranking_samples,
+preference_pairs, or `samples` for all three; and training_others, for models that copy from others. This file holds the
+job table; the work is in `etl/index_job.py`, `etl/catch_up.py`, `etl/nightly.py`, `etl/sampling.py` and the table files.
 """
 
 import argparse
@@ -40,7 +40,6 @@ NIGHT_STEPS = {
 }
 SAMPLE_STEPS = {
     "pretrain_samples": ("etl.sampling", "sample_windows"),
-    "training_others": ("etl.sampling", "count_others"),
     "ranking_samples": ("etl.sampling", "sample_requests"),
     "preference_pairs": ("etl.sampling", "sample_pairs"),
 }
@@ -64,7 +63,7 @@ def run_night(context: JobContext) -> JobSummary:
 
 
 def run_samples(context: JobContext) -> JobSummary:
-    """Runs the sample jobs in one session."""
+    """Runs the three sample jobs in one session."""
     return _run_steps(context, SAMPLE_STEPS)
 
 
@@ -184,7 +183,7 @@ JOBS: dict[str, Job] = {
     "training_others": Job(
         "cleaned_actions -> training_visits, training_transitions: what each user did in the training period, for "
         "models that copy from others (decoder.others)",
-        run_one(*SAMPLE_STEPS["training_others"]),
+        run_one("etl.sampling", "count_others"),
     ),
     "ranking_samples": Job(
         "raw_impressions + cleaned_actions -> ranking_samples: requests with the history before each",
@@ -199,10 +198,7 @@ JOBS: dict[str, Job] = {
         run_night,
         _add_source_option,
     ),
-    "samples": Job(
-        "pretrain_samples, training_others, ranking_samples, preference_pairs in one Spark session",
-        run_samples,
-    ),
+    "samples": Job("pretrain_samples, ranking_samples, preference_pairs in one Spark session", run_samples),
     "docs": Job(
         "conf/tables.py and conf/rules.py -> the table pages of etl/README.md",
         run_docs,

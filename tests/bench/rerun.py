@@ -27,8 +27,14 @@ def run_job(*words: str) -> dict[str, object]:
 def run_night(day: str, since: str, source: str) -> None:
     """Runs all jobs of a day."""
     run_job("etl", "night", "--source", source, "--day", day, "--set", f"source.since={since}")
-    run_job("etl", "samples", "--day", day)
+    run_samples(day)
     run_job("udfs", "release", "--day", day)
+
+
+def run_samples(day: str) -> None:
+    """Makes what trainings as of a day read."""
+    for job in ("samples", "training_others"):
+        run_job("etl", job, "--day", day)
 
 
 def digest_night(day: str) -> dict[str, str]:
@@ -45,7 +51,7 @@ def main() -> int:
     parser.add_argument("--since", required=True)
     parser.add_argument("--source", default="synthetic")
     options = parser.parse_args()
-    run_job("etl", "samples", "--day", options.day)  # the demo makes those of its first night only
+    run_samples(options.day)  # the demo makes those of its first night only
     first = digest_night(options.day)
     run_night(options.day, options.since, options.source)
     second = digest_night(options.day)
