@@ -2,8 +2,9 @@
 
 The order of a night: a source (synthetic, checkins, tsmc, getnext or actions), poi_index, clean_actions,
 action_sequences; `night` runs them in one session. Before a training: pretrain_samples, ranking_samples,
-preference_pairs, or `samples` for all three; and training_others, for models that copy from others. This file holds the
-job table; the work is in `etl/index_job.py`, `etl/catch_up.py`, `etl/nightly.py`, `etl/sampling.py` and the table files.
+preference_pairs, or `samples` for all three; and training_others, for models that copy from others. This file holds
+the job table; the work is in `etl/index_job.py`, `etl/catch_up.py`, `etl/nightly.py`, `etl/sampling.py` and the table
+files.
 """
 
 import argparse
