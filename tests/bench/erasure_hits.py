@@ -30,7 +30,7 @@ def make_city(folder: Path) -> Path:
     """Makes three nights with a release each, one training, reports, and explanations of the first users."""
     layer = small_city.write_settings(folder, num_users=NUM_USERS)
     days = [str(day) for day in small_city.DAYS]
-    commands = [*small_city.night(0), *small_city.training()]
+    commands = [*small_city.night(0), ("etl", "training_others", "--day", days[0]), *small_city.training()]
     for number, day in enumerate(days):
         commands += small_city.night(number) if number else []
         commands += [("udfs", "release", "--day", day)]
