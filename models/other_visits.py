@@ -10,10 +10,12 @@ from torch.nn import functional as F
 from models.others import OtherStatistics
 from models.requests import HOURS_PER_DAY, BoolArray, FloatArray, IntArray
 
-HOUR_KERNEL = {0: 1.0, 1: 0.6, 2: 0.3, 3: 0.1}
-"""How much a visit so many hours apart on the clock counts as popularity at an hour."""
-ANY_HOUR = 0.1
+HOUR_KERNEL = {0: 10, 1: 6, 2: 3, 3: 1}
+"""How much a visit so many hours apart on the clock counts as popularity at an hour, in tenths: whole numbers, so that
+the sum of all visits less the own ones is exact."""
+ANY_HOUR = 1
 """The same for a visit at any other hour."""
+TENTHS = 10
 WEIGHT_UNIT = 2.0**-12
 """Weights are multiples of this, so that their sums are exact and no order of summing can change a list."""
 
@@ -22,38 +24,34 @@ class OtherVisits:
     """Popularity of POIs by hour, and every user's own part of it."""
 
     def __init__(self, statistics: OtherStatistics) -> None:
-        self.num_pois = statistics.num_pois
+        self.num_pois, self.kernel = statistics.num_pois, _hour_kernel()
         by_hour = np.zeros((self.num_pois, HOURS_PER_DAY))
         np.add.at(by_hour, (statistics.visit_pois, statistics.visit_hours), statistics.visit_counts)
-        kernel = _hour_kernel()
-        self.mean_kernel = kernel[0].mean()
-        self.at_hour, self.totals = by_hour @ kernel, by_hour.sum(axis=1)
-        self.mean_at_hour = max(float(self.at_hour.mean()), 1e-9) if self.num_pois else 1.0
+        self.mean_kernel = self.kernel[0].mean() / TENTHS
+        self.at_hour, self.totals = by_hour @ self.kernel, by_hour.sum(axis=1)
+        self.mean_at_hour = max(float(self.at_hour.mean()) / TENTHS, 1e-9) if self.num_pois else 1.0
+        self.visit_hours, self.visit_counts = statistics.visit_hours, statistics.visit_counts
         keys = statistics.visit_users * self.num_pois + statistics.visit_pois
-        self.own_keys, place = np.unique(keys, return_inverse=True)
-        own = np.zeros((len(self.own_keys), HOURS_PER_DAY))
-        np.add.at(own, (place, statistics.visit_hours), statistics.visit_counts)
-        self.own_at_hour, self.own_totals = own @ kernel, own.sum(axis=1)
+        # Visits lie by user, POI and hour, so those of one user to one POI are a stretch.
+        self.own_keys, firsts = np.unique(keys, return_index=True)
+        self.visit_starts = np.append(firsts, len(keys)).astype(np.int64)
         owners = self.own_keys // max(self.num_pois, 1)
         self.own_pois = self.own_keys % max(self.num_pois, 1)
         self.own_starts = np.searchsorted(owners, np.arange(max(len(statistics.user_ids), 1) + 1))
 
     def total_of_others(self, users: IntArray, pois: IntArray) -> FloatArray:
         """Returns the visits of others, elementwise."""
-        place, is_own = self._find_own(users, pois)
-        return self.totals[pois] - np.where(is_own, self.own_totals[place], 0.0)
+        return self.totals[pois] - self._sum_own(*self._find_own(users, pois))
 
     def popularity(self, users: IntArray, pois: IntArray, hours: IntArray) -> tuple[FloatArray, FloatArray]:
         """Returns the popularity among others at the hour and at any hour, (requests, slots); 0 if empty."""
         rows, columns = np.nonzero(pois >= 0)
-        own, hour = pois[rows, columns], hours[rows]
-        place, is_own = self._find_own(users[rows], own)
+        asked, hour = pois[rows, columns], hours[rows]
+        place, is_own = self._find_own(users[rows], asked)
         at_hour, at_all = np.zeros(pois.shape), np.zeros(pois.shape)
-        at_hour[rows, columns] = self.at_hour[own, hour] - np.where(
-            is_own, self.own_at_hour[place, hour], 0.0
-        )
-        at_all[rows, columns] = self.totals[own] - np.where(is_own, self.own_totals[place], 0.0)
-        return np.maximum(at_hour, 0.0), at_all
+        at_hour[rows, columns] = (self.at_hour[asked, hour] - self._sum_own(place, is_own, hour)) / TENTHS
+        at_all[rows, columns] = self.totals[asked] - self._sum_own(place, is_own)
+        return at_hour, at_all
 
     def popularity_at(self, users: IntArray, pois: IntArray, hours: IntArray) -> FloatArray:
         """Returns `popularity` at the hour for many POIs per request, whose rows lie in rising order."""
@@ -67,16 +65,29 @@ class OtherVisits:
         wanted = rows * (self.num_pois + 1) + self.own_pois[entries] + 1
         place = np.minimum(np.searchsorted(flat, wanted), len(flat) - 1)
         hit = flat[place] == wanted
-        own = self.own_at_hour[entries[hit], hours[rows[hit]]]
-        amounts.ravel()[place[hit]] -= own
-        return np.maximum(amounts, 0.0)
+        amounts.ravel()[place[hit]] -= self._sum_own(entries[hit], hours=hours[rows[hit]])
+        return amounts / TENTHS
 
     def _find_own(self, users: IntArray, pois: IntArray) -> tuple[IntArray, BoolArray]:
+        """Returns where the visits of each user to each POI are, and whether there are any."""
         if not len(self.own_keys):
             return np.zeros(len(pois), np.int64), np.zeros(len(pois), np.bool_)
         keys = users * self.num_pois + pois
         place = np.minimum(np.searchsorted(self.own_keys, keys), len(self.own_keys) - 1)
         return place, (self.own_keys[place] == keys) & (users >= 0)
+
+    def _sum_own(
+        self, place: IntArray, is_own: BoolArray | None = None, hours: IntArray | None = None
+    ) -> FloatArray:
+        """Returns the own visits found by `_find_own`; with hours what they count there, in tenths."""
+        if not len(self.own_keys):
+            return np.zeros(len(place))
+        lengths = self.visit_starts[place + 1] - self.visit_starts[place]
+        rows, entries, _ = expand(self.visit_starts[place], lengths if is_own is None else lengths * is_own)
+        amounts = self.visit_counts[entries]
+        if hours is not None:
+            amounts = amounts * self.kernel[self.visit_hours[entries], hours[rows]]
+        return np.bincount(rows, weights=amounts, minlength=len(place)).astype(np.float64)
 
 
 class SimilarUsers:
@@ -130,7 +141,7 @@ def _round(values: FloatArray) -> FloatArray:
 
 
 def _hour_kernel() -> FloatArray:
-    """Returns how much a visit at one hour counts at another, (24, 24)."""
+    """Returns how much a visit at one hour counts at another, in tenths, (24, 24)."""
     apart = np.abs(np.subtract.outer(np.arange(HOURS_PER_DAY), np.arange(HOURS_PER_DAY)))
     apart = np.minimum(apart, HOURS_PER_DAY - apart)
     return np.vectorize(lambda hours: HOUR_KERNEL.get(int(hours), ANY_HOUR))(apart).astype(np.float64)

@@ -105,7 +105,7 @@ def test_popularity_at_an_hour_is_a_sum_over_the_visits_of_others():
     at_hour, at_all = visits.popularity(np.array([0]), np.array([[0, 1, -1]]), np.array([9]))
 
     # u2's visits alone: POI 0 an hour earlier, POI 1 at that very hour; the third slot is empty.
-    np.testing.assert_allclose(at_hour, [[HOUR_KERNEL[1], HOUR_KERNEL[0], 0.0]])
+    np.testing.assert_allclose(at_hour, [[0.6, 1.0, 0.0]])
     np.testing.assert_allclose(at_all, [[1.0, 1.0, 0.0]])
 
 
@@ -196,10 +196,10 @@ def _popular(users, pois, hours, hour, who) -> np.ndarray:
         if poi >= 0:
             for h in range(24):
                 apart = min((h - at) % 24, (at - h) % 24)
-                everybody[poi, h] += HOUR_KERNEL.get(int(apart), 0.1)
+                everybody[poi, h] += HOUR_KERNEL.get(int(apart), 1) / 10
             if user != who:
                 apart = min((hour - at) % 24, (at - hour) % 24)
-                scores[poi] += HOUR_KERNEL.get(int(apart), 0.1)
+                scores[poi] += HOUR_KERNEL.get(int(apart), 1) / 10
     return scores / everybody.mean()
 
 
