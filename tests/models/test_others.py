@@ -110,6 +110,43 @@ def test_popularity_at_an_hour_is_a_sum_over_the_visits_of_others():
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_popularity_among_others_is_exactly_that_without_the_user(seed):
+    """To the last bit: a rest of the own visits, however small, would tell a POI from one that nobody visits."""
+    users, pois, times, offsets = training = random_training(seed)
+    everybody = OtherVisits(count_others(*training, num_pois=NUM_POIS))
+    names = count_others(*training, num_pois=NUM_POIS).user_ids
+    all_pois = np.arange(NUM_POIS)[None]
+
+    for number, name in enumerate(names):
+        rest = users != name
+        alone = OtherVisits(
+            count_others(users[rest], pois[rest], times[rest], offsets[rest], num_pois=NUM_POIS)
+        )
+        for hour in (np.array([9]), np.array([23])):
+            me, nobody = np.array([number]), np.array([-1])
+            for own, other in zip(
+                everybody.popularity(me, all_pois, hour),
+                alone.popularity(nobody, all_pois, hour),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(own, other)
+            np.testing.assert_array_equal(
+                everybody.popularity_at(me, all_pois, hour), alone.popularity_at(nobody, all_pois, hour)
+            )
+
+
+def test_lists_do_not_depend_on_how_many_places_are_remembered(places, monkeypatch):
+    asked = random_requests()
+    expected = finder_of(random_training(), places).find(asked, **SIZES)
+    monkeypatch.setattr("models.other_slots.MAX_PLACES", 1)
+
+    found = finder_of(random_training(), places).find(asked, **SIZES)
+
+    for name, values in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_lists_equal_those_of_statistics_counted_without_the_user(seed, places):
     """The oracle: drop the user's rows, count anew, ask as somebody unknown."""
     users, pois, times, offsets = training = random_training(seed)
