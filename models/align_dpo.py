@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.batch import (
     HISTORY_INPUTS,
+    RequestBatch,
     collate_candidates,
     collate_history,
     column_to_tensor,
@@ -103,25 +104,34 @@ class AlignStage:
         model.eval()  # no dropout: rewards are differences of two passes
         device = next(model.parameters()).device
         self.slots = self.slots.to(device)  # kept: moving them sorts them anew
-        policy, is_rejected = pair_log_probs(model, rows, self.slots, self.finder)
+        asked = collate_asked(rows, self.finder, model.config)
+        policy, is_rejected = pair_log_probs(model, rows, self.slots, asked)
         with torch.no_grad():
-            reference, _ = pair_log_probs(self.reference.to(device), rows, self.slots, self.finder)
+            reference, _ = pair_log_probs(self.reference.to(device), rows, self.slots, asked)
         config = self.config
         found = preference_loss(policy, reference, is_rejected, beta=config.beta, kind=config.loss)
         return found, policy.chosen_B
 
 
 def pair_log_probs(
-    model: SpacetimeDecoder, rows: pa.Table, slots: LiveSlots | None, finder: SlotFinder | None = None
+    model: SpacetimeDecoder, rows: pa.Table, slots: LiveSlots | None, asked: RequestBatch | None = None
 ) -> tuple[PreferenceLogProbs, Tensor]:
-    """Returns log P of chosen and rejected POIs, and which rejected ones are no padding."""
+    """Returns log P of chosen and rejected POIs, and which rejected ones are no padding.
+
+    Args:
+        model: policy or reference.
+        rows: preference pairs.
+        slots: POIs that exist; None = all ids.
+        asked: the pairs' requests, for a model that copies from others; None = made of the rows.
+    """
     device = next(model.parameters()).device
     rejected = collate_candidates(rows, prefix="rejected").to(device)
     chosen_block, chosen_inner = (
         column_to_tensor(rows, f"chosen_{name}_id").to(device)[:, None] for name in ("block", "inner")
     )
-    asked = collate_asked(rows, finder, model.config).to(device)
-    state = model.request_state(model.encode_prefix(collate_history(rows).to(device)), asked, slots)
+    asked = collate_asked(rows, None, model.config) if asked is None else asked
+    prefix = model.encode_prefix(collate_history(rows).to(device))
+    state = model.request_state(prefix, asked.to(device), slots)
     log_probs = model.poi_log_probs(
         state,
         torch.cat([chosen_block, rejected.blocks_BC], 1),
