@@ -5,11 +5,13 @@ from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from conf.settings import load_settings
 from etl import sampling
 from etl.digests import digest_tables
-from etl.storage import read_table, replace_day, table_version
+from etl.nightly import Night
+from etl.storage import read_table, replace_day, table_exists, table_version
 from etl.training_transitions import build_training_transitions
 from etl.training_visits import build_training_visits
 from models.catalogue import Catalogue
@@ -174,6 +176,29 @@ def test_the_job_counts_the_training_period_alone_and_a_rerun_changes_nothing(sp
     assert visited == {0, 1, 2}  # nothing of the validation day and of the test day
     reached = read_table(spark, root, "training_transitions").where("user_id = 'ann'").collect()
     assert {poi_of(row, "next_") for row in reached} == {0, 2}
+
+
+def test_a_run_that_was_killed_between_the_tables_is_made_good_by_the_next(spark, settings, monkeypatch):
+    write_actions(spark, settings, ANN + BOB)
+    replace = Night.replace
+
+    def die_before_the_visits(night, frame, name, **options):
+        if name == "training_visits":
+            raise KeyboardInterrupt
+        replace(night, frame, name, **options)
+
+    monkeypatch.setattr(Night, "replace", die_before_the_visits)
+    with pytest.raises(KeyboardInterrupt):
+        run(spark, settings)
+    assert not table_exists(
+        spark, settings.storage.root, "training_visits"
+    )  # nobody finds a day that is not whole
+    monkeypatch.undo()
+
+    run(spark, settings)
+
+    for name in NAMES:
+        assert not read_table(spark, settings.storage.root, name).isEmpty()
 
 
 def test_errands_count_where_they_are_targets(spark, settings):
