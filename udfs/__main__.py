@@ -114,6 +114,34 @@ def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:
     return run
 
 
+def candidates_job(context: JobContext) -> JobSummary:
+    """Generates for the night's requests, or for those of `--requests`."""
+    if context.options.requests:
+        return release_job("udfs.given_requests", "run_given_requests")(context)
+    return feature_job("poi_candidates")(context)
+
+
+def add_candidates_options(parser: ArgumentParser) -> None:
+    """Adds `--model`, and what requests of another table or file need."""
+    add_model_option(parser)
+    parser.add_argument(
+        "--requests",
+        default="",
+        metavar="PATH",
+        help="answer these instead of the night's: Parquet, a Delta folder or a table with request_id, user_id, "
+        "request_ts_ms and optionally user_lon, user_lat, tz_offset_min, action_type; needs --out",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where candidates/ and refused/ of --requests go, as Parquet",
+    )
+    parser.add_argument(
+        "--top", type=int, metavar="N", help="POIs per request of --requests; empty: features.top_k"
+    )
+
+
 def release_job(module: str, function: str) -> Callable[[JobContext], JobSummary]:
     """Returns a job that is a function of a module, imported when it runs, so that --help is quick."""
 
@@ -158,9 +186,9 @@ JOBS = {
         add_options=add_model_option,
     ),
     "poi_candidates": Job(
-        help="ranking_requests -> poi_candidates: the top-k live POIs per request",
-        run=feature_job("poi_candidates"),
-        add_options=add_model_option,
+        help="ranking_requests -> poi_candidates: the top-k live POIs per request; or any requests (--requests)",
+        run=candidates_job,
+        add_options=add_candidates_options,
     ),
     "features": Job(
         help="all four feature tables in one session with one model",

@@ -91,19 +91,24 @@ def plan_ranking_scores(night: Night) -> FeatureBuild:
     )
 
 
-def plan_poi_candidates(night: Night) -> FeatureBuild:
-    """Plans `poi_candidates` from the tables of a night; sends the catalogue to the workers."""
+def open_places(night: Night) -> poi_candidates.Places:
+    """Sends the catalogue to the workers, and tells them where they find what others did, if the model copies."""
     catalogue = poi_candidates.ship_catalogue(
         night.spark, night.read("poi_index"), day=night.day, index_version=night.model.index_version
     )
-    others = None
-    if night.model.copies_from_others:
-        visits, transitions = (night.locate(name) for name in OTHER_TABLES)
-        others = last_others(visits, transitions, night.day, night.model.index_version)
+    if not night.model.copies_from_others:
+        return poi_candidates.Places(catalogue)
+    visits, transitions = (night.locate(name) for name in OTHER_TABLES)
+    others = last_others(visits, transitions, night.day, night.model.index_version)
+    return poi_candidates.Places(catalogue, others)
+
+
+def plan_poi_candidates(night: Night) -> FeatureBuild:
+    """Plans `poi_candidates` from the tables of a night."""
     return poi_candidates.build_poi_candidates(
         night.read("ranking_requests"),
         night.read("action_sequences"),
-        poi_candidates.Places(catalogue, others),
+        open_places(night),
         day=night.day,
         model=night.model,
         run_id=night.run_id,
@@ -183,11 +188,7 @@ def run_feature(night: Night, name: str) -> JobSummary:
     started = time.perf_counter()
     job = FEATURE_JOBS[name]
     build = job.build(night)
-    for row in build.index_versions.collect():
-        if row["index_version"] != night.model.index_version:
-            raise IndexVersionError(
-                model_uri=night.model.uri, trained_on=night.model.index_version, found=row["index_version"]
-            )
+    check_versions(night, build.index_versions)
     # On disk, since they are large and what a GPU has made is not to be made twice.
     outcomes = compute_once(build.outcomes, StorageLevel.DISK_ONLY)
     counts = count_outcomes(outcomes, build.unit, job)
@@ -215,6 +216,19 @@ def run_feature(night: Night, name: str) -> JobSummary:
         time.perf_counter() - started,
     )  # fmt: skip
     return summary
+
+
+def check_versions(night: Night, index_versions: DataFrame) -> None:
+    """Checks that histories were made with the model's index; `index_versions` has one column.
+
+    Raises:
+        IndexVersionError: some were not.
+    """
+    for row in index_versions.collect():
+        if row["index_version"] != night.model.index_version:
+            raise IndexVersionError(
+                model_uri=night.model.uri, trained_on=night.model.index_version, found=row["index_version"]
+            )
 
 
 def count_outcomes(outcomes: DataFrame, unit: Sequence[str], job: FeatureJob) -> dict[str, int]:

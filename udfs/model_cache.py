@@ -40,6 +40,7 @@ class ServedModel:
         loads: counts how often a worker process loaded the weights.
         serving: how its forward passes are run.
         copies_from_others: does its generator need the tables of what others did.
+        action_type_id: the action type asked for where a request does not say.
     """
 
     uri: str
@@ -52,6 +53,7 @@ class ServedModel:
     loads: Accumulator[int]
     serving: Serving = field(default_factory=Serving)
     copies_from_others: bool = False
+    action_type_id: int = 0
 
     @property
     def index_version(self) -> int:
@@ -89,6 +91,7 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
         loads=spark.sparkContext.accumulator(0),
         serving=Serving(settings.features.dtype, settings.features.max_actions),
         copies_from_others=bundle.copies_from_others,
+        action_type_id=bundle.action_type_id,
     )
 
 

@@ -3,7 +3,7 @@
 Every POI of the index that is live as of the request competes; none is sampled or pruned. The catalogue is
 sent once to each executor and decoded once per worker process; what others did, if the model copies from them, each
 worker process reads for itself at the pinned version, so that the driver never holds it. Run it with `python -m udfs
-poi_candidates --day D`.
+poi_candidates --day D`; requests of another table or file are answered by `udfs/given_requests.py`.
 """
 
 import hashlib
@@ -107,24 +107,39 @@ def build_poi_candidates(
     """Plans the candidates of the day; `top_k` POIs per request, fewer where fewer are live."""
     requests = prepare_requests(ranking_requests, day=day)
     known_type = F.col("action_type_id").isNotNull()
-    states = with_history(requests.where(known_type), sequences, day=day)
-    ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions(
-        "seq_len", "user_id", "request_id"
-    )
-    generated = ordered.select(
-        *PAYLOAD_NAMES, "action_type_id", "seq_len", "profile_ids", *HISTORY_NAMES, "is_simulated"
-    ).mapInArrow(
-        partial(generate_for_requests, model=model, places=places, micro_batch=micro_batch, top_k=top_k),
-        outcome_schema(POI_CANDIDATES, EMITTED),
+    states = with_history(requests.where(known_type), sequences, as_of=F.lit(day))
+    generated = generate_for_states(
+        states, places, model=model, micro_batch=micro_batch, num_partitions=num_partitions, top_k=top_k
     )
     emitted = generated.unionByName(refuse_requests(requests.where(~known_type)))
     return FeatureBuild(
         unit=("request_id",),
         todo=requests.select("request_id"),
         outcomes=complete_outcomes(emitted, POI_CANDIDATES, day=day, model=model, run_id=run_id),
-        index_versions=latest_sequences(sequences, requests.select("user_id").distinct(), day=day)
+        index_versions=latest_sequences(sequences, requests.withColumn("as_of", F.lit(day)))
         .select("index_version")
         .distinct(),
+    )
+
+
+def generate_for_states(
+    states: DataFrame,
+    places: Places,
+    *,
+    model: ServedModel,
+    micro_batch: int,
+    num_partitions: int,
+    top_k: int,
+) -> DataFrame:
+    """Plans the candidates of requests that have their history (`with_history`) and `action_type_id`."""
+    ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions(
+        "seq_len", "user_id", "request_id"
+    )
+    return ordered.select(
+        *PAYLOAD_NAMES, "action_type_id", "seq_len", "profile_ids", *HISTORY_NAMES, "is_simulated"
+    ).mapInArrow(
+        partial(generate_for_requests, model=model, places=places, micro_batch=micro_batch, top_k=top_k),
+        outcome_schema(POI_CANDIDATES, EMITTED),
     )
 
 

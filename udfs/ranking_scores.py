@@ -119,7 +119,7 @@ def build_ranking_scores(
     requests = prepare_requests(ranking_requests, day=day)
     slots = keep_known(poi_index, day=day, index_version=model.index_version)
     candidates = explode_candidates(requests, slots)
-    states = with_history(group_candidates(candidates), sequences, day=day)
+    states = with_history(group_candidates(candidates), sequences, as_of=F.lit(day))
     ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions(
         "seq_len", "user_id", "request_id"
     )
@@ -141,7 +141,7 @@ def build_ranking_scores(
         unit=("request_id", "poi_id"),
         todo=requests.select("request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")),
         outcomes=complete_outcomes(emitted, RANKING_SCORES, day=day, model=model, run_id=run_id),
-        index_versions=latest_sequences(sequences, requests.select("user_id").distinct(), day=day)
+        index_versions=latest_sequences(sequences, requests.withColumn("as_of", F.lit(day)))
         .select("index_version")
         .distinct(),
     )

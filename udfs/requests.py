@@ -23,32 +23,35 @@ def prepare_requests(ranking_requests: DataFrame, *, day: date) -> DataFrame:
         The columns of `ranking_requests` but `day`, plus `action_type_id` (null if unknown), `request_date`
         (UTC) and `request_payload`, the request as JSON for the quarantine.
     """
-    type_ids = F.create_map(*(F.lit(item) for pair in enumerate(ACTION_TYPES) for item in reversed(pair)))
     return (
         ranking_requests.where(F.col("day") == F.lit(day))
         .drop("day")
-        .withColumn("action_type_id", type_ids[F.col("action_type")])
+        .withColumn("action_type_id", type_id_of(F.col("action_type")))
         .withColumn("request_date", request_date(F.col("request_ts_ms")))
     )
 
 
-def with_history(requests: DataFrame, sequences: DataFrame, *, day: date) -> DataFrame:
-    """Adds each user's actions strictly before the request, as known at the end of `day`.
+def type_id_of(action_type: Column) -> Column:
+    """Returns the id of an action type; null if it is not known."""
+    type_ids = F.create_map(*(F.lit(item) for pair in enumerate(ACTION_TYPES) for item in reversed(pair)))
+    return type_ids[action_type]
+
+
+def with_history(requests: DataFrame, sequences: DataFrame, *, as_of: Column) -> DataFrame:
+    """Adds each user's actions strictly before the request, as known at the end of a day.
 
     Args:
         requests: with `user_id`, `request_ts_ms` and `is_simulated`.
-        sequences: `action_sequences`, any days; the latest row per user up to `day` is used.
-        day: the job's day.
+        sequences: `action_sequences`, any days; the latest row per user up to the day is used.
+        as_of: the day of each request; the job's own for requests of a night.
 
     Returns:
         The rows of `requests` plus `profile_ids`, `seq_len` and the history arrays, empty for users without a
         past; a request is simulated if it or the history is.
     """
-    users = requests.select("user_id").distinct()
-    latest = latest_sequences(sequences, users, day=day).withColumnRenamed(
-        "is_simulated", "is_history_simulated"
-    )
-    joined = requests.join(latest.drop("day", "index_version"), "user_id", "left")
+    dated = requests.withColumn("as_of", as_of)
+    latest = latest_sequences(sequences, dated).withColumnRenamed("is_simulated", "is_history_simulated")
+    joined = dated.join(latest.drop("day", "index_version"), ["user_id", "as_of"], "left").drop("as_of")
     num_before = F.size(F.filter("timestamps_ms", lambda timestamp_ms: timestamp_ms < F.col("request_ts_ms")))
     joined = joined.withColumn("seq_len", F.coalesce(num_before, F.lit(0)))
     arrays = {name: _or_empty(F.slice(name, F.lit(1), F.col("seq_len")), name) for name in HISTORY_NAMES}
@@ -60,15 +63,21 @@ def with_history(requests: DataFrame, sequences: DataFrame, *, day: date) -> Dat
     )
 
 
-def latest_sequences(sequences: DataFrame, users: DataFrame, *, day: date) -> DataFrame:
-    """Returns the latest row per user up to `day`, of the given users only.
+def latest_sequences(sequences: DataFrame, asked: DataFrame) -> DataFrame:
+    """Returns the latest row of each user up to each day `as_of` that is asked for, with that day.
 
-    The day is found on two narrow columns first; the arrays are read and moved for rows that are used.
+    The row's day is found on two narrow columns first; the arrays are read and moved for rows that are used.
     """
-    known = sequences.where(F.col("day") <= F.lit(day))
-    state = known.join(users, "user_id", "left_semi").groupBy("user_id").agg(F.max("day").alias("day"))
+    wanted = asked.select("user_id", "as_of").distinct()
+    state = (
+        sequences.select("user_id", "day")
+        .join(wanted, "user_id")
+        .where("day <= as_of")
+        .groupBy("user_id", "as_of")
+        .agg(F.max("day").alias("day"))
+    )
     columns = ("user_id", "day", "index_version", "profile_ids", *HISTORY_NAMES, "is_simulated")
-    return known.select(*columns).join(state, ["user_id", "day"], "left_semi")
+    return sequences.select(*columns).join(state, ["user_id", "day"])
 
 
 def _or_empty(array: Column, name: str) -> Column:
