@@ -30,7 +30,7 @@ from conf.errors import MissingInputError, NoTrainingDataError, SpacetimeError
 from conf.settings import Settings
 from models.align_dpo import run_align_dpo
 from models.bundle import save_bundle
-from models.checkpoint import load_stage
+from models.checkpoint import load_stage, read_config
 from models.config import Recipe
 from models.dataset import TableAt, read_table
 from models.multimodal import SlotVectors, read_slot_vectors
@@ -222,11 +222,10 @@ def _run_sft(stage: str, training: Training, log: Log) -> TrainResult:
 
 def _run_align_dpo(training: Training, log: Log) -> TrainResult:
     pretrained = training.stage_folder("pretrain")
-    version = load_stage(pretrained / "model").config.index_version
+    finder = _open_finder(training, read_config(pretrained / "model").index_version)
     return run_align_dpo(
         training.table("preference_pairs"), _index_tables(training), day=training.day, recipe=training.recipe,
-        pretrained=pretrained, folder=training.stage_folder("align_dpo"), log=log,
-        finder=_open_finder(training, version),
+        pretrained=pretrained, folder=training.stage_folder("align_dpo"), log=log, finder=finder,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ Requests in = answered + refused, or nothing is written. The feature tables are 
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -138,19 +139,11 @@ def judge_requests(given: DataFrame) -> DataFrame:
         F.lit(False).alias("is_simulated"),
     ).withColumn("action_type_id", type_id_of(F.col("action_type")))
     same_id = Window.partitionBy("request_id").orderBy("request_ts_ms", "user_id", "payload")
-    reasons = {
-        "request_incomplete": F.col("request_id").isNull() | F.col("user_id").isNull()
-        | F.col("request_ts_ms").isNull(),
-        "request_repeated": F.col("repetition") > 1,
-        "request_time_in_seconds": F.col("request_ts_ms") < FIRST_MS,
-        "request_place_out_of_range": ~_is_place(F.col("user_lon"), F.col("user_lat")),
-        UNKNOWN_ACTION_TYPE: F.col("action_type").isNotNull() & F.col("action_type_id").isNull(),
-    }  # fmt: skip
-    reason: Column = F.coalesce(*(F.when(holds, F.lit(name)) for name, holds in reasons.items()))
-    judged = typed.withColumn("repetition", F.row_number().over(same_id)).withColumn("reason", reason)
-    return judged.withColumn("detail", F.when(F.col("reason").isNotNull(), F.col("payload"))).drop(
-        "repetition"
-    )
+    judged = typed.withColumn("repetition", F.row_number().over(same_id))
+    rules = _rules()
+    reason = F.coalesce(*(F.when(rule.holds, F.lit(rule.reason)) for rule in rules))
+    detail = F.coalesce(*(F.when(rule.holds, rule.detail) for rule in rules))
+    return judged.withColumns({"reason": reason, "detail": detail}).drop("repetition")
 
 
 def answer_requests(night: Night, given: DataFrame, *, top_k: int) -> DataFrame:
@@ -212,6 +205,36 @@ def write_files(outcomes: DataFrame, out: Path) -> None:
     refused.coalesce(1).write.parquet(str((fresh / "refused").absolute()))
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Why a request cannot be answered: a condition on judged columns, and what to show of the row."""
+
+    reason: str
+    holds: Column
+    detail: Column
+
+
+def _rules() -> tuple[_Rule, ...]:
+    """Returns the rules in the order in which they are tried."""
+    missing = [F.when(F.col(name).isNull(), F.lit(f"no {name}")) for name in REQUIRED]
+    kind = F.col("action_type")
+    return (
+        _Rule("request_incomplete", F.coalesce(*missing).isNotNull(), F.coalesce(*missing)),
+        _Rule("request_repeated", F.col("repetition") > 1, F.col("request_id")),
+        _Rule(
+            "request_time_in_seconds",
+            F.col("request_ts_ms") < FIRST_MS,
+            F.col("request_ts_ms").cast("string"),
+        ),
+        _Rule(
+            "request_place_out_of_range",
+            ~_is_place(F.col("user_lon"), F.col("user_lat")),
+            F.format_string("%s, %s", "user_lon", "user_lat"),
+        ),
+        _Rule(UNKNOWN_ACTION_TYPE, kind.isNotNull() & F.col("action_type_id").isNull(), kind),
+    )
 
 
 def _is_place(lon: Column, lat: Column) -> Column:

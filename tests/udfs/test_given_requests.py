@@ -119,14 +119,14 @@ def test_every_row_is_answered_or_refused_with_its_reason(first_night, tmp_path)
     summary, found, refused = answer(first_night, tmp_path, tmp_path / "asked", top=2)
 
     assert {name: len(own) for name, own in found.items()} == {"good": 2, "stranger": 2}
-    assert {(row["request_id"], row["reason"]) for row in refused} == {
-        ("good", "request_repeated"),
-        ("no user", "request_incomplete"),
-        ("no time", "request_incomplete"),
-        ("seconds", "request_time_in_seconds"),
-        ("north", "request_place_out_of_range"),
-        ("half", "request_place_out_of_range"),
-        ("hover", "generate_unknown_action_type"),
+    assert {(row["request_id"], row["reason"], row["detail"]) for row in refused} == {
+        ("good", "request_repeated", "good"),
+        ("no user", "request_incomplete", "no user_id"),
+        ("no time", "request_incomplete", "no request_ts_ms"),
+        ("seconds", "request_time_in_seconds", str(EVENING // 1000)),
+        ("north", "request_place_out_of_range", "4.9, 95.0"),
+        ("half", "request_place_out_of_range", "4.9, null"),
+        ("hover", "generate_unknown_action_type", "hover"),
     }
     assert (summary.rows_in, summary.rows_out, summary.rows_refused) == (9, 2, 7)
     assert '"user_lat":95.0' in next(row["payload"] for row in refused if row["request_id"] == "north")
