@@ -1,8 +1,8 @@
 """Statistics of others as Spark makes them: `training_visits` and `training_transitions` -> `OtherStatistics`.
 
 Rows of one day, that is, of one training period, are read through Arrow: in training those of its own day at pinned
-versions, in serving those of the latest day there is. A process holds both tables, some 100 bytes a row, and a request
-is compared with all users (`models/other_visits.py`), so this is for the users and POIs of a city, not of a country.
+versions, in serving those of the latest day there is. A process holds both tables, and a request is
+compared with all users (`models/other_visits.py`), so this is for the users and POIs of a city, not of a country.
 """
 
 import logging

@@ -148,7 +148,7 @@ def judge_requests(given: DataFrame) -> DataFrame:
 
 def answer_requests(night: Night, given: DataFrame, *, top_k: int) -> DataFrame:
     """Plans the candidates of judged requests: columns of `poi_candidates` plus those of refusals."""
-    sequences = night.read("action_sequences")
+    sequences = night.read("action_sequences").where(F.col("day") <= F.lit(night.day))
     good = given.where("reason IS NULL").drop(*REFUSAL_COLUMNS)
     as_of = day_known(sequences, F.col("request_ts_ms"), day=night.day)
     check_versions(

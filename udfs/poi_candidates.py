@@ -107,6 +107,7 @@ def build_poi_candidates(
     """Plans the candidates of the day; `top_k` POIs per request, fewer where fewer are live."""
     requests = prepare_requests(ranking_requests, day=day)
     known_type = F.col("action_type_id").isNotNull()
+    sequences = sequences.where(F.col("day") <= F.lit(day))  # partitions of later days are not read
     states = with_history(requests.where(known_type), sequences, as_of=F.lit(day))
     generated = generate_for_states(
         states, places, model=model, micro_batch=micro_batch, num_partitions=num_partitions, top_k=top_k

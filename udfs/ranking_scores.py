@@ -119,6 +119,7 @@ def build_ranking_scores(
     requests = prepare_requests(ranking_requests, day=day)
     slots = keep_known(poi_index, day=day, index_version=model.index_version)
     candidates = explode_candidates(requests, slots)
+    sequences = sequences.where(F.col("day") <= F.lit(day))  # partitions of later days are not read
     states = with_history(group_candidates(candidates), sequences, as_of=F.lit(day))
     ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions(
         "seq_len", "user_id", "request_id"

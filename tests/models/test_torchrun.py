@@ -13,7 +13,7 @@ from conf.settings import Settings
 from tests.models.test_jobs import RECIPE
 
 STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
-PAIR_TABLES = ("memory.", "others.")
+PAIR_TABLES = ("memory.", "others.small", "others.large", "others.poi")
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
