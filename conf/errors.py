@@ -47,6 +47,20 @@ class JavaMissingError(SpacetimeError):
         )
 
 
+class LocaleError(SpacetimeError):
+    """The running JVM cannot name a file whose name holds letters beyond its locale."""
+
+    exit_code = 2
+
+    def __init__(self, *, key: str, path: str, encoding: str) -> None:
+        self.key, self.path, self.encoding = key, path, encoding
+        super().__init__(
+            f"setting {key!r} names {path!r}, but Spark's Java runs in a locale whose file names are {encoding}, which "
+            "has not all of these letters. The file would not be found, or another one written, so nothing was run. "
+            "Start the command in a UTF-8 locale (export LC_ALL=C.UTF-8), or use a path of ASCII letters."
+        )
+
+
 class JarsMissingError(SpacetimeError):
     """Jars that Spark needs are not cached and could not be fetched."""
 

@@ -4,21 +4,52 @@
 
 Layers, later ones win: `conf/base.yaml` < every `--conf PATH` in order < every `--set`. Only this file reads the
 environment: `SPACETIME_CONF` may name further layers, separated by `:`, between base and `--conf`.
+
+`--set` takes a text as it stands, whatever YAML would make of it: a path may hold ` #` or `*`, or be called `no` or
+`2012`. Numbers, switches and days are written as such; lists and mappings as YAML.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from conf.errors import MissingInputError, SettingsError
 
 CONF_DIR = Path(__file__).parent
 M = TypeVar("M", bound=BaseModel)
+NULL_WORDS = ("", "~", "null", "Null", "NULL")
+"""How YAML spells "no value", where a setting may have none."""
+
+
+def _require_day(value: object) -> object:
+    """Takes a day or its ISO text; pydantic alone would also take a number, as seconds since 1970."""
+    if isinstance(value, str):
+        return date.fromisoformat(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    raise ValueError(f"{value!r} is no day; write it as YYYY-MM-DD")
+
+
+Day = Annotated[date, BeforeValidator(_require_day)]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping: PyYAML takes the last and says nothing of the other."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [key for key in keys if keys.count(key) > 1]
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 class Section(BaseModel):
@@ -58,7 +89,7 @@ class SourceSettings(Section):
     """Where raw tables come from."""
 
     path: str = Field("", description="folder or file to read; empty for the synthetic city")
-    since: date | None = Field(
+    since: Day | None = Field(
         None, description="deliver events after this day only; null = everything up to --day"
     )
     pois_path: str = Field("", description="POI catalogue, where it is not beside the actions")
@@ -94,7 +125,7 @@ class CitySettings(Section):
         40_000, ge=10, description="actions over all days, dirty rows not counted; 10^3 to 10^8"
     )
     num_requests: int = Field(4_000, ge=0, description="requests with impressions over all days")
-    first_day: date = Field(date(2026, 1, 1), description="first day of the city's life")
+    first_day: Day = Field(date(2026, 1, 1), description="first day of the city's life")
     num_days: int = Field(60, ge=2, description="days of the city's life")
     center_lon: float = 4.9
     center_lat: float = 52.37
@@ -111,7 +142,7 @@ class CitySettings(Section):
 
 
 class CleanSettings(Section):
-    earliest_day: date = Field(
+    earliest_day: Day = Field(
         date(2005, 1, 1), description="actions before this day are refused: the service did not exist"
     )
     max_future_min: int = Field(
@@ -180,8 +211,8 @@ class SampleSettings(Section):
     )
     context_actions: int = Field(150, ge=0, description="earlier actions carried along as context (memory)")
     min_richness: float = Field(2.0, ge=0, description="users below leave pre-training (monotonous)")
-    val_days: int = Field(5, ge=1, description="days before the test days, held out for selection")
-    test_days: int = Field(5, ge=1, description="last days, held out for the final figures")
+    val_days: int = Field(5, ge=0, description="days before the test days, held out for selection")
+    test_days: int = Field(5, ge=0, description="last days, held out for the final figures")
     interest_only: bool = Field(
         True, description="only interest actions are targets (paper); off in the public protocols"
     )
@@ -286,10 +317,10 @@ def load_settings(layers: Sequence[str | Path] = (), overrides: Sequence[str] = 
 
     Args:
         layers: YAML files, later ones win; each may set any part of the tree.
-        overrides: `a.b=value` strings; the value is read as YAML.
+        overrides: `a.b=value` strings; the setting's type decides how the value is read (see the top of this file).
 
     Raises:
-        SettingsError: a key is unknown or a value out of range; it names file, key and known keys.
+        SettingsError: a key is unknown, a value cannot be read or is out of range; it names file, key and known keys.
         MissingInputError: a layer is not there.
     """
     from_environment = [layer for layer in os.environ.get("SPACETIME_CONF", "").split(":") if layer]
@@ -305,7 +336,7 @@ def load_model(model: type[M], layers: Sequence[str | Path], overrides: Sequence
         merged = _merge(merged, _read_yaml(Path(layer)))
         _check(model, merged, where)
     for override in overrides:
-        merged = _merge(merged, _parse_override(override))
+        merged = _merge(merged, _parse_override(model, override))
         _check(model, merged, f"--set {override}")
     return _check(model, merged, where)
 
@@ -331,8 +362,8 @@ def _read_yaml(path: Path) -> dict[str, object]:
             remedy="Check the path given with --conf or SPACETIME_CONF.",
         )
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(where=str(path), key="-", problem=f"the file is not YAML ({error})") from error
     if content is not None and not isinstance(content, dict):
         raise SettingsError(
@@ -341,15 +372,63 @@ def _read_yaml(path: Path) -> dict[str, object]:
     return content or {}
 
 
-def _parse_override(override: str) -> dict[str, object]:
+def _parse_override(model: type[BaseModel], override: str) -> dict[str, object]:
+    """Returns the tree of one `a.b=value`."""
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise SettingsError(where="--set", key=override, problem="it is not of the form a.b=value")
-    nested: object = yaml.safe_load(text)
-    for part in reversed(key.split(".")):
+    path, kind = _find_setting(model, key)
+    nested = _read_value(kind, text, key, override)
+    for part in reversed(path):
         nested = {part: nested}
     assert isinstance(nested, dict)
     return nested
+
+
+def _find_setting(model: type[BaseModel], key: str) -> tuple[list[str], object]:
+    """Returns the path of a key and the type of its setting; None for a key that is not known.
+
+    Within a setting that is a mapping, the rest of the key is the key there: `spark.conf.spark.sql.x`.
+    """
+    parts = key.split(".")
+    for number, part in enumerate(parts, start=1):
+        field = model.model_fields.get(part)
+        if field is None:
+            return parts, None
+        kind, rest = field.annotation, parts[number:]
+        if not rest:
+            return parts, kind
+        if get_origin(kind) is dict:
+            return [*parts[:number], ".".join(rest)], get_args(kind)[1]
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return parts, None
+        model = kind
+    raise AssertionError("a key has at least one part")
+
+
+def _read_value(kind: object, text: str, key: str, override: str) -> object:
+    """Reads the text after the sign as a value of a type; pydantic then checks the value."""
+    try:
+        text.encode()  # bytes of the command line that are no UTF-8 are surrogates here, which Java cannot take
+        choices = [_strip(choice) for choice in _choices(kind)]
+        if type(None) in choices and text in NULL_WORDS:
+            return None
+        is_plain = kind is None or any(choice in (str, int, float, bool, date, Literal) for choice in choices)
+        return text if is_plain else yaml.load(text, _UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = f"its value cannot be read ({error})"
+        raise SettingsError(where=f"--set {override}", key=key, problem=problem) from error
+
+
+def _choices(kind: object) -> tuple[object, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _strip(kind: object) -> object:
+    """Returns a type without what is only said about it: Annotated[date, ...] is date, Literal["a"] is Literal."""
+    if get_origin(kind) is Annotated:
+        return get_args(kind)[0]
+    return Literal if get_origin(kind) is Literal else kind
 
 
 def _merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Is there a Java that Spark runs on? `python -m etl.java` answers.
+"""Is there a Java that Spark runs on, and which file names can it spell? `python -m etl.java` answers the first.
 
 Standard library only, so that it can be asked before anything is installed.
 """
@@ -8,11 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from conf.errors import JavaMissingError
 
 JAVA_VERSIONS = (17, 21)
+LOCALE_VARIABLES = ("LC_ALL", "LC_CTYPE", "LANG")
+"""What decides the encoding of file names; the first that is set and not empty counts."""
+UTF8_LOCALE = "C.UTF-8"
 
 
 def check_java() -> None:
@@ -29,6 +34,31 @@ def check_java() -> None:
     if match is None or int(match.group(1)) not in JAVA_VERSIONS:
         version = match.group(1) if match else "unknown"
         raise JavaMissingError(found=f"{java} is of version {version}")
+
+
+@contextmanager
+def utf8_locale() -> Iterator[None]:
+    """Sees to it that a JVM started meanwhile runs in a UTF-8 locale; one that is UTF-8 already stays as it is.
+
+    Java takes the encoding of file names from the locale (`sun.jnu.encoding`), and no option changes it. Bare
+    containers and schedulers run in POSIX, where a name with an umlaut is the name of no file.
+    """
+    variable = next((name for name in LOCALE_VARIABLES if os.environ.get(name)), "LC_CTYPE")
+    before = os.environ.get(variable)
+    if re.search(r"utf-?8", before or "", re.IGNORECASE):
+        yield
+        return
+    # LANG decides more than the encoding; LC_CTYPE goes before it.
+    changed = "LC_CTYPE" if variable == "LANG" else variable
+    before = os.environ.get(changed)
+    os.environ[changed] = UTF8_LOCALE
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[changed]
+        else:
+            os.environ[changed] = before
 
 
 def main() -> int:

@@ -16,9 +16,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
+from conf.errors import LocaleError
 from conf.settings import Settings, SparkSettings
 from etl.accelerator import COMET_EXTENSION, accelerator_jars, accelerator_properties
-from etl.java import check_java
+from etl.java import check_java, utf8_locale
 
 DELTA_COORDINATE = "io.delta:delta-spark_4.1_2.13:4.4.0"
 """Spark's minor version is part of the artefact's name; the pip wheel holds no jar."""
@@ -62,6 +63,7 @@ def open_session(
 
     Raises:
         JavaMissingError: no Java runtime of a supported version was found.
+        LocaleError: a path of the settings cannot be named in the locale of the JVM.
     """
     check_java()
     # Workers must run this interpreter; without it they may start another one that lacks our packages.
@@ -70,8 +72,10 @@ def open_session(
     builder = SparkSession.builder.appName(app_name).master(spark_settings.master)
     for key, value in {**_properties(settings), **properties}.items():
         builder = builder.config(key, value)
-    session = builder.getOrCreate()
+    with utf8_locale():
+        session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
+    _check_paths(session, settings)
     return session
 
 
@@ -124,6 +128,25 @@ def class_archive(ivy_dir: str | Path) -> Path:
     return Path(ivy_dir).absolute() / CLASS_ARCHIVE
 
 
+def _check_paths(session: SparkSession, settings: Settings) -> None:
+    """Checks that the JVM, which may have been started by somebody else, can name the files of the settings."""
+    paths = {
+        "source.path": settings.source.path,
+        "source.pois_path": settings.source.pois_path,
+        "storage.root": settings.storage.root,
+    }
+    beyond_ascii = {key: path for key, path in paths.items() if not path.isascii()}
+    if not beyond_ascii:
+        return
+    java = session.sparkContext._jvm
+    assert java is not None, "the session runs in a JVM"
+    encoding = str(java.java.lang.System.getProperty("sun.jnu.encoding"))
+    encoder = java.java.nio.charset.Charset.forName(encoding).newEncoder()
+    for key, path in beyond_ascii.items():
+        if not encoder.canEncode(path):
+            raise LocaleError(key=key, path=path, encoding=encoding)
+
+
 def _properties(settings: Settings) -> dict[str, str]:
     spark_settings = settings.spark
     local = {
@@ -157,6 +180,8 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.databricks.delta.schema.autoMerge.enabled": "false",
         # The index of half a million POIs: sent to where the actions are, it saves their shuffle and sort.
         "spark.sql.autoBroadcastJoinThreshold": "32m",
+        # Names of partition folders are text: user_id=007 is no number.
+        "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(spark_settings.shuffle_partitions),
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.sql.parquet.compression.codec": "zstd",

@@ -22,6 +22,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
         "known": ("cell_km", "max_inner"),
     },
     "JavaMissingError": {"found": "there is no java on PATH and JAVA_HOME is not set"},
+    "LocaleError": {"key": "source.path", "path": "d\u00f6rf/actions.json", "encoding": "ANSI_X3.4-1968"},
     "JarsMissingError": {"coordinate": "group:delta:1.0", "folder": ".ivy", "log": ".ivy/resolve.log"},
     "MissingInputError": {
         "what": "the file of check-ins",

@@ -1,12 +1,18 @@
 """Settings are layered, frozen, and refuse what they do not know."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from conf.errors import MissingInputError, SettingsError
 from conf.settings import IndexSettings, load_settings
+from models.config import load_recipe
+
+TINY = Path(__file__).parents[2] / "conf" / "models" / "tiny.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +99,85 @@ def test_layer_that_is_a_list_is_refused(tmp_path: Path) -> None:
 def test_settings_cannot_be_changed_after_loading() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         load_settings().index.cell_km = 1.0
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_any_text_reaches_a_text_setting_as_it_is(text: str) -> None:
+    assert load_settings(overrides=[f"storage.root={text}"]).storage.root == text
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_any_text_reaches_a_spark_property_as_it_is(text: str) -> None:
+    given_conf = load_settings(overrides=[f"spark.conf.spark.sql.x={text}"]).spark.conf
+
+    assert given_conf["spark.sql.x"] == text
+
+
+@given(
+    key=st.sampled_from(
+        [
+            "source.since",
+            "index.version",
+            "city.radius_km",
+            "samples.preference_rules",
+            "spark.conf",
+            "spark",
+            "indx",
+        ]
+    ),
+    text=st.text(),
+)
+def test_a_value_is_read_or_refused_by_name(key: str, text: str) -> None:
+    with contextlib.suppress(SettingsError):
+        load_settings(overrides=[f"{key}={text}"])
+
+
+@pytest.mark.parametrize(
+    "text", ["X/team #1/wh", "*.json", "[a].json", "@x", "%x", "no", "2012", "null", "a: b", ""]
+)
+def test_what_yaml_would_read_as_something_else_is_a_path(text: str) -> None:
+    assert load_settings(overrides=[f"source.path={text}"]).source.path == text
+
+
+def test_a_choice_takes_the_word_that_yaml_reads_as_a_switch() -> None:
+    assert load_recipe(TINY, ["decoder.poi_vectors=off"]).decoder.poi_vectors == "off"
+
+
+@pytest.mark.parametrize("text", ["", "null", "~"])
+def test_a_day_that_may_be_missing_takes_the_words_for_nothing(text: str) -> None:
+    assert load_settings(overrides=["source.since=2026-02-21", f"source.since={text}"]).source.since is None
+
+
+@pytest.mark.parametrize("text", ["0", "86400", "2026", "yesterday", "2026-02-30"])
+def test_a_day_is_not_read_from_a_number(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"setting 'source.since' in --set"):
+        load_settings(overrides=[f"source.since={text}"])
+
+
+def test_a_day_of_a_layer_is_not_a_number_of_seconds(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="86400 is no day; write it as YYYY-MM-DD"):
+        load_settings([write_layer(tmp_path / "my.yaml", "source: {since: 86400}\n")])
+
+
+def test_a_number_with_a_leading_zero_is_not_octal() -> None:
+    assert load_settings(overrides=["index.version=010"]).index.version == 10
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"its value cannot be read .*surrogates not allowed"):
+        load_settings(overrides=["storage.root=\udcff"])
+
+
+def test_a_layer_with_the_same_key_twice_is_refused(tmp_path: Path) -> None:
+    layer = write_layer(tmp_path / "twice.yaml", "index: {cell_km: 3.0}\nindex: {max_inner: 100}\n")
+
+    with pytest.raises(SettingsError, match="the key 'index' stands twice"):
+        load_settings([layer])
+
+
+def test_a_layer_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    layer = tmp_path / "latin.yaml"
+    layer.write_bytes("storage: {root: d\u00f6rf}\n".encode("latin-1"))
+
+    with pytest.raises(SettingsError, match="the file is not YAML"):
+        load_settings([layer])

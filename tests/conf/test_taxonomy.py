@@ -1,11 +1,9 @@
 """The taxonomy decides every category, by the nearest level that it knows."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 from conf.taxonomy import Verdict, load_taxonomy
+from tests.checkin_data import DATA, needs_data
 
 
 @pytest.mark.parametrize(
@@ -34,11 +32,11 @@ def test_an_unknown_category_gets_the_default_and_says_so():
     assert load_taxonomy().resolve("Xyzzy", "Plugh > Xyzzy") == Verdict(True, False)
 
 
-@pytest.mark.skipif("SPACETIME_DATA" not in os.environ, reason="SPACETIME_DATA names no folder of check-ins")
+@needs_data
 def test_every_category_of_the_given_data_is_decided():
     pandas = pytest.importorskip("pandas")
     unknown = set()
-    for file in Path(os.environ["SPACETIME_DATA"]).glob("**/*.parquet"):
+    for file in DATA.glob("**/*.parquet"):
         frame = pandas.read_parquet(file)
         if {"category", "category_path"} <= set(frame.columns):
             for category, path in frame[["category", "category_path"]].fillna("").drop_duplicates().values:

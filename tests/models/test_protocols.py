@@ -1,6 +1,5 @@
 """Public protocols: the rows they make of a tiny check-in folder, and of the real one where it is there."""
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -10,9 +9,7 @@ from conf.errors import CorruptInputError, MissingInputError
 from models.baselines import count_training, score_kernel, score_popularity, score_visits
 from models.metrics import digest_rows, exact_mean, hit_values, rank_targets, reciprocal_values
 from models.protocols import PROTOCOLS, build_rows
-
-DATA = Path(os.environ.get("SPACETIME_DATA", "no-such-folder"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="SPACETIME_DATA names no folder of check-in data")
+from tests.checkin_data import DATA, needs_data
 
 
 def _folder(tmp_path: Path, rows: list[tuple[str, str, int]]) -> Path:
