@@ -9,7 +9,7 @@ as of which a row was computed for derived ones. `event_date` is the UTC day on 
 in the plural hold one entry per action, oldest first, all of the same length.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Write = Literal["day", "merge", "log"]
@@ -23,7 +23,7 @@ class Column:
         name: snake_case; the unit is in the name where it is not obvious.
         type: Spark SQL type, for example `bigint` or `array<float>`.
         doc: one sentence; becomes the Delta column comment.
-        nullable: may the value be null; elements of arrays never are.
+        nullable: may the value be null; elements of arrays are null in raw tables alone.
         low: smallest value allowed, inclusive; for arrays it holds for every element.
         high: largest value allowed, inclusive.
         allowed: closed list of values, empty = open.
@@ -230,39 +230,54 @@ RAW_POIS = TableContract(
 
 RAW_PROFILES = TableContract(
     name="raw_profiles",
-    grain="one attribute of one user, new or changed on the day (optional input)",
-    key=("day", "user_id", "attribute"),
+    grain="one attribute of one user, new or changed on the day (optional input); anything may be wrong",
+    key=(),
+    raw=True,
     columns=(
         DAY,
-        USER_ID,
-        Column("attribute", "string", "name of the attribute, for example age_group"),
-        Column("value", "string", "value of the attribute"),
+        Column("user_id", "string", "user, as delivered", nullable=True),
+        Column("attribute", "string", "name of the attribute, for example age_group", nullable=True),
+        Column("value", "string", "value of the attribute", nullable=True),
     ),
 )
 
+RAW_REQUEST_COLUMNS = tuple(replace(column, nullable=True, low=None, high=None) for column in REQUEST_COLUMNS)
+
 RAW_IMPRESSIONS = TableContract(
     name="raw_impressions",
-    grain="one POI shown in one request",
-    key=("day", "request_id", "poi_id"),
+    grain="one POI shown in one request; anything may be wrong",
+    key=(),
+    raw=True,
     columns=(
         DAY,
-        *REQUEST_COLUMNS,
-        POI_ID,
-        Column("position", "int", "position at which the POI was shown, from 1", low=1),
-        Column("label", "int", "1 clicked, 0 shown", low=0, high=1),
+        *RAW_REQUEST_COLUMNS,
+        Column("poi_id", "string", "POI that was shown, as delivered", nullable=True),
+        Column("position", "int", "position at which the POI was shown, from 1", nullable=True),
+        Column("label", "int", "1 clicked, 0 shown", nullable=True),
         IS_SIMULATED,
     ),
 )
 
 RANKING_REQUESTS = TableContract(
     name="ranking_requests",
-    grain="one request to be scored tonight",
-    key=("day", "request_id"),
+    grain="one request to be scored tonight; anything may be wrong",
+    key=(),
+    raw=True,
     columns=(
         DAY,
-        *REQUEST_COLUMNS,
-        Column("action_type", "string", "action type to predict"),
-        Column("candidate_poi_ids", "array<string>", "POIs to score; empty = generate candidates only"),
+        *RAW_REQUEST_COLUMNS,
+        Column(
+            "action_type",
+            "string",
+            "action type to predict; null = the one the model was made for",
+            nullable=True,
+        ),
+        Column(
+            "candidate_poi_ids",
+            "array<string>",
+            "POIs to score; null or empty = generate candidates only",
+            nullable=True,
+        ),
         IS_SIMULATED,
     ),
 )

@@ -19,7 +19,19 @@ TABLE_PROPERTIES = {
 
 def spark_schema(contract: TableContract) -> StructType:
     """Returns the Spark schema of a table: types, nullability, comments."""
-    return StructType([as_field(column) for column in contract.columns])
+    return StructType([as_field(column, contract) for column in contract.columns])
+
+
+def loosen_schema(found: StructType, contract: TableContract) -> StructType:
+    """Returns the schema of a table with all that its contract allows beyond it; nothing is tightened.
+
+    Columns of the contract that may be null and are missing are appended; a column, or the elements of an array, may
+    be null if the contract lets them.
+    """
+    allowed = {field.name.lower(): field for field in spark_schema(contract)}
+    fields = [_loosen(field, allowed.get(field.name.lower())) for field in found]
+    known = {field.name.lower() for field in found}
+    return StructType([*fields, *(f for name, f in allowed.items() if f.nullable and name not in known)])
 
 
 def check_constraints(contract: TableContract) -> dict[str, str]:
@@ -76,12 +88,21 @@ def digest_table(frame: DataFrame, contract: TableContract) -> str:
     return f"{row['n']}-{int(row['a'] or 0):x}-{int(row['b'] or 0):x}"
 
 
-def as_field(column: Column) -> StructField:
-    """Returns the Spark field of one column."""
+def as_field(column: Column, contract: TableContract) -> StructField:
+    """Returns the Spark field of one column of a table; elements of arrays may be null as delivered, and only so."""
     data_type = _parse_datatype_string(column.type)
-    if isinstance(data_type, ArrayType):
+    if isinstance(data_type, ArrayType) and not contract.raw:
         data_type = ArrayType(data_type.elementType, containsNull=False)
     return StructField(column.name, data_type, column.nullable, {"comment": column.doc})
+
+
+def _loosen(found: StructField, allowed: StructField | None) -> StructField:
+    if allowed is None:
+        return found
+    data_type = found.dataType
+    if isinstance(data_type, ArrayType) and isinstance(allowed.dataType, ArrayType):
+        data_type = ArrayType(data_type.elementType, data_type.containsNull or allowed.dataType.containsNull)
+    return StructField(found.name, data_type, found.nullable or allowed.nullable, found.metadata)
 
 
 def _hashable(column: Column) -> F.Column:

@@ -22,6 +22,9 @@ BORDER_WIDTH = 1e-9
 """Cells: a point so near to a border is on it (5 micrometres), for no double lies exactly on most borders."""
 MS_PER_HOUR = 3_600_000
 MS_PER_DAY = 86_400_000
+LAST_DATED_MS = 253_402_300_799_999
+"""The end of the year 9999; later times are no days at all."""
+LON_AROUND = 360.0
 
 # Hilbert's curve as a state machine: state * 4 + (east half * 2 + north half) -> digit, next state.
 _HILBERT_DIGIT = (0, 1, 3, 2, 0, 3, 1, 2, 2, 1, 3, 0, 2, 3, 1, 0)
@@ -119,23 +122,53 @@ def is_on_earth(lon: Column, lat: Column) -> Column:
     return F.coalesce(inside & ~F.isnan(lon) & ~F.isnan(lat), F.lit(False))
 
 
+def wrap_lon(lon: Column) -> Column:
+    """Returns a longitude between -180 and 180 that was counted on beyond one of them, by less than a turn."""
+    return F.when(lon > 180, lon - LON_AROUND).when(lon < -180, lon + LON_AROUND).otherwise(lon)
+
+
+def lon_in_cell(lon: Column, cell_x: Column) -> Column:
+    """Returns a longitude that can be compared with those of its grid cell; `wrap_lon` turns what comes of it back.
+
+    The first cell of a row begins at -180, and a point at 180 belongs to it (see above): a turn away from its
+    neighbours, so that their mean or median would lie on the other side of the earth.
+    """
+    return F.when((cell_x == 0) & (lon > 0), lon - LON_AROUND).otherwise(lon)
+
+
+def median_lon(lon: Column) -> Column:
+    """Aggregates longitudes to their median, on the date line too; nulls are left out.
+
+    Longitudes more than half a turn apart lie on both sides of the date line, as nothing that has a middle spans
+    more than half of the earth. They are counted on eastwards, from 0 to 360, so that 179 and -179 have their middle
+    at 180 and not at 0.
+    """
+    is_across = F.max(lon) - F.min(lon) > LON_AROUND / 2
+    eastwards = wrap_lon(F.percentile(F.pmod(lon, F.lit(LON_AROUND)), 0.5))
+    return F.when(is_across, eastwards).otherwise(F.percentile(lon, 0.5))
+
+
 def tz_offset_from_longitude(lon: Column) -> Column:
-    """Returns the nautical time zone of a longitude, minutes to add to UTC: for sources that know no zone."""
-    return (F.floor(lon / 15 + F.lit(0.5)) * 60).cast("int")
+    """Returns the nautical time zone of a longitude, minutes to add to UTC: for sources that know no zone.
+
+    Null for what is no longitude.
+    """
+    known = F.when(lon.between(-180.0, 180.0), lon)
+    return (F.floor(known / 15 + F.lit(0.5)) * 60).cast("int")
 
 
 def event_date(ts_ms: Column) -> Column:
-    """Returns the UTC day of a time."""
-    return F.date_from_unix_date(F.floor(ts_ms / MS_PER_DAY).cast("int"))
+    """Returns the UTC day of a time; null outside the years 1970 to 9999, so that no value overflows."""
+    return F.date_from_unix_date(F.floor(_dated(ts_ms) / MS_PER_DAY).cast("int"))
 
 
 def local_date(ts_ms: Column, tz_offset_min: Column) -> Column:
-    """Returns the local day of a time."""
+    """Returns the local day of a time; null as for `event_date`."""
     return event_date(_local_ms(ts_ms, tz_offset_min))
 
 
 def local_hour(ts_ms: Column, tz_offset_min: Column) -> Column:
-    """Returns the local hour of the day, 0 to 23."""
+    """Returns the local hour of the day, 0 to 23; null as for `event_date`."""
     return F.pmod(F.floor(_local_ms(ts_ms, tz_offset_min) / MS_PER_HOUR), F.lit(24)).cast("int")
 
 
@@ -144,5 +177,9 @@ def local_weekday(ts_ms: Column, tz_offset_min: Column) -> Column:
     return F.pmod(F.floor(_local_ms(ts_ms, tz_offset_min) / MS_PER_DAY) + 3, F.lit(7)).cast("int")
 
 
+def _dated(ts_ms: Column) -> Column:
+    return F.when(ts_ms.between(0, LAST_DATED_MS), ts_ms)
+
+
 def _local_ms(ts_ms: Column, tz_offset_min: Column) -> Column:
-    return ts_ms + tz_offset_min.cast("bigint") * 60_000
+    return _dated(ts_ms) + tz_offset_min.cast("bigint") * 60_000

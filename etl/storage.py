@@ -14,16 +14,33 @@ from pathlib import Path
 
 from delta import exceptions as dx
 from delta.tables import DeltaTable
+from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
 from conf.errors import ConflictingWriteError, ContractViolatedError, DuplicateKeyError, MissingInputError
 from conf.tables import TABLES, TableContract
-from etl.contracts import TABLE_PROPERTIES, as_field, check_constraints, conform, digest_table
+from etl.contracts import (
+    TABLE_PROPERTIES,
+    as_field,
+    check_constraints,
+    conform,
+    digest_table,
+    loosen_schema,
+)
 
 CATALOG_PREFIX = "catalog:"
+CONSTRAINT = "delta.constraints."
+"""What the name of a CHECK constraint becomes as a property of its table."""
+ATTEMPTS = 5
+"""Commits without rows are tried so often, if other runs commit at the same moment."""
+_NIL, _MANUAL_UPDATE = (
+    "scala.collection.immutable.Nil$",
+    "org.apache.spark.sql.delta.DeltaOperations$ManualUpdate$",
+)
 LAST_COMMIT = "spark.databricks.delta.lastCommitVersionInSession"
 """Set by Delta after every commit of the session; asking the table's history instead takes a Spark job."""
 _CONFLICTS = (  # of other runs that committed first; Delta's Python classes have no common base
@@ -73,6 +90,8 @@ def table_history(spark: SparkSession, root: str, name: str) -> DataFrame:
 def read_table(spark: SparkSession, root: str, name: str, *, version: int | None = None) -> DataFrame:
     """Reads a table, at its latest version unless one is given.
 
+    A column of the contract that may be null, and that a table made before it does not have, is null.
+
     Raises:
         MissingInputError: the table has never been written.
     """
@@ -80,7 +99,10 @@ def read_table(spark: SparkSession, root: str, name: str, *, version: int | None
     options = {} if version is None else {"versionAsOf": version}
     reader = spark.read.format("delta").options(**options)
     location = table_location(root, name)
-    return reader.table(location) if root.startswith(CATALOG_PREFIX) else reader.load(location)
+    frame = reader.table(location) if root.startswith(CATALOG_PREFIX) else reader.load(location)
+    known = {known.lower() for known in frame.columns}
+    missing = [column for column in TABLES[name].columns if column.nullable and column.name not in known]
+    return frame.withColumns({column.name: F.lit(None).cast(column.type) for column in missing})
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -219,24 +241,90 @@ def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:
 
 
 def create_if_missing(spark: SparkSession, contract: TableContract, root: str) -> None:
-    """Makes a table without rows by its contract, unless it is there."""
+    """Makes a table without rows by its contract; one that is there is brought up to it (`update_table`)."""
     if table_exists(spark, root, contract.name):
+        update_table(spark, contract, root)
         return
     location = table_location(root, contract.name)
     builder = DeltaTable.createIfNotExists(spark).comment(contract.grain)
     builder = (builder.tableName if root.startswith(CATALOG_PREFIX) else builder.location)(location)
     for column in contract.columns:
-        field = as_field(column)
+        field = as_field(column, contract)
         builder = builder.addColumn(column.name, field.dataType, nullable=column.nullable, comment=column.doc)
     if contract.partition_by:
         builder = builder.partitionedBy(*contract.partition_by)
     for constraint, condition in check_constraints(contract).items():
-        builder = builder.property(f"delta.constraints.{constraint}", condition)
+        builder = builder.property(f"{CONSTRAINT}{constraint}", condition)
     for key, value in TABLE_PROPERTIES.items():
         builder = builder.property(key, value)
     # Another run may make the table at this moment, by the same contract: then it is there.
     with contextlib.suppress(*_CONFLICTS):
         builder.execute()
+
+
+def update_table(spark: SparkSession, contract: TableContract, root: str) -> None:
+    """Brings a table made by an earlier contract up to what the contract allows now, in one commit without rows.
+
+    Columns that may be null are added; NOT NULL, of columns and of array elements, and our CHECK constraints are
+    dropped where the contract has them no more. Nothing is tightened, and nothing of a user's own is touched. Usually
+    nothing is to do, and then the cost is a look at the log.
+
+    Raises:
+        ConflictingWriteError: other runs kept committing meanwhile.
+    """
+    for attempt in range(ATTEMPTS):
+        log = _delta_table(spark, root, contract.name)._jdt.deltaLog()
+        none = spark._jvm.scala.Option.empty()  # type: ignore[union-attr]
+        found = log.update(False, none, none).metadata()
+        schema = StructType.fromJson(json.loads(found.schemaString()))
+        wanted, gone = loosen_schema(schema, contract), _dropped_constraints(spark, found, contract)
+        if wanted == schema and not gone:
+            return
+        # SQL has no command for it: ALTER TABLE cannot let elements of an array be null, and takes a commit a column.
+        transaction = log.startTransaction(none, none)
+        transaction.updateMetadata(_with_schema(found, wanted, gone), False)
+        try:
+            transaction.commit(
+                _scala(spark, _NIL), _scala(spark, _MANUAL_UPDATE), found.configuration().empty()
+            )
+            return
+        except Py4JJavaError as error:
+            if "oncurrent" not in str(error.java_exception) and "MetadataChanged" not in str(
+                error.java_exception
+            ):
+                raise
+            if attempt + 1 == ATTEMPTS:
+                raise ConflictingWriteError(
+                    table=contract.name, day="any day", cause="its columns were changed meanwhile"
+                ) from error
+
+
+def _dropped_constraints(spark: SparkSession, found: JavaObject, contract: TableContract) -> list[str]:
+    """Returns the properties of CHECK constraints that an earlier contract had made and this one has not."""
+    properties = spark._jvm.scala.jdk.javaapi.CollectionConverters.asJava(found.configuration())  # type: ignore[union-attr]
+    ours = {f"{column.name}_{kind}" for column in contract.columns for kind in ("range", "known", "lengths")}
+    return [
+        name
+        for name in properties
+        if name.startswith(CONSTRAINT)
+        and name.removeprefix(CONSTRAINT) in ours - check_constraints(contract).keys()
+    ]
+
+
+def _with_schema(found: JavaObject, schema: StructType, gone: list[str]) -> JavaObject:
+    """Returns the metadata of a table with another schema and without some properties."""
+    properties = found.configuration()
+    for name in gone:
+        properties = properties.removed(name)
+    return found.copy(
+        found.id(), found.name(), found.description(), found.format(), schema.json(),
+        found.partitionColumns(), properties, found.createdTime(),
+    )  # fmt: skip
+
+
+def _scala(spark: SparkSession, name: str) -> JavaObject:
+    """Returns an object of Scala."""
+    return getattr(getattr(spark._jvm, name), "MODULE$")
 
 
 def _has_only_new_keys(rows: DataFrame, stored: DataFrame, contract: TableContract) -> bool:

@@ -24,6 +24,7 @@ NULLS, OUT_OF_BOUNDS, NOT_ALLOWED, TRUE = "nulls", "out_of_bounds", "not_allowed
 LENGTHS_DIFFER, NOT_UNIT_LENGTH = "lengths_differ", "not_unit_length"
 NEWEST_DAY, REPEATED, CHANGED = "newest_day", "repeated", "changed"
 
+EPOCH = date(1970, 1, 1)
 EMBEDDING = "embedding"
 UNIT_TOLERANCE = 1e-3
 LENGTH = f"sqrt(aggregate({EMBEDDING}, 0D, (total, x) -> total + double(x) * double(x)))"
@@ -83,11 +84,7 @@ def measure_rows(rows: DataFrame, contract: TableContract, *, day: date) -> Data
             figures += _figures_of_column(column)
     figures += [Aggregate(name, TRUE, f"count_if({name})") for name in gates.shares]
     if gates.newest:
-        is_date = contract.column(gates.newest).type == "date"
-        newest = (
-            gates.newest if is_date else f"date_from_unix_date(int(floor({gates.newest} / {MS_PER_DAY})))"
-        )
-        figures.append(Aggregate(gates.newest, NEWEST_DAY, f"unix_date(max({newest}))", f"max({newest})"))
+        figures.append(_newest_day(gates.newest, contract, day))
     for group in contract.equal_lengths:
         differ = " OR ".join(f"size({name}) <> size({group[0]})" for name in group[1:])
         figures.append(Aggregate(group[0], LENGTHS_DIFFER, f"count_if({differ})"))
@@ -128,6 +125,17 @@ def is_checked(column: Column) -> bool:
 def has_bounds(column: Column) -> bool:
     """Tells whether values can lie out of bounds: fractions must be finite even where no bound is given."""
     return column.low is not None or column.high is not None or column.type in ("float", "double")
+
+
+def _newest_day(name: str, contract: TableContract, day: date) -> Aggregate:
+    """Returns the newest day; in raw tables of the times that may be right, since one of 9e18 is newer than all."""
+    newest = name
+    if contract.column(name).type != "date":
+        newest = f"date_from_unix_date(int(floor({name} / {MS_PER_DAY})))"
+    if contract.raw:
+        end_ms = ((day - EPOCH).days + 2) * MS_PER_DAY  # clocks may be ahead
+        newest = f"CASE WHEN {name} BETWEEN 0 AND {end_ms - 1} THEN {newest} END"
+    return Aggregate(name, NEWEST_DAY, f"unix_date(max({newest}))", f"max({newest})")
 
 
 def _figures_of_column(column: Column) -> list[Aggregate]:

@@ -166,3 +166,62 @@ def test_a_distance_is_null_where_a_coordinate_is_and_half_the_earth_between_opp
 
     assert found[:2] == [None, 0.0]
     assert found[2] == pytest.approx(3.141592653589793 * 6371.0088)
+
+
+def test_times_outside_the_calendar_have_no_day_and_stop_nothing(spark):
+    times = [
+        (-1,),
+        (0,),
+        (spacetime.LAST_DATED_MS,),
+        (spacetime.LAST_DATED_MS + 1,),
+        (2**63 - 1,),
+        (-(2**63),),
+    ]
+    frame = local_frame(spark, times, "ts bigint")
+    ts = F.col("ts")
+
+    rows = frame.select(
+        spacetime.event_date(ts).isNotNull(),
+        spacetime.local_hour(ts, F.lit(-840)).isNotNull(),
+        spacetime.local_weekday(ts, F.lit(2**31 - 1)).isNotNull(),
+        spacetime.local_date(ts, F.lit(0)).isNotNull(),
+    ).collect()
+
+    assert [set(row) for row in rows] == [{False}, {True}, {True}, {False}, {False}, {False}]
+
+
+def test_the_median_of_longitudes_is_between_them_on_the_date_line_too(spark):
+    rows = [
+        ("Fiji", 179.0), ("Fiji", -179.0), ("Fiji", -177.0), ("Fiji", None),
+        ("Amsterdam", 4.9), ("Amsterdam", 4.5), ("Amsterdam", 5.0),
+        ("line", 179.0), ("line", -179.0),
+        ("Taveuni", 179.5), ("Taveuni", 180.0), ("Taveuni", -179.9),
+    ]  # fmt: skip
+    frame = local_frame(spark, rows, "at string, lon double")
+
+    found = {
+        row["at"]: row["lon"]
+        for row in frame.groupBy("at").agg(spacetime.median_lon(F.col("lon")).alias("lon")).collect()
+    }
+
+    assert {at: abs(lon) for at, lon in found.items()} == {
+        "Fiji": 179.0,
+        "Amsterdam": 4.9,
+        "line": 180.0,
+        "Taveuni": 180.0,
+    }
+    assert found["Fiji"] == -179.0
+
+
+def test_longitudes_of_the_cell_at_the_date_line_can_be_compared(spark):
+    frame = local_frame(spark, [(180.0, 0), (-179.9, 0), (4.9, 7), (179.9, 9)], "lon double, cell_x int")
+
+    near = spacetime.lon_in_cell(F.col("lon"), F.col("cell_x"))
+    rows = frame.select(near, spacetime.wrap_lon(near), spacetime.wrap_lon(F.col("lon") + 0.5)).collect()
+
+    assert [tuple(row) for row in rows] == [
+        (-180.0, -180.0, -179.5),
+        (-179.9, -179.9, -179.4),
+        (4.9, 4.9, 5.4),
+        (179.9, 179.9, pytest.approx(-179.6)),
+    ]

@@ -4,8 +4,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
+import pyarrow as pa
 import pytest
+from delta.tables import DeltaTable
+from deltalake import write_deltalake
 from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, StringType
 
 from conf.errors import (
     ConflictingWriteError,
@@ -212,3 +216,62 @@ def test_a_null_where_a_column_takes_none_is_refused_before_spark_reads_it_as_ze
     assert local_frame(spark, [("a", None)], "name string NOT NULL, n int").collect() == [("a", None)]
     with pytest.raises(ValueError, match="null in n, which take none"):
         local_frame(spark, [("a", None)], "name string, n int NOT NULL")
+
+
+def make_older_requests(spark, root):
+    """Makes `ranking_requests` as an earlier contract did: no action type, nothing null, bounds as checks."""
+    builder = DeltaTable.createIfNotExists(spark).location(storage.table_location(root, "ranking_requests"))
+    for name, kind in (
+        ("day", "date"), ("request_id", "string"), ("user_id", "string"), ("request_ts_ms", "bigint"),
+        ("tz_offset_min", "int"), ("user_lon", "double"), ("user_lat", "double"),
+        ("candidate_poi_ids", ArrayType(StringType(), containsNull=False)), ("is_simulated", "boolean"),
+    ):  # fmt: skip
+        builder = builder.addColumn(name, kind, nullable=name.startswith("user_l"))
+    checks = {"request_ts_ms_range": "request_ts_ms >= 0", "own_check": "length(request_id) < 9"}
+    for name, condition in checks.items():
+        builder = builder.property(f"delta.constraints.{name}", condition)
+    builder.property("delta.enableDeletionVectors", "false").partitionedBy("day").execute()
+
+
+def test_a_table_made_by_an_earlier_contract_is_read_and_written(spark, tmp_path):
+    root = str(tmp_path)
+    make_older_requests(spark, root)
+    schema = spark_schema(TABLES["ranking_requests"])
+    old = local_frame(spark, [(MONDAY, "r0", "ann", 1, 60, None, None, "click", ["p1"], False)], schema)
+    old.drop("action_type").write.format("delta").mode("append").save(f"{root}/ranking_requests")
+    assert [row["action_type"] for row in read_table(spark, root, "ranking_requests").collect()] == [None]
+
+    bad = [(TUESDAY, "r1", None, -5, None, None, None, "click", ["p1", None], False)]
+    for _ in range(2):
+        replace_day(
+            local_frame(spark, bad, schema), "ranking_requests", root, day=TUESDAY, run_id="r", job="test"
+        )
+
+    rows = {row["request_id"]: row for row in read_table(spark, root, "ranking_requests").collect()}
+    assert rows["r1"]["candidate_poi_ids"] == ["p1", None]
+    assert (rows["r0"]["action_type"], rows["r1"]["action_type"]) == (None, "click")
+    assert (
+        read_table(spark, root, "ranking_requests").where("exists(candidate_poi_ids, x -> x IS NULL)").count()
+        == 1
+    )
+    # Version 4: made, appended, brought up to the contract once, written twice.
+    assert table_version(spark, root, "ranking_requests") == 4
+    detail = DeltaTable.forPath(spark, f"{root}/ranking_requests").detail().first()
+    assert [name for name in detail["properties"] if "constraints" in name] == ["delta.constraints.own_check"]
+
+
+def test_a_table_of_the_deltalake_library_is_brought_up_to_the_contract(spark, tmp_path):
+    root = str(tmp_path)
+    rows = {"day": [MONDAY], "user_id": ["ann"], "attribute": ["age_group"], "value": ["18-24"]}
+    schema = pa.schema(
+        [pa.field(name, pa.date32() if name == "day" else pa.string(), nullable=False) for name in rows]
+    )
+    write_deltalake(f"{root}/raw_profiles", pa.table(rows, schema=schema), partition_by=["day"])
+
+    frame = local_frame(spark, [(TUESDAY, "bob", None, None)], spark_schema(TABLES["raw_profiles"]))
+    replace_day(frame, "raw_profiles", root, day=TUESDAY, run_id="r", job="test")
+
+    assert {tuple(row) for row in read_table(spark, root, "raw_profiles").collect()} == {
+        (MONDAY, "ann", "age_group", "18-24"),
+        (TUESDAY, "bob", None, None),
+    }
