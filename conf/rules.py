@@ -285,9 +285,10 @@ RULES: tuple[Rule, ...] = (
     _action(
         "tz_far_from_place",
         "flag",
-        "tz_offset_min user_lon",
-        "a time zone hours away from the user's longitude: perhaps the wrong sign, or hours for minutes",
-        "+300 in New York",
+        "tz_offset_min user_lon poi_lon",
+        "a time zone that does not fit the place (the POI's for a check-in): the wrong sign, or hours for minutes? It "
+        "is taken as it is",
+        "+300 or -4 in New York",
     ),
     _action(
         "before_poi_opened",

@@ -4,15 +4,24 @@ In: rows of `raw_actions`. Out: columns. `with_clean_ids` first, then the POI's 
 `refusals` and `repairs` can be read. The rules that compare rows are in `etl/clean_actions.py`.
 """
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import CleanSettings
 from conf.tables import RAW_ACTIONS
-from conf.tokens import ACTION_TYPES
+from conf.tokens import ACTION_TYPES, action_type_id
 from etl import spacetime
+from etl.judging import (
+    clean_id,
+    clean_place,
+    is_swapped_range,
+    is_time_zone,
+    is_zone_far,
+    place_faults,
+    time_faults,
+)
 from etl.refusal import (
     is_broken_text,
     is_empty,
@@ -23,15 +32,12 @@ from etl.refusal import (
 )
 
 PAYLOAD_COLUMNS = tuple(name for name in RAW_ACTIONS.column_names if name != "day")
+CONTENT_COLUMNS = tuple(name for name in PAYLOAD_COLUMNS if name != "record")
+"""What an action says, however its file spelled it."""
 SWAPPED_USER_FAR_KM = 1000.0
 """A user's place is taken for swapped only if it is farther than this from the POI as given ..."""
 SWAPPED_USER_NEAR_KM = 100.0
 """... and nearer than this the other way round. People search POIs of far cities, hardly of mirrored ones."""
-MAX_TZ_OFFSET_MIN = 840
-MAX_TZ_DIFFERENCE_MIN = 300
-"""Between the delivered zone and the nautical one. Whole China keeps Beijing's time: 3 h off in the west."""
-LAST_DATED_MS = 253_402_300_799_999
-"""The end of the year 9999; later times are no days at all."""
 IDS = ("action_id", "user_id", "poi_id")
 
 
@@ -40,16 +46,15 @@ def with_clean_ids(raw: DataFrame) -> DataFrame:
 
     `clean_action_id` is null where none was delivered; `event_day` where the time is no day.
     """
-    time, action_id = F.col("action_ts_ms"), trimmed("action_id")
+    action_id = clean_id(F.col("action_id"))
     is_id = ~is_empty(action_id) & ~is_placeholder(action_id)
-    is_dated = time.between(0, LAST_DATED_MS)
     return raw.withColumns(
         {
             "clean_action_id": F.when(is_id, action_id),
-            "clean_user_id": trimmed("user_id"),
-            "clean_poi_id": trimmed("poi_id"),
+            "clean_user_id": clean_id(F.col("user_id")),
+            "clean_poi_id": clean_id(F.col("poi_id")),
             "clean_action_type": F.lower(trimmed("action_type")),
-            "event_day": F.when(is_dated, spacetime.event_date(time)),
+            "event_day": spacetime.event_date(F.col("action_ts_ms")),
         }
     )
 
@@ -81,19 +86,19 @@ def refusals(*, day: date, settings: CleanSettings) -> dict[str, Column]:
         "placeholder_poi": is_placeholder(poi),
         "broken_text": is_broken_text(F.col("clean_action_id"), user, poi),
         "unknown_action_type": ~kind.isin(*ACTION_TYPES),
-        **_time_refusals(day=day, settings=settings),
+        **time_faults(F.col("action_ts_ms"), day=day, settings=settings),
         "poi_place_not_finite": is_not_finite(poi_lon, poi_lat),
-        "poi_place_swapped": has_poi_place & (_is_swapped_range(poi_lon, poi_lat) | poi_seems_swapped),
+        "poi_place_swapped": has_poi_place & (is_swapped_range(poi_lon, poi_lat) | poi_seems_swapped),
         "poi_place_out_of_range": has_poi_place & ~spacetime.is_on_earth(poi_lon, poi_lat),
         "poi_place_zero": (poi_lon == 0) & (poi_lat == 0),
         "unknown_poi": F.col("slot").isNull(),
-        "user_place_swapped": _is_swapped_range(user_lon, user_lat) | user_seems_swapped,
+        "user_place_swapped": is_swapped_range(user_lon, user_lat) | user_seems_swapped,
     }
 
 
 def settled_id() -> Column:
     """Returns the id of an action: the delivered one, else a hash of its content."""
-    content = F.to_json(F.struct(*(name for name in PAYLOAD_COLUMNS if name != "action_id")))
+    content = F.to_json(F.struct(*(name for name in CONTENT_COLUMNS if name != "action_id")))
     return F.coalesce("clean_action_id", F.sha2(content, 256))
 
 
@@ -101,15 +106,14 @@ def with_clean_values(checked: DataFrame) -> DataFrame:
     """Adds the mended values: `clean_user_lon`, `clean_user_lat`, `clean_tz_offset_min`, ids, type id."""
     lon, lat, _, _ = _places()
     tz = F.col("tz_offset_min")
-    is_usable = spacetime.is_on_earth(lon, lat) & ~((lon == 0) & (lat == 0))
-    clean_lon, clean_lat = F.when(is_usable, lon), F.when(is_usable, lat)
+    clean_lon, clean_lat = clean_place(lon, lat)
     nautical = spacetime.tz_offset_from_longitude(F.coalesce(clean_lon, F.col("slot.poi_lon")))
     types = F.array(*map(F.lit, ACTION_TYPES))
     return checked.withColumns(
         {
             "clean_user_lon": clean_lon,
             "clean_user_lat": clean_lat,
-            "clean_tz_offset_min": F.when(_is_tz(tz), tz).otherwise(nautical),
+            "clean_tz_offset_min": F.when(is_time_zone(tz), tz).otherwise(nautical),
             "action_type_id": (F.array_position(types, F.col("clean_action_type")) - 1).cast("int"),
             "clean_action_id": settled_id(),
             "has_action_id": F.col("clean_action_id").isNotNull(),
@@ -120,7 +124,7 @@ def with_clean_values(checked: DataFrame) -> DataFrame:
 def repairs(*, settings: CleanSettings) -> dict[str, Column]:
     """Returns the repairing conditions by code; they read what `with_clean_values` adds."""
     lon, lat, poi_lon, poi_lat = _places()
-    tz, is_given = F.col("tz_offset_min"), lon.isNotNull() & lat.isNotNull()
+    tz = F.col("tz_offset_min")
     far = _km(poi_lon, poi_lat, F.col("slot.poi_lon"), F.col("slot.poi_lat"))
     is_trimmed = F.col("has_action_id") & (F.col("action_id") != F.col("clean_action_id"))
     for name in ("user_id", "poi_id"):
@@ -129,14 +133,11 @@ def repairs(*, settings: CleanSettings) -> dict[str, Column]:
         "action_id_missing": ~F.col("has_action_id"),
         "id_trimmed": is_trimmed,
         "action_type_spelling": F.col("action_type") != F.col("clean_action_type"),
-        "user_place_not_finite": is_not_finite(lon, lat),
-        "user_place_incomplete": lon.isNull() != lat.isNull(),
-        "user_place_out_of_range": is_given & ~is_not_finite(lon, lat) & ~spacetime.is_on_earth(lon, lat),
-        "user_place_zero": (lon == 0) & (lat == 0),
+        **{f"user_{code}": fault for code, fault in place_faults(lon, lat).items()},
         "poi_place_far": far > settings.max_poi_shift_km,
         "poi_place_incomplete": poi_lon.isNull() != poi_lat.isNull(),
         "tz_missing": tz.isNull(),
-        "tz_out_of_range": ~_is_tz(tz),
+        "tz_out_of_range": ~is_time_zone(tz),
     }
 
 
@@ -144,30 +145,16 @@ def flags() -> dict[str, Column]:
     """Returns the flagging conditions that look at one row, by code.
 
     Days of the catalogue are days of somewhere, the event's is UTC: a day of tolerance.
+
+    The time zone is compared with where the user was: at the POI for a check-in, and where nothing else is known.
     """
-    tz, event_day = F.col("tz_offset_min"), F.col("event_day")
-    nautical = spacetime.tz_offset_from_longitude(F.col("clean_user_lon"))
-    apart = F.abs(F.col("clean_tz_offset_min") - nautical)  # within bounds, where `tz` may be anything
-    around = F.least(apart, F.lit(1440) - apart)
+    event_day, poi_lon = F.col("event_day"), F.col("slot.poi_lon")
+    acting = F.col("action_type_id") == action_type_id("checkin")
+    lon = F.when(acting, poi_lon).otherwise(F.coalesce("clean_user_lon", poi_lon))
     return {
-        "tz_far_from_place": _is_tz(tz) & (around > MAX_TZ_DIFFERENCE_MIN),
+        "tz_far_from_place": is_zone_far(F.col("tz_offset_min"), lon),
         "before_poi_opened": event_day < F.date_sub(F.col("slot.valid_from"), 1),
         "after_poi_closed": event_day > F.col("slot.valid_to"),
-    }
-
-
-def _time_refusals(*, day: date, settings: CleanSettings) -> dict[str, Column]:
-    time = F.col("action_ts_ms")
-    earliest = _epoch_ms(settings.earliest_day)
-    latest = _epoch_ms(day + timedelta(days=1)) + settings.max_future_min * 60_000
-    return {
-        "time_negative": time < 0,
-        "time_zero": time == 0,
-        "time_in_seconds": time.between(earliest // 1000, latest // 1000),
-        "time_in_microseconds": time.between(earliest * 1000, latest * 1000),
-        "time_in_nanoseconds": time.between(earliest * 1_000_000, latest * 1_000_000),
-        "time_in_future": time > latest,
-        "time_too_early": time < earliest,
     }
 
 
@@ -175,19 +162,7 @@ def _places() -> tuple[Column, Column, Column, Column]:
     return F.col("user_lon"), F.col("user_lat"), F.col("poi_lon"), F.col("poi_lat")
 
 
-def _is_tz(tz: Column) -> Column:
-    return tz.between(-MAX_TZ_OFFSET_MIN, MAX_TZ_OFFSET_MIN)
-
-
 def _km(lon_a: Column, lat_a: Column, lon_b: Column, lat_b: Column) -> Column:
     """Returns the distance, null where a place is out of range (a swapped one need not be on earth)."""
     is_sane = spacetime.is_on_earth(lon_a, lat_a)
     return F.when(is_sane, spacetime.distance_km(lon_a, lat_a, lon_b, lat_b))
-
-
-def _is_swapped_range(lon: Column, lat: Column) -> Column:
-    return ~spacetime.is_on_earth(lon, lat) & spacetime.is_on_earth(lat, lon)
-
-
-def _epoch_ms(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)

@@ -23,9 +23,9 @@ BROKEN_TEXT = r"[\x00-\x1f\x7f-\x9f\ufffd]"
 """Control characters, and the mark that stands for what was no UTF-8; bytes that are none become it here."""
 
 
-def trimmed(text: str) -> Column:
+def trimmed(text: str | Column) -> Column:
     """Returns a text column without the blanks around it; null stays null."""
-    return F.btrim(F.col(text), F.lit(BLANKS))
+    return F.btrim(F.col(text) if isinstance(text, str) else text, F.lit(BLANKS))
 
 
 def is_empty(text: Column) -> Column:
@@ -106,16 +106,29 @@ def tally(counted: Sequence[Row]) -> dict[str, dict[str, int]]:
     return {"statuses": dict(statuses), "reasons": by_number[0], "repairs": by_number[1]}
 
 
-def to_quarantine(refused: DataFrame, *, source_table: str, payload_columns: Sequence[str]) -> DataFrame:
-    """Turns refused rows into rows of `quarantined_rows` (without `day`), whole payload kept.
+def to_quarantine(
+    refused: DataFrame, *, source_table: str, payload_columns: Sequence[str], by_day: bool = False
+) -> DataFrame:
+    """Turns refused rows into rows of `quarantined_rows`, whole payload kept, nothing null.
 
     Rows with equal payload are numbered, so that none is lost under the table's key.
+
+    Args:
+        refused: rows with `reason` and `detail`.
+        source_table: table that they were delivered in.
+        payload_columns: what was delivered.
+        by_day: keep the `day` of each row, and number the rows of each day; else all are of one day, left out here.
     """
     payload = F.to_json(F.struct(*payload_columns), {"ignoreNullFields": "false"})
+    days = ["day"] if by_day else []
     rows = refused.select(
-        F.lit(source_table).alias("source_table"), "reason", "detail", payload.alias("payload")
+        *days,
+        F.lit(source_table).alias("source_table"),
+        "reason",
+        F.coalesce("detail", F.lit("null")).alias("detail"),
+        F.coalesce(payload, F.lit("{}")).alias("payload"),
     ).withColumn("row_hash", F.sha2("payload", 256))
-    same = Window.partitionBy("row_hash").orderBy("reason", "detail")
+    same = Window.partitionBy(*days, "row_hash").orderBy("reason", "detail")
     return rows.withColumn("duplicate_no", F.row_number().over(same) - 1)
 
 
