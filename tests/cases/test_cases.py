@@ -1,0 +1,40 @@
+"""Exports that nobody here made end as `expected.json` of their folder says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conf.settings import Settings, SparkSettings
+from tests.cases.foreign_cases import CASES, FOLDER, Place, find_differences
+from tests.conftest import BuildOnce
+
+
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory: pytest.TempPathFactory, spark_settings: SparkSettings) -> Path:
+    """Settings of the session that is open, so that a command changes nothing of it."""
+    path = tmp_path_factory.mktemp("layer") / "session.yaml"
+    path.write_text(yaml.safe_dump({"spark": spark_settings.model_dump()}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_town(spark: object, spark_settings: SparkSettings, build_once: BuildOnce) -> Callable[[], Path]:
+    """The finished warehouse, made when the first case asks for it."""
+    from tests.cases.small_town import build_small_town  # torch and Spark are slow to import
+
+    return lambda: build_once(
+        "small town", lambda folder: build_small_town(spark, Settings(spark=spark_settings), folder)
+    )
+
+
+def test_every_folder_says_what_is_expected() -> None:
+    folders = {path.name for path in FOLDER.iterdir() if (path / "README").is_file()}
+
+    assert folders == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(name: str, spark: object, layer: Path, small_town: Callable[[], Path], tmp_path: Path) -> None:
+    assert find_differences(name, Place(work=tmp_path, layer=layer, town=small_town)) == []
