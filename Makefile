@@ -10,11 +10,9 @@ PY := .venv/bin/python
 AIRFLOW_PY := .venv-airflow/bin/python
 UV := $(CURDIR)/.venv/bin/uv
 
-# The demo: SOURCE=synthetic, or SOURCE=checkins DATA=FOLDER with checkins.parquet and pois.parquet.
-export SOURCE ?= synthetic
-export DATA ?=
-export WORK ?= .demo/$(SOURCE)
-export DAY NEXT_DAY RECIPE
+# The demo: a synthetic city, or DATA=PATH in any shape that a reader knows; demo.sh derives what is not given.
+export SOURCE DATA WORK DAY NEXT_DAY RECIPE
+DEMO_WORK = $(or $(WORK),.demo/$(or $(notdir $(DATA:%/=%)),synthetic))
 
 # Certificates come from the system, so that a company's own are honoured; nothing here reports usage to anyone.
 export UV_SYSTEM_CERTS := 1
@@ -22,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -79,7 +77,7 @@ lock: .venv/.uv.stamp ## Resolves all versions anew (network); torch and its CUD
 
 # --- the product ------------------------------------------------------------------------------------------------------
 
-demo: setup ## From raw actions to two published releases [SOURCE=checkins DATA=FOLDER]
+demo: setup ## From raw actions to two published releases [DATA=FILE OR FOLDER]
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" ./demo.sh
 
 airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on this machine
@@ -117,14 +115,14 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
-	@rm -rf $(WORK)
-	@$(PY) -m tests.bench.measure demo -- make demo SOURCE=$(SOURCE) DATA=$(DATA)
+	@rm -rf $(DEMO_WORK)
+	@$(PY) -m tests.bench.measure demo -- make demo $(if $(DATA),DATA=$(DATA))
 
-bench-rows: setup ## Rows of the demo that are unexplained [SOURCE=checkins DATA=FOLDER, after make demo]
-	@$(PY) -m tests.bench.unexplained --root $(WORK)/warehouse --name $(if $(filter checkins,$(SOURCE)),nyc-)unexplained-rows
+bench-rows: setup ## Rows of the demo that are unexplained [DATA=FOLDER, after make demo]
+	@$(PY) -m tests.bench.unexplained --root $(DEMO_WORK)/warehouse --name $(if $(DATA),nyc-)unexplained-rows
 
 bench-rerun: setup ## Runs the synthetic demo's last night once more and compares all digests [after make demo]
-	@SPACETIME_CONF=$(WORK)/settings.yaml $(PY) -m tests.bench.rerun --day 2026-03-01 --since 2026-02-28
+	@SPACETIME_CONF=$(DEMO_WORK)/settings.yaml $(PY) -m tests.bench.rerun --day 2026-03-01 --since 2026-02-28
 
 bench-protocols: setup ## Trains on public check-ins and scores them beside the floors [DATA=FOLDER of folders]
 	@$(PY) -m tests.bench.protocols --data $(DATA)
@@ -200,6 +198,9 @@ bench-index: setup ## Grid cells of 10^6 points beside an oracle of another kind
 
 bench-leaks: setup ## Ranking samples beside a brute-force scan of planted futures
 	@$(PY) -m tests.bench.leaks
+
+bench-own-data: setup ## make demo with DATA alone on public and tiny data; resumable [DATA=FOLDER OF CHECK-IN FOLDERS]
+	@$(PY) -m tests.bench.own_data $(if $(DATA),--data "$(DATA)")
 
 bench-erasure: setup ## Erases 100 users of a simulated city: are their ids left in the raw bytes of anything kept?
 	@$(PY) -m tests.bench.erasure_hits

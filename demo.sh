@@ -4,54 +4,117 @@
 # Night one delivers all history up to DAY, trains, makes features and publishes release 1. Night two delivers the next
 # day only, makes features for what changed with the same model, and publishes release 2. Rerunning gives the same tables.
 #
-#   SOURCE=synthetic            the synthetic city of conf/base.yaml
-#   SOURCE=checkins DATA=DIR    real check-ins: DIR holds checkins.parquet and pois.parquet
+#   DATA=PATH      data of your own, in any shape that a reader knows; without it the synthetic city of conf/base.yaml
+#   SOURCE=NAME    the reader: checkins, getnext, tsmc or actions; with DATA alone the shape tells
+#   DAY, NEXT_DAY  the days of the two nights; derived from the data (the synthetic city: 2026-02-28, 2026-03-01)
+#   WORK           folder of tables, models and reports; .demo/NAME-OF-DATA
+#   RECIPE         the model; conf/models/tiny.yaml
 set -euo pipefail
 
-SOURCE=${SOURCE:-synthetic}
-WORK=${WORK:-.demo/$SOURCE}
-RECIPE=${RECIPE:-conf/models/tiny.yaml}
-case $SOURCE in
-  synthetic) DAY=${DAY:-2026-02-28} NEXT_DAY=${NEXT_DAY:-2026-03-01} ;;
-  *) DAY=${DAY:-2013-02-14} NEXT_DAY=${NEXT_DAY:-2013-02-16} ;; # the last two days of the Foursquare New York check-ins
-esac
-if [[ $SOURCE != synthetic && ! -e ${DATA:-} ]]; then
-  echo "error: SOURCE=$SOURCE reads files, but DATA='${DATA:-}' does not exist. Say where they are: make demo SOURCE=$SOURCE DATA=FOLDER" >&2
-  exit 2
-fi
-
-mkdir -p "$WORK"
-# Ten months of check-ins are rows enough to compile expressions for.
-SPARK='{quick_start: true}'
-[[ $SOURCE == synthetic ]] || SPARK='{quick_start: true, conf: {spark.sql.codegen.factoryMode: FALLBACK}}'
-cat > "$WORK/settings.yaml" <<YAML
-storage: {root: $WORK/warehouse, artifacts: $WORK/artifacts}
-spark: $SPARK
-source: {path: "${DATA:-}"}
-mlflow: {tracking_uri: "sqlite:///$WORK/mlflow.db", artifact_root: $WORK/mlruns}
-YAML
-# Ten months of check-ins have longer held-out stretches than two months of a city.
-[[ $SOURCE == synthetic ]] || echo "samples: {val_days: 21, test_days: 21}" >> "$WORK/settings.yaml"
-export SPACETIME_CONF="$WORK/settings.yaml"
+DATA=${DATA:-} SOURCE=${SOURCE:-} RECIPE=${RECIPE:-conf/models/tiny.yaml}
+[[ -n $SOURCE || -n $DATA ]] || SOURCE=synthetic
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*" >&2; }
-run() { printf '$ python -m %s\n' "$*" >&2; python -m "$@"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+# Runs a job; its last line, the JSON summary, stays in $WORK/summary.json.
+run() { printf '$ python -m %s\n' "$(printf '%q ' "$@")" >&2; python -m "$@" | tee "$WORK/summary.json"; }
+# Prints a note of the last summary, empty where there is none: note samples pretrain_samples targets
+note() {
+  python - "$WORK/summary.json" "$@" <<'PY'
+import json, sys
+found = json.loads(open(sys.argv[1], encoding="utf-8").read().splitlines()[-1])["notes"]
+for key in sys.argv[2:]:
+    found = (found or {}).get(key)
+print("" if found is None else found)
+PY
+}
+# Merges JSON or YAML into the settings, later words over earlier ones. As a program: a path may hold anything.
+settings() {
+  python - "$WORK" "$@" <<'PY'
+import json, pathlib, sys
+import yaml
+path, layers = pathlib.Path(sys.argv[1]) / "settings.yaml", sys.argv[2:]
+def merge(one, other):
+    both = {**one, **other}
+    shared = [key for key in one if isinstance(one[key], dict) and isinstance(other.get(key), dict)]
+    return both | {key: merge(one[key], other[key]) for key in shared}
+content = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None) or {}
+for layer in layers:
+    content = merge(content, yaml.safe_load(layer) or {})
+path.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
+PY
+}
+# Where the data of a path are worked on: the name, made plain; a digest tells names apart that look alike then.
+work_of() {
+  python - "$1" <<'PY'
+import hashlib, os, re, sys
+name = os.path.basename(os.path.abspath(sys.argv[1]))
+plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
+print(f".demo/{plain}" if plain == name else f".demo/{plain}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:6]}")
+PY
+}
+json() { python -c 'import json, sys; print(json.dumps(sys.argv[1], ensure_ascii=False))' "$1"; }
+
+if [[ $SOURCE == synthetic ]]; then
+  WORK=${WORK:-.demo/synthetic} DAY=${DAY:-2026-02-28} NEXT_DAY=${NEXT_DAY:-2026-03-01}
+else
+  [[ -n $DATA ]] || fail "SOURCE=$SOURCE reads files. Say where they are: make demo DATA=PATH"
+  [[ -e $DATA ]] || fail "DATA='$DATA' does not exist. Say where the data are: make demo DATA=PATH"
+  WORK=${WORK:-$(work_of "$DATA")}
+  DATA=$(python -c 'import os, sys; print(os.path.abspath(sys.argv[1]))' "$DATA")
+fi
+
+[[ $WORK != *:* ]] || fail "WORK='$WORK' holds a colon, which parts the files that SPACETIME_CONF names"
+mkdir -p "$WORK"
+if [[ -e $WORK/data.txt && $(cat "$WORK/data.txt") != "$DATA" ]]; then
+  fail "$WORK holds the tables of other data: $(cat "$WORK/data.txt"). Name another folder with WORK=FOLDER, or remove it."
+fi
+printf '%s\n' "$DATA" > "$WORK/data.txt"
+rm -f "$WORK/settings.yaml"
+settings "{storage: {root: $(json "$WORK/warehouse"), artifacts: $(json "$WORK/artifacts")}, spark: {quick_start: true},
+  source: {path: $(json "$DATA")}, mlflow: {tracking_uri: $(json "sqlite:///$WORK/mlflow.db"), artifact_root: $(json "$WORK/mlruns")}}"
+export SPACETIME_CONF="$WORK/settings.yaml"
+
+TRAIN_OPTIONS=()
+if [[ $SOURCE != synthetic ]]; then
+  say "What the data are, and which days and splits fit them"
+  run etl outline --out "$WORK/outline.yaml" ${SOURCE:+--source "$SOURCE"} ${DAY:+--day "$DAY"} ${NEXT_DAY:+--next-day "$NEXT_DAY"}
+  SOURCE=$(note source) DAY=$(note day) NEXT_DAY=$(note next_day)
+  settings "$(cat "$WORK/outline.yaml")"
+  # Rows enough to compile expressions for.
+  (($(note rows) < 20000)) || settings '{spark: {conf: {spark.sql.codegen.factoryMode: FALLBACK}}}'
+  TRAIN_OPTIONS=(--allow-unvalidated)
+fi
 
 say "Night one, $DAY: raw actions to sequences, all history so far"
 run etl night --source "$SOURCE" --day "$DAY"
 
 say "Training: samples, pre-training, embedding and ranking SFT, DPO, evaluation, registration"
 run etl samples --day "$DAY"
-run models train --day "$DAY" --recipe "$RECIPE"
+for relaxed in 'min_richness: 0' 'interest_only: false'; do
+  [[ $SOURCE == synthetic || -n $(note pretrain_samples targets train) ]] && break
+  say "No user has enough to learn from by the rules of a large city; once more with samples.$relaxed"
+  settings "{samples: {$relaxed}}"
+  run etl samples --day "$DAY"
+done
+run models train --day "$DAY" --recipe "$RECIPE" "${TRAIN_OPTIONS[@]}"
+if [[ $(note is_champion) == False && $SOURCE != synthetic ]]; then
+  say "The gate promoted no champion: the releases below are made with the challenger, to be looked at and not to be served"
+  settings '{features: {model: "models:/spacetime-gr@challenger"}}'
+fi
 
 say "Features of every user, POI and request; audit; release 1; its report"
 run udfs release --day "$DAY"
 run models report --day "$DAY"
 
-say "Night two, $NEXT_DAY: only what is new, release 2"
-run etl night --source "$SOURCE" --day "$NEXT_DAY" --set source.since="$DAY"
-run udfs release --day "$NEXT_DAY"
-run models report --day "$NEXT_DAY"
+if [[ -z $NEXT_DAY ]]; then
+  say "Night two is left out: there is no day with data after $DAY"
+else
+  say "Night two, $NEXT_DAY: only what is new, release 2"
+  run etl night --source "$SOURCE" --day "$NEXT_DAY"
+  run udfs release --day "$NEXT_DAY"
+  run models report --day "$NEXT_DAY"
+fi
 
-say "Releases"
+say "Releases; look around with: export SPACETIME_CONF=$WORK/settings.yaml"
 run udfs releases

@@ -128,6 +128,23 @@ def _add_source_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_outline_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--source",
+        choices=tuple(name for name in SOURCES if name != "synthetic"),
+        help="what the data are; without it their shape tells",
+    )
+    parser.add_argument(
+        "--next-day",
+        type=date.fromisoformat,
+        metavar="YYYY-MM-DD",
+        help="day of the second delivery; derived if not given, as is --day, the day of the first",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="layer of settings (YAML) with the path and the splits"
+    )
+
+
 def _add_replay_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-of",
@@ -200,6 +217,13 @@ JOBS: dict[str, Job] = {
         _add_source_option,
     ),
     "samples": Job("pretrain_samples, ranking_samples, preference_pairs in one Spark session", run_samples),
+    "outline": Job(
+        "data of any shape that a reader knows -> what they hold, and the days and splits that fit them; writes no "
+        "table",
+        run_one("etl.outline", "run_outline"),
+        _add_outline_options,
+        needs_day=False,
+    ),
     "docs": Job(
         "conf/tables.py and conf/rules.py -> the table pages of etl/README.md",
         run_docs,

@@ -80,6 +80,13 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
+    parser.add_argument(
+        "--allow-unvalidated",
+        action="store_true",
+        help="train although there are no validation or test rows: every stage runs its steps to the end, figures that "
+        "cannot be had are left out by name, and the gate promotes nothing that it could not judge; without this an "
+        "empty split is an error",
+    )
     _add_evaluation(parser)
     _add_strict(parser)
 

@@ -81,7 +81,12 @@ class AlignStage:
         return found.loss + chosen_loss, found.num_pairs, sums
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Returns the mean loss, rewards margin and accuracy, and log probability of the chosen POIs."""
+        """Returns the mean loss, rewards margin and accuracy, and log probability of the chosen POIs.
+
+        Nothing without validation rows.
+        """
+        if self.splits.val is None:
+            return {}
         sums = {
             "val/loss": 0.0,
             "val/rewards_margin": 0.0,
@@ -89,7 +94,7 @@ class AlignStage:
             "val/logps_chosen": 0.0,
         }
         num_pairs = 0
-        for rows in self.splits.val.read():
+        for rows in self.splits.val_batches():
             found, chosen = self._compare(model, rows)
             num_pairs += found.num_pairs
             log_chosen = chosen[chosen.isfinite()].sum()
@@ -151,6 +156,7 @@ def run_align_dpo(
     folder: Path,
     log: Log,
     finder: SlotFinder | None = None,
+    needs_validation: bool = True,
 ) -> TrainResult:
     """Aligns the pre-trained model; leaves it in `folder/model`.
 
@@ -163,12 +169,14 @@ def run_align_dpo(
         folder: of this stage.
         log: takes metrics and their step.
         finder: slots of others, for a decoder that copies from them.
+        needs_validation: an empty validation split is an error; else the last weights are kept.
 
     Raises:
         NoTrainingDataError: a split has no pair.
     """
     config = recipe.align_dpo
-    splits = Splits(SampleSource(pairs, day, "pair_id", PAIR_COLUMNS), config, folder / "scratch")
+    source = SampleSource(pairs, day, "pair_id", PAIR_COLUMNS)
+    splits = Splits(source, config, folder / "scratch", needs_validation=needs_validation)
     torch.manual_seed(config.seed)
     model = load_pretrained(pretrained)
     _, slots = build_decoder(recipe, index.poi_index, index.blocks, model.config.layout)

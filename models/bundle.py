@@ -79,6 +79,17 @@ class ModelBundle:
         return str(self.content.get("generator_stage", "pretrain"))
 
     @property
+    def missing_stages(self) -> dict[str, str]:
+        """Stages that the training left out, and why: features made by them cannot be had from this bundle."""
+        told = self.content.get("skipped")
+        reasons = told if isinstance(told, Mapping) else {}
+        return {
+            stage: str(reasons.get(stage, "the stage was not trained"))
+            for stage in STAGE_FOLDERS
+            if stage not in self.stage_names
+        }
+
+    @property
     def copies_from_others(self) -> bool:
         """Does a stage that generates need what others did (`models.other_tables`)?"""
         folders = [

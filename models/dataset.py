@@ -133,7 +133,7 @@ class SampleBatches:
                 table=name,
                 split=query.split,
                 day=query.day,
-                remedy="Check the split dates and the richness threshold (settings samples.*).",
+                remedy=_tell_remedy(name, query),
             )
         self.num_shards = math.ceil(self.num_rows / plan.buffer_rows)
         scanner = dataset.scanner(columns=list(query.columns), filter=wanted)
@@ -242,8 +242,44 @@ class SampleBatches:
         return self.scratch / f"phase{phase}-shard{shard:05d}.arrow"
 
 
+def open_validation(
+    query: SampleQuery, plan: BatchPlan, scratch: Path, *, is_needed: bool
+) -> SampleBatches | None:
+    """Opens a held-out split; None if it has no row and training may do without.
+
+    Raises:
+        MissingInputError: there is no such table.
+        NoTrainingDataError: the split has no row, and is needed.
+    """
+    try:
+        return SampleBatches(query, plan, scratch)
+    except NoTrainingDataError as error:
+        if is_needed:
+            raise
+        LOGGER.warning("training is not validated: %s", error)
+        return None
+
+
 def _equals(dataset: pds.Dataset, column: str, value: str) -> pds.Expression:
     return pds.field(column) == pa.scalar(value).cast(dataset.schema.field(column).type)
+
+
+def _tell_remedy(table: str, query: SampleQuery) -> str:
+    """Says which settings leave a split without rows."""
+    if query.split != "train":
+        return (
+            f"Raise samples.{query.split}_days or deliver more days; or, if the model need not be judged, train with "
+            "--allow-unvalidated."
+        )
+    if table != "pretrain_samples":
+        return (
+            "They are made of raw_impressions: deliver requests, with the POIs shown and clicked, of days before "
+            f"samples.val_days and samples.test_days; then run: python -m etl samples --day {query.day}."
+        )
+    return (
+        "Lower samples.val_days and samples.test_days, which take the last days, samples.min_richness, below which "
+        f"users are left out, or switch samples.interest_only off; then run: python -m etl samples --day {query.day}."
+    )
 
 
 def _hash_keys(rows: pa.Table | pa.RecordBatch, key: str) -> np.ndarray:

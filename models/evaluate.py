@@ -202,18 +202,21 @@ def log_figures(evaluation: Figures, log: RunLog) -> None:
 
 def headline(evaluation: Figures) -> dict[str, object]:
     """The few figures worth a line."""
-    found: dict[str, object] = {}
+    found: dict[str, object] = {"not_evaluated": evaluation["skipped"]} if evaluation.get("skipped") else {}
     next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
     if isinstance(next_poi, dict):
         found["digest"] = next_poi["digest"]
         found |= {
-            f"{method}_acc1": round(own["all"]["hr_at_1"], 4) for method, own in next_poi["methods"].items()
+            f"{method}_acc1": _round(own["all"]["hr_at_1"]) for method, own in next_poi["methods"].items()
         }
     if isinstance(ranking, dict):
-        found |= {
-            f"{method}_auc": round(own["auc"]["value"], 4) for method, own in ranking["methods"].items()
-        }
+        found |= {f"{method}_auc": _round(own["auc"]["value"]) for method, own in ranking["methods"].items()}
     return found
+
+
+def _round(figure: float) -> float | None:
+    """Rounds a figure; None if it cannot be had, as JSON has no nan."""
+    return None if np.isnan(figure) else round(figure, 4)
 
 
 def _rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str, device: str) -> Ranks:

@@ -24,7 +24,7 @@ class GeneratorChoice:
 
     Attributes:
         stage: the better one; it generates.
-        mrr: by stage.
+        mrr: by stage; empty without validation rows.
         reciprocal_ranks: of the better one, by row of `sample_rows(rows, MAX_GATE_ROWS)`.
     """
 
@@ -33,13 +33,18 @@ class GeneratorChoice:
     reciprocal_ranks: FloatArray
 
 
-def choose_generator(rows: EvaluationRows, bundle: ModelBundle) -> GeneratorChoice:
+def choose_generator(rows: EvaluationRows | None, bundle: ModelBundle) -> GeneratorChoice:
     """Compares the generating stages by MRR on at most `MAX_GATE_ROWS` rows and notes the better in `bundle.json`.
 
     Args:
-        rows: held-out validation rows, never test rows.
+        rows: held-out validation rows, never test rows; without any the pre-trained stage generates, since nothing
+            says that alignment did no harm.
         bundle: just built.
     """
+    if rows is None or not len(rows.requests):
+        LOGGER.warning("pretrain generates: there are no validation rows to compare stages on")
+        describe_bundle(bundle, {"generator_stage": "pretrain", "generator_mrr": {}})
+        return GeneratorChoice("pretrain", {}, np.zeros(0))
     stages = [stage for stage in GENERATING_STAGES if stage in bundle.stage_names]
     rows = sample_rows(rows, MAX_GATE_ROWS)
     reciprocal = {stage: reciprocal_values(rank_by_stage(rows, bundle, stage)) for stage in stages}

@@ -33,13 +33,22 @@ def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle) ->
         read_table(samples, names, of_day & (pds.field("split") == name)) for name in ("train", split)
     )
     if held_out.num_rows == 0:
-        raise NoTrainingDataError(
-            table="pretrain_samples", split=split, day=training.day,
-            remedy="Check the split dates (settings samples.*), or deliver more days.",
-        )  # fmt: skip
+        raise _no_rows(training, split)
     catalogue = read_catalogue(_table(training, "poi_index"), bundle.layout.index_version)
     rows = build_rows(train, held_out, catalogue, action_type_id=bundle.action_type_id)
+    if not len(rows.requests):  # none of the targets was live on its day
+        raise _no_rows(training, f"live {split}")
     return add_finder(rows, training, bundle)
+
+
+def find_evaluation_rows(training: Training, split: str, bundle: ModelBundle) -> EvaluationRows | None:
+    """Reads as `read_evaluation_rows`; None where the split has no row and the training may do without."""
+    try:
+        return read_evaluation_rows(training, split, bundle)
+    except NoTrainingDataError:
+        if training.needs_validation:
+            raise
+        return None
 
 
 def add_finder(rows: EvaluationRows, training: Training, bundle: ModelBundle | None) -> EvaluationRows:
@@ -66,6 +75,14 @@ def read_impressions(training: Training, split: str) -> pa.Table | None:
         LOGGER.warning("clicks are not evaluated: %s", error)
         return None
     return found if found.num_rows else None
+
+
+def _no_rows(training: Training, split: str) -> NoTrainingDataError:
+    return NoTrainingDataError(
+        table="pretrain_samples", split=split, day=training.day,
+        remedy=f"Raise samples.{split.split()[-1]}_days or deliver more days; or, if the model need not be judged, "
+        "train with --allow-unvalidated.",
+    )  # fmt: skip
 
 
 def _table(training: Training, name: str) -> TableAt:

@@ -26,10 +26,10 @@ from models.evaluate import (
     print_figures,
     save_figures,
 )
-from models.figures import Figures
+from models.figures import Figures, without_nan
 from models.followers import follow
 from models.generator_choice import GeneratorChoice, choose_generator
-from models.held_out import add_finder, read_evaluation_rows, read_impressions
+from models.held_out import add_finder, find_evaluation_rows, read_impressions
 from models.parallel import joined_group, process_rank, threads_of_process
 from models.pins import pin_table
 from models.protocol_job import run_protocol_job
@@ -126,17 +126,18 @@ def run_explain_job(context: JobContext) -> JobSummary:
     return run_explain(context)
 
 
-def _build_bundle(training: Training) -> tuple[EvaluationRows, GeneratorChoice]:
+def _build_bundle(training: Training) -> tuple[EvaluationRows | None, GeneratorChoice]:
     """Gathers the stages and chooses the one that generates; returns the validation rows and what they say."""
     bundle = load_bundle(build_bundle(training))
-    held_out = read_evaluation_rows(training, "val", bundle)
+    held_out = find_evaluation_rows(training, "val", bundle)
     return held_out, choose_generator(held_out, bundle)
 
 
 def _open(context: JobContext) -> Training:
     torch.set_num_threads(context.options.threads or threads_of_process())
     recipe = load_recipe(context.options.recipe or DEFAULT_RECIPE, context.options.set_recipe)
-    return open_training(context.settings, str(context.day), recipe)
+    needs_validation = not getattr(context.options, "allow_unvalidated", False)
+    return open_training(context.settings, str(context.day), recipe, needs_validation=needs_validation)
 
 
 def _open_run(context: JobContext, training: Training) -> AbstractContextManager[RunLog]:
@@ -149,21 +150,31 @@ def _open_run(context: JobContext, training: Training) -> AbstractContextManager
 def _evaluate(context: JobContext, training: Training, log: RunLog) -> Figures:
     options, split = context.options, context.options.split
     bundle = _load_for_evaluation(context, training)
-    rows = read_evaluation_rows(training, split, bundle)
+    rows = find_evaluation_rows(training, split, bundle)
+    skipped: dict[str, str] = {}
     evaluation: Figures = {
         "protocol": RELEASE_SPLIT,
         "split": split,
         "day": training.day,
         "model": str(options.model or bundle.folder),
-        "is_simulated": rows.is_simulated or bundle.is_simulated,
-        "next_poi": evaluate_next_poi(rows, bundle),
+        "is_simulated": bundle.is_simulated or (rows is not None and rows.is_simulated),
+        "skipped": skipped,
     }
     impressions = read_impressions(training, split)
-    if impressions is not None:
+    if rows is None:
+        skipped |= dict.fromkeys(("next_poi", "ranking"), f"no {split} row of pretrain_samples")
+    elif impressions is None:
+        skipped["ranking"] = f"no {split} row of ranking_samples"
+    if rows is not None:
+        evaluation["next_poi"] = evaluate_next_poi(rows, bundle)
+    if rows is not None and impressions is not None:
         popularity: Counter[str] = Counter()  # by POI, whatever slots it has had
         for poi_id, visits in zip(rows.catalogue.poi_ids, rows.counts.popularity, strict=True):
             popularity[poi_id] += visits
         evaluation["ranking"] = evaluate_ranking(impressions, popularity, bundle)
+    for task, reason in skipped.items():
+        LOGGER.warning("%s is not evaluated: %s", task, reason)
+        log.log_tags({f"not_evaluated.{task}": reason})
     print_figures(evaluation)
     if not context.dry_run:
         log.log_file(save_figures(evaluation, training.folder / EVALUATION_FILE))
@@ -185,12 +196,13 @@ def _register(
 ) -> dict[str, object]:
     bundle = load_bundle(training.bundle_folder)
     champion = find_champion(context.settings, bundle.layout.index_version)
-    rows = held_out or read_evaluation_rows(training, "val", bundle)
-    rows = add_finder(rows, training, champion)
+    rows = held_out or find_evaluation_rows(training, "val", bundle)
+    if rows is not None:
+        rows = add_finder(rows, training, champion)
     verdict = judge_challenger(rows, bundle, champion, choice=choice)
     shown = read_impressions(training, "val")
     clicks = judge_clicks(shown, bundle, champion) if shown is not None else None
-    found: dict[str, object] = {"click_gate": asdict(clicks) if clicks else None}
+    found: dict[str, object] = {"click_gate": without_nan(asdict(clicks)) if clicks else None}
     if clicks:
         verdict = replace(verdict, reasons=verdict.reasons + clicks.reasons)
     if context.dry_run:
@@ -218,7 +230,9 @@ def _plan(training: Training, stages: tuple[str, ...]) -> JobSummary:
 def _summarise(training: Training, results: dict[str, TrainResult]) -> JobSummary:
     rows = sum(training.pins[STAGE_TABLES[stage][0]].num_rows for stage in results)
     notes: dict[str, object] = {"bundle": str(training.bundle_folder), "simulated": training.is_simulated}
-    notes |= {f"{stage}_val_loss": round(result.best_value, 4) for stage, result in results.items()}
+    for stage, result in results.items():
+        loss = result.best_value
+        notes[f"{stage}_val_loss"] = "no validation rows" if loss is None else round(loss, 4)
     if training.skipped:
         notes["skipped"] = dict(training.skipped)
     steps = {stage: result.seconds for stage, result in results.items()}

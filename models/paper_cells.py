@@ -146,6 +146,7 @@ class CellMaker:
             result, ranks, model = self._make_decoder(tables, rows, recipe)
         else:
             result, ranks, model = self._make_baseline(tables, rows, recipe, chosen.baseline, path.stem)
+        assert result.best_value is not None, "a protocol has validation rows"
         cell = Cell(
             variant, seed, self._rows_digest(), ranks, result.seconds, result.steps, result.best_step,
             result.best_value, sum(own.numel() for own in model.parameters()), torch.get_num_threads(),

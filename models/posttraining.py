@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pds
 from torch import nn
 
+from conf.errors import NoTrainingDataError
 from models.checkpoint import save_stage
 from models.config import TrainConfig
-from models.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt
+from models.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt, open_table, open_validation
 from models.decoder import SpacetimeDecoder
 from models.parallel import process_rank
 from models.stage import Log, Stage, TrainResult
@@ -34,29 +38,28 @@ class SampleSource:
     key: str
     columns: tuple[str, ...]
 
-    def open_split(self, split: str, config: TrainConfig, scratch: Path) -> SampleBatches:
-        """Opens a split, `train` in a new order every epoch; raises as `SampleBatches`."""
+    def query(self, split: str) -> SampleQuery:
+        """Returns which rows a split has."""
         columns = tuple(dict.fromkeys((self.key, *self.columns)))
-        query = SampleQuery(self.table, self.day, split, columns, key=self.key)
-        plan = BatchPlan(
-            batch_size=config.batch_size
-            if split == "train"
-            else 2 * (config.micro_batch_size or config.batch_size),
-            seed=config.seed,
-            buffer_rows=config.buffer_rows,
-            in_memory_rows=config.in_memory_rows,
-            shuffle=split == "train",
-        )
-        return SampleBatches(query, plan, scratch / split)
+        return SampleQuery(self.table, self.day, split, columns, key=self.key)
 
 
 class Splits:
-    """Training and validation batches of a stage."""
+    """Training and validation batches of a stage; training rows come in a new order every epoch."""
 
-    def __init__(self, source: SampleSource, config: TrainConfig, scratch: Path) -> None:
-        """Opens both; raises as `SampleBatches`."""
-        self.train = source.open_split("train", config, scratch)
-        self.val = source.open_split("val", config, scratch)
+    def __init__(
+        self, source: SampleSource, config: TrainConfig, scratch: Path, *, needs_validation: bool = True
+    ) -> None:
+        """Opens both; raises as `SampleBatches` and `open_validation`."""
+        plan = BatchPlan(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            buffer_rows=config.buffer_rows,
+            in_memory_rows=config.in_memory_rows,
+        )
+        self.train = SampleBatches(source.query("train"), plan, scratch / "train")
+        val_plan = replace(plan, batch_size=2 * (config.micro_batch_size or config.batch_size), shuffle=False)
+        self.val = open_validation(source.query("val"), val_plan, scratch / "val", is_needed=needs_validation)
 
     def num_batches(self) -> int:
         """Returns the batches of an epoch."""
@@ -69,7 +72,12 @@ class Splits:
     def close(self) -> None:
         """Removes what was spilled to disk."""
         self.train.close()
-        self.val.close()
+        if self.val is not None:
+            self.val.close()
+
+    def val_batches(self) -> Iterator[pa.Table]:
+        """Yields the validation batches; none if there are no such rows."""
+        return iter(()) if self.val is None else self.val.read()
 
 
 def run_stage(
@@ -106,6 +114,24 @@ def run_stage(
     if process_rank() == 0:
         save_stage(folder / "model", decoder, {"stage": stage.name, "val_loss": result.best_value, **notes})
     return result
+
+
+def require_clicks(samples: TableAt, day: str) -> None:
+    """Checks that a training request of the day has a clicked POI: without one there is no taste to learn.
+
+    Raises:
+        MissingInputError: there is no such table.
+        NoTrainingDataError: none has.
+    """
+    opened = open_table(samples, needed_by="The training", remedy=f"Run: python -m etl samples --day {day}.")
+    of_training = (pds.field("day") == date.fromisoformat(day)) & (pds.field("split") == "train")
+    for batch in opened.to_pyarrow_dataset().to_batches(columns=["labels"], filter=of_training):
+        if pc.any(pc.equal(batch.column("labels").flatten(), 1)).as_py():
+            return
+    raise NoTrainingDataError(
+        table="ranking_samples", split="clicked train", day=day,
+        remedy="Deliver impressions with label 1 of days before samples.val_days and samples.test_days.",
+    )  # fmt: skip
 
 
 def flatten_by_label(

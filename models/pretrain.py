@@ -22,7 +22,7 @@ from conf.tokens import TokenLayout
 from models.batch import HistoryBatch, collate_history
 from models.checkpoint import load_stage, save_stage
 from models.config import DecoderConfig, Recipe, TrainConfig, size_layout
-from models.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt, read_table
+from models.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt, open_validation, read_table
 from models.decoder import SpacetimeDecoder
 from models.losses import next_poi_loss
 from models.other_batches import add_to_history
@@ -71,8 +71,9 @@ class PretrainStage:
         slots: LiveSlots,
         scratch: Path,
         finder: SlotFinder | None = None,
+        needs_validation: bool = True,
     ) -> None:
-        """Opens the splits `train` and `val`; raises as `SampleBatches`."""
+        """Opens the splits `train` and `val`; raises as `SampleBatches` and `open_validation`."""
         self.slots, self.finder = slots, finder
         plan = BatchPlan(
             batch_size=config.batch_size,
@@ -86,8 +87,11 @@ class PretrainStage:
         self.train = SampleBatches(
             SampleQuery(samples, day, "train", PRETRAIN_COLUMNS), plan, scratch / "train"
         )
-        self.val = SampleBatches(
-            SampleQuery(samples, day, "val", PRETRAIN_COLUMNS), val_plan, scratch / "val"
+        self.val = open_validation(
+            SampleQuery(samples, day, "val", PRETRAIN_COLUMNS),
+            val_plan,
+            scratch / "val",
+            is_needed=needs_validation,
         )
 
     def num_batches(self) -> int:
@@ -113,7 +117,9 @@ class PretrainStage:
         return loss, num_targets, sums
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Returns `val/loss`, nats per target POI, and its two parts."""
+        """Returns `val/loss`, nats per target POI, and its two parts; nothing without validation rows."""
+        if self.val is None:
+            return {}
         sums, num_targets = {"block": 0.0, "inner": 0.0}, 0
         for rows in self.val.read():
             _, count, parts = self.loss(model, rows)
@@ -133,6 +139,7 @@ def run_pretrain(
     folder: Path,
     log: Log,
     finder: SlotFinder | None = None,
+    needs_validation: bool = True,
 ) -> TrainResult:
     """Pre-trains a decoder; leaves it in `folder/model`, and what a resume needs in `folder/checkpoints`.
 
@@ -144,6 +151,7 @@ def run_pretrain(
         folder: of the stage.
         log: takes metrics and their step.
         finder: slots of others, for a decoder that copies from them.
+        needs_validation: an empty validation split is an error; else the last weights are kept.
 
     Raises:
         MissingInputError, NoTrainingDataError: nothing to learn from.
@@ -151,13 +159,16 @@ def run_pretrain(
     """
     torch.manual_seed(recipe.pretrain.seed)
     model, slots = build_decoder(recipe, tables.poi_index, tables.blocks, layout)
-    stage = PretrainStage(tables.samples, day, recipe.pretrain, slots, folder / "scratch", finder)
+    stage = PretrainStage(
+        tables.samples, day, recipe.pretrain, slots, folder / "scratch", finder, needs_validation
+    )
     made_of = json.dumps([model.config.model_dump(mode="json"), asdict(tables), day], sort_keys=True)
     try:
         result = train(stage, model, recipe.pretrain, folder, log, fingerprint=made_of)
     finally:
         stage.train.close()
-        stage.val.close()
+        if stage.val is not None:
+            stage.val.close()
     if process_rank() == 0:
         save_stage(folder / "model", model, {"stage": stage.name, "day": day, "val_loss": result.best_value})
     return result

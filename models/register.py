@@ -31,6 +31,7 @@ LOGGER = logging.getLogger(__name__)
 CHAMPION, CHALLENGER = "champion", "challenger"
 TOLERANCE = 0.005
 """MRR that a challenger may lie below the champion: less than the noise between two seeds."""
+UNJUDGED = "there are no validation rows, so nothing says whether it is better than popularity"
 PACKAGES = ("torch", "safetensors", "numpy", "pyarrow", "pandas", "pydantic")
 
 
@@ -42,8 +43,8 @@ class GateVerdict:
         metric: what is compared.
         rows: rows compared on.
         digest: digest of the row ids.
-        popularity: the floor's figure.
-        challenger: the new bundle's.
+        popularity: the floor's figure; None = there were no rows.
+        challenger: the new bundle's; None = there were no rows.
         champion: the champion's; None = there is none that can answer.
         difference_low: lower end of the 95 % interval of challenger minus champion.
         reasons: why it is not promoted; empty = it is.
@@ -52,8 +53,8 @@ class GateVerdict:
     metric: str
     rows: int
     digest: str
-    popularity: float
-    challenger: float
+    popularity: float | None
+    challenger: float | None
     champion: float | None
     difference_low: float | None
     reasons: tuple[str, ...]
@@ -69,7 +70,7 @@ class Registration:
 
 
 def judge_challenger(
-    rows: EvaluationRows,
+    rows: EvaluationRows | None,
     challenger: ModelBundle,
     champion: ModelBundle | None,
     *,
@@ -78,11 +79,13 @@ def judge_challenger(
     """Compares generators by MRR on at most `MAX_GATE_ROWS` rows, chosen by their ids.
 
     Args:
-        rows: held-out validation rows.
+        rows: held-out validation rows; without any nothing is compared, and the challenger stays one.
         challenger: the new bundle.
         champion: the one in use, if there is one for the same index version.
         choice: made of the same rows just before; spares ranking them by the challenger once more.
     """
+    if rows is None or not len(rows.requests):
+        return GateVerdict("mrr", 0, digest_rows([]), None, None, None, None, (UNJUDGED,))
     rows = sample_rows(rows, MAX_GATE_ROWS)
     requests = rows.requests
     floor = rank_floors(requests, rows.counts, catalogue=rows.catalogue)["popularity"]

@@ -38,6 +38,8 @@ METHOD_NAMES = {
     "sft_embedding": "embedding SFT",
     "kernel_counter": "kernel counter",
     "visit_counter": "visit counter",
+    "next_poi": "the next POI",
+    "ranking": "ranking",
 }
 GROUPS = {"all": "all rows", "returns": "returns", "discoveries": "discoveries"}
 HITS = {f"hr_at_{k}": f"Acc@{k}" for k in (1, 5, 10, 20, 100)}
@@ -109,8 +111,9 @@ def build_accuracy(settings: Settings, release: Release) -> Section:
     except json.JSONDecodeError as error:
         raise NothingToShowError(f"The evaluation of {folder.name} is not JSON: {error}") from error
     results = find_results(content)
+    skipped = [f"{_name(task)} is not evaluated: {why}." for task, why in content.get("skipped", {}).items()]
     if not results:
-        raise NothingToShowError(f"The evaluation of {folder.name} holds no figures.")
+        raise NothingToShowError(" ".join([f"The evaluation of {folder.name} holds no figures.", *skipped]))
     tiles: list[Tile] = []
     figures: list[Figure] = []
     tables: list[TableView] = []
@@ -119,13 +122,15 @@ def build_accuracy(settings: Settings, release: Release) -> Section:
         figures += _draw(result)
         tables += [_ranking_table(result)] if result.is_ranking else _next_poi_tables(result)
     is_simulated = bool(content.get("is_simulated")) or any(_is_simulated(part) for part in content.values())
-    notes = ("These rows are simulated: the figures say how the pipeline works, not how good the method is.",)
+    simulated = (
+        "These rows are simulated: the figures say how the pipeline works, not how good the method is."
+    )
     return Section(
         ACCURACY,
         tiles=tuple(tiles),
         figures=tuple(figures),
         tables=tuple(tables),
-        notes=notes if is_simulated else (),
+        notes=(*([simulated] if is_simulated else []), *skipped),
     )
 
 

@@ -124,7 +124,18 @@ def build_curves(settings: Settings, release: Release) -> Section:
         ),
         figures=tuple(figure for stage in stages for figure in draw_stage(stage)),
         tables=(_last_values(stages),),
+        notes=tuple(list_skipped(settings, release)),
     )
+
+
+def list_skipped(settings: Settings, release: Release) -> list[str]:
+    """Says which stages the training left out, and why."""
+    try:
+        path = find_training(settings, release) / "training.json"
+    except NothingToShowError:
+        return []
+    skipped = json.loads(path.read_text()).get("skipped", {}) if path.is_file() else {}
+    return [f"{TITLES.get(stage, stage)} was left out: {why}" for stage, why in skipped.items()]
 
 
 def _last_values(stages: Sequence[StageCurves]) -> TableView:

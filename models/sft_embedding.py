@@ -27,7 +27,7 @@ from models.decoder import SpacetimeDecoder
 from models.losses import info_nce_loss
 from models.metrics import auc, gauc
 from models.multimodal import SlotVectors, start_posttraining
-from models.posttraining import NO_LABEL, SampleSource, Splits, flatten_by_label, run_stage
+from models.posttraining import NO_LABEL, SampleSource, Splits, flatten_by_label, require_clicks, run_stage
 from models.sft_ranking import RANKING_COLUMNS
 from models.stage import Log, TrainResult
 
@@ -109,10 +109,12 @@ class EmbeddingStage:
         return loss, count, {"train/temperature": float(model.temperature.detach()) * count}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Returns loss per click, and AUC and GAUC of the dot product."""
+        """Returns loss per click, and AUC and GAUC of the dot product; nothing without validation rows."""
+        if self.splits.val is None:
+            return {}
         assert isinstance(model, TwoTowers)
         total, count, scored = 0.0, 0, []
-        for rows in self.splits.val.read():
+        for rows in self.splits.val_batches():
             users, pois, labels, keys = embed_rows(model.decoder, rows)
             loss, num_clicks = info_nce_loss(users, pois, labels, keys, model.temperature)
             total, count = total + float(loss), count + num_clicks
@@ -156,6 +158,7 @@ def run_sft_embedding(
     log: Log,
     vectors: SlotVectors | None = None,
     from_scratch: bool = False,
+    needs_validation: bool = True,
 ) -> TrainResult:
     """Trains the embedding stage from pre-trained weights; leaves it in `folder/model`.
 
@@ -168,13 +171,15 @@ def run_sft_embedding(
         log: takes metrics and their step.
         vectors: of POIs, to be fused; None = without.
         from_scratch: start from new weights, for comparison.
+        needs_validation: an empty validation split is an error; else the last weights are kept.
 
     Raises:
-        NoTrainingDataError: a split has no sample.
+        NoTrainingDataError: a split has no sample, or no training request has a click.
     """
     config = recipe.sft_embedding
     source = SampleSource(samples, day, "request_id", RANKING_COLUMNS)
-    splits = Splits(source, config, folder / "scratch")
+    require_clicks(samples, day)
+    splits = Splits(source, config, folder / "scratch", needs_validation=needs_validation)
     torch.manual_seed(config.seed)
     towers = TwoTowers(
         start_posttraining(pretrained, vectors=vectors, from_scratch=from_scratch),

@@ -30,6 +30,7 @@ from models.posttraining import (
     SampleSource,
     Splits,
     flatten_by_label,
+    require_clicks,
     run_stage,
 )
 from models.stage import Log, TrainResult
@@ -64,9 +65,11 @@ class RankingStage:
         return loss, count, {}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Returns loss per candidate, AUC and GAUC."""
+        """Returns loss per candidate, AUC and GAUC; nothing without validation rows."""
+        if self.splits.val is None:
+            return {}
         total, count, scored = 0.0, 0, []
-        for rows in self.splits.val.read():
+        for rows in self.splits.val_batches():
             logits, labels = score_rows(model, rows)
             loss, num_candidates = click_loss(logits, labels)
             total, count = total + float(loss), count + num_candidates
@@ -132,6 +135,7 @@ def run_sft_ranking(
     log: Log,
     vectors: SlotVectors | None = None,
     from_scratch: bool = False,
+    needs_validation: bool = True,
 ) -> TrainResult:
     """Trains the ranking stage from pre-trained weights; leaves it in `folder/model`.
 
@@ -144,12 +148,14 @@ def run_sft_ranking(
         log: takes metrics and their step.
         vectors: of POIs, to be fused; None = without.
         from_scratch: start from new weights, for comparison.
+        needs_validation: an empty validation split is an error; else the last weights are kept.
 
     Raises:
-        NoTrainingDataError: a split has no sample.
+        NoTrainingDataError: a split has no sample, or no training request has a click.
     """
     source = SampleSource(samples, day, "request_id", RANKING_COLUMNS)
-    splits = Splits(source, recipe.sft_ranking, folder / "scratch")
+    require_clicks(samples, day)
+    splits = Splits(source, recipe.sft_ranking, folder / "scratch", needs_validation=needs_validation)
     torch.manual_seed(recipe.sft_ranking.seed)
     model = start_posttraining(pretrained, vectors=vectors, from_scratch=from_scratch)
     return run_stage(
@@ -165,5 +171,7 @@ def run_sft_ranking(
 
 
 def _calibrate(decoder: SpacetimeDecoder, splits: Splits) -> dict[str, object]:
+    if splits.val is None:
+        return {"calibration": "none: there are no validation rows"}
     scale, shift = calibrate_click_head(decoder, splits.val.read())
     return {"calibration_scale": scale, "calibration_shift": shift}

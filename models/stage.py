@@ -28,7 +28,7 @@ class Stage(Protocol):
         ...
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Returns metrics; `val/loss` decides, lower is better."""
+        """Returns metrics; `val/loss` decides, lower is better. None at all = there is nothing to validate on."""
         ...
 
 
@@ -49,15 +49,15 @@ class TrainResult:
 
     Attributes:
         steps: optimiser steps done.
-        best_value: lowest validation loss.
-        best_step: its step; the model has these weights.
+        best_value: lowest validation loss; None = there were no validation rows.
+        best_step: its step, or the last one; the model has these weights.
         validations: metrics of every validation, with their step.
         seconds: spent, earlier sittings included.
         is_resumed: did it go on from a checkpoint.
     """
 
     steps: int
-    best_value: float
+    best_value: float | None
     best_step: int
     validations: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0

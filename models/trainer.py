@@ -217,18 +217,25 @@ class _Training:
         model.eval()
         with torch.no_grad():
             metrics = self.stage.validate(model)
+        if not metrics:  # no validation rows: the weights of the last step are those that stay
+            state.best_step = state.step
+            self._save_best(model)
+            return
         state.validations.append({"step": float(state.step), **metrics})
         self.log(metrics, state.step)
         value = metrics[VALIDATION_KEY]
         if state.best_value is None or value < state.best_value:
             state.best_value, state.best_step, state.bad_validations = value, state.step, 0
-            if process_rank() == 0:
-                self.store.save_best(state.step, model.state_dict())
-            wait_for_all()
+            self._save_best(model)
         else:
             state.bad_validations += 1
             state.is_finished = state.bad_validations >= self.config.patience
         LOGGER.info("%s step %d: %s", self.stage.name, state.step, _format(metrics))
+
+    def _save_best(self, model: nn.Module) -> None:
+        if process_rank() == 0:
+            self.store.save_best(self.state.step, model.state_dict())
+        wait_for_all()
 
     def _save(self) -> None:
         if process_rank() == 0:
@@ -244,7 +251,6 @@ class _Training:
             self._save()
         self.model.load_state_dict(self.store.load_best(state.best_step))
         self.model.eval()
-        assert state.best_value is not None
         return TrainResult(
             state.step, state.best_value, state.best_step, list(state.validations), state.seconds, is_resumed
         )

@@ -48,6 +48,8 @@ from models.tracking import RunLog, TableInput, open_stage_run
 
 LOGGER = logging.getLogger(__name__)
 TRAINING_FILE = "training.json"
+MAX_TAG = 500
+"""Characters of a tag, a limit of MLflow's older stores."""
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Training:
         pins: tables pinned so far.
         made_of: digest of everything that each stage depends on.
         skipped: why a stage was left out.
+        needs_validation: are empty validation and test splits an error; else the model is trained and not judged.
     """
 
     folder: Path
@@ -71,6 +74,7 @@ class Training:
     pins: dict[str, Pin] = field(default_factory=dict)
     made_of: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    needs_validation: bool = True
 
     def take(self, content: Mapping[str, Any]) -> None:
         """Takes what was pinned and done, as `training.json` tells it."""
@@ -100,10 +104,10 @@ class Training:
         return any(pin.num_simulated for pin in self.pins.values())
 
 
-def open_training(settings: Settings, day: str, recipe: Recipe) -> Training:
+def open_training(settings: Settings, day: str, recipe: Recipe, *, needs_validation: bool = True) -> Training:
     """Opens the training of a day, one begun earlier if there is one."""
     folder = Path(settings.storage.artifacts) / "training" / day
-    training = Training(folder, day, recipe, settings)
+    training = Training(folder, day, recipe, settings, needs_validation=needs_validation)
     path = folder / TRAINING_FILE
     if path.is_file():
         training.take(json.loads(path.read_text()))
@@ -130,9 +134,9 @@ def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
         log.log_tables(_table_inputs(training, stage))
         log.log_tags({"simulated": str(training.is_simulated).lower()})
         result = run_stage(training, stage, log.log_metrics)
-        log.log_metrics(
-            {"best/val_loss": result.best_value, "seconds": time.perf_counter() - started}, result.steps
-        )
+        best = {} if result.best_value is None else {"best/val_loss": result.best_value}
+        log.log_metrics({**best, "seconds": time.perf_counter() - started}, result.steps)
+        log.log_tags({"validated": str(result.best_value is not None).lower()})
     training.skipped.pop(stage, None)
     _save_training(training)
     return result
@@ -147,6 +151,7 @@ def train_all(training: Training, parent: RunLog) -> dict[str, TrainResult]:
         except (NoTrainingDataError, MissingInputError) as error:
             LOGGER.warning("stage %s is skipped: %s", stage, error)
             training.skipped[stage] = str(error)
+            parent.log_tags({f"skipped.{stage}": str(error)[:MAX_TAG]})
             shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
             _save_training(training)
     return results
@@ -183,8 +188,11 @@ def build_bundle(training: Training) -> Path:
         stage: training.stage_folder(stage) / "model" for stage in STAGE_TABLES if training.is_trained(stage)
     }
     layout = load_stage(stages["pretrain"]).config.layout
-    held_out = (pds.field("split") == "val") & (pds.field("day") == date.fromisoformat(training.day))
-    samples = read_table(training.table("pretrain_samples"), ("action_type_ids", "is_targets"), held_out)
+    of_day = pds.field("day") == date.fromisoformat(training.day)
+    read = partial(read_table, training.table("pretrain_samples"), ("action_type_ids", "is_targets"))
+    samples = read(of_day & (pds.field("split") == "val"))
+    if not samples.num_rows:
+        samples = read(of_day & (pds.field("split") == "train"))
     return save_bundle(
         training.bundle_folder,
         stages,
@@ -208,6 +216,7 @@ def _run_pretrain(training: Training, log: Log) -> TrainResult:
     return run_pretrain(
         tables, day=training.day, recipe=training.recipe, layout=None, log=log,
         folder=training.stage_folder("pretrain"), finder=_open_finder(training, version),
+        needs_validation=training.needs_validation,
     )  # fmt: skip
 
 
@@ -216,7 +225,7 @@ def _run_sft(stage: str, training: Training, log: Log) -> TrainResult:
     return run(
         training.table("ranking_samples"), day=training.day, recipe=training.recipe,
         pretrained=training.stage_folder("pretrain"), folder=training.stage_folder(stage), log=log,
-        vectors=_read_vectors(training),
+        vectors=_read_vectors(training), needs_validation=training.needs_validation,
     )  # fmt: skip
 
 
@@ -226,6 +235,7 @@ def _run_align_dpo(training: Training, log: Log) -> TrainResult:
     return run_align_dpo(
         training.table("preference_pairs"), _index_tables(training), day=training.day, recipe=training.recipe,
         pretrained=pretrained, folder=training.stage_folder("align_dpo"), log=log, finder=finder,
+        needs_validation=training.needs_validation,
     )  # fmt: skip
 
 
