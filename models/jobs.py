@@ -28,7 +28,7 @@ from models.evaluate import (
 )
 from models.figures import Figures, without_nan
 from models.followers import follow
-from models.generator_choice import GeneratorChoice, choose_generator
+from models.generator_choice import GeneratorChoice
 from models.held_out import add_finder, find_evaluation_rows, read_impressions
 from models.parallel import joined_group, process_rank, threads_of_process
 from models.pins import pin_table
@@ -40,11 +40,11 @@ from models.stage_tables import STAGE_TABLES, tables_of
 from models.tracking import RunLog, open_training_run
 from models.training import (
     Training,
-    build_bundle,
     open_training,
     train_all,
     train_stage,
 )
+from models.training_bundle import make_bundle
 
 DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
 """Recipe of a training where none is given."""
@@ -62,7 +62,7 @@ def run_stage_job(context: JobContext) -> JobSummary:
             return _summarise(training, follow(training, (context.job,)))
         with _open_run(context, training) as log:
             result = train_stage(training, context.job, log)
-            _build_bundle(training)
+            make_bundle(training)
     return _summarise(training, {context.job: result})
 
 
@@ -81,7 +81,7 @@ def _lead_training(context: JobContext, training: Training) -> JobSummary:
     steps: dict[str, float] = {}
     with _open_run(context, training) as log:
         results = _timed(steps, "stages", lambda: train_all(training, log))
-        held_out, choice = _timed(steps, "bundle", lambda: _build_bundle(training))
+        held_out, choice = _timed(steps, "bundle", lambda: make_bundle(training))
         evaluation = _timed(steps, "evaluate", lambda: _evaluate(context, training, log))
         registration = _timed(steps, "register", lambda: _register(context, training, log, held_out, choice))
     summary = _summarise(training, results)
@@ -124,13 +124,6 @@ def run_explain_job(context: JobContext) -> JobSummary:
     from models.explain_job import run_explain
 
     return run_explain(context)
-
-
-def _build_bundle(training: Training) -> tuple[EvaluationRows | None, GeneratorChoice]:
-    """Gathers the stages and chooses the one that generates; returns the validation rows and what they say."""
-    bundle = load_bundle(build_bundle(training))
-    held_out = find_evaluation_rows(training, "val", bundle)
-    return held_out, choose_generator(held_out, bundle)
 
 
 def _open(context: JobContext) -> Training:

@@ -19,27 +19,22 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset as pds
-
 from conf.errors import MissingInputError, NoTrainingDataError, SpacetimeError
 from conf.settings import Settings
 from models.align_dpo import run_align_dpo
-from models.bundle import save_bundle
 from models.checkpoint import load_stage, read_config
 from models.config import Recipe
-from models.dataset import TableAt, read_table
+from models.dataset import TableAt
 from models.multimodal import SlotVectors, read_slot_vectors
 from models.other_slots import SlotFinder
 from models.other_tables import OTHER_TABLES, OthersAt, open_finder, read_catalogue
 from models.parallel import tell_all
 from models.pins import Pin, locate_table, pin_table
 from models.pretrain import PretrainTables, last_index_version, run_pretrain
-from models.release_split import most_common_action_type
 from models.sft_embedding import run_sft_embedding
 from models.sft_ranking import run_sft_ranking
 from models.stage import Log, TrainResult
@@ -180,34 +175,6 @@ def prepare_stage(training: Training, stage: str) -> None:
         shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
     training.made_of[stage] = made_of
     _save_training(training)
-
-
-def build_bundle(training: Training) -> Path:
-    """Gathers the trained stages into `bundle/`."""
-    stages = {
-        stage: training.stage_folder(stage) / "model" for stage in STAGE_TABLES if training.is_trained(stage)
-    }
-    layout = load_stage(stages["pretrain"]).config.layout
-    of_day = pds.field("day") == date.fromisoformat(training.day)
-    read = partial(read_table, training.table("pretrain_samples"), ("action_type_ids", "is_targets"))
-    samples = read(of_day & (pds.field("split") == "val"))
-    if not samples.num_rows:
-        samples = read(of_day & (pds.field("split") == "train"))
-    return save_bundle(
-        training.bundle_folder,
-        stages,
-        layout=layout,
-        content={
-            "day": training.day,
-            "embedding_dim": training.recipe.decoder.embedding_dim,
-            "action_type_id": most_common_action_type(samples),
-            "is_simulated": training.is_simulated,
-            "recipe": training.recipe.model_dump(mode="json"),
-            "data": {name: asdict(pin) for name, pin in training.pins.items()},
-            "made_of": training.made_of,
-            "skipped": training.skipped,
-        },
-    )
 
 
 def _run_pretrain(training: Training, log: Log) -> TrainResult:

@@ -13,7 +13,8 @@ import yaml
 from conf.cli import main
 from conf.errors import MissingInputError
 from etl.__main__ import JOBS
-from etl.outline import Plan, derive_plan, guess_source, list_skipped
+from etl.outline import Plan, derive_plan, list_skipped
+from etl.shapes import guess_source
 from tests.bench.own_miniatures import MINIATURES, simulate_visits, write_checkins, write_json_actions
 
 FIRST = date(2024, 3, 1)
