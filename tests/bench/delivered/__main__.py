@@ -27,6 +27,7 @@ from tests.cases.foreign_cases import run_command
 SPARK = {"quick_start": False, "shuffle_partitions": 2, "driver_memory": "3g"}
 QUIET = {"impressions": {"max_requests_per_day": 1, "since_days": 1}}
 """Simulated impressions are not what is asked about."""
+MAX_KINDS = 25
 SEEDS = (20260301, 20260302)
 
 
@@ -88,7 +89,7 @@ def report(name: str, seed: int, verdict: Verdict, seconds: float) -> None:
     counts = ", ".join(f"{what} {number}" for what, number in verdict.counts.items())
     mistakes = f"unexplained {verdict.unexplained}, wrong {sum(verdict.wrong.values())}"
     print(f"{name} {seed}: {counts}; {mistakes}, {seconds:.0f} s")
-    for kind, number in verdict.wrong.most_common(40):
+    for kind, number in verdict.wrong.most_common(MAX_KINDS):
         print(f"    {number:6} {kind}")
         for example in verdict.examples[kind]:
             print(f"           {example}")

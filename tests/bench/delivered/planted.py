@@ -49,6 +49,8 @@ class Planted:
         repairs: codes of repairs and flags.
         is_later: it happened after the day, so it is counted and not delivered.
         structure: name of a damage of the record's text as a whole, done by the writer.
+        written: the texts of the record in its file.
+        damages: names of what was done to it.
     """
 
     tag: str
@@ -59,6 +61,7 @@ class Planted:
     repairs: set[str] = field(default_factory=set)
     is_later: bool = False
     structure: str = ""
+    written: tuple[str, ...] = ()
     damages: tuple[str, ...] = ()
 
     @property

@@ -10,7 +10,7 @@ import io
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -140,7 +140,7 @@ def write_json(writer: Writer) -> list[Planted]:
         for record in writer.clean(writer.num_each, is_checkin=False):
             record.refused, record.structure, record.damages = {"corrupt_record"}, structure, (structure,)
             line = _json_line(structure, [_json_object(record, rng)], rng)
-            record.given = {"line": line}
+            record.written = (line,)
             lines.append(line)
             records.append(record)
     order = list(range(len(lines)))
@@ -174,6 +174,7 @@ def _json_object(record: Planted, rng: random.Random) -> str:
         "poi_geo": {"x": given["poi_lon"], "y": given["poi_lat"]},
         "category": given["category"], "action_id": given["action_id"], "tz_offset_min": given["tz"],
     }  # fmt: skip
+    record.written = _texts(fields.values())
     optional = [name for name, value in fields.items() if value is None and rng.random() < 0.5]
     for name in optional:  # a key that is not there is as good as a null
         del fields[name]
@@ -231,7 +232,7 @@ def write_csv(writer: Writer) -> list[Planted]:
         if len(row) < 7:
             row[2] = record.tag
         record.refused, record.damages = {"corrupt_record"}, ("torn",)
-        record.given = dict(enumerate(row))  # type: ignore[arg-type]
+        record.written = _texts(row)
         rows.append((record, row))
     records += torn
     rng.shuffle(rows)
@@ -256,6 +257,7 @@ def _csv_row(record: Planted) -> list[str]:
     given = record.given
     fields = (given["user"], given["poi"], "c", given["category"], given["poi_lat"], given["poi_lon"], given["tz"],
               clock(given["time"]), given["tag"])  # fmt: skip
+    record.written = _texts(fields)
     return ["" if value is None else str(value) for value in fields]
 
 
@@ -313,6 +315,7 @@ def _tsv_row(record: Planted, rng: random.Random) -> list[str]:
     spelled = long_clock(time) if isinstance(time, int) and rng.random() < 0.8 else clock(time)
     fields = (given["user"], given["poi"], given["tag"], given["category"], given["poi_lat"], given["poi_lon"],
               given["tz"], spelled)  # fmt: skip
+    record.written = _texts(fields)
     return ["" if value is None else str(value) for value in fields]
 
 
@@ -382,8 +385,10 @@ def write_checkins(writer: Writer) -> list[Planted]:
 
 def _checkin_row(record: Planted) -> list[object]:
     given = record.given
-    return [given["user"], given["poi"], given["poi_lat"], given["poi_lon"], given["time"], given["tz"],
-            given["category"], given["tag"]]  # fmt: skip
+    row = [given["user"], given["poi"], given["poi_lat"], given["poi_lon"], given["time"], given["tz"],
+           given["category"], given["tag"]]  # fmt: skip
+    record.written = _texts(row)
+    return row
 
 
 def _write_catalogue(writer: Writer) -> None:
@@ -420,6 +425,7 @@ def write_actions_parquet(writer: Writer) -> list[Planted]:
         found += records
     group = writer.clean(writer.num_each, is_checkin=False)
     for record in group:
+        record.structure = "short"
         record.repairs |= {"tz_missing", "action_id_missing"}
         record.truth |= {"user_lon": None, "user_lat": None, "action_id": ANY}
     kept = [0, 1, 2, 3, 6, 9]
@@ -433,11 +439,18 @@ def write_actions_parquet(writer: Writer) -> list[Planted]:
 
 def _action_row(record: Planted) -> list[object]:
     given = record.given
-    return [
+    row = [
         given["user"], given["time"], given["poi"], {"x": given["poi_lon"], "y": given["poi_lat"]},
         {"x": given["user_lon"], "y": given["user_lat"]}, given["category"], given["type"], given["action_id"],
         given["tz"], given["tag"],
     ]  # fmt: skip
+    record.written = _texts(row)
+    return row
+
+
+def _texts(values: Iterable[object]) -> tuple[str, ...]:
+    """Returns the texts among values, which have to be found again in a refused record."""
+    return tuple(str(value) for value in values if isinstance(value, str) and value)
 
 
 def _write_parquet(
