@@ -12,19 +12,37 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import yaml
 
-from conf.results import record
+from conf import results
 from conf.settings import load_settings
 from etl.session import open_session
-from tests.bench.delivered.planted import DAY, make_pois
-from tests.bench.delivered.verdicts import Verdict, judge
+from tests.bench.delivered import second_parser, tables
+from tests.bench.delivered.asked import DAY as ASKED_DAY
+from tests.bench.delivered.asked import write_request_files
+from tests.bench.delivered.planted import DAY, Planted, make_pois
+from tests.bench.delivered.verdicts import (
+    Verdict,
+    judge,
+    judge_answers,
+    judge_pois,
+    judge_profiles,
+    judge_samples,
+)  # fmt: skip
 from tests.bench.delivered.ways import WAYS, Way, Writer
-from tests.cases.foreign_cases import run_command
+from tests.cases.foreign_cases import Json, read_rows, run_command
+from tests.cases.small_town import build_small_town
 
-SPARK = {"quick_start": False, "shuffle_partitions": 2, "driver_memory": "3g"}
+SPARK = {
+    "shuffle_partitions": 2,
+    "driver_memory": "3g",
+    "conf": {"spark.python.daemon.module": "udfs.worker_daemon"},
+}
 QUIET = {"impressions": {"max_requests_per_day": 1, "since_days": 1}}
 """Simulated impressions are not what is asked about."""
 MAX_KINDS = 25
@@ -45,7 +63,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", metavar="WAY", help="ways to run; nothing is recorded")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave files and tables there")
     options = parser.parse_args()
-    ways = [way for way in WAYS if not options.only or way.name in options.only]
+    runs = [(way.name, partial(run_way, way)) for way in WAYS] + list(TABLE_RUNS.items())
+    ways = [(name, run) for name, run in runs if not options.only or name in options.only]
     unexplained = wrong = records = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
@@ -54,18 +73,18 @@ def main() -> int:
         layer.write_text(yaml.safe_dump({"spark": SPARK, **QUIET}))
         open_session(load_settings([layer]), "delivered")
         for seed in options.seeds:
-            for way in ways:
+            for name, run in ways:
                 started = time.perf_counter()
-                verdict = run_way(way, folder / f"{way.name}-{seed}", layer, seed=seed, num_each=options.each)
-                report(way.name, seed, verdict, time.perf_counter() - started)
+                verdict = run(folder / f"{name}-{seed}", layer, seed=seed, num_each=options.each)
+                report(name, seed, verdict, time.perf_counter() - started)
                 unexplained += verdict.unexplained
                 wrong += sum(verdict.wrong.values())
                 records += verdict.counts["in_files"]
     if not options.only:
         command = "make bench-delivered"
         notes = f"{records} records, {len(ways)} ways in, seeds {', '.join(map(str, options.seeds))}"
-        record("delivered-records-unexplained", unexplained, "records", "== 0", command, notes)
-        record("delivered-rows-wrong", wrong, "rows", "== 0", command, notes)
+        results.record("delivered-records-unexplained", unexplained, "records", "== 0", command, notes)
+        results.record("delivered-rows-wrong", wrong, "rows", "== 0", command, notes)
     return 0 if unexplained == wrong == 0 else 1
 
 
@@ -82,6 +101,141 @@ def run_way(way: Way, folder: Path, layer: Path, *, seed: int, num_each: int) ->
     if code:
         return _failed(f"exit {code}: {summary.get('message', log[-2000:])}", way.count(folder))
     return judge(str(folder / "warehouse"), planted, summary, in_files=way.count(folder), table="raw_actions")
+
+
+def run_tables(folder: Path, layer: Path, *, seed: int, num_each: int) -> Verdict:
+    """Writes raw tables as a user would, runs the night and the ranking samples, and judges what came out."""
+    rng, root = random.Random(f"tables {seed}"), folder / "warehouse"
+    pois = make_pois(max(30, num_each // 3), rng)
+    actions = tables.write_raw_actions(root, Writer(folder, pois, rng, num_each))
+    good = [
+        record for record in actions if not record.refused and not record.structure and not record.damages
+    ]
+    users = [str(record.truth["user_id"]) for record in good]
+    listed = tables.write_raw_pois(root, pois, rng, num_each)
+    profiles = tables.write_profiles(root, users, rng, num_each)
+    shown = tables.write_impressions(root, users, rng, num_each)
+    common = ["--day", str(DAY), "--conf", str(layer), "--set", f"storage.root={root}"]
+    code, summary, log = run_command(["etl", "night", *common])
+    if code:
+        return _failed(f"exit {code}: {summary.get('message', log[-2000:])}", len(actions))
+    verdict = judge(str(root), actions, summary, in_files=len(actions), table="raw_actions")
+    judge_pois(verdict, str(root), listed)
+    judge_profiles(verdict, str(root), profiles)
+    code, summary, log = run_command(["etl", "ranking_samples", *common, "--set", "samples.val_days=1"])
+    if code:
+        verdict.note(None, f"ranking_samples: exit {code}: {summary.get('message', log[-2000:])}", "")
+        return verdict
+    judge_samples(verdict, str(root), shown)
+    verdict.counts |= {"pois": len(listed), "profiles": len(profiles), "requests_shown": len(shown)}
+    return verdict
+
+
+def run_given_requests(folder: Path, layer: Path, *, seed: int, num_each: int) -> Verdict:
+    """Asks `poi_candidates --requests` with damaged files, in a finished warehouse."""
+    rng = random.Random(f"requests {seed}")
+    town = build_small_town(
+        open_session(load_settings([layer]), "delivered"), load_settings([layer]), folder / "town"
+    )
+    records = write_request_files(folder, num_each, rng)
+    in_files = second_parser.count_parquet(folder / "files")
+    out = folder / "out"
+    words = [
+        "udfs",
+        "poi_candidates",
+        "--day",
+        str(ASKED_DAY),
+        "--conf",
+        str(layer),
+        "--model",
+        str(town / "bundle"),
+    ]
+    words += [
+        "--set",
+        f"storage.root={town / 'warehouse'}",
+        "--requests",
+        str(folder / "files"),
+        "--out",
+        str(out),
+        "--top",
+        "1",
+    ]
+    code, summary, log = run_command(words)
+    if code:
+        return _failed(f"exit {code}: {summary.get('message', log[-2000:])}", in_files)
+    answered = {(row["request_id"], row["user_id"]) for row in pq.read_table(out / "candidates").to_pylist()}
+    refused = pq.read_table(out / "refused").to_pylist()
+    return _judge_asked(records, in_files, answered, refused, summary)
+
+
+def run_asked_tables(folder: Path, layer: Path, *, seed: int, num_each: int) -> Verdict:
+    """Appends damaged requests to `ranking_requests` of a finished warehouse and runs the two jobs that answer them."""
+    rng = random.Random(f"ranking_requests {seed}")
+    town = build_small_town(
+        open_session(load_settings([layer]), "delivered"), load_settings([layer]), folder / "town"
+    )
+    root = town / "warehouse"
+    known = len(read_rows(root, "ranking_requests"))
+    records = tables.write_ranking_requests(root, num_each, rng)
+    words = [
+        "--day",
+        str(ASKED_DAY),
+        "--conf",
+        str(layer),
+        "--model",
+        str(town / "bundle"),
+        "--set",
+        f"storage.root={root}",
+    ]
+    words += ["--set", "features.top_k=1"]
+    for job in ("ranking_scores", "poi_candidates"):
+        code, summary, log = run_command(["udfs", job, *words])
+        if code:
+            return _failed(f"{job}: exit {code}: {summary.get('message', log[-2000:])}", len(records))
+        if job == "ranking_scores":
+            scored = {(row["request_id"], row["poi_id"]) for row in read_rows(root, "ranking_scores")}
+    rows = read_rows(root, "poi_candidates")
+    answered = {(row["request_id"], row["user_id"]) for row in rows} - {("r1", "u1"), ("r2", "new")}
+    quarantined = [
+        row for row in read_rows(root, "quarantined_rows") if row["source_table"] == "ranking_requests"
+    ]
+    refused = [row for row in quarantined if not row["reason"].startswith("score_")]
+    verdict = _judge_asked(records, len(records), answered, refused, summary, known=known)
+    for record in records:
+        if record.refused or record.structure == "equal":
+            continue
+        wanted = {"p1", "p2"} if "candidates" in record.given else {"p1"}
+        missing = {poi for poi in wanted if (record.truth["request_id"], poi) not in scored}
+        if missing:
+            verdict.note(record, "not scored", f"{missing}: {record.given}")
+    return verdict
+
+
+def _judge_asked(
+    records: Sequence[Planted],
+    in_files: int,
+    answered: Collection[tuple[object, object]],
+    refused: Collection[Json],
+    summary: Json,
+    *,
+    known: int = 0,
+) -> Verdict:
+    counts = {"in_files": in_files, "planted": len(records), "answered": len(answered), "refused": len(refused),
+              "dropped": summary["rows_dropped"]}  # fmt: skip
+    gone = in_files - len(answered) - len(refused) - summary["rows_dropped"]
+    verdict = Verdict(
+        counts, abs(gone) + abs(in_files - len(records)) + abs(summary["rows_in"] - known - in_files)
+    )
+    judge_answers(verdict, records, answered, refused)
+    return verdict
+
+
+TABLE_RUNS = {
+    "raw_tables": run_tables,
+    "given_requests": run_given_requests,
+    "ranking_requests": run_asked_tables,
+}
+"""Ways in that are no files of a source."""
 
 
 def report(name: str, seed: int, verdict: Verdict, seconds: float) -> None:

@@ -18,7 +18,6 @@ DAY = date(2026, 2, 22)
 FIRST_MS = int(datetime(2026, 2, 1, tzinfo=UTC).timestamp() * 1000)
 LAST_MS = int(datetime(2026, 2, 22, 20, tzinfo=UTC).timestamp() * 1000)
 HOUR_MS = 3_600_000
-ORDER = {rule.code: number for number, rule in enumerate(rules_of("raw_actions", "refuse"))}
 PLACEHOLDERS = ("NULL", "null", "None", "NaN", "undefined", "N/A", "nil", "\\N")
 ANY = "<any>"
 """A value of the truth that is not known beforehand, such as a hash."""
@@ -51,6 +50,7 @@ class Planted:
         structure: name of a damage of the record's text as a whole, done by the writer.
         written: the texts of the record in its file.
         damages: names of what was done to it.
+        table: the table whose rules it is judged by.
     """
 
     tag: str
@@ -63,11 +63,15 @@ class Planted:
     structure: str = ""
     written: tuple[str, ...] = ()
     damages: tuple[str, ...] = ()
+    table: str = "raw_actions"
 
     @property
     def reason(self) -> str | None:
-        """The first refusing rule in the order of the contract."""
-        return min(self.refused, key=ORDER.__getitem__) if self.refused else None
+        """The first refusing rule in the order of the contract; one of another table comes after all of them."""
+        order = [rule.code for rule in rules_of(self.table, "refuse")]
+        return min(
+            self.refused, key=lambda code: order.index(code) if code in order else len(order), default=None
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Tables are read with another engine than the one that wrote them.
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -73,7 +73,7 @@ def judge(root: str, records: Sequence[Planted], summary: Json, *, in_files: int
     )
     verdict = Verdict(counts, unexplained)
     _judge_accepted(verdict, records, accepted, _names_of_categories(root))
-    _judge_refused(verdict, records, refused)
+    judge_refused(verdict, records, refused)
     expected_later = sum(record.is_later for record in records)
     if expected_later != later:
         verdict.note(None, f"later {later}, not {expected_later}", "")
@@ -124,7 +124,20 @@ def _differences(record: Planted, row: Json) -> Iterator[tuple[str, object, obje
             yield name, truth[name], row[name]
 
 
-def _judge_refused(verdict: Verdict, records: Iterable[Planted], refused: Iterable[Json]) -> None:
+def judge_refused(
+    verdict: Verdict,
+    records: Iterable[Planted],
+    refused: Iterable[Json],
+    times: Callable[[Planted], int] = lambda record: 1,
+) -> None:
+    """Compares refused rows with the truth: is each record refused, for the right reason, with its own text?
+
+    Args:
+        verdict: takes the mistakes.
+        records: what was planted.
+        refused: rows with `reason` and `payload`.
+        times: rows of a record.
+    """
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in refused:
         payload = json.loads(row["payload"])
@@ -140,19 +153,17 @@ def _judge_refused(verdict: Verdict, records: Iterable[Planted], refused: Iterab
             by_tag[record.tag].append(record)
     for tag, wanted in by_tag.items():
         rows = found.pop(tag, [])
-        if len(rows) != len(wanted):
-            verdict.note(
-                wanted[0],
-                f"{len(rows)} times refused, not {len(wanted)}",
-                f"{wanted[0].reason}: {_show(wanted[0])}",
-            )
+        expected = [record for record in wanted for _ in range(times(record))]
+        if len(rows) != len(expected):
+            problem = f"{len(rows)} times refused, not {len(expected)}"
+            verdict.note(wanted[0], problem, f"{wanted[0].reason}: {_show(wanted[0])}")
             continue
-        for record, (reason, text) in zip(wanted, rows, strict=True):
+        for record, (reason, text) in zip(expected, rows, strict=True):
             if reason != record.reason:
                 verdict.note(record, f"refused as {reason}, not {record.reason}", _show(record))
             missing = [value for value in record.written if not _holds(text, value)]
             # Of two rows with one tag it is not said which one was refused.
-            if missing and record.structure not in ("other_id", "other_content"):
+            if missing and record.structure not in ("other_id", "other_content", "row"):
                 verdict.note(
                     record, "the record is not kept as it came", f"{missing[:2]} not in {text[:300]}"
                 )
@@ -179,3 +190,87 @@ def _leaves(content: object) -> Iterator[str]:
 
 def _show(record: Planted) -> str:
     return str(record.given)[:400]
+
+
+def judge_pois(verdict: Verdict, root: str, records: Sequence[Planted]) -> None:
+    """Compares `poi_index` and the refused rows of `raw_pois` with the truth; the tag of a POI is its address."""
+    found = {row["poi_id"]: row for row in read_rows(root, "poi_index")}
+    for record in records:
+        if record.refused or record.structure == "equal":
+            continue
+        row = found.pop(record.truth["poi_id"], None)
+        if row is None:
+            verdict.note(record, "not in the index", _show(record))
+            continue
+        for name, want in record.truth.items():
+            if row[name] != want:
+                verdict.note(record, f"{name} is wrong", f"{row[name]!r}, not {want!r}: {_show(record)}")
+    for poi_id in found:
+        verdict.note(None, "a POI in the index that should not be there", str(poi_id))
+    refused = [row for row in read_rows(root, "quarantined_rows") if row["source_table"] == "raw_pois"]
+    judge_refused(verdict, records, refused)
+
+
+def judge_profiles(verdict: Verdict, root: str, records: Sequence[Planted]) -> None:
+    """Compares the number of profile attributes of every user and the refused rows with the truth."""
+    wanted: Counter[str] = Counter()
+    for record in records:
+        if not record.refused and record.structure != "equal":
+            wanted[str(record.given["user"]).strip()] += 1
+    for row in read_rows(root, "action_sequences"):
+        # Two attributes may share a bucket, so there may be fewer ids, not more.
+        number = len(row["profile_ids"])
+        if not min(1, wanted[row["user_id"]]) <= number <= wanted[row["user_id"]]:
+            verdict.note(
+                None, "profile_ids are wrong", f"{row['user_id']}: {number}, not {wanted[row['user_id']]}"
+            )
+    refused = [row for row in read_rows(root, "quarantined_rows") if row["source_table"] == "raw_profiles"]
+    judge_refused(verdict, records, refused)
+
+
+def judge_samples(verdict: Verdict, root: str, records: Sequence[Planted]) -> None:
+    """Compares `ranking_samples` and the refused rows of `raw_impressions` with the truth."""
+    found = {row["request_id"]: row for row in read_rows(root, "ranking_samples")}
+    for record in records:
+        if (record.refused and record.structure != "row") or record.structure == "equal":
+            continue
+        row = found.pop(record.truth["request_id"], None)
+        if row is None:
+            verdict.note(record, "no sample", _show(record))
+            continue
+        truth = {
+            "user_id": record.truth["user_id"], "request_ts_ms": record.truth["request_ts_ms"],
+            "candidate_poi_ids": record.truth["shown"],
+            "labels": [1, *[0] * (len(record.truth["shown"]) - 1)],  # type: ignore[arg-type]
+        }  # fmt: skip
+        for name, want in truth.items():
+            if row[name] != want:
+                verdict.note(record, f"{name} is wrong", f"{row[name]!r}, not {want!r}: {_show(record)}")
+        place = (row["user_lon"], row["user_lat"])
+        unknown = any(name.startswith("place_") for name in record.damages)
+        if place != ((None, None) if unknown else (record.poi.lon, record.poi.lat)):
+            verdict.note(record, "the place is wrong", f"{place}: {_show(record)}")
+    for request_id in found:
+        verdict.note(None, "a sample that should not be there", str(request_id))
+    refused = [row for row in read_rows(root, "quarantined_rows") if row["source_table"] == "raw_impressions"]
+    judge_refused(verdict, records, refused, times=lambda record: 1 if record.structure == "row" else 3)
+
+
+def judge_answers(
+    verdict: Verdict,
+    records: Sequence[Planted],
+    answered: Iterable[tuple[object, object]],
+    refused: Iterable[Json],
+) -> None:
+    """Compares which requests were answered, for whom, and the refused ones with the truth."""
+    found = set(answered)
+    for record in records:
+        key = (record.truth["request_id"], record.truth["user_id"])
+        if not record.refused and record.structure != "equal" and key not in found:
+            verdict.note(record, "not answered", _show(record))
+    expected = {
+        (record.truth["request_id"], record.truth["user_id"]) for record in records if not record.refused
+    }
+    for key in found - expected:
+        verdict.note(None, "answered, and should not be", str(key))
+    judge_refused(verdict, records, refused)
