@@ -102,6 +102,44 @@ class CorruptInputError(SpacetimeError):
         )
 
 
+class EmptyDeliveryError(SpacetimeError):
+    """A source holds no record, or not one of its records was accepted."""
+
+    exit_code = 3
+
+    def __init__(self, *, path: str, day: str, refused: int = 0, reasons: str = "") -> None:
+        self.path, self.day, self.refused, self.reasons = path, day, refused, reasons
+        what = (
+            f"all {refused} rows delivered on {day} were refused ({reasons})"
+            if refused
+            else f"{path} holds no record for {day}"
+        )
+        why = (
+            "They are in quarantined_rows with a reason each; look at a payload there, mend the export or the reader's "
+            "settings, and run the day again."
+            if refused
+            else "Nothing was written. Check source.path and whether the export has finished, then run the day again."
+        )
+        super().__init__(
+            f"{what}. A night without a single action would leave all features as they were and look like a good one. "
+            f"{why}"
+        )
+
+
+class HiddenInputError(SpacetimeError):
+    """A file named by hand has a name that Spark leaves out."""
+
+    exit_code = 2
+
+    def __init__(self, *, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path} is there, but Spark leaves out files whose names begin with '_' or '.' (or end with ._COPYING_), "
+            "so no row of it would be read and an empty delivery would pass for a delivery. Nothing was written. Give "
+            "the file another name, or finish copying it, and run the same command again."
+        )
+
+
 class SchemaError(SpacetimeError):
     """A delivered file or frame lacks a column or has it in a type that cannot be converted."""
 
@@ -176,16 +214,18 @@ class AuditMissingError(SpacetimeError):
 
 
 class IndexOrderError(SpacetimeError):
-    """The index job was asked for a day before one that it has already indexed."""
+    """The index is asked to take in POIs of a day before one that it has already indexed."""
 
     exit_code = 3
 
-    def __init__(self, *, day: str, last_day: str) -> None:
-        self.day, self.last_day = day, last_day
+    def __init__(self, *, day: str, last_day: str, source: str = "SOURCE") -> None:
+        self.day, self.last_day, self.source = day, last_day, source
         super().__init__(
             f"poi_index cannot index {day}: it already holds {last_day}. Ids are given in order of first sight, so an "
-            f"earlier day indexed later would get other ids than a rebuild. Deliver the POIs of {day} on a day after "
-            f"{last_day}, or rebuild the index from its first day under a new index.version."
+            f"earlier day indexed later would get other ids than a rebuild; nothing was written. Run the night of the "
+            f"last day again, or the next one: python -m etl night --source {source} --day {last_day} takes in "
+            f"whatever has not been delivered yet, the rows of {day} among it. To compute {day} again from its raw "
+            f"rows, run python -m etl clean_actions --day {day}, then python -m etl action_sequences --day {day}."
         )
 
 

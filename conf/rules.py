@@ -1,9 +1,9 @@
 """The rules of cleansing: every reason why a row is refused, dropped, repaired or flagged, in one table.
 
-`etl/action_rules.py`, `etl/clean_actions.py` and `etl/poi_index.py` hold one condition per rule; a test keeps
-them in step. Within a table the first refusing rule that matches gives the reason, so the order is part of
-the contract. The codes under which the feature jobs (`udfs/`) refuse rows stand here too, so that every code
-in `quarantined_rows` is explained in one place. Standard library only.
+`etl/action_rules.py`, `etl/clean_actions.py`, `etl/poi_index.py`, `etl/request_rules.py`, `etl/impression_rules.py`
+and `etl/profiles.py` hold one condition per rule; tests keep them in step. Within a table the first refusing rule that
+matches gives the reason, so the order is part of the contract. The codes under which the feature jobs (`udfs/`) refuse
+rows stand here too, so that every code in `quarantined_rows` is explained in one place. Standard library only.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Rule:
     """One way in which a delivered row can be bad.
 
     Attributes:
-        code: reason code in `quarantined_rows.reason` or `cleaned_actions.repairs`; of dropped rows only the
-            number is kept.
+        code: reason code in `quarantined_rows.reason` or `cleaned_actions.repairs`; of dropped rows, and of mended
+            rows of other tables than actions, only the number is kept.
         table: table whose rows it is checked on.
         severity: `refuse` sends the row to quarantine, `drop` leaves out what is there already, `repair`
             keeps the row with a value mended, `flag` keeps it as it is.
@@ -41,6 +41,62 @@ def _action(code: str, severity: Severity, columns: str, explanation: str, examp
 
 def _poi(code: str, severity: Severity, columns: str, explanation: str, example: str) -> Rule:
     return Rule(code, "raw_pois", severity, tuple(columns.split()), explanation, example)
+
+
+def _impression(code: str, severity: Severity, columns: str, explanation: str, example: str) -> Rule:
+    return Rule(code, "raw_impressions", severity, tuple(columns.split()), explanation, example)
+
+
+def _request(code: str, severity: Severity, columns: str, explanation: str, example: str) -> Rule:
+    return Rule(code, "ranking_requests", severity, tuple(columns.split()), explanation, example)
+
+
+def _profile(code: str, severity: Severity, columns: str, explanation: str, example: str) -> Rule:
+    return Rule(code, "raw_profiles", severity, tuple(columns.split()), explanation, example)
+
+
+def _of_request(table: str, prefix: str, ids: str) -> tuple[Rule, ...]:
+    """Returns the rules on what a request says of itself, for a table that holds requests."""
+    place, time = "user_lon user_lat", "request_ts_ms"
+    found: tuple[tuple[str, Severity, str, str, str], ...] = (
+        ("missing_id", "refuse", "request_id", "no request id, or a word for nothing", "request_id null or blank"),
+        ("missing_user", "refuse", "user_id", "no user: nobody's history is asked about", "user_id null or blank"),
+        ("missing_time", "refuse", time, "no time, or one of a wrong type: what was known then?", "null, yesterday"),
+        ("text_too_long", "refuse", ids, "an id longer than clean.max_text_length", "an id of 100,000 letters"),
+        ("placeholder_user", "refuse", "user_id", "a word for nothing in place of a user", "user_id NULL, NaN"),
+        ("broken_text", "refuse", ids, "an id with a control character or broken UTF-8", "u\\x00123"),
+        ("time_negative", "refuse", time, "before 1970: an overflow or a wrong sign", "-1767225600000"),
+        ("time_zero", "refuse", time, "0: a default where a time should be", "0"),
+        ("time_in_seconds", "refuse", time, "a plausible time if read as seconds", "1767225600"),
+        (
+            "time_in_microseconds", "refuse", time,
+            "a plausible time if read as microseconds: all of the history would lie before it", "1767225600000000",
+        ),
+        ("time_in_nanoseconds", "refuse", time, "a plausible time if read as nanoseconds", "1767225600000000000"),
+        (
+            "time_in_future", "refuse", time,
+            "after the end of the day (of delivery, or --day): what will be known then is not known yet", "next week",
+        ),
+        ("time_too_early", "refuse", time, "before clean.earliest_day: there was no service", "1999-12-31"),
+        (
+            "place_swapped", "refuse", place,
+            "longitude and latitude of the user are swapped: on earth only the other way round", "lon 40.7, lat -120",
+        ),
+        ("id_trimmed", "repair", ids, "blanks around an id are cut off", "r1 with a line end"),
+        ("place_not_finite", "repair", place, "NaN or infinite: the place becomes unknown", "lon NaN"),
+        ("place_incomplete", "repair", place, "half of a place: the place becomes unknown", "lon 4.9, lat null"),
+        ("place_out_of_range", "repair", place, "no such place on earth: it becomes unknown", "lat 123.4"),
+        ("place_zero", "repair", place, "(0, 0): the place becomes unknown", "lon 0, lat 0"),
+        ("tz_out_of_range", "repair", "tz_offset_min", "no such time zone: as if none were given", "100000"),
+        (
+            "tz_far_from_place", "flag", "tz_offset_min user_lon",
+            "a time zone that does not fit the user's place, or is in hours; it is taken as it is", "-4",
+        ),
+    )  # fmt: skip
+    return tuple(
+        Rule(f"{prefix}_{code}", table, severity, tuple(columns.split()), explanation, example)
+        for code, severity, columns, explanation, example in found
+    )
 
 
 def _feature(code: str, table: str, columns: str, explanation: str, example: str) -> Rule:
@@ -356,7 +412,8 @@ RULES: tuple[Rule, ...] = (
         "poi_moved_too_far",
         "refuse",
         "poi_id poi_lon poi_lat",
-        "farther than clean.max_poi_move_km from its place so far: an id used again, or a wrong place",
+        "farther than clean.max_poi_move_km from its place so far: an id used again, or a wrong place; if the place so "
+        "far is the wrong one, run poi_index of the day with a larger bound: the POI moves",
         "a cafe of Paris in Rome",
     ),
     _poi(
@@ -381,6 +438,13 @@ RULES: tuple[Rule, ...] = (
         "first seen after the day of delivery: the day of delivery is used",
         "next year",
     ),
+    _poi(
+        "poi_shared_place",
+        "flag",
+        "poi_lon poi_lat",
+        "one of more than clean.max_pois_at_place POIs at exactly this place: perhaps a geocoder's fallback",
+        "4,202 POIs in the middle of a city",
+    ),
     _poi("poi_name_missing", "flag", "name", "no name: kept, but its text says little to an encoder", "null"),
     _poi(
         "poi_category_missing",
@@ -388,6 +452,127 @@ RULES: tuple[Rule, ...] = (
         "category category_path",
         "no category: kept under category 0, as of interest",
         "null",
+    ),
+    *_of_request("raw_impressions", "impression", "request_id user_id poi_id"),
+    _impression(
+        "impression_missing_poi",
+        "refuse",
+        "poi_id",
+        "no POI, or a word for nothing: what was shown?",
+        "poi_id null, None",
+    ),
+    _impression(
+        "impression_bad_position",
+        "refuse",
+        "position",
+        "no position, or one before the first",
+        "position 0",
+    ),
+    _impression(
+        "impression_bad_label", "refuse", "label", "neither 1 (clicked) nor 0 (shown)", "label -1, null"
+    ),
+    _impression(
+        "impression_of_other_request",
+        "refuse",
+        "request_id user_id request_ts_ms user_lon user_lat tz_offset_min",
+        "user, time, place or time zone differ from those of the request's first row in order (of the last delivery)",
+        "a request id used again by another user",
+    ),
+    _impression(
+        "impression_repeated",
+        "refuse",
+        "request_id poi_id position label",
+        "the same POI of the same request once more in a delivery, with other content; the first in order is kept",
+        "a POI shown at two positions",
+    ),
+    _impression(
+        "impression_exact_duplicate",
+        "drop",
+        "request_id poi_id",
+        "equal to another row of the delivery in every value: counted, not kept",
+        "a log delivered at least once",
+    ),
+    _impression(
+        "impression_delivered_again",
+        "drop",
+        "request_id poi_id",
+        "a later delivery holds this POI of this request, and is taken: counted, not kept",
+        "a request whose clicks came a day later",
+    ),
+    _impression(
+        "impression_no_live_slot",
+        "drop",
+        "poi_id",
+        "no slot of the index was live on the day of the request: no sample of it, counted",
+        "a POI closed the day before",
+    ),
+    _profile(
+        "profile_missing_user", "refuse", "user_id", "no user, or a word for nothing", "user_id null, None"
+    ),
+    _profile(
+        "profile_missing_attribute",
+        "refuse",
+        "attribute",
+        "no attribute, or a word for nothing: what the value says is lost",
+        "attribute null",
+    ),
+    _profile("profile_missing_value", "refuse", "value", "no value: nothing is said", "value null or blank"),
+    _profile(
+        "profile_text_too_long",
+        "refuse",
+        "user_id attribute value",
+        "longer than clean.max_text_length: a broken export",
+        "a value of 100,000 letters",
+    ),
+    _profile(
+        "profile_broken_text",
+        "refuse",
+        "user_id attribute value",
+        "a control character or broken UTF-8",
+        "18\\x00-24",
+    ),
+    _profile(
+        "profile_conflicting",
+        "refuse",
+        "user_id attribute value",
+        "another value of one attribute of one user on one day; the largest in order of text is kept",
+        "18-24 and 25-34",
+    ),
+    _profile(
+        "profile_exact_duplicate",
+        "drop",
+        "user_id attribute value",
+        "told twice on one day: counted, not kept",
+        "a page sent twice",
+    ),
+    _profile(
+        "profile_trimmed",
+        "repair",
+        "user_id attribute value",
+        "blanks around an id or a value are cut off",
+        "u1 with a line end",
+    ),
+    *_of_request("ranking_requests", "request", "request_id user_id"),
+    _request(
+        "request_repeated",
+        "refuse",
+        "request_id",
+        "the id of another request of the delivery, with other content; the first in order is kept",
+        "an id used twice",
+    ),
+    _request(
+        "request_exact_duplicate",
+        "drop",
+        "request_id",
+        "equal to another row of the delivery in every value: counted, not kept",
+        "a log delivered at least once",
+    ),
+    _request(
+        "request_action_type_spelling",
+        "repair",
+        "action_type",
+        "an action type with capitals, or blanks around it",
+        "Click",
     ),
     _feature(
         "embed_user_failed",
@@ -409,6 +594,13 @@ RULES: tuple[Rule, ...] = (
         "request_id",
         "a candidate that the index does not hold as live: it is not scored",
         "a POI closed yesterday",
+    ),
+    _feature(
+        "score_no_candidate_id",
+        "ranking_requests",
+        "request_id candidate_poi_ids",
+        "a candidate that is no id: missing, a word for nothing, too long or broken text; the others are scored",
+        "null among the candidates",
     ),
     _feature(
         "score_unknown_action_type",

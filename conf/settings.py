@@ -90,7 +90,9 @@ class SourceSettings(Section):
 
     path: str = Field("", description="folder or file to read; empty for the synthetic city")
     since: Day | None = Field(
-        None, description="deliver events after this day only; null = everything up to --day"
+        None,
+        description="synthetic city: make events after this day only; null = after the last delivered day. Sources of "
+        "files deliver what no other day has delivered, with or without it",
     )
     pois_path: str = Field("", description="POI catalogue, where it is not beside the actions")
 
@@ -154,6 +156,9 @@ class CleanSettings(Section):
     )
     max_poi_shift_km: float = Field(5.0, gt=0, description="a POI logged farther off is repaired")
     max_poi_move_km: float = Field(500.0, gt=0, description="a POI that moved farther is refused")
+    max_pois_at_place: int = Field(
+        200, ge=1, description="more POIs at one place, to the last digit, are flagged: a geocoder's fallback"
+    )
     max_actions_per_day: int = Field(
         2_000,
         ge=1,
@@ -185,7 +190,11 @@ class IndexSettings(Section):
     moved_km: float = Field(
         0.2, gt=0, description="a POI delivered farther than this from its slot has moved"
     )
-    max_inner: int = Field(4096, ge=1, description="inner ids per block that a model can hold")
+    max_inner: int = Field(
+        65_536,
+        ge=1,
+        description="inner ids that a block may give out; a model holds as many as the fullest block has at training",
+    )
     max_blocks: int = Field(
         500_000, ge=1, description="block ids that a model can hold (paper: about 400 thousand for 10^8 POIs)"
     )

@@ -109,6 +109,13 @@ USER_ID = Column("user_id", "string", "user, as delivered")
 POI_ID = Column("poi_id", "string", "catalogue id of the POI")
 REQUEST_ID = Column("request_id", "string", "one call of the recommender, as delivered")
 IS_SIMULATED = Column("is_simulated", "boolean", "made by a simulation, not observed")
+RECORD = Column(
+    "record",
+    "string",
+    "the record as its file held it: its text, or its columns as JSON; null where no file was read",
+    nullable=True,
+    lineage=True,
+)
 TZ_OFFSET = Column("tz_offset_min", "int", "minutes to add to UTC for local time", low=-840, high=840)
 USER_LON = Column(
     "user_lon", "double", "longitude of the user, degrees WGS 84", nullable=True, low=-180, high=180
@@ -198,6 +205,7 @@ RAW_ACTIONS = TableContract(
         Column(
             "corrupt_record", "string", "the raw text, where the record could not be parsed", nullable=True
         ),
+        RECORD,
         IS_SIMULATED,
     ),
 )
@@ -224,6 +232,13 @@ RAW_POIS = TableContract(
             nullable=True,
         ),
         Column("is_closed", "boolean", "the POI has closed on this day", nullable=True),
+        Column(
+            "is_derived",
+            "boolean",
+            "the place is where the POI's logged actions lie, no catalogue says it; null = false",
+            nullable=True,
+        ),
+        RECORD,
         IS_SIMULATED,
     ),
 )

@@ -21,7 +21,10 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
     A later day that was replayed is judged with the catalogue of its replay again.
     """
     is_current, later = _look_around(context, spark, "cleaned_actions", as_of=as_of)
-    summary = nightly.clean_day(context, spark, as_of=as_of, skip_equal=is_current)
+    # A replay looks for what has changed since; that nothing has is no news.
+    summary = nightly.clean_day(
+        context, spark, as_of=as_of, skip_equal=is_current, may_refuse_all=as_of is not None
+    )
     if not later:
         return summary
     seen = _read_commits(context, spark, "cleaned_actions")
@@ -31,7 +34,10 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
     made = {day: seen.of_day(day) for day in due}
     as_of_days = {day: commit.as_of for day, commit in made.items() if commit is not None}
     return _run_later(
-        context, summary, due, lambda c: nightly.clean_day(c, spark, as_of=as_of_days.get(c.day))
+        context,
+        summary,
+        due,
+        lambda c: nightly.clean_day(c, spark, as_of=as_of_days.get(c.day), may_refuse_all=True),
     )
 
 

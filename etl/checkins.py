@@ -1,4 +1,4 @@
-"""Check-in folders (`checkins.parquet`, `pois.parquet`) -> the raw tables.
+"""Check-in folders (`checkins.parquet`, `pois.parquet`) -> the raw tables, and what all sources of files share.
 
 Run: python -m etl checkins --day D --set source.path=FOLDER. Columns are listed in `REQUIRED` and `OPTIONAL`;
 optional ones may be absent or null. A check-in says where a user was, not where the user came from, so
@@ -11,26 +11,32 @@ leak.
 from collections.abc import Mapping
 from datetime import date
 
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError
 from conf.settings import Settings
+from conf.tables import RAW_ACTIONS
 from etl import sources
+from etl.deliveries import Warehouse, is_later, keep_changed_pois, keep_new_actions, shape
+from etl.derived_pois import confirm_places, derive_pois, keep_good_actions
 from etl.impressions import keep_visits, pick_requests, simulate_impressions
+from etl.refusal import trimmed
 from etl.session import compute_once
 from etl.spacetime import event_date
 
+LAST_DAY = date(2200, 1, 1)
+"""After all others, and early enough for its end in nanoseconds to be a bigint: no action is later."""
 REQUIRED = {
-    "user_id": "string",
-    "poi_id": "string",
-    "latitude": "double",
-    "longitude": "double",
-    "utc_time": "timestamp",
+    "user_id": "id",
+    "poi_id": "id",
+    "latitude": "degrees",
+    "longitude": "degrees",
+    "utc_time": "clock",
 }
-OPTIONAL = {"category": "string", "tz_offset_min": "int"}
-POI_REQUIRED = {"poi_id": "string", "latitude": "double", "longitude": "double"}
+OPTIONAL = {"category": "string", "tz_offset_min": "minutes"}
+POI_REQUIRED = {"poi_id": "id", "latitude": "degrees", "longitude": "degrees"}
 POI_OPTIONAL = {
     "name": "string",
     "address": "string",
@@ -39,6 +45,7 @@ POI_OPTIONAL = {
     "category_path": "string",
     "description": "string",
 }
+"""Columns and their kinds (`etl/source_values.py`)."""
 UNREAD = (
     "category_id", "category_l1", "chain_id", "tz_from_source", "time_precision",
     "source_split", "lim_traj_id", "lim_block", "yk_split", "getnext_split",
@@ -55,30 +62,72 @@ REMEDY = (
 ACTION_TYPE = "checkin"
 
 
-class CheckinFolder:
+class FileSource:
+    """A source of files: it reads all actions that they hold, and a catalogue, if there is one.
+
+    What is new of them on a day is found here, the same way for every format.
+    """
+
+    name = ""
+    requested_type = ACTION_TYPE
+    """Action type that the simulated requests ask for."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.counts: dict[str, int] = {}
+
+    def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
+        """Returns every record of the files, in the columns of `raw_actions` without `day`."""
+        raise NotImplementedError
+
+    def read_catalogue(self, spark: SparkSession, settings: Settings) -> DataFrame | None:
+        """Returns the catalogue at `source.pois_path`, in columns of `raw_pois`; None if it is not set."""
+        path = settings.source.pois_path
+        return read_catalogue(spark, path, self.name, self.warnings) if path else None
+
+    def read(
+        self, spark: SparkSession, settings: Settings, *, day: date, warehouse: Warehouse | None = None
+    ) -> Mapping[str, DataFrame]:
+        actions = shape(self.read_actions(spark, settings), RAW_ACTIONS)
+        catalogue = self.read_catalogue(spark, settings)
+        if warehouse is not None and warehouse.actions is not None:
+            actions = compute_once(actions)  # looked at for the days in it, and once more for its rows
+        row = actions.agg(
+            F.count("*").alias("records"), F.count_if(is_later(F.col("action_ts_ms"), day=day)).alias("later")
+        ).first()
+        assert row is not None
+        self.counts = row.asDict()
+        return build_delivery(actions, catalogue, settings, day=day, warehouse=warehouse)
+
+    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
+        return sources.collect_requests(impressions, day=day, action_type=self.requested_type)
+
+    def path(self, settings: Settings, what: str) -> str:
+        """Returns where the files are; MissingInputError if the settings do not say."""
+        if not settings.source.path:
+            raise MissingInputError(
+                what=what,
+                where="source.path (empty)",
+                needed_by=f"The job {self.name}",
+                remedy="Name it with --set source.path=PATH.",
+            )
+        return settings.source.path
+
+
+class CheckinFolder(FileSource):
     """A folder with `checkins.parquet` and `pois.parquet` (or the catalogue at `source.pois_path`)."""
 
     name = "checkins"
 
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
-        folder = _folder(settings)
-        rows = sources.read_parquet(
+    def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
+        opened = sources.open_parquet(
             spark,
-            f"{folder}/checkins.parquet",
+            f"{self._folder(settings)}/checkins.parquet",
             needed_by="The job checkins",
             remedy="Point source.path at a folder that holds checkins.parquet and pois.parquet.",
         )
-        listed = sources.read_parquet(
-            spark,
-            settings.source.pois_path or f"{folder}/pois.parquet",
-            needed_by="The job checkins",
-            remedy="Put the POI catalogue there, or name it with --set source.pois_path=FILE.",
-        )
         checkins = sources.pick_columns(
-            rows,
+            opened,
             "checkins.parquet",
             required=REQUIRED,
             optional=OPTIONAL,
@@ -86,20 +135,14 @@ class CheckinFolder:
             warnings=self.warnings,
             unread=UNREAD,
         )
-        catalogue = sources.pick_columns(
-            listed,
-            "pois.parquet",
-            required=POI_REQUIRED,
-            optional=POI_OPTIONAL,
-            remedy="A POI needs poi_id, latitude and longitude, for example ('p1', 40.71, -74.0).",
-            warnings=self.warnings,
-            unread=POI_UNREAD,
-        )
-        actions = build_actions(checkins.withColumn("action_ts_ms", F.unix_millis("utc_time")))
-        return build_delivery(actions, describe_pois(catalogue), settings, day=day)
+        return build_actions(checkins.withColumnRenamed("utc_time", "action_ts_ms"))
 
-    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
-        return sources.collect_requests(impressions, day=day, action_type=ACTION_TYPE)
+    def read_catalogue(self, spark: SparkSession, settings: Settings) -> DataFrame | None:
+        path = settings.source.pois_path or f"{self._folder(settings)}/pois.parquet"
+        return read_catalogue(spark, path, self.name, self.warnings)
+
+    def _folder(self, settings: Settings) -> str:
+        return self.path(settings, "the folder of check-ins").rstrip("/")
 
 
 def deliver(context: JobContext, spark: SparkSession) -> JobSummary:
@@ -107,21 +150,43 @@ def deliver(context: JobContext, spark: SparkSession) -> JobSummary:
     return sources.deliver(CheckinFolder(), context, spark)
 
 
+def read_catalogue(spark: SparkSession, path: str, job: str, warnings: list[str]) -> DataFrame:
+    """Reads a catalogue of POIs from Parquet, in columns of `raw_pois`."""
+    opened = sources.open_parquet(
+        spark,
+        path,
+        needed_by=f"The job {job}",
+        remedy="Put the POI catalogue there, or name it with --set source.pois_path=FILE.",
+    )
+    picked = sources.pick_columns(
+        opened,
+        "pois.parquet" if path.endswith("pois.parquet") else "the POI catalogue",
+        required=POI_REQUIRED,
+        optional=POI_OPTIONAL,
+        remedy="A POI needs poi_id, latitude and longitude, for example ('p1', 40.71, -74.0).",
+        warnings=warnings,
+        unread=POI_UNREAD,
+    )
+    return describe_pois(picked)
+
+
 def build_actions(checkins: DataFrame) -> DataFrame:
     """Turns check-ins into raw actions.
 
     Args:
-        checkins: user_id, poi_id, category, longitude, latitude, action_ts_ms, tz_offset_min.
+        checkins: user_id, poi_id, category, longitude, latitude, action_ts_ms, tz_offset_min, record, is_torn.
 
     Returns:
         Rows of `raw_actions` without `day`. The id is a hash of user, time and POI alone, so that a check-
-        in delivered twice is recognised as an exact duplicate.
+        in delivered twice is recognised as an exact duplicate, also where blanks around an id differ.
     """
     parts = [
-        F.coalesce(F.col(name).cast("string"), F.lit("")) for name in ("user_id", "action_ts_ms", "poi_id")
+        F.coalesce(column, F.lit(""))
+        for column in (trimmed("user_id"), F.col("action_ts_ms").cast("string"), trimmed("poi_id"))
     ]
+    is_torn = F.col("is_torn")
     return checkins.select(
-        F.sha2(F.concat_ws("|", *parts), 256).alias("action_id"),
+        F.when(~is_torn, F.sha2(F.concat_ws("|", *parts), 256)).alias("action_id"),
         "user_id",
         "poi_id",
         F.lit(ACTION_TYPE).alias("action_type"),
@@ -132,6 +197,8 @@ def build_actions(checkins: DataFrame) -> DataFrame:
         F.col("longitude").alias("poi_lon"),
         F.col("latitude").alias("poi_lat"),
         "category",
+        F.when(is_torn, F.col("record")).alias("corrupt_record"),
+        "record",
         F.lit(False).alias("is_simulated"),
     )
 
@@ -147,82 +214,66 @@ def describe_pois(catalogue: DataFrame) -> DataFrame:
         F.col("longitude").alias("poi_lon"),
         F.col("latitude").alias("poi_lat"),
         "description",
+        "record",
     )
-
-
-def derive_pois(actions: DataFrame) -> DataFrame:
-    """Makes a catalogue from actions, where no file gives one.
-
-    Median place, most frequent category (ties: first in the alphabet). Only what the given actions say
-    enters, so a catalogue of day D knows nothing of later days.
-    """
-    usable = actions.where("poi_id IS NOT NULL")
-    places = usable.groupBy("poi_id").agg(
-        F.median("poi_lon").alias("poi_lon"), F.median("poi_lat").alias("poi_lat")
-    )
-    by_count = Window.partitionBy("poi_id").orderBy(F.desc("count"), F.asc("category"))
-    categories = (
-        usable.where("category IS NOT NULL")
-        .groupBy("poi_id", "category")
-        .count()
-        .withColumn("rank", F.row_number().over(by_count))
-        .where("rank = 1")
-        .select("poi_id", "category")
-    )
-    return places.join(categories, "poi_id", "left")
 
 
 def build_delivery(
-    actions: DataFrame, pois: DataFrame | None, settings: Settings, *, day: date
+    actions: DataFrame,
+    pois: DataFrame | None,
+    settings: Settings,
+    *,
+    day: date,
+    warehouse: Warehouse | None = None,
 ) -> Mapping[str, DataFrame]:
-    """Cuts the delivery of a day out of everything a source holds.
+    """Makes the delivery of a day out of everything a source holds.
 
     Args:
         actions: all rows of `raw_actions` that the source holds, without `day`.
         pois: its catalogue in the columns of `raw_pois`, `first_seen_date` left out; None to derive it from
             the actions.
-        settings: `source.since` and the settings of simulated impressions.
+        settings: `clean` and the settings of simulated impressions.
         day: the day of the delivery.
+        warehouse: what other days have delivered; None for nothing.
     """
-    since = settings.source.since
-    up_to_day = sources.keep_window(actions, "action_ts_ms", day=day, since=None)
-    catalogue = derive_pois(up_to_day) if pois is None else pois
+    is_due = ~is_later(F.col("action_ts_ms"), day=day)
+    delivered = None if warehouse is None else warehouse.actions
+    up_to_day = actions.where(is_due)
+    new = up_to_day if delivered is None else compute_once(keep_new_actions(up_to_day, delivered))
+    judged = keep_good_actions(actions, day=LAST_DAY, settings=settings.clean)
+    good_ever = compute_once(judged.drop("record", "corrupt_record"))
+    good = good_ever.where(is_due)
+    catalogue = _derive(good, settings, day=day, warehouse=warehouse) if pois is None else pois
     # Of later days only this is used: what comes later is not delivered yet.
-    dated = with_first_seen(catalogue, actions)
-    visits = keep_visits(up_to_day, dated)
+    dated = with_first_seen(catalogue, good_ever)
+    due = dated.where(F.coalesce("first_seen_date", F.lit(day)) <= F.lit(day))
+    known = due if warehouse is None else keep_changed_pois(due, warehouse)
+    visits = keep_visits(good, dated)
     # Cut the plan: every recall list starts from the requests, and would compute them anew.
-    requests = compute_once(pick_requests(visits, settings.impressions, day=day, since=since))
-    first_seen = F.coalesce("first_seen_date", F.lit(day))
-    # A listed POI that nobody has visited comes with the first delivery, which is the one without `since`.
-    is_new = sources.keep_dates(first_seen, day=day, since=since) & (
-        F.col("first_seen_date").isNotNull() | F.lit(since is None)
+    requests = compute_once(
+        pick_requests(visits, settings.impressions, day=day, new=None if delivered is None else new)
     )
     return {
-        "raw_actions": sources.keep_window(actions, "action_ts_ms", day=day, since=since),
-        "raw_pois": dated.where(is_new)
-        .withColumn("is_closed", F.lit(False))
-        .withColumn("is_simulated", F.lit(False)),
+        "raw_actions": new,
+        "raw_pois": known.withColumn("is_closed", F.lit(False)).withColumn("is_simulated", F.lit(False)),
         "raw_impressions": simulate_impressions(requests, visits, dated, settings.impressions, day=day),
     }
 
 
+def _derive(good: DataFrame, settings: Settings, *, day: date, warehouse: Warehouse | None) -> DataFrame:
+    pois = compute_once(derive_pois(good))
+    if warehouse is None or warehouse.index is None or warehouse.actions is None:
+        return pois
+    live = warehouse.index.where("valid_to IS NULL").select("poi_id", "poi_lon", "poi_lat")
+    delivered = keep_good_actions(warehouse.actions, day=day, settings=settings.clean)
+    return confirm_places(pois, live, good, delivered, moved_km=settings.index.moved_km)
+
+
 def with_first_seen(pois: DataFrame, actions: DataFrame) -> DataFrame:
-    """Adds `first_seen_date`, the UTC day of the POI's first action; null for a POI without any."""
-    dated = F.col("action_ts_ms").between(sources.FIRST_MS, sources.LAST_MS - 1)
-    first = actions.where(dated).groupBy("poi_id").agg(F.min("action_ts_ms").alias("_first_ms"))
+    """Adds `first_seen_date`, the UTC day of the POI's first good action; null for a POI without any."""
+    first = actions.groupBy("poi_id").agg(F.min("action_ts_ms").alias("_first_ms"))
     return (
-        pois.join(first, "poi_id", "left")
+        pois.join(first.withColumnRenamed("poi_id", "_poi_id"), trimmed("poi_id") == F.col("_poi_id"), "left")
         .withColumn("first_seen_date", event_date(F.col("_first_ms")))
-        .drop("_first_ms")
+        .drop("_first_ms", "_poi_id")
     )
-
-
-def _folder(settings: Settings) -> str:
-    if not settings.source.path:
-        raise MissingInputError(
-            what="the folder of check-ins",
-            where="source.path (empty)",
-            needed_by="The job checkins",
-            remedy="Name it with --set source.path=FOLDER; it holds checkins.parquet and pois.parquet.",
-        )
-    return settings.source.path.rstrip("/")

@@ -15,7 +15,7 @@ from conf.rules import Rule, rules_of
 from conf.settings import CleanSettings
 from conf.tokens import action_type_id
 from etl import action_rules, spacetime
-from etl.action_rules import PAYLOAD_COLUMNS
+from etl.action_rules import CONTENT_COLUMNS
 from etl.refusal import first_reason, found_codes, with_detail
 
 SLOT_FIELDS = ("index_version", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id")
@@ -142,7 +142,7 @@ def _with_duplicates(checked: DataFrame, known: DataFrame) -> DataFrame:
     )
     # Joined before the window: rows that lie together by id lie together for it too, not the other way round.
     ranked = (
-        checked.withColumn("content_hash", F.xxhash64(*PAYLOAD_COLUMNS))
+        checked.withColumn("content_hash", F.xxhash64(*CONTENT_COLUMNS))
         .join(kept, "clean_action_id", "left")
         .withColumns(
             {"first_hash": F.first("content_hash").over(same_id), "nth": F.row_number().over(same_id)}

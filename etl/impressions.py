@@ -20,7 +20,6 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.settings import ImpressionSettings
-from etl.sources import FIRST_MS, LAST_MS, keep_dates
 from etl.spacetime import distance_km, event_date, is_on_earth, local_hour, tz_offset_from_longitude
 
 OWN_ACTIONS = 30
@@ -76,7 +75,7 @@ def keep_visits(actions: DataFrame, pois: DataFrame) -> DataFrame:
     """Keeps one row per (user, time, POI) with known POI and valid time, at the catalogue's place of the POI.
 
     Args:
-        actions: all raw actions up to the day of the delivery.
+        actions: good actions up to the day of the delivery (`etl/derived_pois.py`).
         pois: catalogue with poi_id, poi_lon and poi_lat.
     """
     places = pois.select("poi_id", "poi_lon", "poi_lat").where(
@@ -86,8 +85,7 @@ def keep_visits(actions: DataFrame, pois: DataFrame) -> DataFrame:
     offset = F.col("tz_offset_min")
     hour = local_hour(F.col("action_ts_ms"), F.col("tz_offset_min"))
     return (
-        actions.where(F.col("action_ts_ms").between(FIRST_MS, LAST_MS - 1) & F.col("user_id").isNotNull())
-        .groupBy("action_id", "user_id", "action_ts_ms", "poi_id")
+        actions.groupBy("action_id", "user_id", "action_ts_ms", "poi_id")
         .agg(F.min("tz_offset_min").alias("tz_offset_min"))
         .join(places, "poi_id")
         .withColumn("tz_offset_min", F.when(offset.between(-840, 840), offset).otherwise(nautical))
@@ -97,14 +95,20 @@ def keep_visits(actions: DataFrame, pois: DataFrame) -> DataFrame:
 
 
 def pick_requests(
-    visits: DataFrame, settings: ImpressionSettings, *, day: date, since: date | None
+    visits: DataFrame, settings: ImpressionSettings, *, day: date, new: DataFrame | None
 ) -> DataFrame:
-    """Makes requests of visits after `since` (null: any) whose user was seen before: one row per request.
+    """Makes requests of new visits whose user was seen before: one row per request.
 
-    Beside the request it holds the target (`poi_id`) and `own_poi_ids`, the user's latest POIs, last first.
+    Args:
+        visits: from `keep_visits`, the new ones and all before.
+        settings: recall settings.
+        day: day of the delivery.
+        new: `action_id` of the actions that are new on the day; None if all are.
+
+    Returns:
+        The request, the target (`poi_id`) and `own_poi_ids`, the user's latest POIs, last first.
     """
-    first_day = day - timedelta(days=settings.since_days)
-    start = first_day if since is None else max(first_day, since)
+    start = day - timedelta(days=settings.since_days)
     by_time = Window.partitionBy("user_id").orderBy("action_ts_ms", "poi_id").rowsBetween(-OWN_ACTIONS, -1)
     earlier = F.collect_list(F.struct("action_ts_ms", "poi_id", "poi_lon", "poi_lat")).over(by_time)
     # A row before this one in the order may still carry the same time: it is not earlier.
@@ -114,10 +118,13 @@ def pick_requests(
     )
     # try_element_at: the array of a user's first action is empty, and the row is dropped below.
     previous = F.try_element_at("earlier", F.lit(-1))
+    asking = visits.withColumn("earlier", earlier).where(
+        (F.col("event_date") > F.lit(start)) & (F.col("event_date") <= F.lit(day)) & (F.size("earlier") > 0)
+    )
+    if new is not None:
+        asking = asking.join(new.select("action_id").distinct(), "action_id", "left_semi")
     return (
-        visits.withColumn("earlier", earlier)
-        .where(keep_dates(F.col("event_date"), day=day, since=start) & (F.size("earlier") > 0))
-        .withColumn("_rank", F.row_number().over(by_hash))
+        asking.withColumn("_rank", F.row_number().over(by_hash))
         .where(F.col("_rank") <= settings.max_requests_per_day)
         .select(
             F.concat(F.lit("sim-"), "action_id").alias("request_id"),
@@ -147,7 +154,7 @@ def _recall_nearby(requests: DataFrame, listed: DataFrame, settings: ImpressionS
     )
     looked_at = (
         requests.withColumn("around", F.explode(around))
-        .withColumn("cell_x", _cell(F.col("user_lon"), CELL_DEG) + F.col("around.x"))
+        .withColumn("cell_x", _wrap(_cell(F.col("user_lon"), CELL_DEG) + F.col("around.x"), CELL_DEG))
         .withColumn("cell_y", _cell(F.col("user_lat"), CELL_DEG) + F.col("around.y"))
         .select("request_id", "event_date", "user_lon", "user_lat", "cell_x", "cell_y")
     )
@@ -172,7 +179,7 @@ def _keep_oldest(pois: DataFrame) -> DataFrame:
     oldest = Window.partitionBy("cell_x", "cell_y").orderBy("first_seen_date", "poi_id")
     return (
         pois.where("first_seen_date IS NOT NULL AND poi_lon IS NOT NULL AND poi_lat IS NOT NULL")
-        .withColumn("cell_x", _cell(F.col("poi_lon"), CELL_DEG))
+        .withColumn("cell_x", _wrap(_cell(F.col("poi_lon"), CELL_DEG), CELL_DEG))
         .withColumn("cell_y", _cell(F.col("poi_lat"), CELL_DEG))
         .withColumn("_rank", F.row_number().over(oldest))
         .where(F.col("_rank") <= PER_CELL)
@@ -185,7 +192,7 @@ def _recall_popular(requests: DataFrame, visits: DataFrame, *, day: date, num_da
     first = (day - timedelta(days=num_days)).replace(day=1)
     months = F.sequence(F.lit(first), F.lit(day.replace(day=1)), F.expr("INTERVAL 1 MONTH"))
     region = [
-        _cell(F.col("poi_lon"), REGION_DEG).alias("region_x"),
+        _wrap(_cell(F.col("poi_lon"), REGION_DEG), REGION_DEG).alias("region_x"),
         _cell(F.col("poi_lat"), REGION_DEG).alias("region_y"),
     ]
     counted = (
@@ -200,7 +207,7 @@ def _recall_popular(requests: DataFrame, visits: DataFrame, *, day: date, num_da
         "request_id",
         "period",
         F.trunc("event_date", "month").alias("month"),
-        _cell(F.col("user_lon"), REGION_DEG).alias("region_x"),
+        _wrap(_cell(F.col("user_lon"), REGION_DEG), REGION_DEG).alias("region_x"),
         _cell(F.col("user_lat"), REGION_DEG).alias("region_y"),
     )
     return asked.join(popular, ["month", "period", "region_x", "region_y"]).select(
@@ -223,3 +230,9 @@ def _choose(recalled: DataFrame, settings: ImpressionSettings) -> DataFrame:
 
 def _cell(degrees: Column, side: float) -> Column:
     return F.floor(degrees / F.lit(side))
+
+
+def _wrap(cell_x: Column, side: float) -> Column:
+    """Counts cells on across the date line: the one east of the last is the first."""
+    around = F.lit(round(360 / side))
+    return F.pmod(cell_x + around / 2, around).cast("bigint") - (around / 2).cast("bigint")

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import IndexFullError, IndexOrderError
-from conf.settings import IndexSettings
+from conf.settings import IndexSettings, Settings
 from conf.taxonomy import load_taxonomy
 from etl import categories, poi_index
 from etl.nightly import A_SOURCE, Night
@@ -21,13 +21,15 @@ from etl.poi_slots import state_before
 from etl.session import compute_once
 
 LOGGER = logging.getLogger(__name__)
+MAX_PLACES_SHOWN = 5
+"""Shared places that are named in warnings, the largest first."""
 
 
 def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     """Indexes the POIs of the day.
 
     Raises:
-        IndexOrderError: a later day has been indexed.
+        IndexOrderError: a later day has been indexed, and this one holds POIs.
         IndexFullError: a block would hold more POIs than there are inner ids; nothing is written.
     """
     night, day, settings = Night(context, spark), context.day, context.settings
@@ -37,9 +39,25 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
         night.read_or_empty(name).where(F.col("index_version") == version)
         for name in ("poi_index", "blocks", "categories")
     )
-    _check_order(index, day)
+    last_day = _last_day(index)
+    if last_day is not None and last_day > day:
+        if (
+            not raw.isEmpty()
+            or not index.where((F.col("indexed_day") == day) | (F.col("changed_day") == day)).isEmpty()
+        ):
+            raise IndexOrderError(day=str(day), last_day=str(last_day))
+        night.summary.notes |= {
+            "warnings": [f"{last_day} is indexed and {day} brings no POI: the index stays as it is"]
+        }
+        return night.summary
     before = state_before(index, day=day)
-    judged = compute_once(poi_index.judge_pois(raw, before, day=day, settings=settings.clean))
+    judged = compute_once(
+        poi_index.with_shared_places(
+            poi_index.judge_pois(raw, before, day=day, settings=settings.clean),
+            before,
+            max_pois=settings.clean.max_pois_at_place,
+        )
+    )
     counts = night.count(judged, table="raw_pois", rows_in=raw.count())
 
     new_categories, pois = _with_categories(
@@ -74,6 +92,7 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     night.merge(new_blocks, "blocks", delete_where=of_day)
     night.merge(slots, "poi_index", delete_where=of_day.replace("first_day", "indexed_day"))
     night.summary.notes |= counts
+    _warn_of_shared_places(night, judged, settings)
     return night.summary
 
 
@@ -84,6 +103,24 @@ def describe_pois(accepted: DataFrame) -> DataFrame:
     return accepted.withColumns(
         {"poi_id": F.col("clean_poi_id"), "leaf": leaf, "text": poi_index.poi_text(), "name": name}
     )
+
+
+def _warn_of_shared_places(night: Night, judged: DataFrame, settings: Settings) -> None:
+    """Names in a warning the places at which too many POIs lie to have been put there one by one."""
+    flagged = judged.where(
+        F.array_contains("repairs", poi_index.SHARED_PLACE) & (F.col("status") == "accepted")
+    )
+    largest = flagged.groupBy("poi_lon", "poi_lat").agg(F.max("num_at_place").alias("n"))
+    for row in largest.orderBy(F.desc("n"), "poi_lon", "poi_lat").limit(MAX_PLACES_SHOWN).collect():
+        warning = (
+            f"{row['n']} POIs lie at exactly lon {row['poi_lon']}, lat {row['poi_lat']}, more than "
+            f"clean.max_pois_at_place={settings.clean.max_pois_at_place}: a geocoder's fallback? They are indexed, "
+            "and move when the catalogue delivers their places"
+        )
+        LOGGER.warning("poi_index %s: %s", night.context.day, warning)
+        warnings = night.summary.notes.setdefault("warnings", [])
+        assert isinstance(warnings, list)
+        warnings.append(warning)
 
 
 def measure_growth(slots: DataFrame, *, day: date, settings: IndexSettings) -> DataFrame:
@@ -168,10 +205,10 @@ def _with_categories(pois: DataFrame, known: DataFrame, context: JobContext) -> 
     return new, pois.join(F.broadcast(ids), "leaf", "left").fillna(0, ["category_id"])
 
 
-def _check_order(index: DataFrame, day: date) -> None:
+def _last_day(index: DataFrame) -> date | None:
+    """Returns the last day on which the index changed."""
     row = index.agg(F.max("changed_day").alias("last")).first()
-    if row is not None and row["last"] is not None and row["last"] > day:
-        raise IndexOrderError(day=str(day), last_day=str(row["last"]))
+    return None if row is None else row["last"]
 
 
 def _next_id(known: DataFrame, column: str, first: int) -> int:

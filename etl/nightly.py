@@ -15,10 +15,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import MissingInputError, RowsLostError
+from conf.errors import EmptyDeliveryError, MissingInputError, RowsLostError
 from conf.tables import QUARANTINED_ROWS, TABLES
 from conf.taxonomy import load_taxonomy
-from etl import action_sequences, clean_actions, commits, contracts, storage, user_places
+from etl import action_rules, action_sequences, clean_actions, commits, contracts, storage, user_places
 from etl.poi_slots import state_before
 from etl.refusal import count_rows, tally, to_quarantine
 from etl.session import compute_once, local_frame
@@ -26,6 +26,8 @@ from etl.session import compute_once, local_frame
 LOGGER = logging.getLogger(__name__)
 MAX_BROADCAST_ROWS = 1_000_000
 """Rows of a day up to which the keys in them (ids of some tens of bytes) are broadcast."""
+MAX_REASONS = 5
+"""Reasons that an error names, the most frequent first."""
 A_SOURCE = "SOURCE (synthetic, checkins, tsmc, getnext or actions)"
 
 
@@ -124,7 +126,7 @@ class Night:
         self.summary.steps[name] = self.summary.steps.get(name, 0.0) + seconds
         LOGGER.info("%s %s: %s took %.1f s", self.context.job, self.context.day, name, seconds)
 
-    def count(self, judged: DataFrame, *, table: str, rows_in: int) -> dict[str, object]:
+    def count(self, judged: DataFrame, *, table: str, rows_in: int) -> dict[str, dict[str, int]]:
         """Takes the counts of judged rows into the summary.
 
         Returns:
@@ -150,12 +152,21 @@ class Night:
 
 
 def clean_day(
-    context: JobContext, spark: SparkSession, *, as_of: date | None = None, skip_equal: bool = False
+    context: JobContext,
+    spark: SparkSession,
+    *,
+    as_of: date | None = None,
+    skip_equal: bool = False,
+    may_refuse_all: bool = False,
 ) -> JobSummary:
     """Cleans the day: `raw_actions` -> `cleaned_actions`, `user_places`, `quarantined_rows`.
 
     The catalogue is read as it stood at the end of `as_of`, by default the day: a backfill judges as the
     night did. Later days are not looked at: `etl/catch_up.py` does.
+
+    Raises:
+        RowsLostError: the counts do not add up; nothing is written.
+        EmptyDeliveryError: every row was refused, unless `may_refuse_all`; they are in quarantine.
     """
     night, day, settings = Night(context, spark, skip_equal=skip_equal), context.day, context.settings
     note = commits.note_of(spark, night.root, "cleaned_actions", as_of=as_of)
@@ -194,11 +205,18 @@ def clean_day(
         accepted, known_categories, places, at_place_km=settings.places.at_place_m / 1000
     )
     night.quarantine(
-        judged.where("status = 'refused'"), source_table="raw_actions", columns=clean_actions.PAYLOAD_COLUMNS
+        judged.where("status = 'refused'"), source_table="raw_actions", columns=action_rules.PAYLOAD_COLUMNS
     )
     night.replace(places, "user_places")
     night.replace(cleaned, "cleaned_actions", note=note)
     night.summary.notes |= counts
+    refused = night.summary.rows_refused
+    if refused and refused == rows_in and not may_refuse_all:
+        # After the writing, so that the quarantine says why; the raw rows stay for a replay.
+        shown = ", ".join(
+            f"{reason} {number}" for reason, number in list(counts["reasons"].items())[:MAX_REASONS]
+        )
+        raise EmptyDeliveryError(path="raw_actions", day=str(day), refused=refused, reasons=shown)
     return night.summary
 
 

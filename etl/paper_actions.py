@@ -1,24 +1,24 @@
-"""Actions in the paper's own form (JSON lines or Parquet) -> the raw tables (paper 3.1).
+"""Actions in the paper's own form (JSON or Parquet) -> the raw tables (paper 3.1).
 
 Run: python -m etl actions --day D --set source.path=PATH. `EXAMPLE` is one record; "action_id" and
-"tz_offset_min" are optional. Values of a wrong type become null; a line that is no JSON goes to
+"tz_offset_min" are optional. Values of a wrong type become null; a text that is no record goes to
 `corrupt_record` as it is, so that the cleaning counts it. The POI catalogue is `source.pois_path` (columns as
 in `etl/checkins.py`) or derived from the actions. Impressions are simulated.
 """
 
-from collections.abc import Mapping
-from datetime import date
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import MissingInputError
 from conf.settings import Settings
+from etl import judging, source_files, source_json, sources
 from etl import schema_drift as drift
-from etl import sources
-from etl.checkins import POI_OPTIONAL, POI_REQUIRED, POI_UNREAD, build_delivery, describe_pois
+from etl import source_values as values
+from etl.checkins import FileSource
+from etl.source_files import FilePart, InputFiles
 
 NEEDED_BY = "The job actions"
 REQUESTED_TYPE = "click"
@@ -34,43 +34,35 @@ RECORD = (
     "action_id string, tz_offset_min string, corrupt_record string"
 )
 SCALARS = {
-    "time": "bigint",
-    "user_id": "string",
-    "poi_id": "string",
+    "time": "epoch",
+    "user_id": "id",
+    "poi_id": "id",
     "category": "string",
     "action_type": "string",
-    "action_id": "string",
-    "tz_offset_min": "int",
+    "action_id": "id",
+    "tz_offset_min": "minutes",
 }
+"""Keys and their kinds (`etl/source_values.py`)."""
 PLACES, AXES = ("user_geo", "poi_geo"), ("x", "y")
 REQUIRED = ("time", "user_id", "poi_id", "action_type")
 REMEDY = f"A record looks like this: {EXAMPLE}."
+REMEDY_PATH = "Name the file or folder with --set source.path=PATH."
 
 
-class PaperActions:
-    """JSON lines or Parquet in the paper's form; names that end in `.parquet` are Parquet."""
+class PaperActions(FileSource):
+    """JSON or Parquet in the paper's form; names that end in `.parquet` are Parquet."""
 
     name = "actions"
+    requested_type = REQUESTED_TYPE
 
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
-        path = settings.source.path
-        if not path:
-            raise MissingInputError(
-                what="the file of actions",
-                where="source.path (empty)",
-                needed_by=NEEDED_BY,
-                remedy="Name it with --set source.path=PATH.",
-            )
-        read = _read_parquet if path.rstrip("/").endswith(".parquet") else _read_json
-        records = read(spark, path, self.warnings)
-        catalogue = _read_catalogue(spark, settings, self.warnings)
-        return build_delivery(shape_actions(records), catalogue, settings, day=day)
-
-    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
-        return sources.collect_requests(impressions, day=day, action_type=REQUESTED_TYPE)
+    def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
+        path = self.path(settings, "the file of actions")
+        found = source_files.find_files(spark, path, what="text", needed_by=NEEDED_BY, remedy=REMEDY_PATH)
+        is_parquet = [file.lower().endswith((".parquet", ".parq", ".pq")) for file in found.files]
+        if path.rstrip("/").endswith(".parquet") or all(is_parquet):
+            return shape_actions(_read_parquet(spark, found, path, self.warnings))
+        self.warnings += found.warnings
+        return shape_actions(_read_json(spark, found, path, self.warnings))
 
 
 def deliver(context: JobContext, spark: SparkSession) -> JobSummary:
@@ -79,85 +71,132 @@ def deliver(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def shape_actions(records: DataFrame) -> DataFrame:
-    """Turns records (`RECORD`) into rows of `raw_actions` without `day`.
+    """Turns records into rows of `raw_actions` without `day`.
 
-    Without an id, a hash of the content is the id.
+    Args:
+        records: the fields of `RECORD`, those of `SCALARS` converted under their names with `_value`, and `record`.
+
+    Without an id, a hash of the content is the id; blanks around ids and the spelling of numbers do not count.
     """
-    content = F.to_json(
-        F.struct(*(name for name in records.columns if name not in ("action_id", "corrupt_record")))
-    )
+    said = {
+        name: F.coalesce(F.col(f"{name}_value").cast("string"), F.col(name))
+        for name in ("time", "tz_offset_min")
+    } | {name: judging.clean_id(F.col(f"{name}_value")) for name in ("user_id", "poi_id")}
+    names = [
+        field.name for field in _record_type().fields if field.name not in ("action_id", "corrupt_record")
+    ]
+    content = F.to_json(F.struct(*(said.get(name, F.col(name)).alias(name) for name in names)))
     is_corrupt = F.col("corrupt_record").isNotNull()
     return records.select(
-        F.when(~is_corrupt, F.coalesce("action_id", F.sha2(content, 256))).alias("action_id"),
-        "user_id",
-        "poi_id",
+        F.when(~is_corrupt, F.coalesce("action_id_value", F.sha2(content, 256))).alias("action_id"),
+        F.col("user_id_value").alias("user_id"),
+        F.col("poi_id_value").alias("poi_id"),
         "action_type",
-        F.col("time").try_cast("bigint").alias("action_ts_ms"),
-        F.col("tz_offset_min").try_cast("int").alias("tz_offset_min"),
+        F.col("time_value").alias("action_ts_ms"),
+        F.col("tz_offset_min_value").alias("tz_offset_min"),
         *(_coordinate("user_geo", axis).alias(name) for axis, name in (("x", "user_lon"), ("y", "user_lat"))),
         *(_coordinate("poi_geo", axis).alias(name) for axis, name in (("x", "poi_lon"), ("y", "poi_lat"))),
         # "food, French food": the levels from the top; raw_actions keeps the text as logged.
         "category",
         "corrupt_record",
+        "record",
         F.lit(False).alias("is_simulated"),
     )
 
 
 def _coordinate(geo: str, axis: str) -> Column:
-    return F.col(geo).getField(axis).try_cast("double")
+    return values.degrees(F.col(geo).getField(axis), T.StringType())
 
 
-def _read_json(spark: SparkSession, path: str, warnings: list[str]) -> DataFrame:
-    lines = sources.read_lines(
-        spark, path, needed_by=NEEDED_BY, remedy="Name the file or folder with --set source.path=PATH."
-    )
-    warnings += _check_lines(lines, path)
+def _read_json(spark: SparkSession, found: InputFiles, path: str, warnings: list[str]) -> DataFrame:
+    records = source_json.read_records(spark, found)
+    folders = [name for name in records.columns if name in SCALARS]
+    objects = records.where("is_object")
+    warnings += _check_records(objects, path, folders)
     options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": "corrupt_record"}
-    return lines.select(F.from_json("value", RECORD, options).alias("record")).select("record.*")
+    parsed = records.withColumn("parsed", F.from_json("record", RECORD, options))
+    columns = {}
+    for field in _record_type().fields:
+        value = F.when(F.col("is_object"), F.col(f"parsed.{field.name}"))
+        columns[field.name] = F.coalesce(value, F.col(field.name)) if field.name in folders else value
+    columns["corrupt_record"] = F.when(F.col("is_object"), F.col("parsed.corrupt_record")).otherwise(
+        F.col("record")
+    )
+    named = parsed.select("record", *(column.alias(name) for name, column in columns.items()))
+    converted = {}
+    for name, kind in SCALARS.items():
+        text = F.col(name)
+        if kind == "id":
+            text = values.json_id(text, F.col("record"), name)
+        converted[f"{name}_value"] = values.convert(text, T.StringType(), kind)
+    return named.withColumns(converted)
 
 
-def _check_lines(lines: DataFrame, path: str) -> list[str]:
+def _check_records(records: DataFrame, path: str, folders: list[str]) -> list[str]:
     """Looks at the keys and values of the first records; returns warnings, raises SchemaError."""
-    keys = F.array_distinct(F.flatten(F.collect_set(F.json_object_keys("value"))))
-    row = lines.limit(drift.SAMPLE_ROWS).agg(F.array_sort(keys).alias("keys")).first()
+    keys = F.array_distinct(F.flatten(F.collect_set(F.json_object_keys("record"))))
+    row = records.limit(drift.SAMPLE_ROWS).agg(F.array_sort(keys).alias("keys")).first()
     known = row["keys"] if row is not None else []
     if not known:
-        return []  # no line is a record: the cleaning counts them
-    drift.require_names(known, path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
+        return []  # nothing is a record: the cleaning counts them
+    drift.require_names([*known, *folders], path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
     probes = []
-    for name, wanted in SCALARS.items():
-        given = F.get_json_object("value", f"$.{name}")
+    for name, kind in SCALARS.items():
+        given = F.get_json_object("record", f"$.{name}")
         # from_json reads an object into a text column as it stands; no id looks like that.
-        converted = F.when(~given.rlike(r"^\s*[\[{]"), given).try_cast(wanted)
-        probes.append(drift.Probe(name, wanted, "JSON", given, converted))
+        plain = F.when(~given.rlike(r"^\s*[\[{]"), given)
+        expected = values.SPARK_TYPES[kind]
+        probes.append(drift.Probe(name, expected, "JSON", given, values.convert(plain, T.StringType(), kind)))
     for place in PLACES:
-        whole = F.get_json_object("value", f"$.{place}")
+        whole = F.get_json_object("record", f"$.{place}")
         for axis in AXES:
-            value = F.get_json_object("value", f"$.{place}.{axis}")
+            value = F.get_json_object("record", f"$.{place}.{axis}")
             # A place without this axis does not convert; one whose axis is null has no value.
             has_axis = F.array_contains(F.json_object_keys(whole), axis)
             given = F.when(F.coalesce(has_axis, F.lit(False)), value).otherwise(whole)
-            probes.append(drift.Probe(f"{place}.{axis}", "double", "JSON", given, value.try_cast("double")))
-    drift.refuse_unconverted(lines, path, probes, remedy=REMEDY)
+            converted = values.degrees(value, T.StringType())
+            probes.append(drift.Probe(f"{place}.{axis}", "double", "JSON", given, converted))
+    drift.refuse_unconverted(records, path, probes, remedy=REMEDY)
     return drift.describe_unread(path, [key for key in known if key not in {*SCALARS, *PLACES}])
 
 
-def _read_parquet(spark: SparkSession, path: str, warnings: list[str]) -> DataFrame:
-    rows = sources.read_parquet(
-        spark, path, needed_by=NEEDED_BY, remedy="Name the file or folder with --set source.path=PATH."
-    )
-    drift.require_columns(rows, path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
-    drift.require_types(rows, path, SCALARS, remedy=REMEDY)
-    have, columns = set(rows.columns), []
+def _read_parquet(spark: SparkSession, found: InputFiles, path: str, warnings: list[str]) -> DataFrame:
+    parts = source_files.open_parquet(spark, found)
+    names = [[*part.frame.columns, *part.unknown] for part in parts]
+    warnings += [*found.warnings, *source_files.describe_differences(found, names)]
+    everything = list(dict.fromkeys(name for group in names for name in group))
+    warnings += drift.describe_additions(everything, path, {*SCALARS, *PLACES})
+    return reduce(DataFrame.unionByName, (_read_part(part, path) for part in parts))
+
+
+def _read_part(part: FilePart, path: str) -> DataFrame:
+    """Reads Parquet files of one schema into the fields of `RECORD` and the converted values."""
+    rows, there = part.frame, [*part.frame.columns, *part.unknown]
+    matched = drift.match_columns(there, path, (*SCALARS, *PLACES), remedy=REMEDY)
+    drift.require_names(there, path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
+    drift.require_kinds(part, path, SCALARS, remedy=REMEDY, names=matched)
+    columns, converted = [], []
     for field in _record_type().fields:  # in their order: ids are made from the content
-        value = F.col(field.name) if field.name in have & {*SCALARS, *PLACES} else F.lit(None)
-        if field.name in have & set(PLACES):
-            axes = _axes(rows, field.name, path)
-            drift.require_types(axes, path, dict.fromkeys(axes.columns, "double"), remedy=REMEDY)
+        value = F.col(f"`{matched[field.name]}`") if field.name in matched else F.lit(None)
+        if field.name in SCALARS:
+            kind, name = SCALARS[field.name], matched.get(field.name)
+            result = (
+                F.lit(None).cast(values.SPARK_TYPES[kind])
+                if name is None
+                else values.convert(
+                    value, rows.schema[name].dataType, kind, is_nanoseconds=name in part.nanoseconds
+                )
+            )
+            converted.append(result.alias(f"{field.name}_value"))
+        if field.name in PLACES and field.name in matched:
+            axes = _axes(rows, matched[field.name], path)
+            drift.require_kinds(FilePart(axes), path, dict.fromkeys(axes.columns, "degrees"), remedy=REMEDY)
             value = F.struct(*(value.getField(axis).cast("string").alias(axis) for axis in AXES))
         columns.append(value.cast(field.dataType).alias(field.name))
-    warnings += drift.describe_additions(rows, path, {*SCALARS, *PLACES})
-    return rows.select(*columns)
+    record = F.to_json(
+        F.struct(*(F.col(f"`{name}`") for name in rows.columns)), {"ignoreNullFields": "false"}
+    )
+    return rows.select(*columns, *converted, record.alias("record"))
 
 
 def _record_type() -> T.StructType:
@@ -171,27 +210,4 @@ def _axes(rows: DataFrame, place: str, path: str) -> DataFrame:
     kind = rows.schema[place].dataType
     if not isinstance(kind, T.StructType) or not set(AXES) <= set(kind.names):
         drift.refuse_column(rows, path, place, "struct<x: double, y: double>", remedy=REMEDY)
-    return rows.select(*(F.col(place).getField(axis).alias(f"{place}.{axis}") for axis in AXES))
-
-
-def _read_catalogue(spark: SparkSession, settings: Settings, warnings: list[str]) -> DataFrame | None:
-    if not settings.source.pois_path:
-        return None
-    listed = sources.read_parquet(
-        spark,
-        settings.source.pois_path,
-        needed_by=NEEDED_BY,
-        remedy="Name the catalogue with --set source.pois_path=FILE.",
-    )
-    remedy = "A POI needs poi_id, latitude and longitude, for example ('p1', 39.91, 116.41)."
-    return describe_pois(
-        sources.pick_columns(
-            listed,
-            "the POI catalogue",
-            required=POI_REQUIRED,
-            optional=POI_OPTIONAL,
-            remedy=remedy,
-            warnings=warnings,
-            unread=POI_UNREAD,
-        )
-    )
+    return rows.select(*(F.col(f"`{place}`").getField(axis).alias(f"{place}.{axis}") for axis in AXES))

@@ -29,8 +29,11 @@ from etl.refusal import (
 )
 
 PAYLOAD_COLUMNS = tuple(name for name in RAW_POIS.column_names if name != "day")
+CONTENT_COLUMNS = tuple(name for name in PAYLOAD_COLUMNS if name != "record")
+"""What a row says of a POI, however its file spelled it."""
 TEXT_SEPARATOR = ". "
 DUPLICATE = "poi_duplicate_id"
+SHARED_PLACE = "poi_shared_place"
 SWAPPED_NEAR_KM = 100.0
 """A POI that seems to have moved too far is swapped if it lies nearer than this the other way round."""
 
@@ -58,7 +61,7 @@ def judge_pois(raw: DataFrame, before: DataFrame, *, day: date, settings: CleanS
         {
             "reason": first_reason(row_rules, _refusals(settings)),
             "repairs": found_codes(_repairs(day)),
-            "content_hash": F.xxhash64(*PAYLOAD_COLUMNS),
+            "content_hash": F.xxhash64(*CONTENT_COLUMNS),
         }
     )
     order = [F.desc_nulls_last("is_closed"), *(F.asc_nulls_last(name) for name in PAYLOAD_COLUMNS)]
@@ -73,6 +76,32 @@ def judge_pois(raw: DataFrame, before: DataFrame, *, day: date, settings: CleanS
         {"status": status, "reason": F.when(is_conflict, F.lit(DUPLICATE)).otherwise(F.col("reason"))}
     )
     return with_detail(judged.drop("content_hash", "first_hash", "nth"), refusing)
+
+
+def with_shared_places(judged: DataFrame, before: DataFrame, *, max_pois: int) -> DataFrame:
+    """Flags accepted POIs at a place where more than `max_pois` lie, to the last digit of both coordinates.
+
+    Args:
+        judged: result of `judge_pois`.
+        before: the index before the day.
+        max_pois: as many shops of one mall may share a place.
+
+    Returns:
+        The same rows, `poi_shared_place` among their `repairs`, plus `num_at_place` (null where it is not counted).
+    """
+    place = ["poi_lon", "poi_lat"]
+    delivered = judged.where("status = 'accepted'").select(F.col("clean_poi_id").alias("poi_id"), *place)
+    live = before.where("valid_to IS NULL").select("poi_id", *place)
+    at_place = (
+        delivered.unionByName(live.join(delivered.select(*place).distinct(), place, "left_semi"))
+        .groupBy(*place)
+        .agg(F.count_distinct("poi_id").alias("num_at_place"))
+        .where(F.col("num_at_place") > max_pois)
+    )
+    flagged = F.array_sort(F.array_append("repairs", F.lit(SHARED_PLACE)))
+    is_shared = F.col("num_at_place").isNotNull() & (F.col("status") == "accepted")
+    joined = judged.join(F.broadcast(at_place), place, "left")
+    return joined.withColumn("repairs", F.when(is_shared, flagged).otherwise(F.col("repairs")))
 
 
 def compare_with_index(pois: DataFrame, *, day: date, moved_km: float, cell_km: float) -> DataFrame:
@@ -193,7 +222,9 @@ def _with_last_slot(rows: DataFrame, before: DataFrame) -> DataFrame:
 def _refusals(settings: CleanSettings) -> dict[str, Column]:
     lon, lat, poi = F.col("poi_lon"), F.col("poi_lat"), F.col("clean_poi_id")
     at = (F.col("slot.poi_lon"), F.col("slot.poi_lat"))
-    is_far = spacetime.distance_km(lon, lat, *at) > settings.max_poi_move_km
+    # Where logged actions lie is found from many rows; only a catalogue's single place may be a slip.
+    is_derived = F.coalesce("is_derived", F.lit(False))
+    is_far = ~is_derived & (spacetime.distance_km(lon, lat, *at) > settings.max_poi_move_km)
     is_near_swapped = spacetime.distance_km(lat, lon, *at) <= SWAPPED_NEAR_KM
     is_on_earth = spacetime.is_on_earth(lon, lat)
     return {

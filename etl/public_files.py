@@ -4,18 +4,20 @@ Run: python -m etl tsmc --day D --set source.path=FILE (or getnext). Both become
 `etl/checkins.py`; the catalogue is derived from the check-ins up to the day, since neither file has one.
 """
 
-from collections.abc import Mapping
-from datetime import date
+from collections.abc import Sequence
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import MissingInputError, SchemaError
+from conf.errors import SchemaError
 from conf.settings import Settings
-from etl import sources
-from etl.checkins import ACTION_TYPE, build_actions, build_delivery
+from etl import judging, sources
+from etl import source_values as values
+from etl.checkins import FileSource, build_actions
 from etl.schema_drift import Probe, describe_unread, refuse_unconverted
+from etl.sources import CORRUPT
 
 TSMC_COLUMNS = (
     "user_id",
@@ -28,14 +30,14 @@ TSMC_COLUMNS = (
     "utc_time",
 )
 GETNEXT_REQUIRED = {
-    "user_id": "string",
-    "POI_id": "string",
+    "user_id": "id",
+    "POI_id": "id",
     "POI_catname": "string",
-    "latitude": "double",
-    "longitude": "double",
+    "latitude": "degrees",
+    "longitude": "degrees",
     "UTC_time": "string",
 }
-GETNEXT_OPTIONAL = {"timezone": "double"}
+GETNEXT_OPTIONAL = {"timezone": "minutes"}
 GETNEXT_UNREAD = (
     "POI_catid", "POI_catid_code", "local_time", "day_of_week", "norm_in_day_time", "trajectory_id",
     "norm_day_shift", "norm_relative_time",
@@ -50,60 +52,55 @@ TSMC_REMEDY = (
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-class TsmcFile:
-    """The TSMC2014 TSV: eight columns without a header, Latin-1, times with names of weekday and month."""
+class TsmcFile(FileSource):
+    """The TSMC2014 TSV: eight columns without a header, Latin-1 or UTF-8, times with names of weekday and month."""
 
     name = "tsmc"
 
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
-        path = _path(settings, self.name)
-        # An extra column shows rows with more fields than the format has; Spark would cut them off silently.
-        schema = ", ".join(f"{name} string" for name in (*TSMC_COLUMNS, "excess"))
-        options = {"sep": "\t", "encoding": "ISO-8859-1", "quote": "", "mode": "PERMISSIVE"}
-        rows = sources.read_text_table(
+    def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
+        path = self.path(settings, "the file of check-ins")
+        opened = sources.open_tsv(
             spark,
             path,
-            schema,
-            options,
+            TSMC_COLUMNS,
+            encoding="ISO-8859-1",
             needed_by="The job tsmc",
             remedy="Name the file with --set source.path=FILE.",
         )
-        self.warnings += _check_format(rows, path)
+        rows = opened.parts[0].frame
+        self.warnings += [*opened.warnings, *_check_format(rows, path)]
+        text = {name: _decoded(F.col(name)) for name in (*TSMC_COLUMNS, CORRUPT)}
+        rows = rows.withColumns(text)
+        kinds = dict.fromkeys(("user_id", "venue_id"), "id") | {"tz_offset_min": "minutes"}
+        kinds |= {"latitude": "degrees", "longitude": "degrees"}
+        converted = {name: _convert(name, kind).alias(name) for name, kind in kinds.items()}
+        fields = F.to_json(F.struct(*TSMC_COLUMNS), {"ignoreNullFields": "false"})
+        num_fields = F.size(F.split(CORRUPT, "\t"))
         checkins = rows.select(
-            "user_id",
-            F.col("venue_id").alias("poi_id"),
+            converted["user_id"],
+            converted["venue_id"].alias("poi_id"),
             "category",
-            F.col("latitude").try_cast("double").alias("latitude"),
-            F.col("longitude").try_cast("double").alias("longitude"),
-            F.col("tz_offset_min").try_cast("int").alias("tz_offset_min"),
+            *(converted[name] for name in ("latitude", "longitude", "tz_offset_min")),
             parse_time(F.col("utc_time")).alias("action_ts_ms"),
+            F.coalesce(CORRUPT, fields).alias("record"),
+            # More than eight: the eight before them are where they should be.
+            F.coalesce(num_fields < len(TSMC_COLUMNS), F.lit(False)).alias("is_torn"),
         )
-        return build_delivery(build_actions(checkins), None, settings, day=day)
-
-    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
-        return sources.collect_requests(impressions, day=day, action_type=ACTION_TYPE)
+        return build_actions(checkins)
 
 
-class GetnextFile:
+class GetnextFile(FileSource):
     """The CSV of GETNext (`NYC_train.csv` and its like), read by the names in its header."""
 
     name = "getnext"
 
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
-        rows = sources.read_csv(
-            spark,
-            _path(settings, self.name),
-            needed_by="The job getnext",
-            remedy="Name the file with --set source.path=FILE.",
+    def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
+        path = self.path(settings, "the file of check-ins")
+        opened = sources.open_csv(
+            spark, path, needed_by="The job getnext", remedy="Name the file with --set source.path=FILE."
         )
         named = sources.pick_columns(
-            rows,
+            opened,
             "the GETNext CSV",
             required=GETNEXT_REQUIRED,
             optional=GETNEXT_OPTIONAL,
@@ -120,13 +117,12 @@ class GetnextFile:
             F.col("POI_catname").alias("category"),
             "latitude",
             "longitude",
-            F.col("timezone").try_cast("int").alias("tz_offset_min"),
+            F.col("timezone").alias("tz_offset_min"),
             parse_time(F.col("UTC_time")).alias("action_ts_ms"),
+            "record",
+            "is_torn",
         )
-        return build_delivery(build_actions(checkins), None, settings, day=day)
-
-    def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
-        return sources.collect_requests(impressions, day=day, action_type=ACTION_TYPE)
+        return build_actions(checkins)
 
 
 def deliver_tsmc(context: JobContext, spark: SparkSession) -> JobSummary:
@@ -144,14 +140,29 @@ def parse_time(text: Column) -> Column:
 
     Spark's own parser does not read names of weekdays, so the first form is rearranged.
     """
-    words = F.split(F.trim(text), " +")
+    words = F.split(judging.clean_id(text), " +")
     month = F.array_position(F.array(*map(F.lit, MONTHS)), F.get(words, F.lit(1)))
-    parts = (F.get(words, F.lit(5)), F.lpad(month.cast("string"), 2, "0"), F.get(words, F.lit(2)))
+    parts = (
+        F.get(words, F.lit(5)),
+        F.lpad(month.cast("string"), 2, "0"),
+        F.lpad(F.get(words, F.lit(2)), 2, "0"),
+    )
     rearranged = F.concat(
         F.concat_ws("-", *parts), F.lit(" "), F.get(words, F.lit(3)), F.get(words, F.lit(4))
     )
     is_long = F.size(words) == 6
-    return F.unix_millis(F.when(is_long, rearranged).otherwise(text).try_cast("timestamp"))
+    return values.clock_ms(F.when(is_long, rearranged).otherwise(text))
+
+
+def _decoded(text: Column) -> Column:
+    """Returns text that was read as Latin-1 as what it is: UTF-8 where its bytes are that, which is no accident."""
+    as_utf8 = F.encode(text, "ISO-8859-1").cast("string")
+    return F.when(F.is_valid_utf8(as_utf8), F.ltrim(as_utf8, F.lit("\ufeff"))).otherwise(text)
+
+
+def _convert(name: str, kind: str) -> Column:
+    given = F.col(name)
+    return values.convert(values.untyped_id(given) if kind == "id" else given, T.StringType(), kind)
 
 
 def _check_format(rows: DataFrame, path: str) -> list[str]:
@@ -165,8 +176,9 @@ def _check_format(rows: DataFrame, path: str) -> list[str]:
     first = rows.first()
     if first is None:
         return []
-    if first["utc_time"] is None:
-        found = sum(value is not None for value in first)
+    given: Sequence[str | None] = [first[name] for name in TSMC_COLUMNS]
+    if given[-1] is None:
+        found = sum(value is not None for value in given)
         raise SchemaError(
             table=path,
             column="utc_time",
@@ -175,24 +187,14 @@ def _check_format(rows: DataFrame, path: str) -> list[str]:
             remedy=TSMC_REMEDY,
         )
     probes = [
-        Probe(name, kind, "text", F.col(name), F.col(name).try_cast(kind))
-        for name, kind in (("latitude", "double"), ("longitude", "double"), ("tz_offset_min", "int"))
+        Probe(name, values.SPARK_TYPES[kind], "text", F.col(name), _convert(name, kind))
+        for name, kind in (("latitude", "degrees"), ("longitude", "degrees"), ("tz_offset_min", "minutes"))
     ]
     probes.append(_time_probe("utc_time", "Tue Apr 03 18:00:09 +0000 2012"))
     refuse_unconverted(rows, path, probes, remedy=TSMC_REMEDY)
-    return describe_unread(path, ["those after the eighth"] if first["excess"] is not None else [])
+    has_more = first[CORRUPT] is not None
+    return describe_unread(path, ["those after the eighth"] if has_more else [])
 
 
 def _time_probe(name: str, form: str) -> Probe:
     return Probe(name, f"time like {form}", "text", F.col(name), parse_time(F.col(name)))
-
-
-def _path(settings: Settings, job: str) -> str:
-    if not settings.source.path:
-        raise MissingInputError(
-            what="the file of check-ins",
-            where="source.path (empty)",
-            needed_by=f"The job {job}",
-            remedy="Name it with --set source.path=FILE.",
-        )
-    return settings.source.path

@@ -13,22 +13,14 @@ from typing import NoReturn
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
 from conf.errors import SchemaError
+from etl import source_values as values
+from etl.source_files import FilePart
 
 SAMPLE_ROWS = 1000
 MAX_UNCONVERTED = 0.5
 """Share of the values of a column that may fail to convert; of a column that changed its type nearly all do."""
-NESTED = (T.ArrayType, T.MapType, T.StructType)
-SAFE: dict[str, tuple[type[T.DataType], ...]] = {
-    "string": (T.DataType,),
-    "int": (T.ByteType, T.ShortType, T.IntegerType),
-    "bigint": (T.ByteType, T.ShortType, T.IntegerType, T.LongType),
-    "double": (T.NumericType,),
-    "timestamp": (T.TimestampType, T.TimestampNTZType, T.DateType),
-}
-"""Types of which every value converts, by the type that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -50,39 +42,85 @@ class Probe:
     converted: Column
 
 
-def require_columns(frame: DataFrame, table: str, required: Mapping[str, str], *, remedy: str) -> None:
-    """Checks that the columns are there.
+def match_columns(
+    names: Collection[str], table: str, wanted: Collection[str], *, remedy: str
+) -> dict[str, str]:
+    """Finds the columns that are wanted, without regard to case.
+
+    Returns:
+        Wanted name -> name in the file, for those that are there.
+
+    Raises:
+        SchemaError: two columns of the file differ in case only, so nobody can tell which is meant.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if name.lower() in found:
+            raise SchemaError(
+                table=table,
+                column=name,
+                expected="one column of that name",
+                found=f"two, {found[name.lower()]!r} and {name!r}",
+                remedy="Rename one of them, or leave it out.",
+            )
+        found[name.lower()] = name
+    return {name: found[name.lower()] for name in wanted if name.lower() in found}
+
+
+def require_names(names: Collection[str], table: str, required: Mapping[str, str], *, remedy: str) -> None:
+    """Checks that the names are among those of a file, without regard to case.
 
     Raises:
         SchemaError: one is missing.
     """
-    require_names(frame.columns, table, required, remedy=remedy)
-
-
-def require_names(names: Collection[str], table: str, required: Mapping[str, str], *, remedy: str) -> None:
-    """Checks that the names are among those of a file; raises as `require_columns`."""
+    lower = {name.lower() for name in names}
     for name, wanted in required.items():
-        if name not in names:
+        if name.lower() not in lower:
             found = f"no such column (columns there: {', '.join(names)})"
             raise SchemaError(table=table, column=name, expected=wanted, found=found, remedy=remedy)
 
 
-def require_types(frame: DataFrame, table: str, wanted: Mapping[str, str], *, remedy: str) -> None:
-    """Checks that the columns, where they are there, hold values of a type that converts.
+def require_kinds(
+    part: FilePart,
+    table: str,
+    wanted: Mapping[str, str],
+    *,
+    remedy: str,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Checks that the columns, where they are there, hold values that convert.
+
+    Args:
+        part: files as opened.
+        table: what the file is called in errors.
+        wanted: kind of every column (`etl/source_values.py`).
+        remedy: what to do about a file that does not fit.
+        names: what the columns are called in the file, where that differs.
 
     Raises:
-        SchemaError: a column holds structs, arrays or maps, or most of its first values do not convert.
+        SchemaError: a column has a type that cannot be converted, or most of its first values do not convert.
     """
     probes = []
-    for field in frame.schema.fields:
-        expected, kind = wanted.get(field.name), field.dataType
-        if expected is None or always_converts(kind, expected):
+    for column, kind in wanted.items():
+        name = (names or {}).get(column, column)
+        expected = values.EXPECTED.get(kind, kind)
+        if name in part.unknown:
+            raise SchemaError(
+                table=table, column=name, expected=expected, found=part.unknown[name], remedy=remedy
+            )
+        if name not in part.frame.columns:
             continue
-        if not may_convert(kind, expected):
-            refuse_column(frame, table, field.name, expected, remedy=remedy)
-        given = F.col(f"`{field.name}`")
-        probes.append(Probe(field.name, expected, kind.simpleString(), given, given.try_cast(expected)))
-    refuse_unconverted(frame, table, probes, remedy=remedy)
+        dtype = part.frame.schema[name].dataType
+        if name in part.nanoseconds and kind in ("clock", "epoch"):
+            continue
+        if not values.may_hold(kind, dtype):
+            refuse_column(part.frame, table, name, expected, remedy=remedy)
+        if not values.always_converts(kind, dtype):
+            given = F.col(f"`{name}`")
+            probes.append(
+                Probe(name, expected, dtype.simpleString(), given, values.convert(given, dtype, kind))
+            )
+    refuse_unconverted(part.frame, table, probes, remedy=remedy)
 
 
 def refuse_column(frame: DataFrame, table: str, name: str, expected: str, *, remedy: str) -> NoReturn:
@@ -136,26 +174,15 @@ def refuse_unconverted(frame: DataFrame, table: str, probes: Sequence[Probe], *,
             )
 
 
-def describe_additions(frame: DataFrame, table: str, known: Collection[str]) -> list[str]:
+def describe_additions(names: Collection[str], table: str, known: Collection[str]) -> list[str]:
     """Returns a warning that names the columns which no one reads; none if there are none."""
-    return describe_unread(table, [name for name in frame.columns if name not in known])
+    lower = {name.lower() for name in known}
+    return describe_unread(table, [name for name in names if name.lower() not in lower])
 
 
 def describe_unread(table: str, names: Sequence[str]) -> list[str]:
     """Returns a warning that names columns, if there are any."""
     return [f"{table} has columns that are not read: {', '.join(names)}"] if names else []
-
-
-def always_converts(kind: T.DataType, wanted: str) -> bool:
-    """Tells whether every value of a type converts into the wanted one."""
-    if isinstance(kind, NESTED):
-        return False
-    return kind.simpleString() == wanted or isinstance(kind, SAFE.get(wanted, ()))
-
-
-def may_convert(kind: T.DataType, wanted: str) -> bool:
-    """Tells whether values of a type may convert: text may hold anything; a number is no time, its unit is a guess."""
-    return isinstance(kind, T.StringType) or (isinstance(kind, T.NumericType) and wanted != "timestamp")
 
 
 def _unwrap(shown: str) -> str:

@@ -1,38 +1,49 @@
-"""What a source of raw tables is, and how the delivery of one day is cut out and written.
+"""What a source of raw tables is, and how the delivery of one day is made and written.
 
 A source is one small class with a `name` and a `read` method that returns the raw tables of a day as
 frames; adding one touches nothing but its own file and the job table in `etl/__main__.py`. What all sources
-share is here: which rows belong to a delivery, reading files with errors that say what to do, and writing.
+share is here: opening files with errors that say what to do, counting what became of every record, and writing.
 
-Delivery of day D: rows carry `day` = D. Delivered are events that happened after `source.since` (null: ever)
-up to and including D: the first night brings all history, every later one its own day.
+Delivery of day D: rows carry `day` = D. Delivered is what happened up to and including D and has not been delivered on
+another day (`etl/deliveries.py`): the first night brings all history, every later one what is new by then. Every record
+of the source is delivered, known (other days have delivered it) or outside of the window (later than D), and the
+summary tells how many.
 """
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
+from functools import reduce
 from typing import Protocol
 
 from py4j.protocol import Py4JJavaError
-from pyspark.errors import AnalysisException, PySparkException
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import CorruptInputError, MissingInputError
+from conf.errors import CorruptInputError, EmptyDeliveryError, IndexOrderError, MissingInputError
 from conf.settings import Settings
 from conf.tables import TABLES
-from etl import contracts, storage
-from etl.schema_drift import describe_additions, require_columns, require_types
+from etl import contracts, source_files, storage
+from etl import schema_drift as drift
+from etl import source_values as values
+from etl.deliveries import Warehouse, shape
 from etl.session import local_frame
+from etl.source_files import FilePart
 from etl.spacetime import event_date
 
 LOGGER = logging.getLogger(__name__)
 
 DELIVERED_TABLES = ("raw_actions", "raw_pois", "raw_profiles", "raw_impressions", "ranking_requests")
-FIRST_MS, LAST_MS = 10**12, 10**13
-"""Times within are 13-digit epoch milliseconds (2001 to 2286); others cannot be dated."""
+CORRUPT = "_torn_record"
+"""Column of delimited text that holds the record as it came, where it has too few or too many values."""
+
+UNPRUNED = {"columnPruning": "false"}
+"""Has Spark parse all columns of a record, whichever are used: else it does not see that there are too few or many."""
 
 
 class Source(Protocol):
@@ -41,15 +52,26 @@ class Source(Protocol):
     Attributes:
         name: name of the job.
         warnings: what is odd about the delivery and does not stop it, filled by `read`: columns that nobody reads.
+        counts: what became of the records of the source, filled by `read`, for the notes of the summary; empty for a
+            source that makes its records.
     """
 
     name: str
     warnings: list[str]
+    counts: dict[str, int]
 
-    def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
+    def read(
+        self, spark: SparkSession, settings: Settings, *, day: date, warehouse: Warehouse | None = None
+    ) -> Mapping[str, DataFrame]:
         """Returns the delivery of a day: frames by raw table, `ranking_requests` apart.
 
         Columns that a frame lacks are delivered as null, `day` is added; tables left out are delivered empty.
+
+        Args:
+            spark: session.
+            settings: where the source is.
+            day: the day of the delivery.
+            warehouse: what other days have delivered; None for nothing.
         """
         ...
 
@@ -65,12 +87,17 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
         MissingInputError: a file of the source is not there.
         CorruptInputError: a file cannot be read as what it should be.
         SchemaError: a required column is missing, or has changed to a type that does not convert; nothing is written.
+        EmptyDeliveryError: the source holds no record at all; nothing is written.
+        IndexOrderError: later days have been indexed, and the delivery holds POIs that they lack; nothing is written.
     """
-    summary = JobSummary()
-    frames = dict(source.read(spark, context.settings, day=context.day))
-    summary.notes["warnings"] = source.warnings
-    for warning in source.warnings:
-        LOGGER.warning("%s %s: %s", source.name, context.day, warning)
+    summary, warehouse = JobSummary(), Warehouse(spark, context.settings, context.day)
+    try:
+        frames = dict(source.read(spark, context.settings, day=context.day, warehouse=warehouse))
+        _check_order(frames.get("raw_pois"), warehouse, source.name)
+    except (PySparkException, Py4JJavaError) as error:
+        raise _read_failure(error, context.settings) from error
+    if source.counts and not source.counts["records"]:
+        raise EmptyDeliveryError(path=context.settings.source.path, day=str(context.day))
     for name in DELIVERED_TABLES:
         started = time.perf_counter()
         if name == "ranking_requests" and "raw_impressions" in frames:
@@ -87,22 +114,46 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
         summary.notes[f"rows_{name}"] = rows
         summary.steps[name] = time.perf_counter() - started
         LOGGER.info("%s %s: %d rows of %s, %.1f s", source.name, context.day, rows, name, summary.steps[name])
+    warnings = [*source.warnings, *_account_for(source, summary, context)]
+    summary.notes["warnings"] = warnings
+    for warning in warnings:
+        LOGGER.warning("%s %s: %s", source.name, context.day, warning)
     return summary
 
 
-def keep_window(frame: DataFrame, ts_ms: str, *, day: date, since: date | None) -> DataFrame:
-    """Keeps the rows whose time lies in the days after `since` up to `day`.
+def _account_for(source: Source, summary: JobSummary, context: JobContext) -> list[str]:
+    """Says in the notes what became of every record; returns a warning if nothing was new."""
+    if not source.counts:
+        return []
+    counts, rows = source.counts, int(str(summary.notes["rows_raw_actions"]))
+    known = counts["records"] - counts["later"] - rows
+    summary.notes["records"] = {
+        "in_source": counts["records"],
+        "delivered": rows,
+        "delivered_on_other_days": known,
+        "after_the_day": counts["later"],
+    }
+    LOGGER.info(
+        "%s %s: %d records in the source = %d delivered + %d delivered on other days + %d after the day",
+        source.name, context.day, counts["records"], rows, known, counts["later"],
+    )  # fmt: skip
+    if rows:
+        return []
+    return [
+        f"nothing is new on {context.day}: of {counts['records']} records in {context.settings.source.path} other days "
+        f"have delivered {known}, and {counts['later']} are later than the day"
+    ]
 
-    Rows whose time cannot be dated (null, or not 13-digit milliseconds) are kept: no day would claim them
-    later, and it is for the cleaning to refuse and count them.
-    """
-    in_window = keep_dates(F.col("_event_date"), day=day, since=since)
-    dated = F.col(ts_ms).between(FIRST_MS, LAST_MS - 1)
-    return (
-        frame.withColumn("_event_date", F.when(dated, event_date(F.col(ts_ms))))
-        .where(F.col("_event_date").isNull() | in_window)
-        .drop("_event_date")
-    )
+
+def _check_order(pois: DataFrame | None, warehouse: Warehouse, source: str) -> None:
+    """Stops a delivery for a day before the last indexed one if it brings POIs: the index could not take them in."""
+    last = warehouse.last_indexed_day
+    if pois is None or last is None or last <= warehouse.day or pois.isEmpty():
+        return
+    known = storage.read_table(warehouse.spark, warehouse.root, "poi_index").select("poi_id")
+    new = pois.select(F.btrim("poi_id").alias("poi_id")).join(known, "poi_id", "left_anti")
+    if not new.isEmpty():
+        raise IndexOrderError(day=str(warehouse.day), last_day=str(last), source=source)
 
 
 def keep_dates(column: Column, *, day: date, since: date | None) -> Column:
@@ -111,39 +162,72 @@ def keep_dates(column: Column, *, day: date, since: date | None) -> Column:
     return condition if since is None else condition & (column > F.lit(since))
 
 
-def read_parquet(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> DataFrame:
+@dataclass(frozen=True)
+class Opened:
+    """Files as opened: their rows in one or more parts, and what is odd about them."""
+
+    parts: Sequence[FilePart]
+    warnings: Sequence[str] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all columns of all parts, each once."""
+        return list(dict.fromkeys(name for part in self.parts for name in part.frame.columns))
+
+
+def open_parquet(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> Opened:
     """Opens a Parquet file or folder; errors name the path and what to do."""
-    return _open(lambda: spark.read.parquet(path), path, "Parquet", needed_by, remedy)
+    found = source_files.find_files(spark, path, what="Parquet", needed_by=needed_by, remedy=remedy)
+    parts = source_files.open_parquet(spark, found)
+    names = [[*part.frame.columns, *part.unknown] for part in parts]
+    return Opened(parts, [*found.warnings, *source_files.describe_differences(found, names)])
 
 
-def read_text_table(
-    spark: SparkSession, path: str, schema: str, options: Mapping[str, str], *, needed_by: str, remedy: str
-) -> DataFrame:
-    """Opens a delimited text file without a header, columns by position as in `schema`."""
-    return _open(
-        lambda: spark.read.options(**options).schema(schema).csv(path),
-        path,
-        "delimited text",
-        needed_by,
-        remedy,
+def open_csv(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> Opened:
+    """Opens CSV files with a header each; every column is text, `CORRUPT` holds records of another width.
+
+    Quoted values may hold line ends (RFC 4180). Where a stray quote makes one record of many lines, the lines are read
+    one by one, so that only the line with the quote is refused.
+    """
+    found = source_files.find_files(spark, path, what="CSV", needed_by=needed_by, remedy=remedy)
+    by_header: dict[tuple[str, ...], list[str]] = {}
+    for file in found.files:
+        by_header.setdefault(source_files.read_header(spark, file), []).append(file)
+    parts = []
+    for header, files in by_header.items():
+        if not header:
+            continue
+        schema = T.StructType([T.StructField(name, T.StringType()) for name in (*header, CORRUPT)])
+        reader = spark.read.options(**found.options(), columnNameOfCorruptRecord=CORRUPT, **UNPRUNED)
+        reader = reader.schema(schema)
+        rows = reader.csv(list(files), header=True, escape='"', multiLine=True)
+        parts.append(FilePart(_reread_lines(rows, schema)))
+    if not parts:
+        raise MissingInputError(what="a header", where=path, needed_by=needed_by, remedy=remedy)
+    return Opened(
+        parts, [*found.warnings, *source_files.describe_differences(found, [p.frame.columns for p in parts])]
     )
 
 
-def read_csv(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> DataFrame:
-    """Opens a CSV file with a header; every column is text."""
-    return _open(
-        lambda: spark.read.csv(path, header=True, escape='"', multiLine=False), path, "CSV", needed_by, remedy
-    )
-
-
-def read_lines(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> DataFrame:
-    """Opens a text file; one column `value` with one row per line that is not blank."""
-    lines = _open(lambda: spark.read.text(path), path, "text", needed_by, remedy)
-    return lines.where(F.trim("value") != "")
+def open_tsv(
+    spark: SparkSession, path: str, names: Sequence[str], *, encoding: str, needed_by: str, remedy: str
+) -> Opened:
+    """Opens tab-separated files without header or quotes, columns by position; `CORRUPT` as in `open_csv`."""
+    found = source_files.find_files(spark, path, what="delimited text", needed_by=needed_by, remedy=remedy)
+    schema = T.StructType([T.StructField(name, T.StringType()) for name in (*names, CORRUPT)])
+    options = {
+        "sep": "\t",
+        "encoding": encoding,
+        "quote": "",
+        "columnNameOfCorruptRecord": CORRUPT,
+        **UNPRUNED,
+    }
+    rows = spark.read.options(**found.options(), **options).schema(schema).csv(list(found.files))
+    return Opened([FilePart(rows)], found.warnings)
 
 
 def pick_columns(
-    frame: DataFrame,
+    opened: Opened,
     table: str,
     *,
     required: Mapping[str, str],
@@ -152,31 +236,78 @@ def pick_columns(
     warnings: list[str],
     unread: Collection[str] = (),
 ) -> DataFrame:
-    """Selects columns by name with the given types; single values that do not convert become null.
+    """Selects columns by name, converted by kind; single values that do not convert become null.
 
     Args:
-        frame: a file as opened; the order of its columns does not matter.
+        opened: files as opened; neither the order nor the case of their columns matters.
         table: what the file is called in errors.
-        required: types of columns that must be there.
-        optional: types of columns that are null where they are not there.
+        required: kinds of columns that must be there (`etl/source_values.py`).
+        optional: kinds of columns that are null where they are not there.
         remedy: what to do about a file that does not fit.
-        warnings: takes a sentence that names the columns which nobody reads.
+        warnings: takes sentences about files and columns that nobody reads.
         unread: columns that are known and not needed, and so no cause for a warning.
+
+    Returns:
+        The columns, plus `record`, the row as it came (its columns as JSON, or its text where it could not be told
+        apart), and `is_torn`: it has too few or too many values.
 
     Raises:
         SchemaError: a required column is missing, or the values of a column do not convert.
     """
-    wanted = {**required, **optional}
-    require_columns(frame, table, required, remedy=remedy)
-    require_types(frame, table, wanted, remedy=remedy)
-    warnings += describe_additions(frame, table, {*wanted, *unread})
-    have = set(frame.columns)
-    return frame.select(
-        *(
-            (F.col(f"`{name}`").try_cast(kind) if name in have else F.lit(None).cast(kind)).alias(name)
-            for name, kind in wanted.items()
-        )
+    wanted, frames = {**required, **optional}, []
+    for part in opened.parts:
+        there = [name for name in (*part.frame.columns, *part.unknown) if name != CORRUPT]
+        names = drift.match_columns(there, table, wanted, remedy=remedy)
+        described = {name: values.EXPECTED.get(kind, kind) for name, kind in required.items()}
+        drift.require_names(there, table, described, remedy=remedy)
+        drift.require_kinds(part, table, wanted, remedy=remedy, names=names)
+        frames.append(_convert(part, wanted, names))
+    warnings += opened.warnings
+    warnings += drift.describe_additions(
+        [name for name in opened.names if name != CORRUPT]
+        + [name for part in opened.parts for name in part.unknown],
+        table,
+        {*wanted, *unread},
     )
+    return reduce(DataFrame.unionByName, frames)
+
+
+def _convert(part: FilePart, wanted: Mapping[str, str], names: Mapping[str, str]) -> DataFrame:
+    frame, has_text = part.frame, CORRUPT in part.frame.columns
+    columns = []
+    for name, kind in wanted.items():
+        if name not in names:
+            columns.append(F.lit(None).cast(values.SPARK_TYPES[kind]).alias(name))
+            continue
+        actual = names[name]
+        given = F.col(f"`{actual}`")
+        if has_text and kind == "id":
+            given = values.untyped_id(given)
+        is_nanoseconds = actual in part.nanoseconds
+        columns.append(
+            values.convert(given, frame.schema[actual].dataType, kind, is_nanoseconds=is_nanoseconds).alias(
+                name
+            )
+        )
+    whole = F.to_json(
+        F.struct(*(F.col(f"`{name}`") for name in frame.columns if name != CORRUPT)),
+        {"ignoreNullFields": "false"},
+    )
+    record = F.coalesce(F.col(CORRUPT), whole) if has_text else whole
+    is_torn = F.col(CORRUPT).isNotNull() if has_text else F.lit(False)
+    return frame.select(*columns, record.alias("record"), is_torn.alias("is_torn"))
+
+
+def _reread_lines(rows: DataFrame, schema: T.StructType) -> DataFrame:
+    """Takes records of another width apart at their line ends and reads each line by itself."""
+    folders = [name for name in rows.columns if name not in schema.names]
+    options = {"columnNameOfCorruptRecord": CORRUPT, "escape": '"'}
+    lines = F.filter(F.split(CORRUPT, r"\r?\n"), lambda line: line != "")
+    apart = F.transform(lines, lambda line: F.from_csv(line, schema.toDDL(), options))
+    whole = F.array(F.struct(*(F.col(f"`{name}`") for name in schema.names)))
+    is_torn = F.coalesce(F.col(CORRUPT).contains("\n"), F.lit(False))
+    records = F.explode(F.when(is_torn, apart).otherwise(whole)).alias("_row")
+    return rows.select(*folders, records).select(*folders, "_row.*")
 
 
 def collect_requests(impressions: DataFrame, *, day: date, action_type: str) -> DataFrame:
@@ -195,19 +326,7 @@ def _shape(spark: SparkSession, frame: DataFrame | None, name: str, day: date) -
     contract = TABLES[name]
     if frame is None:
         return local_frame(spark, [], contracts.spark_schema(contract))
-    have = set(frame.columns)
-    columns = [
-        F.lit(day).alias("day")
-        if column.name == "day"
-        # Bytes that are no UTF-8 become U+FFFD, which the cleaning refuses: other readers of the table fail on them.
-        else F.make_valid_utf8(column.name).alias(column.name)
-        if column.name in have and column.type == "string"
-        else F.col(column.name)
-        if column.name in have
-        else F.lit(None).cast(column.type).alias(column.name)
-        for column in contract.columns
-    ]
-    return frame.select(*columns)
+    return shape(frame.withColumn("day", F.lit(day)), contract)
 
 
 def _write(frame: DataFrame, name: str, context: JobContext, summary: JobSummary) -> int:
@@ -233,27 +352,9 @@ def _read_failure(error: Exception, settings: Settings) -> Exception:
     text = str(error)
     if "FAILED_READ_FILE" not in text and "is not a Parquet file" not in text:
         return error
-    return CorruptInputError(
-        path=settings.source.path, expected="the format of this source", cause=_first_line(text)
-    )
-
-
-def _open(read: Callable[[], DataFrame], path: str, expected: str, needed_by: str, remedy: str) -> DataFrame:
-    try:
-        return read()
-    except (PySparkException, Py4JJavaError) as error:
-        raise _input_error(error, path, expected=expected, needed_by=needed_by, remedy=remedy) from error
-
-
-def _input_error(error: Exception, path: str, *, expected: str, needed_by: str, remedy: str) -> Exception:
-    text = str(error)
-    if "PATH_NOT_FOUND" in text or "does not exist" in text:
-        return MissingInputError(what=f"the {expected} input", where=path, needed_by=needed_by, remedy=remedy)
-    if isinstance(error, AnalysisException) and "UNABLE_TO_INFER_SCHEMA" in text:
-        return MissingInputError(what=f"any {expected} file", where=path, needed_by=needed_by, remedy=remedy)
-    return CorruptInputError(path=path, expected=expected, cause=_first_line(text))
-
-
-def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[0] if lines else "no message")[:300]
+    return CorruptInputError(
+        path=settings.source.path,
+        expected="the format of this source",
+        cause=(lines or ["no message"])[0][:300],
+    )

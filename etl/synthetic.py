@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext, JobSummary
 from conf.settings import Settings
 from etl import sources
+from etl.deliveries import Warehouse
 from etl.session import compute_once
 from etl.synthetic_actions import build_visits
 from etl.synthetic_dirt import plant_dirty_actions, plant_dirty_pois
@@ -40,13 +41,19 @@ class SyntheticCity:
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.counts: dict[str, int] = {}
 
-    def read(self, spark: SparkSession, settings: Settings, *, day: date) -> Mapping[str, DataFrame]:
+    def read(
+        self, spark: SparkSession, settings: Settings, *, day: date, warehouse: Warehouse | None = None
+    ) -> Mapping[str, DataFrame]:
+        """Makes what happened after `source.since`, or where that is not set, after the last delivered day."""
         city, clean, since = settings.city, settings.clean, settings.source.since
+        if since is None and warehouse is not None:
+            since = warehouse.last_day()
         # Cut the plan: three tables start from the users, and each would analyse and compute them anew.
         users = compute_once(build_users(spark, city))
         actions = build_visits(users, city=city, after=since, until=day)
-        pois = changed_pois(spark, settings, day)
+        pois = changed_pois(spark, settings, day, since=since)
         impressions = build_impressions(users, city=city, after=since, until=day)
         known = F.col("known_date")
         profiles = build_profiles(users, city=city).where(sources.keep_dates(known, day=day, since=since))
@@ -54,7 +61,7 @@ class SyntheticCity:
             "raw_actions": plant_dirty_actions(actions, city=city, clean=clean),
             "raw_pois": plant_dirty_pois(pois, city=city, clean=clean),
             "raw_profiles": profiles.groupBy("user_id", "attribute").agg(
-                F.max_by("value", "known_date").alias("value")
+                F.max_by("value", F.struct("known_date", "value")).alias("value")
             ),
             "raw_impressions": impressions,
         }
@@ -100,7 +107,8 @@ def plant_truth(spark: SparkSession, settings: Settings, *, day: date) -> Plante
     actions = build_visits(users, city=city, after=settings.source.since, until=day)
     dirty = plant_dirty_actions(actions, city=city, clean=clean).where("planted_reason IS NOT NULL")
     dirty_id = delivered_id(F.col("action_id"), F.col("corrupt_record"))
-    pois = plant_dirty_pois(changed_pois(spark, settings, day), city=city, clean=clean)
+    changed = changed_pois(spark, settings, day, since=settings.source.since)
+    pois = plant_dirty_pois(changed, city=city, clean=clean)
     return PlantedTruth(
         users=users.withColumns(tastes).select("user_id", *places, likes.alias("likes"), *tastes),
         actions=dirty.select(dirty_id.alias("action_id"), F.col("planted_reason").alias("reason")),
@@ -115,9 +123,8 @@ def delivered_id(action_id: Column, corrupt_record: Column) -> Column:
     return F.coalesce(action_id, F.regexp_extract(corrupt_record, '"action_id": "([^"]*)"', 1))
 
 
-def changed_pois(spark: SparkSession, settings: Settings, day: date) -> DataFrame:
-    """Returns the POIs that opened, closed or moved in the days of the delivery, as they are on its day."""
-    since = settings.source.since
+def changed_pois(spark: SparkSession, settings: Settings, day: date, *, since: date | None) -> DataFrame:
+    """Returns the POIs that opened, closed or moved after `since` (null: ever), as they are on the day."""
     numbers = spark.range(settings.city.num_pois).select(F.col("id").cast("int").alias("poi_no"))
     pois = build_pois(numbers, city=settings.city, day=day)
     is_known = F.col("first_seen_date") <= F.lit(day)

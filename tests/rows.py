@@ -28,6 +28,7 @@ def action(**fields: object) -> dict[str, object]:
         "poi_lat": 52.36,
         "category": "Cafe",
         "corrupt_record": None,
+        "record": None,
         "is_simulated": False,
     }
     return _with(good, fields)
@@ -47,6 +48,8 @@ def poi(**fields: object) -> dict[str, object]:
         "description": None,
         "first_seen_date": None,
         "is_closed": None,
+        "is_derived": None,
+        "record": None,
         "is_simulated": False,
     }
     return _with(good, fields)

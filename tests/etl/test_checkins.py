@@ -1,17 +1,26 @@
 """Check-in folders: what is delivered when, what a check-in becomes, and errors that say what to do."""
 
+import argparse
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
 
 from conf.cli import JobContext
-from conf.errors import CorruptInputError, MissingInputError, SchemaError
+from conf.errors import (
+    CorruptInputError,
+    EmptyDeliveryError,
+    IndexOrderError,
+    MissingInputError,
+    SchemaError,
+)
 from conf.settings import Settings, SourceSettings
-from etl import checkins, storage
+from etl import checkins, index_job, storage
 
 FIRST, SECOND = date(2012, 4, 3), date(2012, 4, 4)
 
@@ -30,12 +39,25 @@ CHECKINS = [
 POIS = [("p1", 40.70, -74.00), ("p2", 40.71, -74.01), ("p3", 40.72, -74.02), ("p4", 40.73, -74.03)]
 
 
-def write_folder(folder: Path, *, without: str = "") -> None:
+TYPES = (
+    pa.string(),
+    pa.string(),
+    pa.string(),
+    pa.float64(),
+    pa.float64(),
+    pa.timestamp("us", "UTC"),
+    pa.int32(),
+)
+
+
+def write_folder(
+    folder: Path, *, without: str = "", rows: Sequence[tuple] = CHECKINS, pois: Sequence[tuple] = POIS
+) -> None:
     names = ("user_id", "poi_id", "category", "latitude", "longitude", "utc_time", "tz_offset_min")
-    columns = dict(zip(names, map(list, zip(*CHECKINS, strict=True)), strict=True))
-    columns.pop(without, None)
-    pq.write_table(pa.table(columns), folder / "checkins.parquet")
-    places = dict(zip(("poi_id", "latitude", "longitude"), map(list, zip(*POIS, strict=True)), strict=True))
+    schema = pa.schema(list(zip(names, TYPES, strict=True)))
+    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=schema)
+    pq.write_table(table.drop_columns([without]) if without else table, folder / "checkins.parquet")
+    places = dict(zip(("poi_id", "latitude", "longitude"), map(list, zip(*pois, strict=True)), strict=True))
     pq.write_table(pa.table(places), folder / "pois.parquet")
 
 
@@ -43,11 +65,21 @@ def with_source(settings: Settings, **source: object) -> Settings:
     return settings.model_copy(update={"source": SourceSettings.model_validate(source)})
 
 
-def read(spark: SparkSession, settings: Settings, folder: Path, **night: object) -> dict[str, DataFrame]:
-    since, day = night.get("since"), night["day"]
-    assert isinstance(day, date)
-    source = with_source(settings, path=str(folder), since=since)
-    return dict(checkins.CheckinFolder().read(spark, source, day=day))
+def read(spark: SparkSession, settings: Settings, folder: Path, *, day: date) -> dict[str, DataFrame]:
+    return dict(checkins.CheckinFolder().read(spark, with_source(settings, path=str(folder)), day=day))
+
+
+def deliver(spark: SparkSession, settings: Settings, folder: Path, day: date) -> dict[str, object]:
+    """Delivers a day and indexes its POIs; returns the notes of the delivery."""
+    source = with_source(settings, path=str(folder))
+    notes = {}
+    for job, run in (("checkins", checkins.deliver), ("poi_index", index_job.index_pois)):
+        notes[job] = run(JobContext(job, day, source, "run", False, argparse.Namespace()), spark).notes
+    return notes["checkins"]
+
+
+def of_day(spark: SparkSession, settings: Settings, table: str, day: date) -> list[Row]:
+    return storage.read_table(spark, settings.storage.root, table).where(F.col("day") == day).collect()
 
 
 def test_a_checkin_keeps_its_own_place_and_has_no_user_place(spark, settings, tmp_path):
@@ -68,6 +100,11 @@ def test_a_checkin_keeps_its_own_place_and_has_no_user_place(spark, settings, tm
         "poi_lon": -74.01,
         "poi_lat": 40.71,
         "category": None,
+        "corrupt_record": None,
+        "record": (
+            '{"user_id":"bob","poi_id":"p2","category":null,"latitude":40.71,"longitude":-74.01,'
+            '"utc_time":"2012-04-03T19:00:00.000Z","tz_offset_min":null}'
+        ),
         "is_simulated": False,
     }
 
@@ -80,26 +117,89 @@ def test_equal_checkins_get_equal_ids_so_that_cleaning_can_drop_one(spark, setti
     assert (len(ids), len(set(ids))) == (5, 4)
 
 
-def test_the_first_night_brings_all_history_and_the_next_only_its_own_day(spark, settings, tmp_path):
+def test_the_first_night_brings_all_history_and_the_next_what_is_new_and_every_record_is_counted(
+    spark, made, tmp_path
+):
     write_folder(tmp_path)
 
-    first = read(spark, settings, tmp_path, day=FIRST)
-    second = read(spark, settings, tmp_path, day=SECOND, since=FIRST)
-    both = read(spark, settings, tmp_path, day=SECOND)
+    first = deliver(spark, made, tmp_path, FIRST)
+    second = deliver(spark, made, tmp_path, SECOND)
+    again = deliver(spark, made, tmp_path, SECOND)
 
-    counts = [night["raw_actions"].count() for night in (first, second, both)]
-    assert counts == [3, 2, 5]
+    assert first["records"] == {
+        "in_source": 5, "delivered": 3, "delivered_on_other_days": 0, "after_the_day": 2
+    }  # fmt: skip
+    assert second["records"] == again["records"] == {
+        "in_source": 5, "delivered": 2, "delivered_on_other_days": 3, "after_the_day": 0
+    }  # fmt: skip
 
 
-def test_a_poi_comes_with_its_first_checkin_and_an_unvisited_one_at_once(spark, settings, tmp_path):
+def test_late_rows_come_with_the_next_delivery_and_a_missed_night_is_made_up_for(spark, made, tmp_path):
+    third = date(2012, 4, 6)
     write_folder(tmp_path)
+    deliver(spark, made, tmp_path, FIRST)
+    late = ("bob", "p1", "Bar", 40.70, -74.00, at(FIRST, 20), -240)  # of the first day, not in its file
 
-    first = read(spark, settings, tmp_path, day=FIRST)["raw_pois"]
-    second = read(spark, settings, tmp_path, day=SECOND, since=FIRST)["raw_pois"]
+    write_folder(tmp_path, rows=[*CHECKINS, late])
+    notes = deliver(spark, made, tmp_path, third)  # the night of the second day has not run
 
-    seen = {row["poi_id"]: row["first_seen_date"] for row in first.collect()}
+    times = sorted(row["action_ts_ms"] for row in of_day(spark, made, "raw_actions", third))
+    assert times == [1333483200000, 1333530000000, 1333540800000]
+    assert notes["records"]["delivered_on_other_days"] == 3
+    assert {row["poi_id"] for row in of_day(spark, made, "raw_pois", third)} == {"p3"}
+
+
+def test_a_day_out_of_order_delivers_nothing_twice_and_names_the_command_if_it_would_bring_a_poi(
+    spark, made, tmp_path
+):
+    write_folder(tmp_path, rows=CHECKINS[:3], pois=POIS[:2])
+    deliver(spark, made, tmp_path, FIRST)
+    write_folder(tmp_path, rows=CHECKINS[:3], pois=[*POIS[:2], POIS[3]])
+    deliver(spark, made, tmp_path, date(2012, 4, 6))
+    write_folder(tmp_path)
+    listed = of_day(spark, made, "raw_actions", SECOND)
+
+    with pytest.raises(IndexOrderError, match=r"python -m etl night --source checkins --day 2012-04-06"):
+        deliver(spark, made, tmp_path, SECOND)  # p3 was not listed before; p4 was
+
+    assert listed == of_day(spark, made, "raw_actions", SECOND) == []  # else it would count as delivered
+    notes = deliver(spark, made, tmp_path, date(2012, 4, 6))
+    assert notes["rows_raw_actions"] == 2
+
+
+def test_a_poi_comes_when_somebody_has_been_there_and_when_the_catalogue_says_something_else(
+    spark, made, tmp_path
+):
+    write_folder(tmp_path)
+    deliver(spark, made, tmp_path, FIRST)
+    write_folder(tmp_path, pois=[("p1", 40.70, -74.00), ("p2", 40.76, -74.01), *POIS[2:], ("p0", 95.0, 0.0)])
+
+    deliver(spark, made, tmp_path, SECOND)
+    write_folder(tmp_path, rows=[*CHECKINS, ("bob", "p3", "Park", 40.72, -74.02, at(date(2012, 4, 5), 9), 0)])
+    deliver(spark, made, tmp_path, date(2012, 4, 5))
+
+    seen = {row["poi_id"]: row["first_seen_date"] for row in of_day(spark, made, "raw_pois", FIRST)}
     assert seen == {"p1": FIRST, "p2": FIRST, "p4": None}  # p4 is listed, nobody has been there
-    assert [row["poi_id"] for row in second.collect()] == ["p3"]
+    # p2 has moved by 5 km, p3 is new, p0 is listed for the first time and refused.
+    assert {row["poi_id"] for row in of_day(spark, made, "raw_pois", SECOND)} == {"p0", "p2", "p3"}
+    # p2 has moved back; p0, were it still listed, would not be delivered again.
+    assert {row["poi_id"] for row in of_day(spark, made, "raw_pois", date(2012, 4, 5))} == {"p2"}
+
+
+def test_a_refused_poi_is_not_delivered_every_night(spark, made, tmp_path):
+    write_folder(tmp_path, pois=[*POIS, ("p0", 95.0, 0.0)])
+    deliver(spark, made, tmp_path, FIRST)
+    deliver(spark, made, tmp_path, SECOND)
+
+    refused = storage.read_table(spark, made.storage.root, "quarantined_rows").collect()
+    assert [(row["day"], row["reason"]) for row in refused] == [(FIRST, "poi_out_of_range")]
+
+
+def test_an_empty_file_is_no_delivery(spark, made, tmp_path):
+    write_folder(tmp_path, rows=[])
+
+    with pytest.raises(EmptyDeliveryError, match="holds no record"):
+        deliver(spark, made, tmp_path, FIRST)
 
 
 def test_absent_optional_columns_are_null(spark, settings, tmp_path):

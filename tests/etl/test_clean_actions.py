@@ -7,7 +7,7 @@ from pyspark.sql import functions as F
 
 from conf.rules import RULES, rules_of
 from conf.settings import CleanSettings
-from etl import clean_actions
+from etl import action_rules
 from etl.clean_actions import judge_actions, keep_accepted, with_interest
 from etl.refusal import count_rows, tally, to_quarantine
 from etl.session import local_frame
@@ -221,12 +221,28 @@ def test_refused_rows_keep_their_payload_and_equal_ones_are_numbered(spark):
     refused = refused.withColumns({"reason": F.lit("missing_user"), "detail": F.lit("user_id=null")})
 
     rows = to_quarantine(
-        refused, source_table="raw_actions", payload_columns=clean_actions.PAYLOAD_COLUMNS
+        refused, source_table="raw_actions", payload_columns=action_rules.PAYLOAD_COLUMNS
     ).collect()
 
     assert sorted(row["duplicate_no"] for row in rows) == [0, 1]
     assert len({row["row_hash"] for row in rows}) == 1
     assert '"user_id":null' in rows[0]["payload"]
+
+
+def test_the_time_zone_of_a_checkin_is_compared_with_its_poi(spark):
+    unplaced = {"user_lon": None, "user_lat": None}  # as every source of check-ins delivers them
+    rows = [
+        action(action_id="hours", action_type="checkin", tz_offset_min=1, **unplaced),
+        action(action_id="wrong sign", action_type="checkin", user_id="bob", tz_offset_min=-120, **unplaced),
+        action(action_id="summer", action_type="checkin", user_id="cid", tz_offset_min=120, **unplaced),
+        action(action_id="click from far", user_id="eve", tz_offset_min=-300, user_lon=-74.0, user_lat=40.7),
+    ]
+
+    kept = {row["action_id"]: row for row in keep_accepted(judge(spark, rows)).collect()}
+
+    flagged = {name for name, row in kept.items() if "tz_far_from_place" in row["repairs"]}
+    assert flagged == {"hours", "wrong sign"}
+    assert kept["hours"]["tz_offset_min"] == 1  # flagged as it is, not converted
 
 
 def test_an_errand_is_a_functional_category_or_the_own_home_or_work(spark):

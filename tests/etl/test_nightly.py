@@ -7,7 +7,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext
-from conf.errors import IndexFullError, IndexOrderError, MissingInputError
+from conf.errors import EmptyDeliveryError, IndexFullError, IndexOrderError, MissingInputError
 from conf.settings import load_settings
 from etl import index_job, nightly
 from etl.digests import digest_tables
@@ -152,14 +152,36 @@ def test_a_rerun_takes_back_what_the_first_run_had_added_closed_and_renamed(spar
     assert digest_tables(spark, root, ("poi_index", "blocks", "categories"), day=DAY) == digests
 
 
-def test_a_day_before_the_last_indexed_one_is_refused(spark, made):
+def test_a_day_before_the_last_indexed_one_is_refused_if_it_brings_pois(spark, made):
+    earlier = DAY - timedelta(days=1)
     deliver(spark, made, pois=[poi()])
     index_job.index_pois(context_of(made, "poi_index"), spark)
+    before = digest_tables(spark, made.storage.root, ("poi_index",), day=DAY)
 
+    nothing = index_job.index_pois(
+        context_of(made, "poi_index", earlier), spark
+    )  # it brings none: left alone
+    deliver(spark, made, pois=[poi(poi_id="p2", day=earlier)], day=earlier)
+
+    assert "the index stays as it is" in nothing.notes["warnings"][0]
     with pytest.raises(
         IndexOrderError, match="poi_index cannot index 2026-01-30: it already holds 2026-01-31"
     ):
-        index_job.index_pois(context_of(made, "poi_index", DAY - timedelta(days=1)), spark)
+        index_job.index_pois(context_of(made, "poi_index", earlier), spark)
+    assert digest_tables(spark, made.storage.root, ("poi_index",), day=DAY) == before
+
+
+def test_a_delivery_of_which_nothing_is_accepted_stops_the_night_and_says_why_in_quarantine(spark, made):
+    deliver(
+        spark, made, actions=[action(user_id=None), action(action_id="a2", poi_id="nowhere")], pois=[poi()]
+    )
+    index_job.index_pois(context_of(made, "poi_index"), spark)
+
+    with pytest.raises(EmptyDeliveryError, match=r"all 2 rows .* \(missing_user 1, unknown_poi 1\)"):
+        nightly.clean_day(context_of(made, "clean_actions"), spark)
+
+    reasons = {row["reason"] for row in read_table(spark, made.storage.root, "quarantined_rows").collect()}
+    assert reasons == {"missing_user", "unknown_poi"}
 
 
 def test_a_full_block_stops_the_night_before_anything_is_written(spark, made):

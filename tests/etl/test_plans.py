@@ -8,6 +8,7 @@ from conf.settings import CleanSettings, PlacesSettings, SequenceSettings
 from conf.tables import TABLES
 from conf.taxonomy import load_taxonomy
 from etl import (
+    action_rules,
     action_sequences,
     categories,
     clean_actions,
@@ -71,7 +72,7 @@ def plans(spark):
             compared, tables["poi_index"], tables["blocks"], day=DAY, index_version=1
         ),
         "quarantined_rows": to_quarantine(
-            judged, source_table="raw_actions", payload_columns=clean_actions.PAYLOAD_COLUMNS
+            judged, source_table="raw_actions", payload_columns=action_rules.PAYLOAD_COLUMNS
         ),
         "cleaned_actions": clean_actions.with_interest(
             accepted, known, tables["user_places"], at_place_km=0.05

@@ -123,13 +123,50 @@ def test_every_refusing_rule_has_a_row_here_and_catches_it(spark):
 
 def test_repairs_and_flags_are_noted_and_the_row_is_kept(spark):
     codes = [rule.code for severity in ("repair", "flag") for rule in rules_of("raw_pois", severity)]
-    assert list(KEPT) == codes
+    assert list(KEPT) == [code for code in codes if code != poi_index.SHARED_PLACE]  # it compares rows: below
     rows = [poi(**{"poi_id": code, **fields}) for code, fields in KEPT.items()]
 
     judged = judge(spark, frame_of(spark, "raw_pois", rows)).collect()
 
     assert {row["clean_poi_id"]: row["repairs"] for row in judged} == {code: [code] for code in KEPT}
     assert {row["status"] for row in judged} == {"accepted"}
+
+
+def test_a_pile_of_pois_at_one_place_is_flagged_counting_those_that_the_index_holds_there(spark):
+    slots = [{**SLOT, "poi_id": "old", "poi_lon": 4.5, "poi_lat": 52.0}]
+    rows = [
+        poi(poi_id="p1", poi_lon=4.5, poi_lat=52.0),
+        poi(poi_id="p2", poi_lon=4.5, poi_lat=52.0),
+        poi(poi_id="p3", poi_lon=4.6, poi_lat=52.0),  # two of them: a mall
+        poi(poi_id="p4", poi_lon=4.6, poi_lat=52.0),
+    ]
+    before = frame_of(spark, "poi_index", slots)
+
+    judged = poi_index.with_shared_places(
+        judge(spark, frame_of(spark, "raw_pois", rows), slots), before, max_pois=2
+    )
+
+    flagged = {row["poi_id"]: row["num_at_place"] for row in judged.where("num_at_place > 0").collect()}
+    assert flagged == {"p1": 3, "p2": 3}
+    assert {
+        row["poi_id"] for row in judged.where("array_contains(repairs, 'poi_shared_place')").collect()
+    } == {
+        "p1",
+        "p2",
+    }
+    assert judged.count() == 4
+
+
+def test_a_place_found_from_actions_may_move_farther_than_one_that_a_catalogue_tells(spark):
+    slots = [{**SLOT, "poi_id": name, "poi_lon": 28.6, "poi_lat": 28.6} for name in ("told", "derived")]
+    rows = [poi(poi_id="told"), poi(poi_id="derived", is_derived=True)]  # Amsterdam, 3,000 km away
+
+    judged = judge(spark, frame_of(spark, "raw_pois", rows), slots).collect()
+
+    assert {row["poi_id"]: (row["status"], row["reason"]) for row in judged} == {
+        "told": ("refused", "poi_moved_too_far"),
+        "derived": ("accepted", None),
+    }
 
 
 def test_a_rebuild_gives_the_same_ids_however_the_days_were_delivered(spark):

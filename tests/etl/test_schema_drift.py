@@ -11,7 +11,8 @@ from conf.cli import JobContext
 from conf.errors import SchemaError
 from conf.settings import SourceSettings
 from etl import checkins, paper_actions, public_files, storage
-from etl.schema_drift import require_types
+from etl.schema_drift import require_kinds
+from etl.source_files import FilePart
 from tests.etl.test_checkins import CHECKINS, FIRST, POIS
 
 JOBS = {
@@ -126,7 +127,8 @@ def test_parquet_whose_values_do_not_convert_is_refused(
 def test_one_value_that_does_not_convert_is_a_dirty_row_and_no_drift(spark):
     frame = spark.createDataFrame([("-74.0",), ("abc",), ("-74.01",)], "longitude string")
 
-    require_types(frame, "a file", {"longitude": "double"}, remedy="none")  # the cleaning refuses it alone
+    # The cleaning refuses it alone.
+    require_kinds(FilePart(frame), "a file", {"longitude": "degrees"}, remedy="none")
 
 
 def test_json_with_another_key_and_places_that_are_null_passes_with_a_warning(run, tmp_path):
