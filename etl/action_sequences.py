@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from conf.settings import SequenceSettings
 from conf.tables import HISTORY_NAMES
 from etl import spacetime
-from etl.histories import VISIT_FIELDS, pattern_of, richness_of_list
+from etl.histories import VISIT_FIELDS, densest_of_list, number_of_cell, pattern_of, richness_of_list
 from etl.profiles import build_profile_ids
 
 
@@ -36,17 +36,18 @@ def build_action_sequences(
     Returns:
         Rows of the contract without `day`.
     """
-    histories = _collect(_keep_last(actions, max_actions=settings.max_actions))
+    cell = number_of_cell(F.col("poi_lon"), F.col("poi_lat"), cell_km=settings.travel_km / 2)
+    last = _keep_last(actions, max_actions=settings.max_actions)
+    histories = _collect(last.withColumn("cell", cell))
     known = histories.join(places.select("user_id", "home_lon", "home_lat"), "user_id", "left").join(
         build_profile_ids(profiles), "user_id", "left"
     )
-    # Without a known home the middle of the visited POIs stands for it.
-    home = F.struct(
-        *(
-            F.coalesce(f"home_{axis}", _median(F.col(f"visits.poi_{axis}"))).alias(axis)
-            for axis in ("lon", "lat")
-        )
-    )
+    # Without a known home the place of most visits stands for it, as in the samples.
+    densest = densest_of_list(F.col("visits"))
+    home = F.when(
+        F.col("home_lon").isNotNull(),
+        F.struct(F.col("home_lon").alias("lon"), F.col("home_lat").alias("lat")),
+    ).otherwise(densest)
     arrays = {name: F.col(f"visits.{field}") for name, field in VISIT_FIELDS.items()}
     return known.withColumn(
         "is_travels", _is_travels(F.col("visits"), home, travel_km=settings.travel_km)
@@ -88,6 +89,7 @@ def _collect(last: DataFrame) -> DataFrame:
         "action_ts_ms",
         "action_id",
         *(field for field in VISIT_FIELDS.values() if field != "action_ts_ms"),
+        "cell",
     )
     return (
         last.groupBy("user_id")
@@ -119,8 +121,3 @@ def _is_travels(visits: Column, home: Column, *, travel_km: float) -> Column:
         )
 
     return F.get(F.transform(F.array(home), of), F.lit(0))
-
-
-def _median(values: Column) -> Column:
-    """Returns the lower median of an array."""
-    return F.get(F.sort_array(values), F.floor((F.size(values) - 1) / 2).cast("int"))

@@ -21,7 +21,8 @@ from etl.session import local_frame
 
 FORMAT_CHECK = "spark.databricks.delta.formatCheck.enabled"
 """Delta's guard against reading a Delta table as Parquet, which shows rows of all versions: here that is wanted."""
-UNPARSED = "corrupt_record"
+UNPARSED, RECORD = "corrupt_record", "record"
+"""Columns of raw tables that hold a record as its file did: one that could not be parsed, and any."""
 STATISTICS_LENGTH = 32
 SHORTEST_PLAIN_ID = 5
 """Shorter ids, and those of digits only, may be part of anything."""
@@ -64,10 +65,14 @@ def conditions(name: str, erased: Column) -> list[Column]:
     They are apart, since equality is a hash join and a search in a text is not.
     """
     if name == QUARANTINED_ROWS.name:
-        user = F.get_json_object("payload", "$.user_id")
-        return _as_delivered(user, F.get_json_object("payload", f"$.{UNPARSED}"), erased)
+        fields = (F.get_json_object("payload", f"$.{field}") for field in ("user_id", UNPARSED, RECORD))
+        return _as_delivered(*fields, erased)
     if TABLES[name].raw:
-        return _as_delivered(F.col("user_id"), F.col(UNPARSED), erased)
+        known = TABLES[name].column_names
+        texts = (
+            F.col(field) if field in known else F.lit(None).cast("string") for field in (UNPARSED, RECORD)
+        )
+        return _as_delivered(F.col("user_id"), *texts, erased)
     return [F.col("user_id") == erased]
 
 
@@ -117,9 +122,10 @@ def _count(rows: DataFrame, name: str, users: DataFrame) -> int:
     return total
 
 
-def _as_delivered(user: Column, unparsed: Column, erased: Column) -> list[Column]:
-    """The id with blanks around it; the id among broken characters, or in a record that could not be parsed."""
+def _as_delivered(user: Column, unparsed: Column, record: Column, erased: Column) -> list[Column]:
+    """The id with blanks around it; the id among broken characters, or in a record of which no user could be read."""
     in_text = (user.rlike(_BROKEN) & _names(user, erased)) | _names(unparsed, erased)
+    in_text |= user.isNull() & _names(record, erased)
     return [_bare(user) == erased, in_text & ~_bare(user).eqNullSafe(erased)]
 
 

@@ -6,6 +6,7 @@ neither a hot user nor a user with many requests is ever held in one array. `spa
 before a request, so nothing at or after its time can enter (point in time).
 """
 
+from collections.abc import Callable
 from datetime import date
 
 from pyspark.sql import Column, DataFrame, Window
@@ -60,16 +61,14 @@ def with_travel(actions: DataFrame, places: DataFrame, *, travel_km: float, firs
     Args:
         actions: with `user_id`, `event_date`, `poi_lon`, `poi_lat`.
         places: `user_places` up to the day; of a user the last row counts that was known before the day of the action.
-            Without a home the middle of the visited POIs stands for it.
+            Without a home the place where most of the actions are stands for it (`densest_place`).
         travel_km: radius, km.
         first_day: day of the first night (`etl/as_of.py`).
     """
     homes = known_before(
         actions, places.select("user_id", "day", "home_lon", "home_lat"), on="event_date", first_day=first_day
     )
-    middle = actions.groupBy("user_id").agg(
-        *(F.percentile(f"poi_{axis}", 0.5).alias(f"middle_{axis}") for axis in ("lon", "lat"))
-    )
+    middle = densest_place(actions, cell_km=travel_km / 2)
     near = [F.coalesce(f"home_{axis}", f"middle_{axis}") for axis in ("lon", "lat")]
     distance = spacetime.distance_km(F.col("poi_lon"), F.col("poi_lat"), *near)
     return (
@@ -78,6 +77,82 @@ def with_travel(actions: DataFrame, places: DataFrame, *, travel_km: float, firs
         .withColumn("is_travel", distance > travel_km)
         .drop("home_lon", "home_lat", "middle_lon", "middle_lat")
     )
+
+
+def densest_place(actions: DataFrame, *, cell_km: float) -> DataFrame:
+    """Finds where a user acts most: the middle of the POIs visited in the fullest grid cell.
+
+    A median of all longitudes and one of all latitudes would be a place where nobody has been, if a user lives in two
+    far cities, and lie on the other side of the earth for one who lives on both sides of the date line.
+
+    Args:
+        actions: with `user_id`, `poi_lon`, `poi_lat`.
+        cell_km: side of a cell.
+
+    Returns:
+        `user_id`, `middle_lon`, `middle_lat`; of equally full cells the southernmost, then westernmost counts.
+    """
+    cell = spacetime.grid_cell(F.col("poi_lon"), F.col("poi_lat"), cell_km=cell_km)
+    by_cell = actions.select(
+        "user_id",
+        cell.cell_y.alias("cell_y"),
+        cell.cell_x.alias("cell_x"),
+        spacetime.lon_in_cell(F.col("poi_lon"), cell.cell_x).alias("lon"),
+        F.col("poi_lat").alias("lat"),
+    ).groupBy("user_id", "cell_y", "cell_x")
+    fullest = by_cell.agg(
+        F.struct(
+            (-F.count("*")).alias("fullness"),
+            F.col("cell_y"),
+            F.col("cell_x"),
+            F.percentile("lon", 0.5).alias("lon"),
+            F.percentile("lat", 0.5).alias("lat"),
+        ).alias("cell")
+    )
+    chosen = fullest.groupBy("user_id").agg(F.min("cell").alias("cell"))
+    return chosen.select(
+        "user_id",
+        spacetime.wrap_lon(F.col("cell.lon")).alias("middle_lon"),
+        F.col("cell.lat").alias("middle_lat"),
+    )
+
+
+def densest_of_list(visits: Column) -> Column:
+    """Returns what `densest_place` does, of an array of structs `poi_lon`, `poi_lat`, `cell` (`number_of_cell`).
+
+    Returns:
+        A struct of `lon` and `lat`.
+    """
+
+    def fullness(cells: Column) -> Column:
+        # Built-in functions on whole arrays: a loop over the elements takes ten times as long.
+        counts = F.transform(
+            F.array_distinct(cells),
+            lambda cell: F.struct(
+                F.size(F.array_remove(cells, cell)).alias("num_elsewhere"), cell.alias("cell")
+            ),
+        )
+        return F.array_min(counts)["cell"]
+
+    def middle(fullest: Column) -> Column:
+        inside = F.filter(visits, lambda visit: visit["cell"] == fullest)
+        return _bind(inside, lambda near: _middle_of_cell(near, is_first=F.pmod(fullest, F.lit(2**32)) == 0))
+
+    return _bind(_bind(visits["cell"], fullness), middle)
+
+
+def number_of_cell(lon: Column, lat: Column, *, cell_km: float) -> Column:
+    """Returns the grid cell of a point as one number, by row, then column."""
+    cell = spacetime.grid_cell(lon, lat, cell_km=cell_km)
+    return F.shiftleft(cell.cell_y.cast("bigint"), 32) + cell.cell_x
+
+
+def _middle_of_cell(near: Column, *, is_first: Column) -> Column:
+    """Returns the median place of visits in one cell, the first of its row or not (`spacetime.lon_in_cell`)."""
+    compared = F.transform(near, lambda visit: spacetime.lon_in_cell(visit["poi_lon"], F.lit(0)))
+    lons = F.when(is_first, compared).otherwise(near["poi_lon"])
+    lon, lat = _median_of_list(lons), _median_of_list(near["poi_lat"])
+    return F.struct(spacetime.wrap_lon(lon).alias("lon"), lat.alias("lat"))
 
 
 def span_before(requests: DataFrame, numbered: DataFrame, *, max_actions: int) -> DataFrame:
@@ -192,6 +267,23 @@ def pattern_of(is_travels: Column, *, mixed_share: float) -> Column:
     """Names the pattern of a sequence by its share of travel: local, travel, or mixed if both kinds are frequent."""
     share = F.size(F.filter(is_travels, lambda is_travel: is_travel)) / F.size(is_travels)
     return F.when(share < mixed_share, "local").when(share > 1 - mixed_share, "travel").otherwise("mixed")
+
+
+def _bind(value: Column, use: Callable[[Column], Column]) -> Column:
+    """Computes a value once for all that is made of it, by a loop over one element.
+
+    As a column of its own, or written out where it is used, it would be computed for every element of inner loops.
+    """
+    return F.get(F.transform(F.array(value), use), F.lit(0))
+
+
+def _median_of_list(values: Column) -> Column:
+    """Returns the median of an array, between the two middle values if it has an even number, as `percentile` does."""
+    in_order = F.sort_array(values)
+    last = F.size(values) - 1
+    low = F.get(in_order, F.floor(last / 2).cast("int"))
+    high = F.get(in_order, F.ceil(last / 2).cast("int"))
+    return (low + high) / 2
 
 
 def _stretch(number: str, length: int) -> Column:

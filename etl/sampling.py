@@ -11,17 +11,25 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
+from conf.tables import QUARANTINED_ROWS
 from conf.tokens import action_type_id
+from etl import impression_rules, storage
+from etl.contracts import conform, digest_table
 from etl.histories import split_of
+from etl.impression_rules import judge_impressions
 from etl.nightly import Night
 from etl.poi_slots import state_before
 from etl.preference_pairs import CLICKS, MEAL_TIME, build_meal_time_pairs, build_preference_pairs
 from etl.pretrain_samples import build_pretrain_samples
-from etl.profiles import profile_states
+from etl.profiles import judge_profiles, keep_accepted, profile_states
 from etl.ranking_samples import build_ranking_samples, with_live_slot
+from etl.refusal import to_quarantine
 from etl.session import compute_once
 from etl.training_transitions import build_training_transitions
 from etl.training_visits import build_training_visits
+
+NO_LIVE_SLOT = "impression_no_live_slot"
+"""Why a shown POI that is fine is in no sample."""
 
 
 def sample_windows(context: JobContext, spark: SparkSession) -> JobSummary:
@@ -83,19 +91,20 @@ def count_others(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
-    """Joins requests with what the user had done before: `raw_impressions` -> `ranking_samples`."""
+    """Joins requests with what the user had done before: `raw_impressions` -> `ranking_samples`.
+
+    Every row delivered so far is judged; those refused replace what the quarantine holds of these deliveries.
+    """
     night, day, settings = Night(context, spark), context.day, context.settings
-    impressions = night.read("raw_impressions", made_by="SOURCE").where(F.col("day") <= day)
-    impressions = _last_delivered(impressions)
+    raw = night.read("raw_impressions", made_by="SOURCE").where(F.col("day") <= day)
+    judged = compute_once(judge_impressions(raw, settings=settings.clean))
     of_version = F.col("index_version") == settings.index.version
     index = night.read("poi_index", made_by="poi_index").where(of_version)
     slots = state_before(
         index, day=day + timedelta(days=1)
     )  # a rerun after later nights sees what the night saw
-    shown = compute_once(with_live_slot(impressions, slots))
-    with night.step("count"):
-        counted = shown.agg(F.count("*").alias("rows"), F.count("block_id").alias("live")).first()
-    assert counted is not None
+    shown = compute_once(with_live_slot(impression_rules.keep_accepted(judged), slots))
+    _count_impressions(night, raw, judged, shown)
     actions = _actions(night)
     samples = build_ranking_samples(
         shown,
@@ -109,11 +118,48 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
         samples=settings.samples,
         sequences=settings.sequences,
     )
+    _quarantine_deliveries(night, judged, raw)
     night.replace(samples, "ranking_samples")
-    night.summary.rows_in, night.summary.rows_out = counted["rows"], counted["live"]
-    night.summary.rows_dropped = counted["rows"] - counted["live"]
-    night.summary.notes |= {"dropped": "shown POIs without a slot live on the day of the request"}
     return night.summary
+
+
+def _count_impressions(night: Night, raw: DataFrame, judged: DataFrame, shown: DataFrame) -> None:
+    """Takes into the summary what became of every impression, by name.
+
+    Raises:
+        RowsLostError: rows in are not used + refused + dropped.
+    """
+    notes = night.count(judged, table="raw_impressions", rows_in=raw.count())
+    with night.step("count"):
+        without_slot = shown.where("block_id IS NULL").count()
+    night.summary.rows_out -= without_slot
+    night.summary.rows_dropped += without_slot
+    reasons = {**notes["reasons"], **({NO_LIVE_SLOT: without_slot} if without_slot else {})}  # type: ignore[dict-item]
+    night.summary.notes |= notes | {"reasons": reasons}
+
+
+def _quarantine_deliveries(night: Night, judged: DataFrame, raw: DataFrame) -> None:
+    """Replaces what the quarantine holds of the impressions read, in one commit; none where it holds just that."""
+    context, where = night.context, "source_table = 'raw_impressions'"
+    delivered = raw.agg(F.min("day").alias("first")).first()
+    if context.dry_run or delivered is None or delivered["first"] is None:
+        return
+    refused = to_quarantine(
+        judged.where("status = 'refused'"),
+        source_table="raw_impressions",
+        payload_columns=impression_rules.PAYLOAD_COLUMNS,
+        by_day=True,
+    )
+    rows = compute_once(conform(refused, QUARANTINED_ROWS))
+    of_days = F.col("day").between(F.lit(delivered["first"]), F.lit(context.day))
+    stored = night.read_or_empty(QUARANTINED_ROWS.name).where(of_days).where(where)
+    if digest_table(stored, QUARANTINED_ROWS) == digest_table(rows, QUARANTINED_ROWS):
+        return
+    with night.step(f"write_{QUARANTINED_ROWS.name}"):
+        night.summary.tables[QUARANTINED_ROWS.name] = storage.replace_days(
+            rows, QUARANTINED_ROWS.name, night.root,
+            first_day=delivered["first"], day=context.day, run_id=context.run_id, job=context.job, where=where,
+        )  # fmt: skip
 
 
 def sample_pairs(context: JobContext, spark: SparkSession) -> JobSummary:
@@ -132,14 +178,6 @@ def sample_pairs(context: JobContext, spark: SparkSession) -> JobSummary:
         night.summary.rows_in, night.summary.rows_out = requests.count(), pairs.count()
     night.replace(pairs, "preference_pairs")
     return night.summary
-
-
-def _last_delivered(impressions: DataFrame) -> DataFrame:
-    """Keeps one row per request and POI: a request delivered on two days is one, as it was delivered last."""
-    key = ("request_id", "poi_id")
-    others = [name for name in impressions.columns if name not in ("day", *key)]
-    last = F.max(F.struct("day", *others)).alias("last")
-    return impressions.groupBy(*key).agg(last).select(*key, *(f"last.{name}" for name in others))
 
 
 def _actions(night: Night) -> DataFrame:
@@ -173,7 +211,8 @@ def _places(night: Night) -> DataFrame:
 
 
 def _profiles(night: Night) -> DataFrame:
-    return profile_states(night.read_or_empty("raw_profiles").where(F.col("day") <= night.context.day))
+    raw = night.read_or_empty("raw_profiles").where(F.col("day") <= night.context.day)
+    return profile_states(keep_accepted(judge_profiles(raw, settings=night.context.settings.clean)))
 
 
 def _first_day(night: Night) -> date:

@@ -136,21 +136,34 @@ def replace_day(
         SchemaError: a column of the contract is missing.
         ConflictingWriteError: another run replaced the same day at the same time.
     """
-    contract = TABLES[name]
-    assert contract.write == "day", f"{name} is not written by day"
-    rows = conform(frame.withColumn("day", F.lit(day)), contract)
-    create_if_missing(frame.sparkSession, contract, root)
-    if contract.cluster_by:
-        rows = rows.sortWithinPartitions(*contract.cluster_by)
-    writer = (
-        rows.write.format("delta")
-        .mode("overwrite")
-        .option("replaceWhere", f"day = DATE'{day}'" + (f" AND ({where})" if where else ""))
-        .option("userMetadata", _commit_note(job, day, run_id, note))
+    only = f"day = DATE'{day}'" + (f" AND ({where})" if where else "")
+    note_of_commit = _commit_note(job, day, run_id, note)
+    return _replace_where(
+        frame.withColumn("day", F.lit(day)), name, root, day=day, only=only, note=note_of_commit
     )
-    location = table_location(root, name)
-    save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
-    return _commit(frame.sparkSession, lambda: save(location), root, name, day)
+
+
+def replace_days(
+    frame: DataFrame, name: str, root: str, *, first_day: date, day: date, run_id: str, job: str, where: str
+) -> int:
+    """Replaces the rows of several days that match a condition by `frame` in one commit and returns the new version.
+
+    Args:
+        frame: the rows, with the contract's columns in any order; their days lie between `first_day` and `day`.
+        name: table of the contract, written by day.
+        root: table root.
+        first_day: first of the days.
+        day: the job's day, the last of them.
+        run_id: kept in the commit, not in the rows.
+        job: kept in the commit.
+        where: condition that every row of `frame` matches.
+
+    Raises:
+        SchemaError: a column of the contract is missing.
+        ConflictingWriteError: another run replaced such rows at the same time.
+    """
+    only = f"day BETWEEN DATE'{first_day}' AND DATE'{day}' AND ({where})"
+    return _replace_where(frame, name, root, day=day, only=only, note=_commit_note(job, day, run_id))
 
 
 def merge_rows(
@@ -233,6 +246,20 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
 
 
 # --- private ----------------------------------------------------------------------------------------------------------
+
+
+def _replace_where(frame: DataFrame, name: str, root: str, *, day: date, only: str, note: str) -> int:
+    contract = TABLES[name]
+    assert contract.write == "day", f"{name} is not written by day"
+    rows = conform(frame, contract)
+    create_if_missing(frame.sparkSession, contract, root)
+    if contract.cluster_by:
+        rows = rows.sortWithinPartitions(*contract.cluster_by)
+    writer = rows.write.format("delta").mode("overwrite").option("replaceWhere", only)
+    location = table_location(root, name)
+    save = writer.option("userMetadata", note)
+    write = save.saveAsTable if root.startswith(CATALOG_PREFIX) else save.save
+    return _commit(frame.sparkSession, lambda: write(location), root, name, day)
 
 
 def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:

@@ -109,16 +109,18 @@ def _evidence_by_cell(evidence: DataFrame, settings: PlacesSettings) -> DataFram
     cell = spacetime.grid_cell(F.col("lon"), F.col("lat"), cell_km=settings.cell_m / 1000)
 
     def median(column: str, day: str) -> Column:
-        return F.percentile(F.when(F.col(day).isNotNull(), F.col(column)), 0.5)
+        middle = F.percentile(F.when(F.col(day).isNotNull(), F.col(column)), 0.5)
+        return spacetime.wrap_lon(middle) if column == "near_lon" else middle
 
     sums = [
         (
             F.size(F.collect_set(f"{kind}_day")).alias(f"{kind}_days"),
             F.count(f"{kind}_day").alias(f"num_{kind}"),
-            median("lon", f"{kind}_day").alias(f"{kind}_lon"),
+            median("near_lon", f"{kind}_day").alias(f"{kind}_lon"),
             median("lat", f"{kind}_day").alias(f"{kind}_lat"),
         )
         for kind in ("home", "work")
     ]
-    placed = evidence.withColumns({"cell_x": cell.cell_x, "cell_y": cell.cell_y})
+    near = spacetime.lon_in_cell(F.col("lon"), cell.cell_x)
+    placed = evidence.withColumns({"cell_x": cell.cell_x, "cell_y": cell.cell_y, "near_lon": near})
     return placed.groupBy("user_id", "cell_x", "cell_y").agg(*(column for group in sums for column in group))
