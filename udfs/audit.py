@@ -28,6 +28,7 @@ from etl.storage import replace_day
 from etl.table_statistics import measure_tables
 from udfs.audit_checks import AuditedDay, check_across_tables, check_stamps, find_stamps
 from udfs.audit_record import Audit, save_audit
+from udfs.skipped_features import load_skipped
 
 LOGGER = logging.getLogger(__name__)
 DayFigures = dict[tuple[date, str], dict[tuple[str, str], Figure]]
@@ -43,7 +44,8 @@ def run_audit(context: JobContext) -> JobSummary:
     """
     settings, started = context.settings, time.perf_counter()
     spark = open_session(settings, f"spacetime-gr audit {context.day}")
-    audited = AuditedDay(spark, settings.storage.root, context.day)
+    skipped = load_skipped(settings.storage.artifacts, day=context.day)
+    audited = AuditedDay(spark, settings.storage.root, context.day, skipped)
     docs = Path(settings.storage.artifacts) / "data_docs" / str(context.day)
     stamps = find_stamps(audited)
     checks = check_stamps(stamps)
@@ -73,6 +75,7 @@ def run_audit(context: JobContext) -> JobSummary:
         docs=str(docs),
         warnings=judgement.warnings,
         unjudged=judgement.unjudged,
+        skipped={name: each.reason for name, each in skipped.items()},
     )
     if not context.dry_run:
         save_audit(audit, settings.storage.artifacts)
@@ -85,6 +88,7 @@ def run_audit(context: JobContext) -> JobSummary:
         "table_versions": audited.versions,
         "warnings": audit.warnings,
         "unjudged": audit.unjudged,
+        "skipped": audit.skipped,
     }
     summary = JobSummary(notes=notes, steps=steps)
     if not context.dry_run:

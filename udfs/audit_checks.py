@@ -4,10 +4,11 @@ Everything is read at Delta versions that are pinned when the audit starts. Each
 there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import reduce
+from types import MappingProxyType
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -21,6 +22,7 @@ from udfs.feature_night import pin_version
 from udfs.feature_run import FEATURE_JOBS, refused_where
 from udfs.poi_embeddings import pending_pois
 from udfs.requests import prepare_requests
+from udfs.skipped_features import SkippedFeature
 from udfs.slots import is_live, keep_known
 from udfs.user_embeddings import mark_current, pending_users
 
@@ -52,10 +54,18 @@ class Search:
 class AuditedDay:
     """The tables of one day at pinned versions."""
 
-    def __init__(self, spark: SparkSession, root: str, day: date) -> None:
+    def __init__(
+        self,
+        spark: SparkSession,
+        root: str,
+        day: date,
+        skipped: Mapping[str, SkippedFeature] = MappingProxyType({}),
+    ) -> None:
+        """Pins the tables; `skipped` are those that the day's model cannot make."""
         self.spark, self.root, self.day = spark, root, day
         self.versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
         self.versions |= {name: pin_version(spark, root, name, day) for name in UPSTREAM_TABLES}
+        self.skipped = skipped
         eve = day - timedelta(days=1)
         self.versions_before = {
             name: pin_version(spark, root, name, eve) for name in self.versions if gates_of(name).frozen
@@ -103,9 +113,14 @@ def find_stamps(audited: AuditedDay) -> list[tuple[str, int, bool]]:
         .groupBy("model_version", "index_version")
         .agg(F.bool_or("is_simulated").alias("is_simulated"))
     )
-    return sorted(
+    found = sorted(
         (row["model_version"], row["index_version"], row["is_simulated"]) for row in grouped.collect()
     )
+    if not found and audited.skipped:
+        # No vectors, and a day without requests: only the records tell of the model.
+        left = audited.skipped.values()
+        return sorted({(each.model_version, each.index_version, each.is_simulated) for each in left})
+    return found
 
 
 def check_stamps(stamps: Sequence[tuple[str, int, bool]]) -> list[Check]:
@@ -138,6 +153,8 @@ def find_missing_vectors(audited: AuditedDay, *, model_version: str, index_versi
     pois = pending_pois(slots, audited.read("poi_embeddings").where(done), day=audited.day)
     searches = []
     for table, key, pending in (("user_embeddings", "user_id", users), ("poi_embeddings", "poi_id", pois)):
+        if table in audited.skipped:
+            continue
         refused = audited.refused(table).select(F.get_json_object("payload", f"$.{key}").alias(key))
         missing = pending.join(refused, key, "left_anti")
         searches.append(Search(table, f"{key}s without a vector as of the day", missing))
@@ -146,6 +163,8 @@ def find_missing_vectors(audited: AuditedDay, *, model_version: str, index_versi
 
 def find_wrong_scores(audited: AuditedDay) -> list[Search]:
     """Finds candidates of the day that are neither scored nor refused, and scores of no candidate."""
+    if "ranking_scores" in audited.skipped:
+        return []
     delivered = audited.rows("ranking_requests").select(
         "request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")
     )

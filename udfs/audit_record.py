@@ -31,6 +31,7 @@ class Audit:
         docs: folder of the day's Data Docs.
         warnings: what the gates found that does not stop publication, in words.
         unjudged: what the gates could not judge, since too few days came before.
+        skipped: feature tables that the day's model cannot make, and why.
     """
 
     day: str
@@ -43,9 +44,10 @@ class Audit:
     checks: list[dict[str, object]]
     failures: list[str]
     docs: str
-    # Records written before these were kept have neither.
+    # Records written before these were kept have none.
     warnings: list[str] = field(default_factory=list)
     unjudged: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def save_audit(audit: Audit, artifacts: str) -> Path:

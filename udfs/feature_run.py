@@ -25,6 +25,7 @@ from models.other_tables import OTHER_TABLES, last_others
 from udfs import poi_candidates, poi_embeddings, ranking_scores, user_embeddings
 from udfs.feature_night import Night, open_night
 from udfs.feature_rows import FeatureBuild, build_refused, keep_accepted
+from udfs.skipped_features import save_skipped, skip_feature
 
 LOGGER = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class FeatureJob:
         model_failure: the reason code of rows that made the model fail.
         build: plans the rows of a night.
         copied: tables that are read too if the model copies from others.
+        stage: of the model, that makes it; empty for the one that generates, which every model has.
     """
 
     inputs: tuple[str, ...]
@@ -48,6 +50,7 @@ class FeatureJob:
     model_failure: str
     build: Callable[[Night], FeatureBuild]
     copied: tuple[str, ...] = ()
+    stage: str = ""
 
 
 def plan_user_embeddings(night: Night) -> FeatureBuild:
@@ -125,6 +128,7 @@ FEATURE_JOBS: dict[str, FeatureJob] = {
         reasons=(user_embeddings.REASON,),
         model_failure=user_embeddings.REASON,
         build=plan_user_embeddings,
+        stage="sft_embedding",
     ),
     "poi_embeddings": FeatureJob(
         inputs=("poi_index",),
@@ -132,6 +136,7 @@ FEATURE_JOBS: dict[str, FeatureJob] = {
         reasons=(poi_embeddings.REASON,),
         model_failure=poi_embeddings.REASON,
         build=plan_poi_embeddings,
+        stage="sft_embedding",
     ),
     "ranking_scores": FeatureJob(
         inputs=("ranking_requests", "action_sequences", "poi_index"),
@@ -139,6 +144,7 @@ FEATURE_JOBS: dict[str, FeatureJob] = {
         reasons=ranking_scores.REASONS,
         model_failure=ranking_scores.REASON,
         build=plan_ranking_scores,
+        stage="sft_ranking",
     ),
     "poi_candidates": FeatureJob(
         inputs=("ranking_requests", "action_sequences", "poi_index"),
@@ -187,6 +193,8 @@ def run_feature(night: Night, name: str) -> JobSummary:
     """
     started = time.perf_counter()
     job = FEATURE_JOBS[name]
+    if job.stage in night.model.missing_stages:
+        return skip_feature(night, name, stage=job.stage)
     build = job.build(night)
     check_versions(night, build.index_versions)
     # On disk, since they are large and what a GPU has made is not to be made twice.
@@ -210,6 +218,7 @@ def run_feature(night: Night, name: str) -> JobSummary:
             keep_accepted(outcomes), name, night.settings.storage.root,
             day=night.day, run_id=night.run_id, job=name, note={"read": dict(night.versions)},
         )  # fmt: skip
+        save_skipped(None, night.settings.storage.artifacts, name, day=night.day)
     LOGGER.info(
         "%s %s: %d in, %d rows out, %d refused, model %s, %.1f s",
         name, night.day, rows_in, counts["rows"], counts["refused"], night.model.model_version,

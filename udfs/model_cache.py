@@ -8,6 +8,7 @@ gave to its task.
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class ServedModel:
         serving: how its forward passes are run.
         copies_from_others: does its generator need the tables of what others did.
         action_type_id: the action type asked for where a request does not say.
+        missing_stages: stages that the bundle was trained without, and why.
     """
 
     uri: str
@@ -54,6 +56,7 @@ class ServedModel:
     serving: Serving = field(default_factory=Serving)
     copies_from_others: bool = False
     action_type_id: int = 0
+    missing_stages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def index_version(self) -> int:
@@ -92,6 +95,7 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
         serving=Serving(settings.features.dtype, settings.features.max_actions),
         copies_from_others=bundle.copies_from_others,
         action_type_id=bundle.action_type_id,
+        missing_stages=bundle.missing_stages,
     )
 
 
