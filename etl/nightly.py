@@ -18,8 +18,20 @@ from conf.cli import JobContext, JobSummary
 from conf.errors import EmptyDeliveryError, MissingInputError, RowsLostError
 from conf.tables import QUARANTINED_ROWS, TABLES
 from conf.taxonomy import load_taxonomy
-from etl import action_rules, action_sequences, clean_actions, commits, contracts, storage, user_places
+from etl import (
+    action_rules,
+    action_sequences,
+    clean_actions,
+    commits,
+    contracts,
+    profiles,
+    storage,
+    user_places,
+)
+from etl.judging import clean_id
+from etl.deliveries import in_event_days
 from etl.poi_slots import state_before
+from etl.profiles import judge_profiles, keep_accepted
 from etl.refusal import count_rows, tally, to_quarantine
 from etl.session import compute_once, local_frame
 
@@ -180,13 +192,19 @@ def clean_day(
     )
     accepted_ever = night.read_or_empty("cleaned_actions").where(of_version)
     history = accepted_ever.where(F.col("day") < day)
-    recent = history.where(F.col("day") >= day - timedelta(days=settings.clean.duplicate_days))
-    if as_of > day:  # what a later day has accepted since is not accepted a second time
-        recent = recent.unionByName(accepted_ever.where(F.col("day") > day))
+    # What a later day has accepted since is not accepted a second time.
+    others = history if as_of == day else accepted_ever.where(F.col("day") != day)
     rows_in = raw.count()
-    ids = clean_actions.delivered_ids(raw)
-    recent = recent.join(_small(ids, rows_in), "action_id", "left_semi")
-    judged = compute_once(clean_actions.judge_actions(raw, slots, recent, day=day, settings=settings.clean))
+    recent = others.where((F.col("day") >= day - timedelta(days=settings.clean.duplicate_days)) | in_event_days(raw))
+    ids, moments = (
+        _small(keys, rows_in)
+        for keys in (clean_actions.delivered_ids(raw), clean_actions.delivered_moments(raw))
+    )
+    known = recent.join(ids, "action_id", "left_semi").unionByName(
+        recent.join(moments, ["user_id", "action_ts_ms"], "left_semi")
+    )
+    known = compute_once(known.dropDuplicates(["action_id", "day"]))
+    judged = compute_once(clean_actions.judge_actions(raw, slots, known, day=day, settings=settings.clean))
     counts = night.count(judged, table="raw_actions", rows_in=rows_in)
 
     accepted = clean_actions.keep_accepted(judged)
@@ -227,14 +245,16 @@ def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool =
     of_version = F.col("index_version") == settings.index.version
     cleaned = night.read("cleaned_actions", made_by="clean_actions").where((F.col("day") <= day) & of_version)
     places = night.read("user_places", made_by="clean_actions").where(F.col("day") == day)
-    profiles = night.read_or_empty("raw_profiles").where(F.col("day") <= day)
+    raw = night.read_or_empty("raw_profiles").where(F.col("day") <= day)
+    judged_profiles = _judge_profiles(night, raw.where(F.col("day") == day))
     of_day = cleaned.where(F.col("day") == day)
     users = _small(of_day.select("user_id").distinct(), of_day.count())
+    told = raw.join(users, clean_id(raw["user_id"]) == users["user_id"], "left_semi")
     sequences = compute_once(
         action_sequences.build_action_sequences(
             cleaned.join(users, "user_id", "left_semi"),
             places,
-            profiles.join(users, "user_id", "left_semi"),
+            keep_accepted(judge_profiles(told, settings=settings.clean)),
             index_version=settings.index.version,
             settings=settings.sequences,
         )
@@ -249,7 +269,36 @@ def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool =
     night.summary.rows_in = sum(row["actions"] for row in counted)
     night.summary.rows_out = sum(row["n"] for row in counted)
     night.summary.notes |= {"users_by_pattern": {row["pattern"]: row["n"] for row in sorted(counted)}}
+    night.summary.notes |= judged_profiles
     return night.summary
+
+
+def _judge_profiles(night: Night, delivered: DataFrame) -> dict[str, object]:
+    """Quarantines the profile rows of the day that are refused, and returns what became of all of them, for the notes.
+
+    Raises:
+        RowsLostError: rows delivered are not accepted + refused + dropped.
+    """
+    of_source = (F.col("day") == night.context.day) & (F.col("source_table") == "raw_profiles")
+    was_refused = not night.read_or_empty(QUARANTINED_ROWS.name).where(of_source).isEmpty()
+    if delivered.isEmpty() and not was_refused:  # few sources know any
+        return {}
+    judged = compute_once(judge_profiles(delivered, settings=night.context.settings.clean))
+    counts, num_delivered = tally(count_rows(judged).collect()), delivered.count()
+    statuses = counts["statuses"]
+    if num_delivered != sum(statuses.values()):
+        raise RowsLostError(
+            table="raw_profiles", day=str(night.context.day), rows_in=num_delivered,
+            rows_out=statuses["accepted"], rows_refused=statuses["refused"], rows_dropped=statuses["dropped"],
+        )  # fmt: skip
+    if statuses["refused"] or was_refused:
+        refused = judged.where("status = 'refused'")
+        night.quarantine(refused, source_table="raw_profiles", columns=profiles.PAYLOAD_COLUMNS)
+    return {
+        "profiles": {
+            "delivered": num_delivered, **statuses, "reasons": counts["reasons"], "repairs": counts["repairs"]
+        }
+    }  # fmt: skip
 
 
 def _small(keys: DataFrame, num_rows: int) -> DataFrame:
