@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError
 from conf.settings import Settings
+from etl.checkins import FileSource
 from etl.shapes import guess_source
 from etl.spacetime import event_date, is_on_earth
 
@@ -63,8 +64,9 @@ def run_outline(context: JobContext, spark: SparkSession) -> JobSummary:
     """
     options, settings = context.options, context.settings
     source = options.source or guess_source(settings.source.path)
-    actions, catalogue = read_everything(source, spark, settings, day=datetime.now(UTC).date())
-    facts = describe_rows(actions, catalogue)
+    reader = open_source(source)
+    actions = reader.read_actions(spark, settings)
+    facts = describe_rows(actions, reader.read_catalogue(spark, settings))
     dated = keep_plausible(actions, first=settings.clean.earliest_day, last=datetime.now(UTC).date())
     rows_by_day = count_days(dated)
     if not rows_by_day:
@@ -79,6 +81,7 @@ def run_outline(context: JobContext, spark: SparkSession) -> JobSummary:
     plan = derive_plan(rows_by_day, day=options.day, next_day=options.next_day)
     skipped = list_skipped(facts, plan)
     notes = {"source": source, **facts, **describe_days(rows_by_day), **asdict(plan), "skipped": skipped}
+    notes["warnings"] = reader.warnings
     if options.out and not context.dry_run:
         write_layer(options.out, settings, plan)
     for line in tell(notes):
@@ -210,15 +213,12 @@ def tell(notes: Mapping[str, object]) -> list[str]:
     ]
 
 
-def read_everything(
-    source: str, spark: SparkSession, settings: Settings, *, day: date
-) -> tuple[DataFrame, DataFrame | None]:
-    """Returns all rows that a source holds, in the columns of `raw_actions`, and its catalogue, if it has one."""
+def open_source(source: str) -> FileSource:
+    """Returns the reader of a source."""
     module, name = READERS[source]
     reader = getattr(importlib.import_module(module), name)()
-    if hasattr(reader, "read_actions"):
-        return reader.read_actions(spark, settings), reader.read_catalogue(spark, settings)
-    return reader.read(spark, settings, day=day)["raw_actions"], None
+    assert isinstance(reader, FileSource)
+    return reader
 
 
 def _held_out_days(rows_by_day: Mapping[date, int], day: date) -> int:
