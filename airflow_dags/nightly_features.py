@@ -4,6 +4,9 @@
 then one row of `releases`. Readers see nothing of the night before the last row: if a task fails, they still
 have the last release.
 
+**Nights that did not run** are made up for by the next one: it delivers every row that no other night has
+delivered, whatever day it happened on (docs/operations.md, "A scheduler that was down").
+
 **Rerun** any task for any day as often as needed, it replaces what it wrote; only `poi_index` runs strictly
 forward. **Exit codes** 2 (settings), 3 (data gate) and 4 (versions) are not retried: the task's log ends with
 what to do. The model is the registry's champion; if it changes while the night runs, `publish` refuses the
@@ -30,9 +33,8 @@ with DAG(
     dagrun_timeout=timedelta(hours=20),
     tags=[FEATURES],
 ):
-    # Only what is newer than the day before: everything older was delivered by earlier nights.
-    since = "source.since={{ macros.ds_add(ds, -1) }}"
-    read_source = run_job("etl", SOURCE, "--set", since, task_id="read_source")
+    # It delivers whatever no other night has: rows that come late, and those of nights that did not run.
+    read_source = run_job("etl", SOURCE, task_id="read_source")
     poi_index = run_job("etl", "poi_index")
     clean_actions = run_job("etl", "clean_actions")
     action_sequences = run_job("etl", "action_sequences")

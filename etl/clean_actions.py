@@ -35,7 +35,8 @@ def judge_actions(
     Args:
         raw: `raw_actions` of the day; further columns pass through.
         slots: `poi_index` with all slots, live and ended.
-        known: `cleaned_actions` of the days before, as far back as redeliveries are looked for.
+        known: `cleaned_actions` of other days that share an id, or user and time, with a delivered row; others do no
+            harm.
         day: the job's day.
         settings: bounds of what is accepted.
 
@@ -46,7 +47,8 @@ def judge_actions(
     placed = _with_slot(action_rules.with_clean_ids(raw), slots)
     reason = first_reason(_row_rules(), action_rules.refusals(day=day, settings=settings))
     checked = action_rules.with_clean_values(placed.withColumn("reason", reason))
-    of_users = _with_user_order(_with_duplicates(checked, known), settings=settings)
+    compared = _with_known_repeats(_with_duplicates(checked, known), known)
+    of_users = _with_user_order(compared, settings=settings)
     codes = found_codes(
         {
             **action_rules.repairs(settings=settings),
@@ -60,6 +62,12 @@ def judge_actions(
 def delivered_ids(raw: DataFrame) -> DataFrame:
     """Returns `action_id` of the delivered rows as cleaning will settle it, distinct: what to look for in the past."""
     return action_rules.with_clean_ids(raw).select(action_rules.settled_id().alias("action_id")).distinct()
+
+
+def delivered_moments(raw: DataFrame) -> DataFrame:
+    """Returns `user_id` and `action_ts_ms` of the delivered rows, distinct: what else to look for in the past."""
+    clean = action_rules.with_clean_ids(raw)
+    return clean.select(F.col("clean_user_id").alias("user_id"), "action_ts_ms").distinct()
 
 
 def keep_accepted(judged: DataFrame) -> DataFrame:
@@ -164,6 +172,28 @@ def _with_duplicates(checked: DataFrame, known: DataFrame) -> DataFrame:
             "reason": F.when(is_good & is_conflict, F.lit("duplicate_id")).otherwise(F.col("reason")),
         }
     ).drop("content_hash", "first_hash", "nth", "kept")
+
+
+def _with_known_repeats(judged: DataFrame, known: DataFrame) -> DataFrame:
+    """Refuses what a user did according to an action of another delivery, too, under another id: sent twice."""
+    key = {"clean_user_id": "user_id", "action_ts_ms": "action_ts_ms", "clean_poi_id": "poi_id"}
+    key |= {"action_type_id": "action_type_id"}
+    others = known.select(*(F.col(name).alias(f"known_{name}") for name in (*key.values(), "action_id")))
+    # One of them is enough; of several ids the smallest is looked at, then the largest.
+    ids = [F.min("known_action_id").alias("first_id"), F.max("known_action_id").alias("last_id")]
+    others = others.groupBy(*(f"known_{name}" for name in key.values())).agg(*ids)
+    same = F.lit(True)
+    for mine, theirs in key.items():
+        same &= F.col(mine) == F.col(f"known_{theirs}")
+    joined = judged.join(others, same, "left")
+    is_other = (F.col("first_id") != F.col("clean_action_id")) | (F.col("last_id") != F.col("clean_action_id"))
+    is_repeated = (F.col("status") == "accepted") & F.coalesce(is_other, F.lit(False))
+    return joined.withColumns(
+        {
+            "status": F.when(is_repeated, "refused").otherwise(F.col("status")),
+            "reason": F.when(is_repeated, "repeated_action").otherwise(F.col("reason")),
+        }
+    ).select(*judged.columns)
 
 
 def _with_user_order(judged: DataFrame, *, settings: CleanSettings) -> DataFrame:

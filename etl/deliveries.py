@@ -99,15 +99,24 @@ def keep_new_actions(rows: DataFrame, delivered: DataFrame | None) -> DataFrame:
     """
     if delivered is None:
         return rows
-    touched = rows.select(_event_day(F.col("action_ts_ms")).alias("event_day")).distinct().collect()
-    ranges = merge_days([row["event_day"] for row in touched if row["event_day"] is not None])
-    ts_ms = F.col("action_ts_ms")
-    looked_at = F.lit(False)
-    for first, last in ranges:
-        looked_at |= ts_ms.between(first * spacetime.MS_PER_DAY, (last + 1) * spacetime.MS_PER_DAY - 1)
-    if len(touched) > len([row for row in touched if row["event_day"] is not None]):
-        looked_at |= ts_ms.isNull() | (ts_ms < FIRST_MS) | (ts_ms >= LAST_MS)
+    looked_at = in_event_days(rows)
     return keep_unknown(rows, delivered.where(looked_at), ACTION_CONTENT)
+
+
+def in_event_days(rows: DataFrame) -> Column:
+    """Returns the condition on `action_ts_ms` that a row is of an event day that some rows touch.
+
+    It is made of ranges of constants, so that files of other days are not opened. Rows without a day (no time, or none in
+    epoch milliseconds) are of one day together.
+    """
+    touched = rows.select(_event_day(F.col("action_ts_ms")).alias("event_day")).distinct().collect()
+    days = [row["event_day"] for row in touched if row["event_day"] is not None]
+    ts_ms, condition = F.col("action_ts_ms"), F.lit(False)
+    for first, last in merge_days(days):
+        condition |= ts_ms.between(first * spacetime.MS_PER_DAY, (last + 1) * spacetime.MS_PER_DAY - 1)
+    if len(touched) > len(days):
+        condition |= ts_ms.isNull() | (ts_ms < FIRST_MS) | (ts_ms >= LAST_MS)
+    return condition
 
 
 def keep_unknown(rows: DataFrame, known: DataFrame, names: Sequence[str]) -> DataFrame:

@@ -147,8 +147,7 @@ def _spread_pois(spark: SparkSession, settings: Settings, days: Sequence[date]) 
     """Delivers the catalogue on the first day and its changes on theirs; some POIs are renamed or filed anew."""
     frames = []
     for before, day in zip([None, *days], days, strict=False):
-        source = settings.source.model_copy(update={"since": before})
-        told = synthetic.changed_pois(spark, settings.model_copy(update={"source": source}), day)
+        told = synthetic.changed_pois(spark, settings, day, since=before)
         dirty = plant_dirty_pois(told, city=settings.city, clean=settings.clean)
         # Each is computed by itself: the plans of all nights at once would take longer than their rows.
         frames.append(compute_once(shape(dirty, "raw_pois").withColumn("day", F.lit(day)).coalesce(1)))
