@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -122,7 +122,7 @@ bench-rows: setup ## Rows of the demo that are unexplained [DATA=FOLDER, after m
 	@$(PY) -m tests.bench.unexplained --root $(DEMO_WORK)/warehouse --name $(if $(DATA),nyc-)unexplained-rows
 
 bench-rerun: setup ## Runs the synthetic demo's last night once more and compares all digests [after make demo]
-	@SPACETIME_CONF=$(DEMO_WORK)/settings.yaml $(PY) -m tests.bench.rerun --day 2026-03-01 --since 2026-02-28
+	@SPACETIME_CONF=$(DEMO_WORK)/settings.yaml $(PY) -m tests.bench.rerun --day 2026-03-01
 
 bench-protocols: setup ## Trains on public check-ins and scores them beside the floors [DATA=FOLDER of folders]
 	@$(PY) -m tests.bench.protocols --data $(DATA)
@@ -198,6 +198,9 @@ bench-index: setup ## Grid cells of 10^6 points beside an oracle of another kind
 
 bench-leaks: setup ## Ranking samples beside a brute-force scan of planted futures
 	@$(PY) -m tests.bench.leaks
+
+bench-nights-missed: setup ## Twenty nights of which any six do not run, against all twenty, row by row
+	@$(PY) -m tests.bench.nights_missed
 
 bench-own-data: setup ## make demo with DATA alone on public and tiny data; resumable [DATA=FOLDER OF CHECK-IN FOLDERS]
 	@$(PY) -m tests.bench.own_data $(if $(DATA),--data "$(DATA)")
