@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -112,7 +112,7 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-cases bench-delivered bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(DEMO_WORK)
@@ -172,6 +172,12 @@ bench-drift: setup ## How far figures move with hash seed, batch size, row order
 
 bench-conservation: setup ## Cleans a city of 10^6 rows full of planted dirt: is every verdict right? [ROWS=N]
 	@$(PY) -m tests.bench.conservation --rows $(or $(ROWS),1000000)
+
+bench-cases: setup ## Exports that nobody here made: does each folder of tests/cases end as expected?
+	@$(PY) -m tests.bench.cases
+
+bench-delivered: setup ## Damaged records in every format: is each accounted for, and every row right? [SEEDS="N N" EACH=N]
+	@$(PY) -m tests.bench.delivered $(if $(SEEDS),--seeds $(SEEDS)) $(if $(EACH),--each $(EACH))
 
 bench-etl: .venv/.bench.stamp ## Clean, index, sequences: ours beside DuckDB and Polars on the same rows [ROWS="N N" ROUNDS=N]
 	@$(PY) -m tests.bench.etl_rivals --rows $(or $(ROWS),1000000 10000000 50000000) --rounds $(or $(ROUNDS),1) --runs 2

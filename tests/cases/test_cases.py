@@ -36,5 +36,20 @@ def test_every_folder_says_what_is_expected() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_case(name: str, spark: object, layer: Path, small_town: Callable[[], Path], tmp_path: Path) -> None:
-    assert find_differences(name, Place(work=tmp_path, layer=layer, town=small_town)) == []
+def test_case(
+    name: str,
+    spark: object,
+    spark_settings: SparkSettings,
+    layer: Path,
+    small_town: Callable[[], Path],
+    empty_tables: Path,
+    tmp_path: Path,
+) -> None:
+    place = Place(work=tmp_path, layer=layer, town=small_town, empty=empty_tables)
+    try:
+        assert find_differences(name, place) == []
+    finally:
+        from etl.session import open_session
+
+        # A script of a case opens the session with settings of its own.
+        open_session(Settings(spark=spark_settings), "tests")
