@@ -55,7 +55,7 @@ class Place:
         work: an empty folder.
         layer: settings of the Spark session, as YAML; the tables' places are added by each run.
         town: a finished warehouse with a model, `warehouse` and `bundle`, which cases that ask for it get a copy of.
-        empty: every table without a row, to start other warehouses from, which saves seconds; None for no tables at all.
+        empty: every table without a row, to start other warehouses from, which saves seconds; None: no tables.
     """
 
     work: Path

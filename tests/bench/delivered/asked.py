@@ -100,7 +100,7 @@ def make_requests(
 
 
 def write_request_files(folder: Path, num_each: int, rng: random.Random) -> list[Planted]:
-    """Writes Parquet files of requests whose columns have different types."""
+    """Writes Parquet files of requests whose columns have different types, which share the records of a kind."""
     (folder / "files").mkdir(parents=True)
     text, real = pa.string(), pa.float64()
     names = (
@@ -121,7 +121,8 @@ def write_request_files(folder: Path, num_each: int, rng: random.Random) -> list
     }  # fmt: skip
     found: list[Planted] = []
     for name, (form, types) in kinds.items():
-        records = make_requests("request", "ranking_requests", frozenset(form), num_each, rng, len(found))
+        each = max(1, num_each // len(kinds))
+        records = make_requests("request", "ranking_requests", frozenset(form), each, rng, len(found))
         rows = []
         for record in records:
             given = record.given

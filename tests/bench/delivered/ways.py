@@ -362,7 +362,7 @@ def write_checkins(writer: Writer) -> list[Planted]:
     }  # fmt: skip
     found: list[Planted] = []
     for name, (form, types, numeric) in kinds.items():
-        share = 1.0 if name in ("text", "typed") else 0.5
+        share = {"text": 1.0, "typed": 0.5}.get(name, 0.25)
         records = writer.records(form, share=share, numeric_ids=numeric)
         records += writer.repeated(is_checkin=True) if name == "typed" else []
         writer.rng.shuffle(records)
@@ -418,7 +418,7 @@ def write_actions_parquet(writer: Writer) -> list[Planted]:
     }  # fmt: skip
     found: list[Planted] = []
     for name, (form, types) in kinds.items():
-        records = writer.records(form, share=1.0 if name in ("typed", "text") else 0.5, is_checkin=False)
+        records = writer.records(form, share={"text": 1.0, "typed": 0.5}.get(name, 0.25), is_checkin=False)
         records += writer.repeated(is_checkin=False) if name == "typed" else []
         writer.rng.shuffle(records)
         _write_parquet(base / f"{name}.parquet", names, types, [_action_row(record) for record in records])
