@@ -2,7 +2,11 @@
 
 from datetime import date, timedelta
 
+import pytest
+from pyspark.sql import functions as F
+
 from etl.as_of import known_before
+from etl.histories import densest_of_list, densest_place, number_of_cell
 from etl.profiles import profile_states
 from etl.session import local_frame
 from tests.rows import DAY, frame_of
@@ -50,3 +54,28 @@ def test_a_profile_has_a_state_for_every_day_that_changed_it(spark):
     states = {row["day"]: set(row["profile_ids"]) for row in found}
     assert sorted(states) == [FIRST, DAY]
     assert len(states[FIRST] & states[DAY]) == 1  # the city stays, the age changes
+
+
+def test_without_a_home_the_densest_place_stands_for_it_in_training_as_in_serving(spark):
+    visits = [
+        ("two cities", 4.9, 52.4), ("two cities", 4.91, 52.41), ("two cities", 4.89, 52.4), ("two cities", -74.0, 40.7),
+        ("two cities", -74.01, 40.71),
+        ("Fiji", 179.99, -16.8), ("Fiji", -179.99, -16.8), ("Fiji", -179.98, -16.8), ("Fiji", 180.0, -16.8),
+        ("tie", 30.0, 10.0), ("tie", 10.0, 30.0),
+    ]  # fmt: skip
+    actions = local_frame(spark, visits, "user_id string, poi_lon double, poi_lat double")
+    cell = number_of_cell(F.col("poi_lon"), F.col("poi_lat"), cell_km=25.0)
+    listed = actions.groupBy("user_id").agg(
+        F.collect_list(F.struct("poi_lon", "poi_lat", cell.alias("cell"))).alias("visits")
+    )
+
+    training = {row["user_id"]: row[1:] for row in densest_place(actions, cell_km=25.0).collect()}
+    place = densest_of_list(F.col("visits"))
+    serving = {
+        row["user_id"]: tuple(row["at"]) for row in listed.select("user_id", place.alias("at")).collect()
+    }
+
+    assert training == serving
+    assert training["two cities"] == (4.9, 52.4)  # a median of all would lie in the sea
+    assert training["Fiji"] == (pytest.approx(-179.99), -16.8)  # not at longitude 0
+    assert training["tie"] == (30.0, 10.0)  # equally full: the southern one
