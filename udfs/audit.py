@@ -45,7 +45,7 @@ def run_audit(context: JobContext) -> JobSummary:
     settings, started = context.settings, time.perf_counter()
     spark = open_session(settings, f"spacetime-gr audit {context.day}")
     skipped = load_skipped(settings.storage.artifacts, day=context.day)
-    audited = AuditedDay(spark, settings.storage.root, context.day, skipped)
+    audited = AuditedDay(spark, settings.storage.root, context.day, skipped, settings.clean)
     docs = Path(settings.storage.artifacts) / "data_docs" / str(context.day)
     stamps = find_stamps(audited)
     checks = check_stamps(stamps)

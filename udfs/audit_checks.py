@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.gates import gates_of
+from conf.settings import CleanSettings
 from conf.tables import FEATURE_TABLES, TABLE_STATISTICS, TABLES
 from etl.contracts import spark_schema
 from etl.session import local_frame
@@ -21,7 +22,7 @@ from etl.storage import read_table, table_exists, table_version
 from udfs.feature_night import pin_version
 from udfs.feature_run import FEATURE_JOBS, refused_where
 from udfs.poi_embeddings import pending_pois
-from udfs.requests import prepare_requests
+from udfs.requests import judge_requests_of, prepare_requests
 from udfs.skipped_features import SkippedFeature
 from udfs.slots import is_live, keep_known
 from udfs.user_embeddings import mark_current, pending_users
@@ -60,9 +61,11 @@ class AuditedDay:
         root: str,
         day: date,
         skipped: Mapping[str, SkippedFeature] = MappingProxyType({}),
+        clean: CleanSettings | None = None,
     ) -> None:
-        """Pins the tables; `skipped` are those that the day's model cannot make."""
+        """Pins the tables; `skipped` are those that the day's model cannot make, `clean` judges the requests."""
         self.spark, self.root, self.day = spark, root, day
+        self.clean = clean or CleanSettings()
         self.versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
         self.versions |= {name: pin_version(spark, root, name, day) for name in UPSTREAM_TABLES}
         self.skipped = skipped
@@ -79,6 +82,11 @@ class AuditedDay:
         """Reads the day's rows of a table; all rows of one that is not written by day."""
         rows = self.read(name)
         return rows.where(F.col("day") == F.lit(self.day)) if TABLES[name].write == "day" else rows
+
+    def requests(self) -> DataFrame:
+        """Reads the requests of the day that are to be answered; those refused as a whole are left out."""
+        judged = judge_requests_of(self.read("ranking_requests"), day=self.day, settings=self.clean)
+        return prepare_requests(judged, action_type_id=0)
 
     def before_the_night(self) -> dict[str, DataFrame]:
         """Reads the tables with columns that never change as they stood before the day's night."""
@@ -165,12 +173,14 @@ def find_wrong_scores(audited: AuditedDay) -> list[Search]:
     """Finds candidates of the day that are neither scored nor refused, and scores of no candidate."""
     if "ranking_scores" in audited.skipped:
         return []
-    delivered = audited.rows("ranking_requests").select(
+    # A candidate that is null has to be refused, too.
+    asked = audited.requests().select(
         "request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")
     )
+    delivered = asked.fillna("", ["poi_id"])
     refused = audited.refused("ranking_scores").select(
         F.get_json_object("payload", "$.request_id").alias("request_id"),
-        F.get_json_object("payload", "$.poi_id").alias("poi_id"),
+        F.coalesce(F.get_json_object("payload", "$.poi_id"), F.lit("")).alias("poi_id"),
     )
     scored = audited.rows("ranking_scores").select("request_id", "poi_id")
     key = ["request_id", "poi_id"]
@@ -184,7 +194,7 @@ def find_wrong_scores(audited: AuditedDay) -> list[Search]:
 
 def find_wrong_candidates(audited: AuditedDay, *, index_version: int) -> list[Search]:
     """Finds requests without generated POIs, and generated POIs that are not live as of their request."""
-    requests = prepare_requests(audited.read("ranking_requests"), day=audited.day)
+    requests = audited.requests()
     generated = audited.rows("poi_candidates").select("request_id", "rank", "poi_id", "log_probability")
     refused = audited.refused("poi_candidates").select(
         F.get_json_object("payload", "$.request_id").alias("request_id")

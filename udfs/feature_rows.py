@@ -36,12 +36,14 @@ class FeatureBuild:
         todo: one row per unit.
         outcomes: the contract's columns, nullable, plus `REFUSAL_COLUMNS`.
         index_versions: the index versions of the rows that the model will read, one column `index_version`.
+        judged: the delivered rows of which the accepted ones are worked on; None where all are.
     """
 
     unit: tuple[str, ...]
     todo: DataFrame
     outcomes: DataFrame
     index_versions: DataFrame
+    judged: DataFrame | None = None
 
 
 def outcome_schema(contract: TableContract, names: Sequence[str]) -> StructType:
@@ -76,8 +78,8 @@ def build_refused(outcomes: DataFrame, *, day: date, source_table: str) -> DataF
     refused = outcomes.where(F.col("reason").isNotNull()).select(
         F.lit(day).alias("day"),
         F.lit(source_table).alias("source_table"),
-        *REFUSAL_COLUMNS,
-        F.sha2("payload", 256).alias("row_hash"),
+        *(F.coalesce(name, F.lit("null")).alias(name) for name in REFUSAL_COLUMNS),
+        F.sha2(F.coalesce("payload", F.lit("null")), 256).alias("row_hash"),
         F.lit(0).alias("duplicate_no"),
     )
     return refused.select(*QUARANTINED_ROWS.column_names)

@@ -15,9 +15,15 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import GateFailedError, IndexVersionError, RowsLostError
+from conf.errors import ConflictingWriteError, GateFailedError, IndexVersionError, RowsLostError
+from conf.rules import rules_of
+from conf.tables import QUARANTINED_ROWS, RANKING_REQUESTS
+from etl import request_rules
+from etl.contracts import conform, digest_table
+from etl.refusal import count_rows, tally, to_quarantine
 from etl.session import compute_once
 from etl.storage import (
+    ATTEMPTS,
     replace_day,
     table_location,
 )
@@ -25,9 +31,14 @@ from models.other_tables import OTHER_TABLES, last_others
 from udfs import poi_candidates, poi_embeddings, ranking_scores, user_embeddings
 from udfs.feature_night import Night, open_night
 from udfs.feature_rows import FeatureBuild, build_refused, keep_accepted
+from udfs.requests import judge_requests_of
 from udfs.skipped_features import save_skipped, skip_feature
 
 LOGGER = logging.getLogger(__name__)
+REQUEST_REASONS = tuple(
+    rule.code for rule in rules_of(RANKING_REQUESTS.name, "refuse") if rule.code.startswith("request_")
+)
+"""Why a request as a whole is refused, by whichever job reads it."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +91,16 @@ def plan_poi_embeddings(night: Night) -> FeatureBuild:
     )
 
 
+def judge_night(night: Night) -> DataFrame:
+    """Judges the requests of a night, once for all that is made of them."""
+    requests = night.read("ranking_requests")
+    return compute_once(judge_requests_of(requests, day=night.day, settings=night.settings.clean))
+
+
 def plan_ranking_scores(night: Night) -> FeatureBuild:
     """Plans `ranking_scores` from the tables of a night."""
     return ranking_scores.build_ranking_scores(
-        night.read("ranking_requests"),
+        judge_night(night),
         night.read("action_sequences"),
         night.read("poi_index"),
         day=night.day,
@@ -91,6 +108,7 @@ def plan_ranking_scores(night: Night) -> FeatureBuild:
         run_id=night.run_id,
         micro_batch=night.settings.features.micro_batch,
         num_partitions=night.settings.spark.shuffle_partitions,
+        max_text_length=night.settings.clean.max_text_length,
     )
 
 
@@ -109,7 +127,7 @@ def open_places(night: Night) -> poi_candidates.Places:
 def plan_poi_candidates(night: Night) -> FeatureBuild:
     """Plans `poi_candidates` from the tables of a night."""
     return poi_candidates.build_poi_candidates(
-        night.read("ranking_requests"),
+        judge_night(night),
         night.read("action_sequences"),
         open_places(night),
         day=night.day,
@@ -171,6 +189,7 @@ def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
         total.rows_in += summary.rows_in
         total.rows_out += summary.rows_out
         total.rows_refused += summary.rows_refused
+        total.rows_dropped += summary.rows_dropped
         total.tables |= summary.tables
         total.notes |= summary.notes
         total.steps[name] = time.perf_counter() - started
@@ -202,6 +221,7 @@ def run_feature(night: Night, name: str) -> JobSummary:
     counts = count_outcomes(outcomes, build.unit, job)
     rows_in = build.todo.count()
     summary = JobSummary(rows_in=rows_in, rows_out=counts["rows"], rows_refused=counts["refused"])
+    _count_requests(night, build, summary)
     if rows_in != counts["done"] + counts["refused"]:
         raise RowsLostError(
             table=name,
@@ -212,7 +232,7 @@ def run_feature(night: Night, name: str) -> JobSummary:
             rows_dropped=0,
         )
     if not night.dry_run:
-        _write_refused(night, job, outcomes, name)
+        _write_refused(night, job, build, outcomes, name)
         _stop_if_model_fails(night, job, name, failed=counts["failed"], rows_in=rows_in)
         summary.tables[name] = replace_day(
             keep_accepted(outcomes), name, night.settings.storage.root,
@@ -255,25 +275,72 @@ def count_outcomes(outcomes: DataFrame, unit: Sequence[str], job: FeatureJob) ->
 
 
 def refused_where(job: FeatureJob) -> str:
-    """Returns the condition that tells a job's rows of `quarantined_rows` from those of other jobs."""
-    reasons = ", ".join(f"'{reason}'" for reason in job.reasons)
+    """Returns the condition that tells a job's rows of `quarantined_rows` from those of other jobs.
+
+    Requests that no job works on are everybody's: each job that reads requests writes them, all the same rows.
+    """
+    shared = REQUEST_REASONS if job.source_table == RANKING_REQUESTS.name else ()
+    reasons = ", ".join(f"'{reason}'" for reason in (*job.reasons, *shared))
     return f"source_table = '{job.source_table}' AND reason IN ({reasons})"
 
 
-def _write_refused(night: Night, job: FeatureJob, outcomes: DataFrame, name: str) -> None:
-    """Replaces what this job refused on the day; no commit where nothing was and nothing is refused."""
-    refused = build_refused(outcomes, day=night.day, source_table=job.source_table)
-    before = (
-        night.read_output("quarantined_rows")
-        .where(F.col("day") == F.lit(night.day))
-        .where(refused_where(job))
-    )
-    if refused.isEmpty() and before.isEmpty():
+def _count_requests(night: Night, build: FeatureBuild, summary: JobSummary) -> None:
+    """Adds the requests that are not worked on to the summary, by reason.
+
+    Raises:
+        RowsLostError: requests delivered are not accepted + refused + dropped.
+    """
+    if build.judged is None:
         return
-    replace_day(
-        refused, "quarantined_rows", night.settings.storage.root,
-        day=night.day, run_id=night.run_id, job=name, where=refused_where(job),
-    )  # fmt: skip
+    delivered = night.read(RANKING_REQUESTS.name).where(F.col("day") == F.lit(night.day)).count()
+    counts = tally(count_rows(build.judged).collect())
+    statuses = counts["statuses"]
+    if delivered != sum(statuses.values()):
+        raise RowsLostError(
+            table=RANKING_REQUESTS.name, day=str(night.day), rows_in=delivered, rows_out=statuses["accepted"],
+            rows_refused=statuses["refused"], rows_dropped=statuses["dropped"],
+        )  # fmt: skip
+    summary.rows_in += statuses["refused"] + statuses["dropped"]
+    summary.rows_refused += statuses["refused"]
+    summary.rows_dropped += statuses["dropped"]
+    summary.notes["requests"] = {
+        "delivered": delivered, **statuses, "reasons": counts["reasons"], "repairs": counts["repairs"]
+    }  # fmt: skip
+
+
+def _write_refused(
+    night: Night, job: FeatureJob, build: FeatureBuild, outcomes: DataFrame, name: str
+) -> None:
+    """Replaces what this job refused on the day; no commit where the quarantine holds just that.
+
+    Two jobs that read the requests may run at once and write the refused ones both. Delta lets one of them commit;
+    the other looks again, and finds them there.
+    """
+    refused = build_refused(outcomes, day=night.day, source_table=job.source_table)
+    if build.judged is not None:
+        requests = to_quarantine(
+            build.judged.where("status = 'refused'"),
+            source_table=job.source_table, payload_columns=request_rules.PAYLOAD_COLUMNS,
+        )  # fmt: skip
+        refused = refused.unionByName(requests.withColumn("day", F.lit(night.day)))
+    rows = compute_once(conform(refused, QUARANTINED_ROWS))
+    expected = digest_table(rows, QUARANTINED_ROWS)
+    for attempt in range(ATTEMPTS):
+        stored = night.read_output(QUARANTINED_ROWS.name).where(F.col("day") == F.lit(night.day))
+        if digest_table(stored.where(refused_where(job)), QUARANTINED_ROWS) == expected:
+            return
+        try:
+            replace_day(
+                rows, QUARANTINED_ROWS.name, night.settings.storage.root,
+                day=night.day, run_id=night.run_id, job=name, where=refused_where(job),
+            )  # fmt: skip
+            return
+        except ConflictingWriteError:
+            if attempt + 1 == ATTEMPTS:
+                raise
+            LOGGER.info(
+                "%s %s: another job wrote refused rows at the same time; looking again", name, night.day
+            )
 
 
 def _stop_if_model_fails(night: Night, job: FeatureJob, name: str, *, failed: int, rows_in: int) -> None:

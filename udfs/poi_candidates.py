@@ -33,7 +33,7 @@ from udfs.feature_rows import (
 )
 from udfs.isolation import RowFailure, run_isolated
 from udfs.model_cache import ServedModel, load_model, task_device
-from udfs.requests import PAYLOAD_NAMES, latest_sequences, prepare_requests, with_history
+from udfs.requests import PAYLOAD_NAMES, latest_sequences, prepare_requests, with_defaults, with_history
 from udfs.slots import keep_known
 
 EMITTED = ("request_id", "user_id", "rank", "poi_id", "log_probability", "is_simulated")
@@ -93,7 +93,7 @@ def ship_catalogue(
 
 
 def build_poi_candidates(
-    ranking_requests: DataFrame,
+    judged: DataFrame,
     sequences: DataFrame,
     places: Places,
     *,
@@ -104,11 +104,11 @@ def build_poi_candidates(
     num_partitions: int,
     top_k: int,
 ) -> FeatureBuild:
-    """Plans the candidates of the day; `top_k` POIs per request, fewer where fewer are live."""
-    requests = prepare_requests(ranking_requests, day=day)
+    """Plans the candidates of the day; `top_k` POIs per accepted request of `judged`, fewer where fewer are live."""
+    requests = prepare_requests(judged, action_type_id=model.action_type_id)
     known_type = F.col("action_type_id").isNotNull()
     sequences = sequences.where(F.col("day") <= F.lit(day))  # partitions of later days are not read
-    states = with_history(requests.where(known_type), sequences, as_of=F.lit(day))
+    states = with_defaults(with_history(requests.where(known_type), sequences, as_of=F.lit(day)))
     generated = generate_for_states(
         states, places, model=model, micro_batch=micro_batch, num_partitions=num_partitions, top_k=top_k
     )
@@ -120,6 +120,7 @@ def build_poi_candidates(
         index_versions=latest_sequences(sequences, requests.withColumn("as_of", F.lit(day)))
         .select("index_version")
         .distinct(),
+        judged=judged,
     )
 
 

@@ -1,9 +1,9 @@
 """ranking_requests + action_sequences + poi_index -> ranking_scores: a click logit per request and candidate.
 
-Candidates are mapped to the slots that are live as of the request; one without such a slot is refused with a
-reason, so candidates in = scores out + refused. A candidate listed twice in a request is scored once. The
-history holds actions strictly before the request; users without one are scored too. Run it with `python -m
-udfs ranking_scores --day D`.
+Candidates of accepted requests (`etl/request_rules.py`) are mapped to the slots that are live as of the request; one
+that is no id, or has no such slot, is refused with a reason, so candidates in = scores out + refused. A candidate
+listed twice in a request is scored once. The history holds actions strictly before the request; users without one are
+scored too. Run it with `python -m udfs ranking_scores --day D`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.tables import CANDIDATE_NAMES, HISTORY_NAMES, RANKING_SCORES
+from etl.refusal import MAX_DETAIL
+from etl.request_rules import is_no_id
 from models.inference import score_candidates
 from udfs.feature_rows import (
     REFUSAL_COLUMNS,
@@ -28,14 +30,15 @@ from udfs.feature_rows import (
 )
 from udfs.isolation import RowFailure, run_isolated
 from udfs.model_cache import ServedModel, load_model, task_device
-from udfs.requests import PAYLOAD_NAMES, latest_sequences, prepare_requests, with_history
+from udfs.requests import PAYLOAD_NAMES, latest_sequences, prepare_requests, with_defaults, with_history
 from udfs.slots import is_live, keep_known
 
 EMITTED = ("request_id", "user_id", "poi_id", "click_logit", "is_simulated")
+NO_ID = "score_no_candidate_id"
 NO_LIVE_SLOT = "score_no_live_slot"
 UNKNOWN_ACTION_TYPE = "score_unknown_action_type"
 REASON = "score_failed"
-REASONS = (NO_LIVE_SLOT, UNKNOWN_ACTION_TYPE, REASON)
+REASONS = (NO_LIVE_SLOT, NO_ID, UNKNOWN_ACTION_TYPE, REASON)
 _SLOT_TO_CANDIDATE = {
     "candidate_poi_ids": "poi_id",
     "candidate_block_ids": "block_id",
@@ -77,17 +80,22 @@ def explode_candidates(requests: DataFrame, slots: DataFrame) -> DataFrame:
     return candidates.join(slots, matches, "left").drop("slot_poi_id", "valid_from", "valid_to")
 
 
-def refuse_candidates(candidates: DataFrame) -> DataFrame:
-    """Builds outcomes for candidates that cannot be scored: unknown action type, or no live slot."""
-    reason = F.when(F.col("action_type_id").isNull(), UNKNOWN_ACTION_TYPE).when(
-        F.col("block_id").isNull(), NO_LIVE_SLOT
+def refuse_candidates(candidates: DataFrame, *, max_length: int) -> DataFrame:
+    """Builds outcomes for candidates that cannot be scored: unknown action type, no id, or no live slot."""
+    is_unknown, poi = F.col("action_type_id").isNull(), F.col("poi_id")
+    reason = (
+        F.when(is_unknown, UNKNOWN_ACTION_TYPE)
+        .when(is_no_id(poi, max_length=max_length), NO_ID)
+        .when(F.col("block_id").isNull(), NO_LIVE_SLOT)
     )
-    detail = F.when(F.col("action_type_id").isNull(), F.col("action_type")).otherwise(F.col("poi_id"))
+    shown = F.coalesce(F.substring(poi, 1, MAX_DETAIL), F.lit("null"))
+    detail = F.when(is_unknown, F.col("action_type")).otherwise(shown)
+    payload = F.to_json(F.struct(*PAYLOAD_NAMES, "poi_id"), {"ignoreNullFields": "false"})
     return (
         candidates.withColumn("reason", reason)
         .where(F.col("reason").isNotNull())
         .withColumn("detail", detail)
-        .withColumn("payload", F.to_json(F.struct(*PAYLOAD_NAMES, "poi_id")))
+        .withColumn("payload", payload)
         .withColumn("click_logit", F.lit(None).cast("float"))
         .select(*EMITTED, *REFUSAL_COLUMNS)
     )
@@ -105,7 +113,7 @@ def group_candidates(candidates: DataFrame) -> DataFrame:
 
 
 def build_ranking_scores(
-    ranking_requests: DataFrame,
+    judged: DataFrame,
     sequences: DataFrame,
     poi_index: DataFrame,
     *,
@@ -114,13 +122,14 @@ def build_ranking_scores(
     run_id: str,
     micro_batch: int,
     num_partitions: int,
+    max_text_length: int,
 ) -> FeatureBuild:
-    """Plans the scores of the day; arguments as in `build_user_embeddings`."""
-    requests = prepare_requests(ranking_requests, day=day)
+    """Plans the scores of the day; `judged` by `judge_requests_of`, other arguments as in `build_user_embeddings`."""
+    requests = prepare_requests(judged, action_type_id=model.action_type_id)
     slots = keep_known(poi_index, day=day, index_version=model.index_version)
     candidates = explode_candidates(requests, slots)
     sequences = sequences.where(F.col("day") <= F.lit(day))  # partitions of later days are not read
-    states = with_history(group_candidates(candidates), sequences, as_of=F.lit(day))
+    states = with_defaults(with_history(group_candidates(candidates), sequences, as_of=F.lit(day)))
     ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions(
         "seq_len", "user_id", "request_id"
     )
@@ -135,7 +144,7 @@ def build_ranking_scores(
     ).mapInArrow(
         partial(score_requests, model=model, micro_batch=micro_batch), outcome_schema(RANKING_SCORES, EMITTED)
     )
-    emitted = scored.unionByName(refuse_candidates(candidates))
+    emitted = scored.unionByName(refuse_candidates(candidates, max_length=max_text_length))
     # The logistic function as Spark writes it: 0 and 1 at the ends, never NaN.
     emitted = emitted.withColumn("score", 1 / (1 + F.exp(-F.col("click_logit").cast("double"))))
     return FeatureBuild(
@@ -145,6 +154,7 @@ def build_ranking_scores(
         index_versions=latest_sequences(sequences, requests.withColumn("as_of", F.lit(day)))
         .select("index_version")
         .distinct(),
+        judged=judged,
     )
 
 

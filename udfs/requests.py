@@ -1,33 +1,45 @@
-"""Requests of a day with what was known at their time: action type, history strictly before, nothing later.
+"""Judged requests of a day with what was known at their time: action type, history strictly before, nothing later.
 
 Shared by `ranking_scores` and `poi_candidates`. Columns out are those that the model reads.
 """
 
+from collections.abc import Sequence
 from datetime import date
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from conf.settings import CleanSettings
 from conf.tables import ACTION_SEQUENCES, HISTORY_NAMES, PROFILE_IDS
 from conf.tokens import ACTION_TYPES
-from udfs.slots import request_date
+from etl.request_rules import judge_requests, keep_accepted
+from etl.spacetime import event_date, tz_offset_from_longitude
 
 REQUEST_NAMES = ("request_id", "user_id", "request_ts_ms", "tz_offset_min", "user_lon", "user_lat")
 PAYLOAD_NAMES = (*REQUEST_NAMES, "action_type")
 
 
-def prepare_requests(ranking_requests: DataFrame, *, day: date) -> DataFrame:
-    """Keeps the requests of a day and adds what is looked up for them.
+def judge_requests_of(ranking_requests: DataFrame, *, day: date, settings: CleanSettings) -> DataFrame:
+    """Judges the requests of a night (`etl/request_rules.py`)."""
+    return judge_requests(ranking_requests.where(F.col("day") == F.lit(day)), day=day, settings=settings)
+
+
+def prepare_requests(judged: DataFrame, *, action_type_id: int, more: Sequence[str] = ()) -> DataFrame:
+    """Keeps the accepted requests and adds what is looked up for them.
+
+    Args:
+        judged: result of `judge_requests_of`.
+        action_type_id: action type of requests that do not say one: the model's own.
+        more: further columns to keep.
 
     Returns:
-        The columns of `ranking_requests` but `day`, plus `action_type_id` (null if unknown), `request_date`
-        (UTC) and `request_payload`, the request as JSON for the quarantine.
+        The columns of `ranking_requests` but `day`, clean, plus `action_type_id` (null if unknown) and `request_date`
+        (UTC).
     """
-    return (
-        ranking_requests.where(F.col("day") == F.lit(day))
-        .drop("day")
-        .withColumn("action_type_id", type_id_of(F.col("action_type")))
-        .withColumn("request_date", request_date(F.col("request_ts_ms")))
+    said = F.col("action_type")
+    type_id = F.when(said.isNull(), F.lit(action_type_id)).otherwise(type_id_of(said))
+    return keep_accepted(judged, more=more).withColumns(
+        {"action_type_id": type_id, "request_date": event_date(F.col("request_ts_ms"))}
     )
 
 
@@ -35,6 +47,20 @@ def type_id_of(action_type: Column) -> Column:
     """Returns the id of an action type; null if it is not known."""
     type_ids = F.create_map(*(F.lit(item) for pair in enumerate(ACTION_TYPES) for item in reversed(pair)))
     return type_ids[action_type]
+
+
+def with_defaults(states: DataFrame) -> DataFrame:
+    """Fills in what a request does not say, from its history: place and time zone, as in `ranking_samples`."""
+    last = {name: F.get(name, F.size(name) - 1) for name in ("poi_lons", "poi_lats", "tz_offsets_min")}
+    lon = F.coalesce("user_lon", last["poi_lons"].cast("double"))
+    zone = F.coalesce("tz_offset_min", last["tz_offsets_min"], tz_offset_from_longitude(lon), F.lit(0))
+    return states.withColumns(
+        {
+            "user_lon": lon,
+            "user_lat": F.coalesce("user_lat", last["poi_lats"].cast("double")),
+            "tz_offset_min": zone,
+        }
+    )
 
 
 def with_history(requests: DataFrame, sequences: DataFrame, *, as_of: Column) -> DataFrame:

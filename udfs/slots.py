@@ -20,8 +20,3 @@ def keep_known(slots: DataFrame, *, day: date, index_version: int) -> DataFrame:
 def is_live(on: Column) -> Column:
     """Tells whether a slot (`valid_from`, `valid_to`) is live on a date."""
     return (F.col("valid_from") <= on) & (F.col("valid_to").isNull() | (F.col("valid_to") > on))
-
-
-def request_date(timestamp_ms: Column) -> Column:
-    """Returns the UTC date of a request's time in epoch milliseconds."""
-    return F.timestamp_millis(timestamp_ms).cast("date")

@@ -1,6 +1,7 @@
 """The four feature jobs over real Spark, Delta and a small model."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -108,6 +109,63 @@ def test_candidates_are_scored_or_refused_with_a_reason(first_night):
     refused = {(row["reason"], row["detail"]) for row in first_night.read("quarantined_rows")}
     assert refused == {("score_no_live_slot", "p99"), ("score_unknown_action_type", "hover")}
     assert (summary.rows_in, summary.rows_out, summary.rows_refused) == (4, 2, 2)
+
+
+def test_bad_and_repeated_requests_stop_nothing_and_are_all_accounted_for(computed):
+    """Every row is answered, refused or dropped, and the audit counts the same."""
+    good = request("r1", "u1", DAY_1, [0, 1])
+    null = {"user_id": None, "request_ts_ms": None, "candidate_poi_ids": None, "action_type": None}
+    computed.deliver(
+        DAY_1,
+        ranking_requests=[
+            good,
+            good,
+            request("r1", "u2", DAY_1, [2]),  # the id of another request
+            request("huge", "u1", DAY_1, [0], request_ts_ms=9 * 10**18),
+            request(None, None, DAY_1, [], **{name: null[name] for name in null if name != "user_id"}),
+            request("odd", "u1  ", DAY_1, [], candidate_poi_ids=[None, " p2", "NULL"], user_lon=math.nan),
+            request(
+                "silent", "u1", DAY_1, [3], tz_offset_min=None, user_lon=None, user_lat=None, action_type=None
+            ),
+        ],
+    )
+
+    scores = computed.run("ranking_scores", DAY_1)
+    generated = computed.run("poi_candidates", DAY_1)
+
+    scored = {(row["request_id"], row["poi_id"]) for row in computed.read("ranking_scores")}
+    assert scored == {("r1", "p0"), ("r1", "p1"), ("odd", "p2"), ("silent", "p3")}
+    assert {row["user_id"] for row in computed.read("poi_candidates")} == {"u1"}
+    refused = [(row["reason"], row["detail"]) for row in computed.read("quarantined_rows")]
+    assert sorted(refused) == [
+        ("request_missing_id", "request_id=null"),
+        ("request_repeated", "request_id=r1"),
+        ("request_time_in_future", f"request_ts_ms={9 * 10**18}"),
+        ("score_no_candidate_id", "NULL"),
+        ("score_no_candidate_id", "null"),
+    ]
+    # Units are candidates of good requests, and requests that are not looked into.
+    assert (scores.rows_in, scores.rows_out, scores.rows_refused, scores.rows_dropped) == (10, 4, 5, 1)
+    assert (generated.rows_in, generated.rows_refused, generated.rows_dropped) == (7, 3, 1)
+    assert generated.notes["requests"]["accepted"] == 3
+
+    before = computed.digest("quarantined_rows")
+    computed.run("ranking_scores", DAY_1, run_id="again")
+    assert computed.digest("quarantined_rows") == before
+    computed.run("audit", DAY_1)
+
+
+def test_two_jobs_that_refuse_the_same_requests_at_once_both_finish(first_night):
+    first_night.deliver(
+        DAY_1, ranking_requests=[request("r1", "u1", DAY_1, [99]), request("r2", None, DAY_1, [])]
+    )
+
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(first_night.run, name, DAY_1) for name in ("ranking_scores", "poi_candidates")]
+        assert [job.result().notes["requests"]["refused"] for job in jobs] == [1, 1]
+
+    refused = [row["reason"] for row in first_night.read("quarantined_rows")]
+    assert sorted(refused) == ["request_missing_user", "score_no_live_slot"]
 
 
 def test_scores_do_not_see_actions_after_the_request(first_night):

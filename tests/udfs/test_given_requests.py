@@ -33,7 +33,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def asked(request: str, user: str, timestamp_ms: int | None, **more: object) -> dict[str, object]:
+def asked(request: str, user: str | None, timestamp_ms: int | None, **more: object) -> dict[str, object]:
     return {"request_id": request, "user_id": user, "request_ts_ms": timestamp_ms, **more}
 
 
@@ -105,31 +105,66 @@ def test_what_a_request_does_not_say_is_that_of_the_last_action(first_night, tmp
 def test_every_row_is_answered_or_refused_with_its_reason(first_night, tmp_path):
     rows = [
         asked("good", "u1", EVENING),
+        asked("good", "u1", EVENING),
         asked("stranger", "nobody knows", EVENING),
         asked("good", "u2", EVENING),
-        asked("no user", None, EVENING),  # type: ignore[arg-type]
+        asked("no user", None, EVENING),
         asked("no time", "u1", None),
         asked("seconds", "u1", EVENING // 1000),
-        asked("north", "u1", EVENING, user_lon=4.9, user_lat=95.0),
+        asked("microseconds", "u1", EVENING * 1000),
+        asked("tomorrow", "u1", at(DAY_2, 12)),
+        asked("huge", "u1", 9 * 10**18),
+        asked("negative", "u1", -5),
+        asked("north", "u1", EVENING, user_lon=4.9, user_lat=95.0),  # on earth the other way round
         asked("half", "u1", EVENING, user_lon=4.9),
+        asked("no number", "u1", EVENING, user_lon=math.nan, user_lat=52.4),
+        asked("zone", "u1", EVENING, tz_offset_min=2**31 - 1),
+        asked("padded  ", "u1  ", EVENING),
         asked("hover", "u1", EVENING, action_type="hover"),
     ]
     write_deltalake(str(tmp_path / "asked"), pq.read_table(write(tmp_path / "r.parquet", rows)))
 
     summary, found, refused = answer(first_night, tmp_path, tmp_path / "asked", top=2)
 
-    assert {name: len(own) for name, own in found.items()} == {"good": 2, "stranger": 2}
+    # A place or a time zone that is none is as if not given.
+    answered = {"good", "stranger", "half", "no number", "zone", "padded"}
+    assert {name: len(own) for name, own in found.items()} == dict.fromkeys(answered, 2)
+    assert all(found[name] == found["good"] for name in answered - {"stranger"})
     assert {(row["request_id"], row["reason"], row["detail"]) for row in refused} == {
-        ("good", "request_repeated", "good"),
-        ("no user", "request_incomplete", "no user_id"),
-        ("no time", "request_incomplete", "no request_ts_ms"),
-        ("seconds", "request_time_in_seconds", str(EVENING // 1000)),
-        ("north", "request_place_out_of_range", "4.9, 95.0"),
-        ("half", "request_place_out_of_range", "4.9, null"),
+        ("good", "request_repeated", "request_id=good"),
+        ("no user", "request_missing_user", "user_id=null"),
+        ("no time", "request_missing_time", "request_ts_ms=null"),
+        ("seconds", "request_time_in_seconds", f"request_ts_ms={EVENING // 1000}"),
+        ("microseconds", "request_time_in_microseconds", f"request_ts_ms={EVENING * 1000}"),
+        ("tomorrow", "request_time_in_future", f"request_ts_ms={at(DAY_2, 12)}"),
+        ("huge", "request_time_in_future", f"request_ts_ms={9 * 10**18}"),
+        ("negative", "request_time_negative", "request_ts_ms=-5"),
+        ("north", "request_place_swapped", "user_lon=4.9, user_lat=95.0"),
         ("hover", "generate_unknown_action_type", "hover"),
     }
-    assert (summary.rows_in, summary.rows_out, summary.rows_refused) == (9, 2, 7)
+    assert (summary.rows_in, summary.rows_out, summary.rows_refused, summary.rows_dropped) == (17, 6, 10, 1)
+    assert summary.notes["repairs"]["request_id_trimmed"] == 1
     assert '"user_lat":95.0' in next(row["payload"] for row in refused if row["request_id"] == "north")
+
+
+def test_files_of_a_folder_may_differ_in_columns_types_and_case(first_night, tmp_path):
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    write(folder / "a.parquet", [asked("7", "u1", EVENING, **NIGHTS)])
+    columns = {
+        "Request_ID": pa.array([8.0, 8.5]),  # a column of integers with a gap, as pandas writes it
+        "USER_ID": pa.array(["u1", "u1"]),
+        "request_ts_ms": pa.array([EVENING, EVENING], pa.timestamp("ms", "UTC")),
+        "tz_offset_min": pa.array(["60", "no"]),
+    }
+    pq.write_table(pa.table(columns), folder / "b.parquet")
+
+    _, found, refused = answer(first_night, tmp_path, folder)
+
+    assert found.keys() == {"7", "8"}
+    assert [(row["reason"], '"Request_ID":8.5' in row["payload"]) for row in refused] == [
+        ("request_missing_id", True)
+    ]
 
 
 def test_wrong_options_and_inputs_say_what_to_do(first_night, tmp_path):
@@ -148,3 +183,14 @@ def test_wrong_options_and_inputs_say_what_to_do(first_night, tmp_path):
         answer(first_night, tmp_path, tmp_path / "nothing.parquet")
     with pytest.raises(SchemaError, match="request_id"):
         answer(first_night, tmp_path, nameless)
+    twice = pa.table({**good_columns(EVENING), "REQUEST_ID": ["x"]})
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(SchemaError, match="one column of that name"):
+        answer(first_night, tmp_path, tmp_path / "twice.parquet")
+    pq.write_table(pa.table({**good_columns(EVENING), "user_id": [True]}), tmp_path / "flag.parquet")
+    with pytest.raises(SchemaError, match="user_id"):
+        answer(first_night, tmp_path, tmp_path / "flag.parquet")
+
+
+def good_columns(timestamp_ms: int) -> dict[str, list[object]]:
+    return {"request_id": ["r1"], "user_id": ["u1"], "request_ts_ms": [timestamp_ms]}
