@@ -94,7 +94,7 @@ class Damage:
 TEXT = frozenset({"text_user", "text_poi", "text_time", "text_tz", "text_place"})
 """What a form of file can say, field by field. Further words: `json` values of JSON; `untyped` a format that knows text
 alone; `utf8` any letter; `iso` times with an offset; `clock` times that are always written out, `number` never;
-`float_...` numbers with a fraction; `user_place`, `action` (types and ids of actions), `catalogue` (POIs come apart)."""
+`float_...` numbers with a fraction; `user_place`, `action` (types and ids of actions), `file` or `table`, `catalogue` (POIs come apart)."""
 
 
 def make_pois(number: int, rng: random.Random) -> list[Poi]:
@@ -319,9 +319,17 @@ def _half_user(record: Planted, rng: random.Random) -> None:
     record.truth |= {"user_lon": None, "user_lat": None}
 
 
-def _id_missing(record: Planted, rng: random.Random) -> None:
-    record.repairs.add("action_id_missing")
-    record.given["action_id"], record.truth["action_id"] = rng.choice((None, "", "NULL")), ANY
+def _id_made_by_reader(record: Planted, rng: random.Random) -> None:
+    """A file need not name its actions; the reader then does."""
+    record.given["action_id"], record.truth["action_id"] = None, ANY
+
+
+def _id_missing(*given: object) -> Callable[[Planted, random.Random], None]:
+    def plant_it(record: Planted, rng: random.Random) -> None:
+        record.repairs.add("action_id_missing")
+        record.given["action_id"], record.truth["action_id"] = rng.choice(given), ANY
+
+    return plant_it
 
 
 NO_USER_PLACE = {"user_lon": None, "user_lat": None}
@@ -389,7 +397,9 @@ DAMAGES: tuple[Damage, ...] = (
     _damage("type_unknown", "type", "action", _refuse("unknown_action_type", type="hover")),
     _damage("type_null", "type", "action", _refuse("missing_action_type", type=None)),
     _damage("type_spelling", "type", "action", _repair("action_type_spelling", {}, type=lambda r, g: g.choice(("{} ", " {}")).format(str(r.given["type"]).capitalize()))),
-    _damage("id_missing", "action_id", "action", _id_missing),
+    _damage("id_null_in_file", "action_id", "action file", _id_made_by_reader),
+    _damage("id_null_in_table", "action_id", "action table", _id_missing(None)),
+    _damage("id_word", "action_id", "action", _id_missing("", " ", "NULL", "None")),
     _damage("id_padded", "action_id", "action", _repair("id_trimmed", {}, action_id=_padded("action_id"))),
     _damage("id_too_long", "action_id", "action", _refuse("text_too_long", action_id=lambda r, g: str(r.given["action_id"]) * 700)),
     _damage("user_fraction_float", "user", "float_user", _refuse("missing_user", user=1234567.5)),

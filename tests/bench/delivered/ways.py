@@ -123,7 +123,7 @@ def _copy(record: Planted, name: str, *, refused: str | None = None) -> Planted:
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
-JSON_FORM = " ".join((*TEXT, "json", "utf8", "iso", "number", "user_place", "action"))
+JSON_FORM = " ".join((*TEXT, "json", "utf8", "iso", "number", "user_place", "action", "file"))
 
 
 def write_json(writer: Writer) -> list[Planted]:
@@ -411,10 +411,10 @@ def write_actions_parquet(writer: Writer) -> list[Planted]:
              "tz_offset_min", "tag")  # fmt: skip
     words = pa.struct({"x": text, "y": text})
     kinds = {
-        "typed": (f"{TEXT_IDS} number user_place action", (text, pa.int64(), text, place, place, text, text, text, pa.int32(), text)),
-        "floats": (f"{TEXT_IDS} float_time float_tz user_place action", (text, real, text, place, place, text, text, text, real, text)),
-        "text": (f"{' '.join(TEXT)} utf8 iso number catalogue user_place action", (text, text, text, words, words, text, text, text, text, text)),
-        "moments": (f"{TEXT_IDS} user_place action", (text, UTC_NS, text, place, place, text, text, text, pa.int64(), text)),
+        "typed": (f"{TEXT_IDS} number user_place action file", (text, pa.int64(), text, place, place, text, text, text, pa.int32(), text)),
+        "floats": (f"{TEXT_IDS} float_time float_tz user_place action file", (text, real, text, place, place, text, text, text, real, text)),
+        "text": (f"{' '.join(TEXT)} utf8 iso number catalogue user_place action file", (text, text, text, words, words, text, text, text, text, text)),
+        "moments": (f"{TEXT_IDS} user_place action file", (text, UTC_NS, text, place, place, text, text, text, pa.int64(), text)),
     }  # fmt: skip
     found: list[Planted] = []
     for name, (form, types) in kinds.items():
@@ -426,7 +426,7 @@ def write_actions_parquet(writer: Writer) -> list[Planted]:
     group = writer.clean(writer.num_each, is_checkin=False)
     for record in group:
         record.structure = "short"
-        record.repairs |= {"tz_missing", "action_id_missing"}
+        record.repairs.add("tz_missing")
         record.truth |= {"user_lon": None, "user_lat": None, "action_id": ANY}
     kept = [0, 1, 2, 3, 6, 9]
     rows = [[row[at] for at in kept] for row in map(_action_row, group)]
