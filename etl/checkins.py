@@ -22,6 +22,7 @@ from etl import sources
 from etl.deliveries import Warehouse, is_later, keep_changed_pois, keep_new_actions, shape
 from etl.derived_pois import confirm_places, derive_pois, keep_good_actions
 from etl.impressions import keep_visits, pick_requests, simulate_impressions
+from etl.judging import zone_warning
 from etl.refusal import trimmed
 from etl.session import compute_once
 from etl.spacetime import event_date
@@ -92,11 +93,16 @@ class FileSource:
         catalogue = self.read_catalogue(spark, settings)
         if warehouse is not None and warehouse.actions is not None:
             actions = compute_once(actions)  # looked at for the days in it, and once more for its rows
+        # Offsets are judged where the POI lies, or where the user was if the source does not say.
+        lon = F.coalesce("poi_lon", "user_lon")
         row = actions.agg(
-            F.count("*").alias("records"), F.count_if(is_later(F.col("action_ts_ms"), day=day)).alias("later")
+            F.count("*").alias("records"),
+            F.count_if(is_later(F.col("action_ts_ms"), day=day)).alias("later"),
+            zone_warning(F.col("tz_offset_min"), lon).alias("zones"),
         ).first()
         assert row is not None
-        self.counts = row.asDict()
+        self.counts = {name: row[name] for name in ("records", "later")}
+        self.warnings += [row["zones"]] if row["zones"] else []
         return build_delivery(actions, catalogue, settings, day=day, warehouse=warehouse)
 
     def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
