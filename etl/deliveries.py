@@ -106,8 +106,8 @@ def keep_new_actions(rows: DataFrame, delivered: DataFrame | None) -> DataFrame:
 def in_event_days(rows: DataFrame) -> Column:
     """Returns the condition on `action_ts_ms` that a row is of an event day that some rows touch.
 
-    It is made of ranges of constants, so that files of other days are not opened. Rows without a day (no time, or none in
-    epoch milliseconds) are of one day together.
+    It is made of ranges of constants, so that files of other days are not opened. Rows without a day (no time, or none
+    in epoch milliseconds) are of one day together.
     """
     touched = rows.select(_event_day(F.col("action_ts_ms")).alias("event_day")).distinct().collect()
     days = [row["event_day"] for row in touched if row["event_day"] is not None]
