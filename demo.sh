@@ -81,8 +81,12 @@ if [[ $SOURCE != synthetic ]]; then
   run etl outline --out "$WORK/outline.yaml" ${SOURCE:+--source "$SOURCE"} ${DAY:+--day "$DAY"} ${NEXT_DAY:+--next-day "$NEXT_DAY"}
   SOURCE=$(note source) DAY=$(note day) NEXT_DAY=$(note next_day)
   settings "$(cat "$WORK/outline.yaml")"
-  # Rows enough to compile expressions for.
-  (($(note rows) < 20000)) || settings '{spark: {conf: {spark.sql.codegen.factoryMode: FALLBACK}}}'
+  # Few rows need no parallel tasks, and many are worth compiling expressions for.
+  if (($(note rows) < 20000)); then
+    settings '{spark: {shuffle_partitions: 1}}'
+  else
+    settings '{spark: {conf: {spark.sql.codegen.factoryMode: FALLBACK}}}'
+  fi
   TRAIN_OPTIONS=(--allow-unvalidated)
 fi
 
