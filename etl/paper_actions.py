@@ -172,7 +172,7 @@ def _read_parquet(spark: SparkSession, found: InputFiles, path: str, warnings: l
 def _read_part(part: FilePart, path: str) -> DataFrame:
     """Reads Parquet files of one schema into the fields of `RECORD` and the converted values."""
     rows, there = part.frame, [*part.frame.columns, *part.unknown]
-    matched = drift.match_columns(there, path, (*SCALARS, *PLACES), remedy=REMEDY)
+    matched = drift.match_columns(there, path, (*SCALARS, *PLACES))
     drift.require_names(there, path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
     drift.require_kinds(part, path, SCALARS, remedy=REMEDY, names=matched)
     columns, converted = [], []

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from conf.errors import SchemaError
 from etl import source_values as values
-from etl.source_files import FilePart
+from etl.source_files import FilePart, refuse_repeated
 
 SAMPLE_ROWS = 1000
 MAX_UNCONVERTED = 0.5
@@ -42,28 +42,17 @@ class Probe:
     converted: Column
 
 
-def match_columns(
-    names: Collection[str], table: str, wanted: Collection[str], *, remedy: str
-) -> dict[str, str]:
+def match_columns(names: Sequence[str], table: str, wanted: Collection[str]) -> dict[str, str]:
     """Finds the columns that are wanted, without regard to case.
 
     Returns:
         Wanted name -> name in the file, for those that are there.
 
     Raises:
-        SchemaError: two columns of the file differ in case only, so nobody can tell which is meant.
+        SchemaError: two columns of the file differ in case only.
     """
-    found: dict[str, str] = {}
-    for name in names:
-        if name.lower() in found:
-            raise SchemaError(
-                table=table,
-                column=name,
-                expected="one column of that name",
-                found=f"two, {found[name.lower()]!r} and {name!r}",
-                remedy="Rename one of them, or leave it out.",
-            )
-        found[name.lower()] = name
+    refuse_repeated(names, table)
+    found = {name.lower(): name for name in names}
     return {name: found[name.lower()] for name in wanted if name.lower() in found}
 
 

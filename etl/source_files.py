@@ -22,7 +22,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
-from conf.errors import CorruptInputError, HiddenInputError, MissingInputError
+from conf.errors import CorruptInputError, HiddenInputError, MissingInputError, SchemaError
 
 HEAD_BYTES = 65_536
 """How much of a file is looked at to tell its shape."""
@@ -151,6 +151,7 @@ def open_parquet(spark: SparkSession, found: InputFiles) -> list[FilePart]:
 
     Raises:
         CorruptInputError: one of them is no Parquet file.
+        SchemaError: two columns of a file differ in case only.
     """
     spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
     by_schema: dict[str, tuple[StructType, frozenset[str], dict[str, str], list[str]]] = {}
@@ -167,6 +168,25 @@ def open_parquet(spark: SparkSession, found: InputFiles) -> list[FilePart]:
         merged = spark.read.options(**found.options(), mergeSchema="true").parquet(*rest)
         parts.append(FilePart(merged, frozenset().union(*(part.nanoseconds for part in parts))))
     return parts
+
+
+def refuse_repeated(names: Sequence[str], table: str) -> None:
+    """Checks that no two columns differ in case only: nobody could tell which is meant.
+
+    Raises:
+        SchemaError: two do.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if name.lower() in found:
+            raise SchemaError(
+                table=table,
+                column=name,
+                expected="one column of that name",
+                found=f"two, {found[name.lower()]!r} and {name!r}",
+                remedy="Rename one of them, or leave it out.",
+            )
+        found[name.lower()] = name
 
 
 def describe_differences(found: InputFiles, names: Sequence[Iterable[str]]) -> list[str]:
@@ -267,6 +287,7 @@ def _read_footer(spark: SparkSession, file: str) -> tuple[StructType, frozenset[
         cause = str(error.java_exception.getMessage() or error.java_exception).splitlines()[0]
         raise CorruptInputError(path=file, expected="Parquet", cause=cause) from error
     readable, nanoseconds, unknown = [], set(), {}
+    refuse_repeated([column.getName() for column in message.getFields()], file)
     for column in message.getFields():
         name, kind = column.getName(), _logical_type(column)
         if kind.startswith(UNKNOWN_TYPES):

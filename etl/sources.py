@@ -257,7 +257,7 @@ def pick_columns(
     wanted, frames = {**required, **optional}, []
     for part in opened.parts:
         there = [name for name in (*part.frame.columns, *part.unknown) if name != CORRUPT]
-        names = drift.match_columns(there, table, wanted, remedy=remedy)
+        names = drift.match_columns(there, table, wanted)
         described = {name: values.EXPECTED.get(kind, kind) for name, kind in required.items()}
         drift.require_names(there, table, described, remedy=remedy)
         drift.require_kinds(part, table, wanted, remedy=remedy, names=names)
