@@ -66,13 +66,13 @@ def conditions(name: str, erased: Column) -> list[Column]:
     """
     if name == QUARANTINED_ROWS.name:
         fields = (F.get_json_object("payload", f"$.{field}") for field in ("user_id", UNPARSED, RECORD))
-        return _as_delivered(*fields, erased)
+        return _as_delivered(erased, *fields)
     if TABLES[name].raw:
         known = TABLES[name].column_names
         texts = (
             F.col(field) if field in known else F.lit(None).cast("string") for field in (UNPARSED, RECORD)
         )
-        return _as_delivered(F.col("user_id"), *texts, erased)
+        return _as_delivered(erased, F.col("user_id"), *texts)
     return [F.col("user_id") == erased]
 
 
@@ -122,7 +122,7 @@ def _count(rows: DataFrame, name: str, users: DataFrame) -> int:
     return total
 
 
-def _as_delivered(user: Column, unparsed: Column, record: Column, erased: Column) -> list[Column]:
+def _as_delivered(erased: Column, user: Column, unparsed: Column, record: Column) -> list[Column]:
     """The id with blanks around it; the id among broken characters, or in a record of which no user could be read."""
     in_text = (user.rlike(_BROKEN) & _names(user, erased)) | _names(unparsed, erased)
     in_text |= user.isNull() & _names(record, erased)
