@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from conf.errors import CorruptInputError, MissingInputError
 
 CHECKIN_FILE = "checkins.parquet"
-GETNEXT_MARKS = frozenset({"POI_catname", "UTC_time"})
+GETNEXT_MARKS = frozenset({"poi_catname", "utc_time"})
 ACTION_MARKS = frozenset({"time", "user_id", "poi_id"})
 TSMC_FIELDS = 8
 SHAPES = {
@@ -43,13 +43,13 @@ def guess_source(path: str) -> str:
     file = _first_file(found)
     columns = _parquet_columns(file)
     if columns is not None:
-        if set(columns) >= ACTION_MARKS:
+        if {name.lower() for name in columns} >= ACTION_MARKS:
             return "actions"
         raise _unknown_shape(file, f"Parquet with the columns {', '.join(columns)}")
     line = _first_line(file)
     if line.startswith(("{", "[")):
         return "actions"
-    if {name.strip() for name in next(csv.reader([line]), [])} >= GETNEXT_MARKS:
+    if {name.strip().lower() for name in next(csv.reader([line]), [])} >= GETNEXT_MARKS:
         return "getnext"
     if line.count("\t") == TSMC_FIELDS - 1:
         return "tsmc"

@@ -52,6 +52,13 @@ def test_folders_of_files_and_compressed_files_are_recognised(tmp_path):
     assert guess_source(str(table)) == "actions"
 
 
+def test_the_case_of_names_does_not_matter(tmp_path):
+    (tmp_path / "data").write_text("USER_ID,poi_id,POI_CATNAME,latitude,longitude,utc_time\n")
+    assert guess_source(str(tmp_path / "data")) == "getnext"
+    pq.write_table(pa.table({"Time": [1], "USER_ID": ["u"], "Poi_Id": ["p"]}), tmp_path / "data")
+    assert guess_source(str(tmp_path / "data")) == "actions"
+
+
 @pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"PAR1", b"a\tb\tc\n"])
 def test_an_unknown_shape_is_an_error_that_lists_the_known_ones(tmp_path, content):
     (tmp_path / "data").write_bytes(content)
