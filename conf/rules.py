@@ -59,7 +59,7 @@ def _of_request(table: str, prefix: str, ids: str) -> tuple[Rule, ...]:
     """Returns the rules on what a request says of itself, for a table that holds requests."""
     place, time = "user_lon user_lat", "request_ts_ms"
     found: tuple[tuple[str, Severity, str, str, str], ...] = (
-        ("missing_id", "refuse", "request_id", "no request id, or a word for nothing", "request_id null or blank"),
+        ("missing_id", "refuse", "request_id", "no id, or a word for nothing that several requests have", "null, NULL"),
         ("missing_user", "refuse", "user_id", "no user: nobody's history is asked about", "user_id null or blank"),
         ("missing_time", "refuse", time, "no time, or one of a wrong type: what was known then?", "null, yesterday"),
         ("text_too_long", "refuse", ids, "an id longer than clean.max_text_length", "an id of 100,000 letters"),

@@ -93,19 +93,30 @@ def keep_accepted(judged: DataFrame, *, more: Sequence[str] = ()) -> DataFrame:
 
 
 def with_clean_request(rows: DataFrame) -> DataFrame:
-    """Adds what a request says under `clean_*` names, null where it says nothing usable."""
+    """Adds what a request says under `clean_*` names, null where it says nothing usable.
+
+    A word for nothing is no id if more than one user or time has one: then it stands for many requests. One request
+    alone may well be called `nan`.
+    """
     request_id = clean_id(F.col("request_id"))
-    is_id = ~is_empty(request_id) & ~is_placeholder(request_id)
     lon, lat = clean_place(F.col("user_lon"), F.col("user_lat"))
     tz = F.col("tz_offset_min")
-    return rows.withColumns(
-        {
-            "clean_request_id": F.when(is_id, request_id),
-            "clean_user_id": clean_id(F.col("user_id")),
-            "clean_user_lon": lon,
-            "clean_user_lat": lat,
-            "clean_tz_offset_min": F.when(is_time_zone(tz), tz),
-        }
+    of_words = rows.where(is_placeholder(request_id))
+    is_shared = F.count_distinct(F.struct(clean_id(F.col("user_id")), "request_ts_ms")) > 1
+    shared = F.broadcast(of_words.agg(is_shared.alias("is_word_shared")))
+    is_id = ~is_empty(request_id) & ~(is_placeholder(request_id) & F.col("is_word_shared"))
+    return (
+        rows.crossJoin(shared)
+        .withColumns(
+            {
+                "clean_request_id": F.when(is_id, request_id),
+                "clean_user_id": clean_id(F.col("user_id")),
+                "clean_user_lon": lon,
+                "clean_user_lat": lat,
+                "clean_tz_offset_min": F.when(is_time_zone(tz), tz),
+            }
+        )
+        .drop("is_word_shared")
     )
 
 

@@ -18,7 +18,7 @@ SETTINGS = CleanSettings(max_text_length=16)
 NAN = float("nan")
 TOMORROW_MS = NOON_MS + 13 * HOUR_MS
 OF_REQUEST = {
-    "missing_id": {"request_id": " NULL "},
+    "missing_id": {"request_id": " "},
     "missing_user": {"user_id": "  "},
     "missing_time": {"request_ts_ms": None},
     "text_too_long": {"user_id": "u" * 17},
@@ -134,6 +134,17 @@ def test_any_refused_request_fits_the_quarantine(spark):
     assert sorted(row["duplicate_no"] for row in found) == [0, 0, 1]
     assert {row["reason"] for row in found} == {"request_missing_id", "request_missing_user"}
     assert any('"candidate_poi_ids":[null]' in row["payload"] for row in found)
+
+
+def test_a_word_for_nothing_is_an_id_as_long_as_one_request_has_it(spark):
+    rows = [request(request_id="nan"), request(request_id="nan"), request(request_id="r2", user_id="bob")]
+
+    alone = judge_requests(frame_of(spark, "ranking_requests", rows), day=DAY, settings=SETTINGS)
+    rows += [request(request_id="NULL", user_id="bob")]
+    shared = judge_requests(frame_of(spark, "ranking_requests", rows), day=DAY, settings=SETTINGS)
+
+    assert tally(count_rows(alone).collect())["statuses"] == {"accepted": 2, "refused": 0, "dropped": 1}
+    assert tally(count_rows(shared).collect())["reasons"] == {"request_missing_id": 3}
 
 
 def test_what_cannot_be_the_id_of_a_candidate(spark):
