@@ -4,8 +4,13 @@ On a usual night no later day is there, and nothing is done twice. After a corre
 made anew, oldest first, so in whatever order days are run, the tables are those of a run in order; and a kill in
 between is made good by the next run of the day, or of any earlier one. Days that are not behind are left alone, and a
 rerun that finds its rows stored already commits nothing: a backfill of many days in order makes each twice at most.
+
+Earlier days that were delivered and never cleaned, since their night failed after the delivery, are made first: no
+later delivery would bring their rows again. They are judged with the catalogue of the day that makes up for them, which
+has delivered their POIs.
 """
 
+import logging
 from collections.abc import Callable
 from datetime import date
 
@@ -14,17 +19,23 @@ from pyspark.sql import SparkSession
 from conf.cli import JobContext, JobSummary
 from etl import commits, nightly
 
+LOGGER = logging.getLogger(__name__)
+
 
 def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None = None) -> JobSummary:
     """Cleans the day, then the later days that were cleaned before it; see `nightly.clean_day`.
 
     A later day that was replayed is judged with the catalogue of its replay again.
     """
+    undone = [] if as_of else _undone_days(context, spark, "cleaned_actions", after="raw_actions")
+    for day in undone:
+        nightly.clean_day(_of_day(context, day), spark, as_of=context.day, may_refuse_all=True)
     is_current, later = _look_around(context, spark, "cleaned_actions", as_of=as_of)
     # A replay looks for what has changed since; that nothing has is no news.
     summary = nightly.clean_day(
         context, spark, as_of=as_of, skip_equal=is_current, may_refuse_all=as_of is not None
     )
+    _tell_undone(summary, undone)
     if not later:
         return summary
     seen = _read_commits(context, spark, "cleaned_actions")
@@ -43,8 +54,12 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
 
 def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
     """Makes the sequences of the day, then of later days whose actions have changed; see `nightly.sequence_day`."""
+    undone = _undone_days(context, spark, "action_sequences", after="cleaned_actions")
+    for day in undone:
+        nightly.sequence_day(_of_day(context, day), spark)
     is_current, later = _look_around(context, spark, "action_sequences")
     summary = nightly.sequence_day(context, spark, skip_equal=is_current)
+    _tell_undone(summary, undone)
     if not later:
         return summary
     due = _read_commits(context, spark, "action_sequences").behind(later)
@@ -70,10 +85,27 @@ def _run_later(
 ) -> JobSummary:
     """Runs the job for the days and takes into the summary of the first which they were, and the versions."""
     for day in days:
-        later = JobContext(
-            context.job, day, context.settings, context.run_id, context.dry_run, context.options
-        )
-        summary.tables |= run(later).tables
+        summary.tables |= run(_of_day(context, day)).tables
     if days:
         summary.notes["later_days"] = [str(day) for day in days]
     return summary
+
+
+def _undone_days(context: JobContext, spark: SparkSession, name: str, *, after: str) -> list[date]:
+    """Returns the days before this one that table `after` was committed for and `name` was not (dry: none)."""
+    if context.dry_run:
+        return []
+    root = context.settings.storage.root
+    given, made = (commits.last_commits(spark, root, table) for table in (after, name))
+    return sorted(day for day in given if day < context.day and day not in made)
+
+
+def _tell_undone(summary: JobSummary, days: list[date]) -> None:
+    """Says in summary and log which earlier days were made up for."""
+    if days:
+        summary.notes["undone_days"] = [str(day) for day in days]
+        LOGGER.warning("delivered earlier and not done until now: %s", ", ".join(map(str, days)))
+
+
+def _of_day(context: JobContext, day: date) -> JobContext:
+    return JobContext(context.job, day, context.settings, context.run_id, context.dry_run, context.options)

@@ -83,3 +83,26 @@ def test_a_day_filled_in_late_gives_the_tables_of_a_run_in_order(spark, made):
         "later_days" not in run(catch_up.clean_days, DAY).notes
     )  # nothing has changed: nothing is committed
     assert [table_version(spark, root, name) for name in ("cleaned_actions", "user_places")] == versions
+
+
+def test_a_night_that_failed_after_its_delivery_is_made_up_for_by_the_next_one(spark, made):
+    root = made.storage.root
+
+    def run(job, day):
+        return job(JobContext("test", day, made, "r", False, argparse.Namespace()), spark)
+
+    # The night of DAY delivered an action on p1, and was killed before it delivered POIs; those come with the next one.
+    write(spark, made, "raw_actions", ACTIONS[DAY], DAY)
+    write(spark, made, "raw_actions", ACTIONS[NEXT][1:], NEXT)
+    write(spark, made, "raw_pois", [poi(day=NEXT)], NEXT)
+    run(index_job.index_pois, NEXT)
+
+    cleaned_next, sequenced_next = run(catch_up.clean_days, NEXT), run(catch_up.sequence_days, NEXT)
+    again = run(catch_up.clean_days, NEXT)
+
+    rows = read_table(spark, root, "cleaned_actions").orderBy("action_id").collect()
+    assert [(row["action_id"], row["day"]) for row in rows] == [("a1", DAY), ("a2", NEXT)]
+    histories = read_table(spark, root, "action_sequences").orderBy("day").collect()
+    assert [(row["day"], row["num_actions"]) for row in histories] == [(DAY, 1), (NEXT, 2)]
+    assert cleaned_next.notes["undone_days"] == sequenced_next.notes["undone_days"] == [str(DAY)]
+    assert "undone_days" not in again.notes
