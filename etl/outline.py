@@ -65,9 +65,11 @@ def run_outline(context: JobContext, spark: SparkSession) -> JobSummary:
     options, settings = context.options, context.settings
     source = options.source or guess_source(settings.source.path)
     reader = open_source(source)
-    actions = reader.read_actions(spark, settings)
-    facts = describe_rows(actions, reader.read_catalogue(spark, settings))
+    actions, catalogue = reader.read_actions(spark, settings), reader.read_catalogue(spark, settings)
+    facts = describe_rows(actions, catalogue)
     dated = keep_plausible(actions, first=settings.clean.earliest_day, last=datetime.now(UTC).date())
+    if catalogue is not None:
+        dated = dated.join(catalogue.select("poi_id").distinct(), "poi_id", "left_semi")
     rows_by_day = count_days(dated)
     if not rows_by_day:
         raise MissingInputError(

@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -170,6 +171,22 @@ def test_categories_of_the_catalogue_count(tmp_path, spark, capsys):
     assert code == 0
     assert summary["notes"]["pois_listed_with_category"] == 3
     assert summary["notes"]["skipped"].keys() == {"validation and test"} | set()
+
+
+def test_a_day_on_which_only_unknown_pois_were_visited_decides_nothing(tmp_path, spark, capsys):
+    visits = simulate_visits(seed=1, num_users=2, num_pois=8, num_rows=20, num_days=9)
+    write_checkins(tmp_path / "city", visits)
+    last_day = max(visit.time.date() for visit in visits)
+    odd = {visit.poi_id for visit in visits if visit.time.date() == last_day}
+    listed = pq.read_table(tmp_path / "city" / "pois.parquet")
+    is_odd = pc.is_in(listed["poi_id"], value_set=pa.array(sorted(odd)))
+    pq.write_table(listed.filter(pc.invert(is_odd)), tmp_path / "city" / "pois.parquet")
+    expected = max(visit.time.date() for visit in visits if visit.poi_id not in odd)
+
+    code, summary = outline(capsys, tmp_path / "city")
+
+    assert code == 0
+    assert summary["notes"]["last_day"] == str(expected) < str(last_day)
 
 
 def test_without_a_plausible_time_nothing_can_be_planned(tmp_path, spark, capsys):
