@@ -127,7 +127,8 @@ def run_tables(folder: Path, layer: Path, *, seed: int, num_each: int) -> Verdic
     if code:
         verdict.note(None, f"ranking_samples: exit {code}: {summary.get('message', log[-2000:])}", "")
         return verdict
-    judge_samples(verdict, str(root), shown)
+    last_places = {record.truth["user_id"]: (record.poi.lon, record.poi.lat) for record in good}
+    judge_samples(verdict, str(root), shown, last_places)
     verdict.counts |= {"pois": len(listed), "profiles": len(profiles), "requests_shown": len(shown)}
     return verdict
 

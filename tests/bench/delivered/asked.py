@@ -188,7 +188,7 @@ def _of_id(name: str, missing: str, placeholder: str, prefix: str) -> list[Damag
         _make(f"{name}_broken", touches, "text", _refuse(f"{prefix}_broken_text", **{name: inside})),
         _make(
             f"{name}_too_long", touches, "text",
-            _refuse(f"{prefix}_text_too_long", **{name: lambda r, g: str(r.given[name]) * 500}),
+            _refuse(f"{prefix}_text_too_long", **{name: lambda r, g: str(r.given[name]) * 700}),
         ),
     ]  # fmt: skip
 

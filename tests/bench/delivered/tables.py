@@ -13,7 +13,15 @@ from tests.bench.delivered.planted import DAY, INF, NAN, PLACEHOLDERS, TEXT, Pla
 from tests.bench.delivered.ways import Writer
 
 ACTIONS_FORM = " ".join(
-    (*(TEXT - {"text_time", "text_tz", "text_place"}), "utf8", "number", "catalogue", "user_place", "action", "table")
+    (
+        *(TEXT - {"text_time", "text_tz", "text_place"}),
+        "utf8",
+        "number",
+        "catalogue",
+        "user_place",
+        "action",
+        "table",
+    )
 )
 IMPRESSION_FORM = frozenset({"text", "number"})
 ASKED_MS = int(datetime(2026, 2, 22, 23, 30, tzinfo=UTC).timestamp() * 1000)

@@ -161,7 +161,7 @@ def judge_refused(
         for record, (reason, text) in zip(expected, rows, strict=True):
             if reason != record.reason:
                 verdict.note(record, f"refused as {reason}, not {record.reason}", _show(record))
-            missing = [value for value in record.written if not _holds(text, value)]
+            missing = [value for value in record.written if not _holds(text, value.strip())]
             # Of two rows with one tag it is not said which one was refused.
             if missing and record.structure not in ("other_id", "other_content", "row"):
                 verdict.note(
@@ -228,8 +228,17 @@ def judge_profiles(verdict: Verdict, root: str, records: Sequence[Planted]) -> N
     judge_refused(verdict, records, refused)
 
 
-def judge_samples(verdict: Verdict, root: str, records: Sequence[Planted]) -> None:
-    """Compares `ranking_samples` and the refused rows of `raw_impressions` with the truth."""
+def judge_samples(
+    verdict: Verdict, root: str, records: Sequence[Planted], last_places: Mapping[object, tuple[float, float]]
+) -> None:
+    """Compares `ranking_samples` and the refused rows of `raw_impressions` with the truth.
+
+    Args:
+        verdict: takes the mistakes.
+        root: the warehouse.
+        records: requests that were planted.
+        last_places: by user, where the last action was: the place of a request that does not say its own.
+    """
     found = {row["request_id"]: row for row in read_rows(root, "ranking_samples")}
     for record in records:
         if (record.refused and record.structure != "row") or record.structure == "equal":
@@ -248,7 +257,7 @@ def judge_samples(verdict: Verdict, root: str, records: Sequence[Planted]) -> No
                 verdict.note(record, f"{name} is wrong", f"{row[name]!r}, not {want!r}: {_show(record)}")
         place = (row["user_lon"], row["user_lat"])
         unknown = any(name.startswith("place_") for name in record.damages)
-        if place != ((None, None) if unknown else (record.poi.lon, record.poi.lat)):
+        if place != (last_places[row["user_id"]] if unknown else (record.poi.lon, record.poi.lat)):
             verdict.note(record, "the place is wrong", f"{place}: {_show(record)}")
     for request_id in found:
         verdict.note(None, "a sample that should not be there", str(request_id))
