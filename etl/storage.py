@@ -162,7 +162,8 @@ def replace_days(
         SchemaError: a column of the contract is missing.
         ConflictingWriteError: another run replaced such rows at the same time.
     """
-    only = f"day BETWEEN DATE'{first_day}' AND DATE'{day}' AND ({where})"
+    # Not BETWEEN: Delta looks at the condition before Spark has replaced that.
+    only = f"day >= DATE'{first_day}' AND day <= DATE'{day}' AND ({where})"
     return _replace_where(frame, name, root, day=day, only=only, note=_commit_note(job, day, run_id))
 
 

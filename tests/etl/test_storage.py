@@ -22,7 +22,7 @@ from conf.tables import TABLES, USER_PLACES
 from etl import storage
 from etl.contracts import check_constraints, conform, digest_table, spark_schema
 from etl.session import local_frame
-from etl.storage import append_log, merge_rows, read_table, replace_day, table_version
+from etl.storage import append_log, merge_rows, read_table, replace_day, replace_days, table_version
 
 pytestmark = pytest.mark.spark
 
@@ -275,3 +275,30 @@ def test_a_table_of_the_deltalake_library_is_brought_up_to_the_contract(spark, t
         (MONDAY, "ann", "age_group", "18-24"),
         (TUESDAY, "bob", None, None),
     }
+
+
+def test_rows_of_several_days_are_replaced_at_once_and_others_left_alone(spark, tmp_path):
+    root, kind = str(tmp_path), spark_schema(TABLES["quarantined_rows"])
+
+    def refused(day, source, reason):
+        return (day, source, reason, "", "{}", "h", 0)
+
+    rows = [refused(MONDAY, "a", "old"), refused(TUESDAY, "a", "old"), refused(MONDAY, "b", "kept")]
+    for day in (MONDAY, TUESDAY):
+        frame = local_frame(spark, [row for row in rows if row[0] == day], kind)
+        replace_day(frame, "quarantined_rows", root, day=day, run_id="r", job="test")
+
+    new = local_frame(spark, [refused(TUESDAY, "a", "new")], kind)
+    replace_days(
+        new,
+        "quarantined_rows",
+        root,
+        first_day=MONDAY,
+        day=TUESDAY,
+        run_id="r",
+        job="test",
+        where="source_table = 'a'",
+    )
+
+    found = {(row["day"], row["reason"]) for row in read_table(spark, root, "quarantined_rows").collect()}
+    assert found == {(MONDAY, "kept"), (TUESDAY, "new")}
