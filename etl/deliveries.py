@@ -48,21 +48,29 @@ class Warehouse:
 
     @cached_property
     def index(self) -> DataFrame | None:
-        """`poi_index` as it stood before the day; None if there is none."""
-        if not storage.table_exists(self.spark, self.root, "poi_index"):
-            return None
-        index = storage.read_table(self.spark, self.root, "poi_index")
-        return state_before(index.where(F.col("index_version") == self.settings.index.version), day=self.day)
+        """`poi_index` as other days have made it: as it stood before the day, or without it if later ones are indexed.
+
+        None if there is no index.
+        """
+        index, last = self._stored_index, self.last_indexed_day
+        if index is None or last is None or last <= self.day:
+            return None if index is None else state_before(index, day=self.day)
+        return index.where(F.col("indexed_day") != self.day)
 
     @cached_property
     def last_indexed_day(self) -> date | None:
         """The last day on which the index changed; None if there is no index."""
+        if self._stored_index is None:
+            return None
+        row = self._stored_index.agg(F.max("changed_day").alias("last")).first()
+        return None if row is None else row["last"]
+
+    @cached_property
+    def _stored_index(self) -> DataFrame | None:
         if not storage.table_exists(self.spark, self.root, "poi_index"):
             return None
         index = storage.read_table(self.spark, self.root, "poi_index")
-        of_version = index.where(F.col("index_version") == self.settings.index.version)
-        row = of_version.agg(F.max("changed_day").alias("last")).first()
-        return None if row is None else row["last"]
+        return index.where(F.col("index_version") == self.settings.index.version)
 
     @cached_property
     def refused_pois(self) -> DataFrame | None:
