@@ -33,6 +33,8 @@ READERS = {
 """Source -> module and class of its reader."""
 HELD_OUT_SHARE, MOST_HELD_OUT_DAYS = 0.1, 21
 """Share of the days that validation and test take each, and the most days that they take."""
+MOST_HELD_OUT_ROWS = 5_000
+"""Rows that each takes at most, unless one day has more: each is ranked among all POIs, and more say little more."""
 LEAST_TRAINING_SHARE = 0.5
 EARLY_SHARE = 0.01
 """Rows before the day until which so many have come do not count for the span: a wrong clock makes years of it."""
@@ -147,7 +149,7 @@ def derive_plan(
     """Derives the days of the first two deliveries and the held-out days of the first training.
 
     The second delivery is the last day with data, the first one the day with data before it. Validation and test take a
-    tenth of the days each, 21 at most, and less where they would take more than half of the rows.
+    tenth of the days each, 21 at most, and less where they would take some thousand rows or more than half of all.
 
     Args:
         rows_by_day: plausible rows by UTC day; at least one day.
@@ -232,11 +234,13 @@ def _held_out_days(rows_by_day: Mapping[date, int], day: date) -> int:
             break
     num_days = (day - first).days + 1
     held_out = min(max(round(HELD_OUT_SHARE * num_days), 1), MOST_HELD_OUT_DAYS)
-    while (
-        held_out
-        and _rows_before(rows_by_day, day - timedelta(days=2 * held_out - 1)) < LEAST_TRAINING_SHARE * total
-    ):
-        held_out //= 2
+    while held_out:
+        # Validation and test together.
+        rows = total - _rows_before(rows_by_day, day - timedelta(days=2 * held_out - 1))
+        leaves_enough = total - rows >= LEAST_TRAINING_SHARE * total
+        if leaves_enough and (held_out == 1 or rows <= 2 * MOST_HELD_OUT_ROWS):
+            break
+        held_out -= 1
     return held_out
 
 

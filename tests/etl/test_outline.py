@@ -115,6 +115,12 @@ def test_most_rows_stay_for_training():
     assert sum(rows for day, rows in growing.items() if day < before) >= known / 2
 
 
+def test_no_more_rows_are_held_out_than_figures_need():
+    plan = derive_plan(every_day(300, rows=700))
+    assert plan.val_days == plan.test_days == 7
+    assert derive_plan(every_day(300, rows=1_000_000)).test_days == 1
+
+
 def test_days_that_the_user_names_are_kept():
     rows, wanted = every_day(60), FIRST + timedelta(days=20)
     plan = derive_plan(rows, day=wanted)
