@@ -28,8 +28,8 @@ from etl import (
     storage,
     user_places,
 )
-from etl.judging import clean_id
 from etl.deliveries import in_event_days
+from etl.judging import clean_id
 from etl.poi_slots import state_before
 from etl.profiles import judge_profiles, keep_accepted
 from etl.refusal import count_rows, tally, to_quarantine
