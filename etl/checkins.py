@@ -102,6 +102,8 @@ class FileSource:
         ).first()
         assert row is not None
         self.counts = {name: row[name] for name in ("records", "later")}
+        if catalogue is not None:
+            self.counts["pois"] = catalogue.count()
         self.warnings += [row["zones"]] if row["zones"] else []
         return build_delivery(actions, catalogue, settings, day=day, warehouse=warehouse)
 

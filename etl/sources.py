@@ -133,6 +133,13 @@ def _account_for(source: Source, summary: JobSummary, context: JobContext) -> li
         "delivered_on_other_days": known,
         "after_the_day": counts["later"],
     }
+    if "pois" in counts:
+        new = int(str(summary.notes["rows_raw_pois"]))
+        summary.notes["catalogue"] = {
+            "in_source": counts["pois"],
+            "delivered": new,
+            "held_by_the_index_or_not_due": counts["pois"] - new,
+        }
     LOGGER.info(
         "%s %s: %d records in the source = %d delivered + %d delivered on other days + %d after the day",
         source.name, context.day, counts["records"], rows, known, counts["later"],
