@@ -173,7 +173,7 @@ bench-drift: setup ## How far figures move with hash seed, batch size, row order
 bench-conservation: setup ## Cleans a city of 10^6 rows full of planted dirt: is every verdict right? [ROWS=N]
 	@$(PY) -m tests.bench.conservation --rows $(or $(ROWS),1000000)
 
-bench-cases: setup ## Exports that nobody here made: does each folder of tests/cases end as expected?
+bench-cases: setup ## Damaged and unusual exports: does each folder of tests/cases end as expected?
 	@$(PY) -m tests.bench.cases
 
 bench-delivered: setup ## Damaged records in every format: is each accounted for, and every row right? [SEEDS="N N" EACH=N]

@@ -5,7 +5,7 @@ then one row of `releases`. Readers see nothing of the night before the last row
 have the last release.
 
 **Nights that did not run** are made up for by the next one: it delivers every row that no other night has
-delivered, whatever day it happened on (docs/operations.md, "A scheduler that was down").
+delivered, regardless of the day on which it happened (docs/operations.md, "A scheduler that was down").
 
 **Rerun** any task for any day as often as needed, it replaces what it wrote; only `poi_index` runs strictly
 forward. **Exit codes** 2 (settings), 3 (data gate) and 4 (versions) are not retried: the task's log ends with
@@ -33,7 +33,7 @@ with DAG(
     dagrun_timeout=timedelta(hours=20),
     tags=[FEATURES],
 ):
-    # It delivers whatever no other night has: rows that come late, and those of nights that did not run.
+    # It delivers what no other night has: rows that come late, and those of nights that did not run.
     read_source = run_job("etl", SOURCE, task_id="read_source")
     poi_index = run_job("etl", "poi_index")
     clean_actions = run_job("etl", "clean_actions")

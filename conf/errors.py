@@ -115,7 +115,7 @@ class EmptyDeliveryError(SpacetimeError):
             else f"{path} holds no record for {day}"
         )
         why = (
-            "They are in quarantined_rows with a reason each; look at a payload there, mend the export or the reader's "
+            "They are in quarantined_rows with a reason each; look at a payload there, repair the export or the reader's "
             "settings, and run the day again."
             if refused
             else "Nothing was written. Check source.path and whether the export has finished, then run the day again."
@@ -224,7 +224,7 @@ class IndexOrderError(SpacetimeError):
             f"poi_index cannot index {day}: it already holds {last_day}. Ids are given in order of first sight, so an "
             f"earlier day indexed later would get other ids than a rebuild; nothing was written. Run the night of the "
             f"last day again, or the next one: python -m etl night --source {source} --day {last_day} takes in "
-            f"whatever has not been delivered yet, the rows of {day} among it. To compute {day} again from its raw "
+            f"what has not been delivered yet, the rows of {day} among it. To compute {day} again from its raw "
             f"rows, run python -m etl clean_actions --day {day}, then python -m etl action_sequences --day {day}."
         )
 

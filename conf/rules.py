@@ -60,7 +60,7 @@ def _of_request(table: str, prefix: str, ids: str) -> tuple[Rule, ...]:
     place, time = "user_lon user_lat", "request_ts_ms"
     found: tuple[tuple[str, Severity, str, str, str], ...] = (
         ("missing_id", "refuse", "request_id", "no id, or a word for nothing that several requests have", "null, NULL"),
-        ("missing_user", "refuse", "user_id", "no user: nobody's history is asked about", "user_id null or blank"),
+        ("missing_user", "refuse", "user_id", "no user: there is no history to look up", "user_id null or blank"),
         ("missing_time", "refuse", time, "no time, or one of a wrong type: what was known then?", "null, yesterday"),
         ("text_too_long", "refuse", ids, "an id longer than clean.max_text_length", "an id of 100,000 letters"),
         ("placeholder_user", "refuse", "user_id", "a word for nothing in place of a user", "user_id NULL, NaN"),
@@ -542,7 +542,7 @@ RULES: tuple[Rule, ...] = (
         "profile_exact_duplicate",
         "drop",
         "user_id attribute value",
-        "told twice on one day: counted, not kept",
+        "delivered twice on one day: counted, not kept",
         "a page sent twice",
     ),
     _profile(

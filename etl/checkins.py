@@ -18,7 +18,7 @@ from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError
 from conf.settings import Settings
 from conf.tables import RAW_ACTIONS
-from etl import sources
+from etl import source_tables, sources
 from etl.deliveries import Warehouse, is_later, keep_changed_pois, keep_new_actions, shape
 from etl.derived_pois import confirm_places, derive_pois, keep_good_actions
 from etl.impressions import keep_visits, pick_requests, simulate_impressions
@@ -128,13 +128,13 @@ class CheckinFolder(FileSource):
     name = "checkins"
 
     def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
-        opened = sources.open_parquet(
+        opened = source_tables.open_parquet(
             spark,
             f"{self._folder(settings)}/checkins.parquet",
             needed_by="The job checkins",
             remedy="Point source.path at a folder that holds checkins.parquet and pois.parquet.",
         )
-        checkins = sources.pick_columns(
+        checkins = source_tables.pick_columns(
             opened,
             "checkins.parquet",
             required=REQUIRED,
@@ -160,13 +160,13 @@ def deliver(context: JobContext, spark: SparkSession) -> JobSummary:
 
 def read_catalogue(spark: SparkSession, path: str, job: str, warnings: list[str]) -> DataFrame:
     """Reads a catalogue of POIs from Parquet, in columns of `raw_pois`."""
-    opened = sources.open_parquet(
+    opened = source_tables.open_parquet(
         spark,
         path,
         needed_by=f"The job {job}",
         remedy="Put the POI catalogue there, or name it with --set source.pois_path=FILE.",
     )
-    picked = sources.pick_columns(
+    picked = source_tables.pick_columns(
         opened,
         "pois.parquet" if path.endswith("pois.parquet") else "the POI catalogue",
         required=POI_REQUIRED,

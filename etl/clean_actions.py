@@ -186,7 +186,9 @@ def _with_known_repeats(judged: DataFrame, known: DataFrame) -> DataFrame:
     for mine, theirs in key.items():
         same &= F.col(mine) == F.col(f"known_{theirs}")
     joined = judged.join(others, same, "left")
-    is_other = (F.col("first_id") != F.col("clean_action_id")) | (F.col("last_id") != F.col("clean_action_id"))
+    is_other = (F.col("first_id") != F.col("clean_action_id")) | (
+        F.col("last_id") != F.col("clean_action_id")
+    )
     is_repeated = (F.col("status") == "accepted") & F.coalesce(is_other, F.lit(False))
     return joined.withColumns(
         {

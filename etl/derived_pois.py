@@ -27,7 +27,7 @@ OF_CATALOGUE = ("unknown_poi",)
 
 
 def keep_good_actions(actions: DataFrame, *, day: date, settings: CleanSettings) -> DataFrame:
-    """Keeps the actions that break no rule on a single row, whatever their POI.
+    """Keeps the actions that break no rule on a single row, known POI or not.
 
     Args:
         actions: columns of `raw_actions`.

@@ -41,23 +41,11 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     )
     last_day = _last_day(index)
     if last_day is not None and last_day > day:
-        if (
-            not raw.isEmpty()
-            or not index.where((F.col("indexed_day") == day) | (F.col("changed_day") == day)).isEmpty()
-        ):
-            raise IndexOrderError(day=str(day), last_day=str(last_day))
-        night.summary.notes |= {
-            "warnings": [f"{last_day} is indexed and {day} brings no POI: the index stays as it is"]
-        }
-        return night.summary
+        return _leave_index(night, raw, index, last_day=last_day)
     before = state_before(index, day=day)
-    judged = compute_once(
-        poi_index.with_shared_places(
-            poi_index.judge_pois(raw, before, day=day, settings=settings.clean),
-            before,
-            max_pois=settings.clean.max_pois_at_place,
-        )
-    )
+    judged = poi_index.judge_pois(raw, before, day=day, settings=settings.clean)
+    max_pois = settings.clean.max_pois_at_place
+    judged = compute_once(poi_index.with_shared_places(judged, before, max_pois=max_pois))
     counts = night.count(judged, table="raw_pois", rows_in=raw.count())
 
     new_categories, pois = _with_categories(
@@ -103,6 +91,21 @@ def describe_pois(accepted: DataFrame) -> DataFrame:
     return accepted.withColumns(
         {"poi_id": F.col("clean_poi_id"), "leaf": leaf, "text": poi_index.poi_text(), "name": name}
     )
+
+
+def _leave_index(night: Night, raw: DataFrame, index: DataFrame, *, last_day: date) -> JobSummary:
+    """Leaves the index as it is for a day before the last indexed one that brings no POI, and never brought any.
+
+    Raises:
+        IndexOrderError: it brings some, or did.
+    """
+    day = night.context.day
+    is_of_day = (F.col("indexed_day") == day) | (F.col("changed_day") == day)
+    if not raw.isEmpty() or not index.where(is_of_day).isEmpty():
+        raise IndexOrderError(day=str(day), last_day=str(last_day))
+    warning = f"{last_day} is indexed and {day} brings no POI: the index stays as it is"
+    night.summary.notes |= {"warnings": [warning]}
+    return night.summary
 
 
 def _warn_of_shared_places(night: Night, judged: DataFrame, settings: Settings) -> None:

@@ -174,7 +174,7 @@ def clean_day(
     """Cleans the day: `raw_actions` -> `cleaned_actions`, `user_places`, `quarantined_rows`.
 
     The catalogue is read as it stood at the end of `as_of`, by default the day: a backfill judges as the
-    night did. Later days are not looked at: `etl/catch_up.py` does.
+    night did. Later days are left to `etl/catch_up.py`.
 
     Raises:
         RowsLostError: the counts do not add up; nothing is written.
@@ -187,40 +187,29 @@ def clean_day(
     as_of = as_of or day
     index = night.read("poi_index", made_by="poi_index").where(of_version)
     slots = state_before(index, day=as_of + timedelta(days=1))
-    known_categories = night.read("categories", made_by="poi_index").where(
-        of_version & (F.col("first_day") <= as_of)
-    )
+    leaves = night.read("categories", made_by="poi_index").where(of_version & (F.col("first_day") <= as_of))
     accepted_ever = night.read_or_empty("cleaned_actions").where(of_version)
     history = accepted_ever.where(F.col("day") < day)
+    rows_in = raw.count()
     # What a later day has accepted since is not accepted a second time.
     others = history if as_of == day else accepted_ever.where(F.col("day") != day)
-    rows_in = raw.count()
-    recent = others.where((F.col("day") >= day - timedelta(days=settings.clean.duplicate_days)) | in_event_days(raw))
-    ids, moments = (
-        _small(keys, rows_in)
-        for keys in (clean_actions.delivered_ids(raw), clean_actions.delivered_moments(raw))
-    )
-    known = recent.join(ids, "action_id", "left_semi").unionByName(
-        recent.join(moments, ["user_id", "action_ts_ms"], "left_semi")
-    )
-    known = compute_once(known.dropDuplicates(["action_id", "day"]))
+    known = _known_actions(raw, others, rows_in, since=day - timedelta(days=settings.clean.duplicate_days))
     judged = compute_once(clean_actions.judge_actions(raw, slots, known, day=day, settings=settings.clean))
     counts = night.count(judged, table="raw_actions", rows_in=rows_in)
 
     accepted = clean_actions.keep_accepted(judged)
     users = accepted.select("user_id").distinct()
-    # An action is delivered on its own day or later, so older days need not be opened.
+    # An action is delivered on its own day or later: older days need not be opened.
     since = day - timedelta(days=settings.places.lookback_days)
     of_users = history.where(F.col("day") >= since).join(_small(users, rows_in), "user_id", "left_semi")
-    past = of_users.select(*accepted.columns).unionByName(accepted)
-    in_sight = past.where(F.col("event_date") > since)
+    in_sight = of_users.select(*accepted.columns).unionByName(accepted).where(F.col("event_date") > since)
     places = compute_once(
         user_places.build_user_places(
-            in_sight, users, known_categories, settings=settings.places, taxonomy=load_taxonomy()
+            in_sight, users, leaves, settings=settings.places, taxonomy=load_taxonomy()
         )
     )
     cleaned = clean_actions.with_interest(
-        accepted, known_categories, places, at_place_km=settings.places.at_place_m / 1000
+        accepted, leaves, places, at_place_km=settings.places.at_place_m / 1000
     )
     night.quarantine(
         judged.where("status = 'refused'"), source_table="raw_actions", columns=action_rules.PAYLOAD_COLUMNS
@@ -228,14 +217,26 @@ def clean_day(
     night.replace(places, "user_places")
     night.replace(cleaned, "cleaned_actions", note=note)
     night.summary.notes |= counts
-    refused = night.summary.rows_refused
-    if refused and refused == rows_in and not may_refuse_all:
+    if rows_in and night.summary.rows_refused == rows_in and not may_refuse_all:
         # After the writing, so that the quarantine says why; the raw rows stay for a replay.
-        shown = ", ".join(
-            f"{reason} {number}" for reason, number in list(counts["reasons"].items())[:MAX_REASONS]
-        )
-        raise EmptyDeliveryError(path="raw_actions", day=str(day), refused=refused, reasons=shown)
+        shown = ", ".join(f"{reason} {n}" for reason, n in list(counts["reasons"].items())[:MAX_REASONS])
+        raise EmptyDeliveryError(path="raw_actions", day=str(day), refused=rows_in, reasons=shown)
     return night.summary
+
+
+def _known_actions(raw: DataFrame, accepted: DataFrame, rows_in: int, *, since: date) -> DataFrame:
+    """Finds what other days have accepted under the id of a delivered row, or of its user at its time.
+
+    Looked at are deliveries from a day on, and the event days that the delivered rows touch, whenever delivered.
+    """
+    recent = accepted.where((F.col("day") >= since) | in_event_days(raw))
+    ids, moments = (
+        _small(keys, rows_in)
+        for keys in (clean_actions.delivered_ids(raw), clean_actions.delivered_moments(raw))
+    )
+    same_id = recent.join(ids, "action_id", "left_semi")
+    same_moment = recent.join(moments, ["user_id", "action_ts_ms"], "left_semi")
+    return compute_once(same_id.unionByName(same_moment).dropDuplicates(["action_id", "day"]))
 
 
 def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool = False) -> JobSummary:

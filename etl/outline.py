@@ -1,4 +1,4 @@
-"""An outline of data that nobody here has seen: what they hold, and how a first training and release fit them.
+"""An outline of unseen data: what they hold, and how a first training and release fit them.
 
 Run: python -m etl outline --set source.path=PATH [--source NAME] [--out FILE]. Reads whatever a file source reads
 and writes no table. The source is guessed from the shape of the path. Out: the plan of the first two days and of the

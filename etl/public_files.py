@@ -13,11 +13,11 @@ from pyspark.sql import types as T
 from conf.cli import JobContext, JobSummary
 from conf.errors import SchemaError
 from conf.settings import Settings
-from etl import judging, sources
+from etl import judging, source_tables, sources
 from etl import source_values as values
 from etl.checkins import FileSource, build_actions
 from etl.schema_drift import Probe, describe_unread, refuse_unconverted
-from etl.sources import CORRUPT
+from etl.source_tables import CORRUPT
 
 TSMC_COLUMNS = (
     "user_id",
@@ -59,7 +59,7 @@ class TsmcFile(FileSource):
 
     def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
         path = self.path(settings, "the file of check-ins")
-        opened = sources.open_tsv(
+        opened = source_tables.open_tsv(
             spark,
             path,
             TSMC_COLUMNS,
@@ -96,10 +96,10 @@ class GetnextFile(FileSource):
 
     def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
         path = self.path(settings, "the file of check-ins")
-        opened = sources.open_csv(
+        opened = source_tables.open_csv(
             spark, path, needed_by="The job getnext", remedy="Name the file with --set source.path=FILE."
         )
-        named = sources.pick_columns(
+        named = source_tables.pick_columns(
             opened,
             "the GETNext CSV",
             required=GETNEXT_REQUIRED,

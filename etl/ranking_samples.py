@@ -90,32 +90,36 @@ def build_ranking_samples(
     joined = requests.join(histories.withColumnRenamed("span_id", "request_id"), "request_id", "left").join(
         known_before(requests, profiles, on="asked_on", first_day=first_day), ["user_id", "asked_on"], "left"
     )
-    # Without a delivered place or time zone it is that of the last action; never of the target. Serving does the same
-    # (`udfs/requests.py`).
-    user_place = {f"user_{axis}": F.coalesce(f"user_{axis}", F.try_element_at(f"poi_{axis}s", F.lit(-1)).cast("double"))
-                  for axis in ("lon", "lat")}  # fmt: skip
+    return _with_last_place(joined).select(
+        split.alias("split"),
+        *REQUEST_NAMES,
+        F.lit(index_version).alias("index_version"),
+        F.lit(request_type_id).alias("action_type_id"),
+        *CANDIDATE_NAMES,
+        "labels",
+        F.size(empty_if_null("timestamps_ms")).alias("seq_len"),
+        F.coalesce("profile_ids", F.array().cast("array<int>")).alias("profile_ids"),
+        *(empty_if_null(name) for name in HISTORY_NAMES),
+        "is_simulated",
+    )
+
+
+def _with_last_place(requests: DataFrame) -> DataFrame:
+    """Fills in place and time zone that were not delivered: those of the last action, never of the target.
+
+    Serving does the same (`udfs/requests.py`).
+    """
+    place = {
+        f"user_{axis}": F.coalesce(f"user_{axis}", F.try_element_at(f"poi_{axis}s", F.lit(-1)).cast("double"))
+        for axis in ("lon", "lat")
+    }
     zone = F.coalesce(
         "tz_offset_min",
         F.try_element_at("tz_offsets_min", F.lit(-1)),
         spacetime.tz_offset_from_longitude(F.col("user_lon")),
         F.lit(0),
     )
-    return (
-        joined.withColumns(user_place)
-        .withColumn("tz_offset_min", zone)
-        .select(
-            split.alias("split"),
-            *REQUEST_NAMES,
-            F.lit(index_version).alias("index_version"),
-            F.lit(request_type_id).alias("action_type_id"),
-            *CANDIDATE_NAMES,
-            "labels",
-            F.size(empty_if_null("timestamps_ms")).alias("seq_len"),
-            F.coalesce("profile_ids", F.array().cast("array<int>")).alias("profile_ids"),
-            *(empty_if_null(name) for name in HISTORY_NAMES),
-            "is_simulated",
-        )
-    )
+    return requests.withColumns(place).withColumn("tz_offset_min", zone)
 
 
 def _group_requests(shown: DataFrame) -> DataFrame:

@@ -24,7 +24,7 @@ PICKLE_CALLS = {"torch.load", "torch.save", "np.load", "numpy.load", "pd.read_pi
 PLAIN_CONTRACTS = ("tables", "gates", "tokens", "errors", "rules", "results")
 """Files of conf/ that everything imports, so they use the standard library only."""
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 500
 LISTS = ("tables.py", "errors.py", "rules.py", "settings.py")
 """Long because they list: one entry per table, error, rule, setting."""
 MAX_FUNCTION_LINES = 60

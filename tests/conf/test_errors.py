@@ -39,7 +39,12 @@ EXAMPLES: dict[str, dict[str, object]] = {
         "example": "12",
         "remedy": "Add it.",
     },
-    "EmptyDeliveryError": {"path": "raw_actions", "day": DAY, "refused": 7, "reasons": "missing_user 5, time_zero 2"},
+    "EmptyDeliveryError": {
+        "path": "raw_actions",
+        "day": DAY,
+        "refused": 7,
+        "reasons": "missing_user 5, time_zero 2",
+    },
     "HiddenInputError": {"path": "in/_b.json"},
     "RowsLostError": {
         "table": "cleaned_actions",

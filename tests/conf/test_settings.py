@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -101,11 +101,13 @@ def test_settings_cannot_be_changed_after_loading() -> None:
         load_settings().index.cell_km = 1.0
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_text_reaches_a_text_setting_as_it_is(text: str) -> None:
     assert load_settings(overrides=[f"storage.root={text}"]).storage.root == text
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_text_reaches_a_spark_property_as_it_is(text: str) -> None:
     given_conf = load_settings(overrides=[f"spark.conf.spark.sql.x={text}"]).spark.conf
@@ -113,6 +115,7 @@ def test_any_text_reaches_a_spark_property_as_it_is(text: str) -> None:
     assert given_conf["spark.sql.x"] == text
 
 
+@settings(deadline=None)
 @given(
     key=st.sampled_from(
         [

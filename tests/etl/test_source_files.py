@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import CorruptInputError, HiddenInputError, MissingInputError, SchemaError
-from etl import source_files, sources
+from etl import source_files, source_tables
 
 KINDS = {"user_id": "id", "value": "degrees"}
 
@@ -19,8 +19,8 @@ def find(spark, path):
 
 def pick(spark, path, kinds=KINDS):
     warnings = []
-    opened = sources.open_parquet(spark, str(path), needed_by="A test", remedy="Look again.")
-    frame = sources.pick_columns(
+    opened = source_tables.open_parquet(spark, str(path), needed_by="A test", remedy="Look again.")
+    frame = source_tables.pick_columns(
         opened, "a file", required={}, optional=kinds, remedy="Look again.", warnings=warnings
     )
     return sorted((tuple(row[name] for name in kinds) for row in frame.collect()), key=str), warnings
@@ -129,9 +129,9 @@ CSV = 'user_id,value\n7,1\n"8\n9",2\n10,3,4\n"11,5\n12,6\n13,"7"\n14\n'
 
 def test_quoted_line_ends_are_part_of_a_value_and_a_stray_quote_spoils_one_line(spark, tmp_path):
     (tmp_path / "a.csv").write_text(CSV)
-    opened = sources.open_csv(spark, str(tmp_path / "a.csv"), needed_by="A test", remedy="Look again.")
+    opened = source_tables.open_csv(spark, str(tmp_path / "a.csv"), needed_by="A test", remedy="Look again.")
 
-    frame = sources.pick_columns(
+    frame = source_tables.pick_columns(
         opened, "a file", required=KINDS, optional={}, remedy="Look again.", warnings=[]
     )
 
@@ -144,9 +144,9 @@ def test_csv_files_of_a_folder_are_read_by_their_own_headers(spark, tmp_path):
     (tmp_path / "a.csv").write_text("user_id,value\n7,1\n")
     (tmp_path / "b.csv").write_text("\ufeffvalue,extra,user_id\n2,x,8\n", encoding="utf-8")
     warnings = []
-    opened = sources.open_csv(spark, str(tmp_path), needed_by="A test", remedy="Look again.")
+    opened = source_tables.open_csv(spark, str(tmp_path), needed_by="A test", remedy="Look again.")
 
-    frame = sources.pick_columns(
+    frame = source_tables.pick_columns(
         opened, "a file", required=KINDS, optional={}, remedy="Look again.", warnings=warnings
     )
 
