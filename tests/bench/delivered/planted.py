@@ -343,6 +343,8 @@ DAMAGES: tuple[Damage, ...] = (
     _damage("user_leading_zeros", "user", "text_user", _leading_zeros),
     _damage("user_long_number", "user", "json", _long_whole_number),
     _damage("user_huge_float", "user", "json", _refuse("missing_user", user=Raw("1.2345678901234567e19"))),
+    _damage("user_nan_token", "user", "json", _refuse("placeholder_user", user=Raw("NaN"))),
+    _damage("poi_nan_token", "poi", "json", _refuse("placeholder_poi", poi=Raw("NaN"))),
     _damage("user_fraction", "user", "json", _refuse("missing_user", user=Raw("1234567.5"))),
     _damage("poi_number", "poi", "json", _poi_spelled("{}", Raw)),
     _damage("poi_whole_float", "poi", "json", _poi_spelled("{}.0", Raw)),
