@@ -150,7 +150,7 @@ def _check_run(run: Json, place: Place) -> Iterator[str]:
         words += ["--model", str(place.work / warehouse / "bundle")]
     code, summary, log = run_command(words, run.get("env"))
     if code != run["exit"]:
-        yield f"exit {code}, not {run['exit']}: {summary.get('error')} {summary.get('message', log[-2000:])}"
+        yield f"exit {code}, not {run['exit']}: {summary.get('error')} {str(summary.get('message', log[-2000:]))[:600]}"
         return
     if "error" in run and summary.get("error") != run["error"]:
         yield f"{summary.get('error')}, not {run['error']}"
