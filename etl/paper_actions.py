@@ -105,7 +105,12 @@ def shape_actions(records: DataFrame) -> DataFrame:
 
 
 def _coordinate(geo: str, axis: str) -> Column:
-    return values.degrees(F.col(geo).getField(axis), T.StringType())
+    return values.degrees(_unquoted(F.col(geo).getField(axis)), T.StringType())
+
+
+def _unquoted(text: Column) -> Column:
+    """Takes the quotes off NaN and Infinity: read as text, the bare words of JSON come with quotes, texts without."""
+    return F.regexp_replace(text, r'^"(NaN|[+-]?Infinity|[+-]?INF)"$', "$1")
 
 
 def _read_json(spark: SparkSession, found: InputFiles, path: str, warnings: list[str]) -> DataFrame:
@@ -125,7 +130,7 @@ def _read_json(spark: SparkSession, found: InputFiles, path: str, warnings: list
     named = parsed.select("record", *(column.alias(name) for name, column in columns.items()))
     converted = {}
     for name, kind in SCALARS.items():
-        text = F.col(name)
+        text = _unquoted(F.col(name))
         if kind == "id":
             text = values.json_id(text, F.col("record"), name)
         converted[f"{name}_value"] = values.convert(text, T.StringType(), kind)

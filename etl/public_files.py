@@ -5,6 +5,7 @@ Run: python -m etl tsmc --day D --set source.path=FILE (or getnext). Both become
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -67,7 +68,9 @@ class TsmcFile(FileSource):
             needed_by="The job tsmc",
             remedy="Name the file with --set source.path=FILE.",
         )
-        rows = opened.parts[0].frame
+        rows = reduce(
+            DataFrame.unionByName, (part.frame.select(*TSMC_COLUMNS, CORRUPT) for part in opened.parts)
+        )
         self.warnings += [*opened.warnings, *_check_format(rows, path)]
         text = {name: _decoded(F.col(name)) for name in (*TSMC_COLUMNS, CORRUPT)}
         rows = rows.withColumns(text)

@@ -14,7 +14,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,18 @@ class InputFiles:
         return [
             f"{len(self.skipped)} files of {self.path} are not read, since their names begin with '_' or '.': {shown}"
         ]
+
+    def by_folders(self) -> list["InputFiles"]:
+        """Takes files apart whose folders name other columns.
+
+        Read together, Spark leaves out, without a word, every file that lacks a folder which others have.
+        """
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for file in self.files:
+            folders = file.removeprefix(self.base).split("/")[:-1] if self.base else []
+            names = tuple(folder.partition("=")[0] for folder in folders if "=" in folder)
+            groups.setdefault(names, []).append(file)
+        return [replace(self, files=tuple(files)) for files in groups.values()]
 
     def options(self) -> dict[str, str]:
         """Returns the options with which Spark reads exactly these files."""
@@ -154,6 +166,11 @@ def open_parquet(spark: SparkSession, found: InputFiles) -> list[FilePart]:
         SchemaError: two columns of a file differ in case only.
     """
     spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
+    return [part for group in found.by_folders() for part in _open_parquet(spark, group)]
+
+
+def _open_parquet(spark: SparkSession, found: InputFiles) -> list[FilePart]:
+    """Opens Parquet files whose folders name the same columns."""
     by_schema: dict[str, tuple[StructType, frozenset[str], dict[str, str], list[str]]] = {}
     for file in found.files[:MAX_FOOTERS]:
         schema, nanoseconds, unknown = _read_footer(spark, file)

@@ -9,7 +9,8 @@ they are of moderate size; what cannot be parsed whole is read line by line, and
 import codecs
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import partial, reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -46,17 +47,13 @@ def read_records(spark: SparkSession, found: InputFiles) -> DataFrame:
         by_shape.setdefault(shape, []).append(file)
     frames = []
     for shape, files in sorted(by_shape.items()):
-        if shape == LINES:
-            frames.append(_split(_read_text(spark, found, files, whole=False), _records_of_line))
-            continue
-        _refuse_large(spark, files)
-        whole = _read_text(spark, found, files, whole=True)
-        records_of = partial(_records_of_file, is_array=shape == ARRAY)
-        frames.append(_split(whole, records_of))
-    records = frames[0]
-    for frame in frames[1:]:
-        records = records.unionByName(frame)
-    return records
+        is_whole = shape != LINES
+        if is_whole:
+            _refuse_large(spark, files)
+        records_of = partial(_records_of_file, is_array=shape == ARRAY) if is_whole else _records_of_line
+        for group in replace(found, files=tuple(files)).by_folders():
+            frames.append(_split(_read_text(spark, group, group.files, whole=is_whole), records_of))
+    return reduce(partial(DataFrame.unionByName, allowMissingColumns=True), frames)
 
 
 def _shape_of(spark: SparkSession, file: str) -> str:
@@ -124,8 +121,8 @@ def _records_of_line(line: Column) -> Column:
     text = F.regexp_replace(line, r"\s*,$", "")
 
     def of_values(values: Column) -> Column:
-        is_one = (F.size(values) == 2) & text.startswith("{")
-        return F.when(is_one, F.array(_record(text, F.lit(True)))).otherwise(_unfold(values))
+        is_one = (F.size(values) == 2) & ~text.startswith("[")
+        return F.when(is_one, F.array(_record(text, text.startswith("{")))).otherwise(_unfold(values))
 
     def of_fused(values: Column) -> Column:
         return F.when(_is_split_right(values, text), _unfold(values)).otherwise(

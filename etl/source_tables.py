@@ -5,7 +5,7 @@ text that have too few or too many values are marked (`is_torn`), so that no val
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from pyspark.sql import DataFrame, SparkSession
@@ -57,7 +57,12 @@ def open_csv(spark: SparkSession, path: str, *, needed_by: str, remedy: str) -> 
     for file in found.files:
         by_header.setdefault(source_files.read_header(spark, file), []).append(file)
     parts = []
-    for header, files in by_header.items():
+    groups = [
+        (header, group.files)
+        for header, files in by_header.items()
+        for group in replace(found, files=tuple(files)).by_folders()
+    ]
+    for header, files in groups:
         if not header:
             continue
         schema = T.StructType([T.StructField(name, T.StringType()) for name in (*header, CORRUPT)])
@@ -85,8 +90,8 @@ def open_tsv(
         "columnNameOfCorruptRecord": CORRUPT,
         **UNPRUNED,
     }
-    rows = spark.read.options(**found.options(), **options).schema(schema).csv(list(found.files))
-    return Opened([FilePart(rows)], found.warnings)
+    reader = spark.read.options(**found.options(), **options).schema(schema)
+    return Opened([FilePart(reader.csv(list(group.files))) for group in found.by_folders()], found.warnings)
 
 
 def pick_columns(

@@ -75,3 +75,16 @@ def test_a_parquet_file_without_a_needed_column_is_refused_with_an_example(spark
 
     with pytest.raises(SchemaError, match="A record looks like this"):
         read(spark, settings, tmp_path / "actions.parquet")
+
+
+def test_a_bare_nan_is_no_user_and_no_place(spark, settings, tmp_path):
+    path = tmp_path / "actions.json"
+    path.write_text(
+        '{"time": 1767225600000, "user_id": NaN, "poi_id": "p1", "poi_geo": {"x": NaN, "y": 39.91}, '
+        '"action_type": "click"}\n' + LINES
+    )
+
+    rows = read(spark, settings, path)["raw_actions"].where("user_id = 'NaN'").collect()
+
+    # A word for nothing, which the cleaning refuses; in quotes it would be one, too.
+    assert [(row["user_id"], str(row["poi_lon"])) for row in rows] == [("NaN", "nan")]

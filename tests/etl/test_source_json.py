@@ -37,6 +37,7 @@ LINES = {
     '{"a":1}}': [('{"a":1}}', False)],
     '{"a":1': [('{"a":1', False)],
     "7": [("7", False)],
+    '"text"': [('"text"', False)],
     "null": [("null", False)],
     '[{"a":1},null]': [('{"a":1}', True), ("null", False)],
     "": [],
