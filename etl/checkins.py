@@ -254,8 +254,10 @@ def build_delivery(
     catalogue = _derive(good, settings, day=day, warehouse=warehouse) if pois is None else pois
     # Of later days only this is used: what comes later is not delivered yet.
     dated = with_first_seen(catalogue, good_ever)
-    due = dated.where(F.coalesce("first_seen_date", F.lit(day)) <= F.lit(day))
-    known = due if warehouse is None else keep_changed_pois(due, warehouse)
+    due = dated.where(F.coalesce("first_seen_date", F.lit(day)) <= F.lit(day)).withColumns(
+        {"is_closed": F.lit(False), "is_simulated": F.lit(False)}
+    )
+    changed = due if warehouse is None else keep_changed_pois(due, warehouse)
     visits = keep_visits(good, dated)
     # Cut the plan: every recall list starts from the requests, and would compute them anew.
     requests = compute_once(
@@ -263,7 +265,7 @@ def build_delivery(
     )
     return {
         "raw_actions": new,
-        "raw_pois": known.withColumn("is_closed", F.lit(False)).withColumn("is_simulated", F.lit(False)),
+        "raw_pois": changed,
         "raw_impressions": simulate_impressions(requests, visits, dated, settings.impressions, day=day),
     }
 

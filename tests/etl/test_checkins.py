@@ -193,7 +193,7 @@ def test_a_refused_poi_is_not_delivered_every_night(spark, made, tmp_path):
     deliver(spark, made, tmp_path, SECOND)
 
     refused = storage.read_table(spark, made.storage.root, "quarantined_rows").collect()
-    assert [(row["day"], row["reason"]) for row in refused] == [(FIRST, "poi_out_of_range")]
+    assert [(row["day"], row["reason"]) for row in refused] == [(FIRST, "poi_swapped")]
 
 
 def test_an_empty_file_is_no_delivery(spark, made, tmp_path):

@@ -1,9 +1,10 @@
 """Simulated exposures: what may be shown, and that nothing of the future is."""
 
-from datetime import date, timedelta
+from datetime import date
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from conf.settings import ImpressionSettings
 from etl.impressions import keep_visits, pick_requests, simulate_impressions
@@ -28,7 +29,8 @@ def simulate(
     )
     pois = local_frame(spark, POIS, "poi_id string, poi_lon double, poi_lat double, first_seen_date date")
     visits = keep_visits(frame, pois)
-    requests = pick_requests(visits, settings, day=DAY, since=DAY - timedelta(days=1)).localCheckpoint()
+    new = frame.where(F.col("action_ts_ms") >= NOON_MS - NOON_MS % DAY_MS)
+    requests = pick_requests(visits, settings, day=DAY, new=new).localCheckpoint()
     return simulate_impressions(requests, visits, pois, settings, day=DAY)
 
 

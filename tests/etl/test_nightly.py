@@ -202,12 +202,18 @@ def test_an_action_redelivered_on_a_later_day_is_dropped_and_one_with_other_cont
     next_day = DAY + timedelta(days=1)
     deliver(spark, made, actions=[action(), action(action_id="a2", action_ts_ms=NOON_MS + 1)], pois=[poi()])
     run_night(spark, made)
-    again = [action(day=next_day), action(day=next_day, action_id="a2"), action(day=next_day, action_id="a3")]
+    again = [
+        action(day=next_day),
+        action(day=next_day, action_id="a2"),
+        action(day=next_day, action_id="a3", action_ts_ms=NOON_MS + 2),
+        action(day=next_day, action_id="a4"),  # what a1 says, under another id: sent twice
+    ]
     deliver(spark, made, actions=again, day=next_day)
 
     summary = run_night(spark, made, next_day)["clean_actions"]
 
-    assert (summary.rows_out, summary.rows_refused, summary.rows_dropped) == (1, 1, 1)
+    assert (summary.rows_out, summary.rows_refused, summary.rows_dropped) == (1, 2, 1)
+    assert summary.notes["reasons"] == {"duplicate_id": 1, "repeated_action": 1}
     late = read_table(spark, made.storage.root, "cleaned_actions").where(F.col("day") == next_day).first()
     assert (late["action_id"], late["event_date"]) == ("a3", DAY)  # late rows land on the day they happened
 
