@@ -78,7 +78,8 @@ def join_labels(tables: ReleaseTables, scores: pa.Table) -> pa.Table:
     """Returns the scored candidates whose request has impressions, with `label`; empty if none has."""
     if not tables.exists("raw_impressions"):
         return scores.append_column("label", pa.nulls(scores.num_rows, pa.int32())).slice(0, 0)
-    asked = ds.field("request_id").isin(scores["request_id"].unique())
+    # Impressions are as delivered: a label may be anything, or missing.
+    asked = ds.field("request_id").isin(scores["request_id"].unique()) & ds.field("label").isin([0, 1])
     shown = tables.scan("raw_impressions", ["request_id", "poi_id", "label"], asked)
     labels = (
         shown.group_by(["request_id", "poi_id"])
