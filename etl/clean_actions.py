@@ -144,10 +144,9 @@ def _with_duplicates(checked: DataFrame, known: DataFrame) -> DataFrame:
     """
     is_good = F.col("reason").isNull()
     same_id = Window.partitionBy("clean_action_id", is_good).orderBy("action_ts_ms", "content_hash")
-    kept = known.select(
-        F.col("action_id").alias("clean_action_id"),
-        F.struct(*(F.col(name).alias(name) for name in SAME_ACTION)).alias("kept"),
-    )
+    # A list: an id used again after months has been accepted more than once.
+    same = F.struct(*(F.col(name).alias(name) for name in SAME_ACTION))
+    kept = known.groupBy(F.col("action_id").alias("clean_action_id")).agg(F.collect_set(same).alias("kept"))
     # Joined before the window: rows that lie together by id lie together for it too, not the other way round.
     ranked = (
         checked.withColumn("content_hash", F.xxhash64(*CONTENT_COLUMNS))
@@ -156,10 +155,7 @@ def _with_duplicates(checked: DataFrame, known: DataFrame) -> DataFrame:
             {"first_hash": F.first("content_hash").over(same_id), "nth": F.row_number().over(same_id)}
         )
     )
-    equals_kept = F.lit(True)
-    for name in SAME_ACTION:
-        mine = name if name in ("action_ts_ms", "action_type_id") else f"clean_{name}"
-        equals_kept &= F.col(mine).eqNullSafe(F.col(f"kept.{name}"))
+    equals_kept = F.exists("kept", _equals)
     was_kept = F.col("kept").isNotNull()
     is_repeat = F.when(was_kept, equals_kept).otherwise(
         (F.col("nth") > 1) & (F.col("content_hash") == F.col("first_hash"))
@@ -172,6 +168,15 @@ def _with_duplicates(checked: DataFrame, known: DataFrame) -> DataFrame:
             "reason": F.when(is_good & is_conflict, F.lit("duplicate_id")).otherwise(F.col("reason")),
         }
     ).drop("content_hash", "first_hash", "nth", "kept")
+
+
+def _equals(kept: Column) -> Column:
+    """Tells whether a row says what an accepted action says."""
+    same = F.lit(True)
+    for name in SAME_ACTION:
+        mine = name if name in ("action_ts_ms", "action_type_id") else f"clean_{name}"
+        same &= F.col(mine).eqNullSafe(kept[name])
+    return same
 
 
 def _with_known_repeats(judged: DataFrame, known: DataFrame) -> DataFrame:

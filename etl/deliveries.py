@@ -18,15 +18,22 @@ from pyspark.sql import functions as F
 from conf.settings import Settings
 from conf.tables import RAW_ACTIONS, RAW_POIS, TableContract
 from etl import categories, poi_index, spacetime, storage
-from etl.poi_slots import last_slots, state_before
+from etl.contracts import spark_schema
+from etl.poi_slots import PAST, last_slots, state_before
 from etl.refusal import trimmed
+from etl.session import compute_once
 
 FIRST_MS, LAST_MS = 10**12, 10**13
 """Times within are 13-digit epoch milliseconds (2001 to 2286); others cannot be dated."""
+UNREADABLE = "_unreadable"
 MAX_RANGES = 64
 """Ranges of event days that are looked up; more are joined to fewer, and some days are read for nothing."""
 ACTION_CONTENT = tuple(name for name in RAW_ACTIONS.column_names if name not in ("day", "record"))
 """What makes two delivered actions the same; not how the file spelled them."""
+POI_CONTENT = tuple(
+    name for name in RAW_POIS.column_names if name not in ("day", "record", "first_seen_date", "is_simulated")
+)
+"""What makes two delivered POIs the same. First sight is not of the catalogue: a late action changes it."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +59,24 @@ class Warehouse:
 
         None if there is no index.
         """
-        index, last = self._stored_index, self.last_indexed_day
+        index, last = self.stored_index, self.last_indexed_day
         if index is None or last is None or last <= self.day:
             return None if index is None else state_before(index, day=self.day)
-        return index.where(F.col("indexed_day") != self.day)
+        was_changed = F.exists(PAST, lambda past: past["replaced_day"] == F.lit(self.day))
+        by_others = (F.col("indexed_day") != self.day) & (F.col("changed_day") != self.day)
+        return index.where(by_others & ~F.coalesce(was_changed, F.lit(False)))
 
     @cached_property
     def last_indexed_day(self) -> date | None:
         """The last day on which the index changed; None if there is no index."""
-        if self._stored_index is None:
+        if self.stored_index is None:
             return None
-        row = self._stored_index.agg(F.max("changed_day").alias("last")).first()
+        row = self.stored_index.agg(F.max("changed_day").alias("last")).first()
         return None if row is None else row["last"]
 
     @cached_property
-    def _stored_index(self) -> DataFrame | None:
+    def stored_index(self) -> DataFrame | None:
+        """`poi_index` as it is stored, of the settings' version; None if there is none."""
         if not storage.table_exists(self.spark, self.root, "poi_index"):
             return None
         index = storage.read_table(self.spark, self.root, "poi_index")
@@ -74,9 +84,12 @@ class Warehouse:
 
     @cached_property
     def refused_pois(self) -> DataFrame | None:
-        """`row_hash` of the rows of `raw_pois` that other days have refused; None if there are none."""
+        """Rows of `raw_pois` that other days have refused, as delivered; None if there are none."""
         refused = self._of_other_days("quarantined_rows")
-        return None if refused is None else refused.where("source_table = 'raw_pois'").select("row_hash")
+        if refused is None:
+            return None
+        row = F.from_json("payload", spark_schema(RAW_POIS))
+        return refused.where("source_table = 'raw_pois'").select(row.alias("row")).select("row.*")
 
     def last_day(self) -> date | None:
         """Returns the last day before this one that has delivered actions; None if there is none."""
@@ -107,8 +120,14 @@ def keep_new_actions(rows: DataFrame, delivered: DataFrame | None) -> DataFrame:
     """
     if delivered is None:
         return rows
-    looked_at = in_event_days(rows)
-    return keep_unknown(rows, delivered.where(looked_at), ACTION_CONTENT)
+    known = _with_unreadable(delivered.where(in_event_days(rows)))
+    return keep_unknown(_with_unreadable(rows), known, (*ACTION_CONTENT, UNREADABLE)).drop(UNREADABLE)
+
+
+def _with_unreadable(rows: DataFrame) -> DataFrame:
+    """Adds the record where a key could not be read: all such rows look alike, and are not the same."""
+    lost = F.col("user_id").isNull() | F.col("poi_id").isNull() | F.col("action_ts_ms").isNull()
+    return rows.withColumn(UNREADABLE, F.when(lost, F.col("record")))
 
 
 def in_event_days(rows: DataFrame) -> Column:
@@ -184,13 +203,16 @@ def keep_changed_pois(pois: DataFrame, warehouse: Warehouse) -> DataFrame:
     # What is said of a POI that was made from logged actions is its first sight; only its place is followed.
     is_same = (F.coalesce("is_derived", F.lit(False)) | is_same_text) & (far <= moved_km)
     is_held = F.col("_poi_id").isNotNull() & F.col("_valid_to").isNull() & is_same
-    changed = compared.where(~F.coalesce(is_held, F.lit(False))).select(*shaped.columns)
-    refused = warehouse.refused_pois
-    if refused is None:
-        return changed
-    payload = F.to_json(F.struct(*poi_index.PAYLOAD_COLUMNS), {"ignoreNullFields": "false"})
-    hashed = changed.withColumn("row_hash", F.sha2(payload, 256))
-    return hashed.join(refused, "row_hash", "left_anti").drop("row_hash")
+    rows = compute_once(
+        compared.withColumn("_is_held", F.coalesce(is_held, F.lit(False))).select(*shaped.columns, "_is_held")
+    )
+    new = rows.where("NOT _is_held").drop("_is_held")
+    if warehouse.refused_pois is not None:
+        new = keep_unknown(new, warehouse.refused_pois, POI_CONTENT)
+    # All rows of such a POI, the known ones too: which of several stands is for the index to say, every time alike.
+    ids = new.select(trimmed("poi_id").alias("_id")).distinct()
+    of_poi = trimmed("poi_id").eqNullSafe(F.col("_id"))
+    return rows.drop("_is_held").join(ids, of_poi, "left_semi")
 
 
 def shape(frame: DataFrame, contract: TableContract) -> DataFrame:

@@ -94,16 +94,18 @@ def describe_pois(accepted: DataFrame) -> DataFrame:
 
 
 def _leave_index(night: Night, raw: DataFrame, index: DataFrame, *, last_day: date) -> JobSummary:
-    """Leaves the index as it is for a day before the last indexed one that brings no POI, and never brought any.
+    """Leaves the index as it is for a day before the last indexed one that brings no POI which the index lacks.
 
     Raises:
-        IndexOrderError: it brings some, or did.
+        IndexOrderError: it brings some.
     """
     day = night.context.day
-    is_of_day = (F.col("indexed_day") == day) | (F.col("changed_day") == day)
-    if not raw.isEmpty() or not index.where(is_of_day).isEmpty():
+    if not poi_index.keep_unknown_pois(raw, index).isEmpty():
         raise IndexOrderError(day=str(day), last_day=str(last_day))
-    warning = f"{last_day} is indexed and {day} brings no POI: the index stays as it is"
+    warning = (
+        f"{last_day} is indexed, and {day} brings no POI that it lacks: the index stays as it is. Changes of known "
+        "POIs are taken in by the next delivery"
+    )
     night.summary.notes |= {"warnings": [warning]}
     return night.summary
 

@@ -116,10 +116,11 @@ def _unquoted(text: Column) -> Column:
 def _read_json(spark: SparkSession, found: InputFiles, path: str, warnings: list[str]) -> DataFrame:
     records = source_json.read_records(spark, found)
     folders = [name for name in records.columns if name in SCALARS]
-    objects = records.where("is_object")
-    warnings += _check_records(objects, path, folders)
+    keys = _sample_keys(records.where("is_object"), path)
+    records = records.withColumn("text", _with_our_case(F.col("record"), keys))
+    warnings += _check_records(records.where("is_object"), path, keys, folders)
     options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": "corrupt_record"}
-    parsed = records.withColumn("parsed", F.from_json("record", RECORD, options))
+    parsed = records.withColumn("parsed", F.from_json("text", RECORD, options))
     columns = {}
     for field in _record_type().fields:
         value = F.when(F.col("is_object"), F.col(f"parsed.{field.name}"))
@@ -127,42 +128,59 @@ def _read_json(spark: SparkSession, found: InputFiles, path: str, warnings: list
     columns["corrupt_record"] = F.when(F.col("is_object"), F.col("parsed.corrupt_record")).otherwise(
         F.col("record")
     )
-    named = parsed.select("record", *(column.alias(name) for name, column in columns.items()))
+    named = parsed.select("record", "text", *(column.alias(name) for name, column in columns.items()))
     converted = {}
     for name, kind in SCALARS.items():
         text = _unquoted(F.col(name))
         if kind == "id":
-            text = values.json_id(text, F.col("record"), name)
+            text = values.json_id(text, F.col("text"), name)
         converted[f"{name}_value"] = values.convert(text, T.StringType(), kind)
     return named.withColumns(converted)
 
 
-def _check_records(records: DataFrame, path: str, folders: list[str]) -> list[str]:
-    """Looks at the keys and values of the first records; returns warnings, raises SchemaError."""
+def _sample_keys(records: DataFrame, path: str) -> list[str]:
+    """Returns the keys of the first records, sorted; SchemaError if two of them differ in case only."""
     keys = F.array_distinct(F.flatten(F.collect_set(F.json_object_keys("record"))))
     row = records.limit(drift.SAMPLE_ROWS).agg(F.array_sort(keys).alias("keys")).first()
-    known = row["keys"] if row is not None else []
+    known: list[str] = row["keys"] if row is not None else []
+    source_files.refuse_repeated(known, path)
+    return known
+
+
+def _with_our_case(record: Column, keys: list[str]) -> Column:
+    """Spells the keys of a record as we do, where a file has them in other cases."""
+    ours = {name.lower(): name for name in (*SCALARS, *PLACES)}
+    for key in keys:
+        wanted = ours.get(key.lower(), key)
+        if wanted != key:
+            record = F.regexp_replace(record, rf'"{key}"(\s*:)', f'"{wanted}"$1')
+    return record
+
+
+def _check_records(records: DataFrame, path: str, known: list[str], folders: list[str]) -> list[str]:
+    """Looks at the keys and values of the first records; returns warnings, raises SchemaError."""
     if not known:
         return []  # nothing is a record: the cleaning counts them
     drift.require_names([*known, *folders], path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
     probes = []
     for name, kind in SCALARS.items():
-        given = F.get_json_object("record", f"$.{name}")
+        given = F.get_json_object("text", f"$.{name}")
         # from_json reads an object into a text column as it stands; no id looks like that.
         plain = F.when(~given.rlike(r"^\s*[\[{]"), given)
         expected = values.SPARK_TYPES[kind]
         probes.append(drift.Probe(name, expected, "JSON", given, values.convert(plain, T.StringType(), kind)))
     for place in PLACES:
-        whole = F.get_json_object("record", f"$.{place}")
+        whole = F.get_json_object("text", f"$.{place}")
         for axis in AXES:
-            value = F.get_json_object("record", f"$.{place}.{axis}")
+            value = F.get_json_object("text", f"$.{place}.{axis}")
             # A place without this axis does not convert; one whose axis is null has no value.
             has_axis = F.array_contains(F.json_object_keys(whole), axis)
             given = F.when(F.coalesce(has_axis, F.lit(False)), value).otherwise(whole)
             converted = values.degrees(value, T.StringType())
             probes.append(drift.Probe(f"{place}.{axis}", "double", "JSON", given, converted))
     drift.refuse_unconverted(records, path, probes, remedy=REMEDY)
-    return drift.describe_unread(path, [key for key in known if key not in {*SCALARS, *PLACES}])
+    read = {name.lower() for name in (*SCALARS, *PLACES)}
+    return drift.describe_unread(path, [key for key in known if key.lower() not in read])
 
 
 def _read_parquet(spark: SparkSession, found: InputFiles, path: str, warnings: list[str]) -> DataFrame:

@@ -78,6 +78,12 @@ def judge_pois(raw: DataFrame, before: DataFrame, *, day: date, settings: CleanS
     return with_detail(judged.drop("content_hash", "first_hash", "nth"), refusing)
 
 
+def keep_unknown_pois(raw: DataFrame, index: DataFrame) -> DataFrame:
+    """Returns `poi_id` of the delivered POIs that an index has no slot of, live or ended."""
+    ids = raw.select(trimmed("poi_id").alias("poi_id")).where(~is_empty(F.col("poi_id")))
+    return ids.join(index.select("poi_id"), "poi_id", "left_anti")
+
+
 def with_shared_places(judged: DataFrame, before: DataFrame, *, max_pois: int) -> DataFrame:
     """Flags accepted POIs at a place where more than `max_pois` lie, to the last digit of both coordinates.
 

@@ -26,10 +26,12 @@ from conf.errors import CorruptInputError, HiddenInputError, MissingInputError, 
 
 HEAD_BYTES = 65_536
 """How much of a file is looked at to tell its shape."""
-MAX_FOOTERS = 200
-"""Parquet files of a folder whose schemas are read one by one; more are read by the schema that Spark merges."""
-MARKERS = ("_SUCCESS", "_committed_", "_started_", "_metadata", "_common_metadata", "_delta_log")
+MAX_FOOTERS = 20_000
+"""Parquet files of a folder at most: the schema of each is read by itself, a few milliseconds."""
+MARKERS = ("_SUCCESS", "_committed_", "_started_", "_metadata", "_common_metadata")
 """Hidden names that writers leave behind; they hold no rows."""
+TABLE_LOGS = frozenset(("_delta_log", ".hoodie"))
+"""Folders that make a folder of files a table."""
 GLOB_CHARACTERS = frozenset("[]{}*?")
 UNKNOWN_TYPES = ("TIME(", "FLOAT16", "INTERVAL")
 """Logical types of Parquet that Spark cannot read, as Parquet spells them."""
@@ -144,10 +146,17 @@ def read_head(spark: SparkSession, file: str, num_bytes: int = HEAD_BYTES) -> by
 
 
 def read_header(spark: SparkSession, file: str) -> tuple[str, ...]:
-    """Returns the names in the first record of a CSV file; empty for an empty file."""
+    """Returns the names in the first record of a CSV file that is not blank; empty for an empty file.
+
+    Raises:
+        SchemaError: two columns have one name.
+    """
     text = codecs.decode(read_head(spark, file), "utf-8", "replace").removeprefix(BYTE_ORDER_MARK)
-    first = next(csv.reader(io.StringIO(text, newline="")), [])
-    return tuple(name.strip() for name in first)
+    records = csv.reader(io.StringIO(text, newline=""))
+    first = next((record for record in records if any(name.strip() for name in record)), [])
+    names = tuple(name.strip() or f"_c{number}" for number, name in enumerate(first))
+    refuse_repeated(names, file)
+    return names
 
 
 def size_of(spark: SparkSession, file: str) -> int:
@@ -171,20 +180,21 @@ def open_parquet(spark: SparkSession, found: InputFiles) -> list[FilePart]:
 
 def _open_parquet(spark: SparkSession, found: InputFiles) -> list[FilePart]:
     """Opens Parquet files whose folders name the same columns."""
+    if len(found.files) > MAX_FOOTERS:
+        raise CorruptInputError(
+            path=found.path,
+            expected=f"at most {MAX_FOOTERS} Parquet files",
+            cause=f"it has {len(found.files)}; write them to fewer, larger ones",
+        )
     by_schema: dict[str, tuple[StructType, frozenset[str], dict[str, str], list[str]]] = {}
-    for file in found.files[:MAX_FOOTERS]:
+    for file in found.files:
         schema, nanoseconds, unknown = _read_footer(spark, file)
         key = json.dumps([schema.jsonValue(), sorted(nanoseconds), unknown])
         by_schema.setdefault(key, (schema, nanoseconds, unknown, []))[3].append(file)
-    parts = [
+    return [
         FilePart(spark.read.options(**found.options()).schema(schema).parquet(*files), nanoseconds, unknown)
         for schema, nanoseconds, unknown, files in by_schema.values()
     ]
-    rest = found.files[MAX_FOOTERS:]
-    if rest:
-        merged = spark.read.options(**found.options(), mergeSchema="true").parquet(*rest)
-        parts.append(FilePart(merged, frozenset().union(*(part.nanoseconds for part in parts))))
-    return parts
 
 
 def refuse_repeated(names: Sequence[str], table: str) -> None:
@@ -273,6 +283,14 @@ def _walk_local(root: Path) -> tuple[list[str], list[str], bool]:
 
 
 def _sort_out(files: list[str], names: list[str], *, is_file: bool) -> tuple[list[str], list[str], bool]:
+    tables = [file for file, name in zip(files, names, strict=True) if TABLE_LOGS & set(name.split("/"))]
+    if tables:
+        raise CorruptInputError(
+            path=tables[0],
+            expected="a file of an export",
+            cause="it is the log of a table (Delta or Hudi), whose folder holds deleted and replaced rows, too; write "
+            "the rows that the table shows to Parquet",
+        )
     visible: list[str] = []
     hidden: list[str] = []
     for file, name in zip(files, names, strict=True):

@@ -27,6 +27,7 @@ from conf.settings import Settings
 from conf.tables import TABLES
 from etl import contracts, storage
 from etl.deliveries import Warehouse, shape
+from etl.poi_index import keep_unknown_pois
 from etl.session import local_frame
 from etl.spacetime import event_date
 
@@ -146,9 +147,8 @@ def _check_order(pois: DataFrame | None, warehouse: Warehouse, source: str) -> N
     last = warehouse.last_indexed_day
     if pois is None or last is None or last <= warehouse.day or pois.isEmpty():
         return
-    known = storage.read_table(warehouse.spark, warehouse.root, "poi_index").select("poi_id")
-    new = pois.select(F.btrim("poi_id").alias("poi_id")).join(known, "poi_id", "left_anti")
-    if not new.isEmpty():
+    stored = warehouse.stored_index
+    if stored is not None and not keep_unknown_pois(pois, stored).isEmpty():
         raise IndexOrderError(day=str(warehouse.day), last_day=str(last), source=source)
 
 

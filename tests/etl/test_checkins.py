@@ -196,6 +196,31 @@ def test_a_refused_poi_is_not_delivered_every_night(spark, made, tmp_path):
     assert [(row["day"], row["reason"]) for row in refused] == [(FIRST, "poi_swapped")]
 
 
+def test_of_two_rows_of_one_poi_the_same_stands_every_night(spark, made, tmp_path):
+    twice = [*POIS, ("p3", 40.95, -74.02)]  # p3 is listed twice; nobody has been there on the first day
+    write_folder(tmp_path, pois=twice)
+    days = (FIRST, SECOND, date(2012, 4, 5))
+    for day in days:
+        write_folder(tmp_path, pois=twice, rows=CHECKINS[:3] if day == FIRST else CHECKINS)
+        deliver(spark, made, tmp_path, day)
+
+    slots = storage.read_table(spark, made.storage.root, "poi_index").where("poi_id = 'p3'").collect()
+
+    assert [(row["poi_lat"], row["indexed_day"], row["valid_to"]) for row in slots] == [(40.72, FIRST, None)]
+
+
+def test_unreadable_rows_that_look_alike_are_delivered_each(spark, made, tmp_path):
+    nobody = [(None, "p1", "Bar", 40.70, -74.00, None, offset) for offset in (-240, -240)]
+    write_folder(tmp_path, rows=[*CHECKINS[:3], nobody[0]])
+    deliver(spark, made, tmp_path, FIRST)
+    changed = (None, "p1", "Bar", 40.70, -74.00, None, -300)
+    write_folder(tmp_path, rows=[*CHECKINS[:3], nobody[0], changed])
+
+    notes = deliver(spark, made, tmp_path, SECOND)
+
+    assert notes["rows_raw_actions"] == 1
+
+
 def test_an_empty_file_is_no_delivery(spark, made, tmp_path):
     write_folder(tmp_path, rows=[])
 

@@ -287,3 +287,23 @@ def test_an_errand_is_a_functional_category_or_the_own_home_or_work(spark):
 def test_codes_are_unique_and_explained():
     assert len({rule.code for rule in RULES}) == len(RULES)
     assert all(rule.explanation and rule.example and rule.columns for rule in RULES)
+
+
+def test_an_id_that_two_days_have_accepted_is_compared_with_both_and_no_row_is_doubled(spark):
+    known = frame_of(
+        spark,
+        "cleaned_actions",
+        [
+            cleaned(action_id="a1", day=DAY - timedelta(days=90), action_ts_ms=NOON_MS - 90 * 24 * HOUR_MS),
+            cleaned(action_id="a1", day=DAY - timedelta(days=1)),
+        ],
+    )
+    rows = frame_of(spark, "raw_actions", [action(), action(user_id="bob", action_ts_ms=NOON_MS + 1)])
+    slots = frame_of(spark, "poi_index", [{**SLOT, "poi_id": "p1"}])
+
+    judged = judge_actions(rows, slots, known, day=DAY, settings=SETTINGS).collect()
+
+    assert sorted((row["user_id"], row["status"], row["reason"]) for row in judged) == [
+        ("ann", "dropped", None),
+        ("bob", "refused", "duplicate_id"),
+    ]

@@ -22,10 +22,10 @@ def test_a_row_is_new_unless_every_value_is_known(spark):
     delivered = [
         action(),
         action(action_id="a2", user_lon=None, tz_offset_min=None),
-        action(action_id="a3", action_ts_ms=None),
         action(action_id="a4", action_ts_ms=NOON_MS // 1000),
         action(action_id="a5", user_lon=float("nan")),
     ]
+    delivered.append(action(action_id="a3", action_ts_ms=None, **AGAIN))
     rows = [{**row, **AGAIN} for row in delivered] + [
         action(user_id="bob"),  # the id of another row
         action(action_id="a6"),
@@ -33,6 +33,14 @@ def test_a_row_is_new_unless_every_value_is_known(spark):
     ]
 
     assert new_ids(spark, rows, delivered) == ["a1", "a6", "a7"]
+
+
+def test_records_of_which_a_key_could_not_be_read_are_the_same_only_if_their_texts_are(spark):
+    delivered = [action(action_ts_ms=None, record="yesterday")]
+    rows = [*delivered, action(action_ts_ms=None, record="25:99")]
+
+    assert new_ids(spark, rows, delivered) == ["a1"]
+    assert new_ids(spark, delivered, delivered) == []
 
 
 def test_rows_that_are_known_twice_or_come_twice_are_known(spark):

@@ -88,3 +88,17 @@ def test_a_bare_nan_is_no_user_and_no_place(spark, settings, tmp_path):
 
     # A word for nothing, which the cleaning refuses; in quotes it would be one, too.
     assert [(row["user_id"], str(row["poi_lon"])) for row in rows] == [("NaN", "nan")]
+
+
+def test_the_case_of_keys_does_not_matter_and_the_record_stays_as_it_came(spark, settings, tmp_path):
+    path = tmp_path / "actions.json"
+    line = (
+        '{"Time": 1767225600000, "USER_ID": "Time", "poi_Id": "p1", "Poi_Geo": {"x": 116.41, "y": 39.91}, '
+        '"Action_Type": "click", "Category": "Bar"}'
+    )
+    path.write_text(line + "\n")
+
+    row = read(spark, settings, path)["raw_actions"].first()
+
+    assert (row["user_id"], row["poi_id"], row["poi_lon"], row["category"]) == ("Time", "p1", 116.41, "Bar")
+    assert (row["action_ts_ms"], row["record"]) == (1767225600000, line)

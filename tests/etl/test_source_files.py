@@ -132,6 +132,31 @@ def test_a_broken_file_of_a_folder_is_named(spark, tmp_path):
         pick(spark, tmp_path)
 
 
+def test_the_folder_of_a_delta_table_is_no_export(spark, tmp_path):
+    spark.range(3).write.format("delta").save(str(tmp_path / "table"))
+
+    with pytest.raises(CorruptInputError, match="deleted and replaced rows"):
+        find(spark, tmp_path / "table")
+
+
+def test_a_csv_may_begin_with_a_blank_line_and_not_name_a_column_twice(spark, tmp_path):
+    (tmp_path / "a.csv").write_text("\nuser_id,value\n7,1\n")
+    opened = sources_of_csv(spark, tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("user_id,user_id\n7,1\n")
+
+    frame = source_tables.pick_columns(
+        opened, "a file", required=KINDS, optional={}, remedy="Look again.", warnings=[]
+    )
+
+    assert [(row["user_id"], row["value"]) for row in frame.collect()] == [("7", 1.0)]
+    with pytest.raises(SchemaError, match="two, 'user_id' and 'user_id'"):
+        sources_of_csv(spark, tmp_path / "b.csv")
+
+
+def sources_of_csv(spark, path):
+    return source_tables.open_csv(spark, str(path), needed_by="A test", remedy="Look again.")
+
+
 CSV = 'user_id,value\n7,1\n"8\n9",2\n10,3,4\n"11,5\n12,6\n13,"7"\n14\n'
 
 
