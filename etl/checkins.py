@@ -8,6 +8,7 @@ What a catalogue file tells about the whole period (numbers of check-ins, of use
 leak.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import date
 
@@ -63,7 +64,7 @@ REMEDY = (
 ACTION_TYPE = "checkin"
 
 
-class FileSource:
+class FileSource(ABC):
     """A source of files: it reads all actions that they hold, and a catalogue, if there is one.
 
     What is new of them on a day is found here, the same way for every format.
@@ -77,9 +78,9 @@ class FileSource:
         self.warnings: list[str] = []
         self.counts: dict[str, int] = {}
 
+    @abstractmethod
     def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
         """Returns every record of the files, in the columns of `raw_actions` without `day`."""
-        raise NotImplementedError
 
     def read_catalogue(self, spark: SparkSession, settings: Settings) -> DataFrame | None:
         """Returns the catalogue at `source.pois_path`, in columns of `raw_pois`; None if it is not set."""
