@@ -115,8 +115,8 @@ class EmptyDeliveryError(SpacetimeError):
             else f"{path} holds no record for {day}"
         )
         why = (
-            "They are in quarantined_rows with a reason each; look at a payload there, repair the export or the reader's "
-            "settings, and run the day again."
+            "They are in quarantined_rows with a reason each; look at a payload there, repair the export or the "
+            "reader's settings, and run the day again."
             if refused
             else "Nothing was written. Check source.path and whether the export has finished, then run the day again."
         )

@@ -17,7 +17,7 @@ class Rule:
     """One way in which a delivered row can be bad.
 
     Attributes:
-        code: reason code in `quarantined_rows.reason` or `cleaned_actions.repairs`; of dropped rows, and of mended
+        code: reason code in `quarantined_rows.reason` or `cleaned_actions.repairs`; of dropped rows, and of repaired
             rows of other tables than actions, only the number is kept.
         table: table whose rows it is checked on.
         severity: `refuse` sends the row to quarantine, `drop` leaves out what is there already, `repair`

@@ -5,7 +5,7 @@
 Layers, later ones win: `conf/base.yaml` < every `--conf PATH` in order < every `--set`. Only this file reads the
 environment: `SPACETIME_CONF` may name further layers, separated by `:`, between base and `--conf`.
 
-`--set` takes a text as it stands, whatever YAML would make of it: a path may hold ` #` or `*`, or be called `no` or
+`--set` takes a text as it stands, not as YAML reads it: a path may hold ` #` or `*`, or be called `no` or
 `2012`. Numbers, switches and days are written as such; lists and mappings as YAML.
 """
 

@@ -82,7 +82,7 @@ def with_travel(actions: DataFrame, places: DataFrame, *, travel_km: float, firs
 def densest_place(actions: DataFrame, *, cell_km: float) -> DataFrame:
     """Finds where a user acts most: the middle of the POIs visited in the fullest grid cell.
 
-    A median of all longitudes and one of all latitudes would be a place where nobody has been, if a user lives in two
+    A median of all longitudes and one of all latitudes would be a place never visited, if a user lives in two
     far cities, and lie on the other side of the earth for one who lives on both sides of the date line.
 
     Args:

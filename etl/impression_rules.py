@@ -1,7 +1,7 @@
 """What is wrong with an impression: the conditions of `conf/rules.py` on `raw_impressions`.
 
 In: impressions of many deliveries, one row per request and POI that it showed. Out: the rows judged (accepted, refused,
-dropped) with clean values beside the delivered ones: rows in = accepted + refused + dropped. A request that several
+dropped) with clean values next to the delivered ones: rows in = accepted + refused + dropped. A request that several
 deliveries hold is one, as it was delivered last.
 """
 

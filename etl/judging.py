@@ -1,6 +1,6 @@
 """The conditions that all delivered tables share: ids, times, places and time zones, each said once.
 
-In: columns. Out: columns. `id_text`, `time_ms`, `minutes` and `degrees` read a value of whatever type a file or table
+In: columns. Out: columns. `id_text`, `time_ms`, `minutes` and `degrees` read a value of any type that a file or table
 holds into the type of our contracts, null where it is none, and never fail; `clean_id` is the one way in which an id
 is normalised, in every table. The conditions take columns and know no table; which of them refuse a row, and under
 which code, is said in `conf/rules.py` and by the module that judges the table.
@@ -36,7 +36,7 @@ NUMBER = r"^[+-]?(\d{1,20}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$"
 MAX_TZ_OFFSET_MIN = 840
 """Kiribati is 14 hours ahead of UTC, and nothing is farther from it."""
 MAX_HOURS = 14
-"""The same in hours. No zone is off UTC by 1 to 14 minutes, so such a number is in hours, whatever the place."""
+"""The same in hours. No zone is off UTC by 1 to 14 minutes, so such a number is in hours, at any place."""
 MAX_TZ_DIFFERENCE_MIN = 300
 """Between the delivered zone and the nautical one. Whole China keeps Beijing's time: 3 h off in the west."""
 LEAST_AHEAD_MIN, MOST_AHEAD_MIN = -90, 240
@@ -58,7 +58,7 @@ def can_be_id(dtype: DataType) -> bool:
 
 
 def id_text(column: Column, dtype: DataType) -> Column:
-    """Returns an id as text, whatever the type of its column.
+    """Returns an id as text, from a column of any type.
 
     Text stays as it is, integers become their digits. Numbers with a fraction become digits if they are whole and
     exact, as when a null in a column of integers has made pandas write floats; else they are no ids.

@@ -1,6 +1,6 @@
 """What is wrong with a request: the conditions of `conf/rules.py` on `ranking_requests`, and on any requests given.
 
-In: delivered requests. Out: the rows judged (accepted, refused, dropped) with clean values beside the delivered ones:
+In: delivered requests. Out: the rows judged (accepted, refused, dropped) with clean values next to the delivered ones:
 rows in = accepted + refused + exact duplicates dropped. The conditions on a request's own columns hold for the rows of
 `raw_impressions` too (`etl/impression_rules.py`); there a request has one row per POI that it showed.
 """

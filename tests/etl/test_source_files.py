@@ -92,7 +92,7 @@ def test_names_of_folders_are_columns_as_text(spark, tmp_path):
     assert pick(spark, tmp_path)[0] == [("007", 1.0), ("a b", 1.0)]
 
 
-def test_files_beside_named_folders_are_read_too(spark, tmp_path):
+def test_files_next_to_named_folders_are_read_too(spark, tmp_path):
     (tmp_path / "user_id=7").mkdir()
     pq.write_table(pa.table({"value": [1.0]}), tmp_path / "user_id=7" / "part.parquet")
     pq.write_table(pa.table({"value": [2.0], "user_id": ["8"]}), tmp_path / "top.parquet")
