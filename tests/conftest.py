@@ -1,7 +1,9 @@
 """One Spark session for the whole test run, and settings that keep every table in a folder of the test."""
 
+import gc
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,6 +54,23 @@ def spark(spark_settings: SparkSettings) -> Iterator[object]:
     session = open_session(Settings(spark=lasting), "tests")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory() -> Iterator[None]:
+    """Lets Spark forget the plans and tables of a file of tests: hundreds of them fill a heap sized for one job.
+
+    A frame of Python holds its plan in the JVM, and frames lie in cycles that Python is in no hurry to collect.
+    """
+    yield
+    if "pyspark" not in sys.modules:
+        return
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession()
+    if session is not None:
+        gc.collect()
+        session._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()  # type: ignore[union-attr]
 
 
 @pytest.fixture
