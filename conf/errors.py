@@ -394,6 +394,26 @@ class StaleReleaseError(SpacetimeError):
         )
 
 
+class DeletionRefusedError(SpacetimeError):
+    """Files that were about to be deleted belong to a version that must stay readable."""
+
+    exit_code = 4
+
+    def __init__(self, *, table: str, version: int | None, files: Sequence[str], doomed: int) -> None:
+        self.table, self.version, self.files = table, version, list(files)
+        of = (
+            "its latest version"
+            if version is None
+            else f"version {version}, which a release or a training pins"
+        )
+        super().__init__(
+            f"table {table}: {len(self.files)} of {doomed} files that were about to be deleted belong to {of}, for "
+            f"example {self.files[0]}. Deleting them would lose rows for good, so no file of the table was touched. "
+            "The list of files and Delta's log disagree, which is a fault of this program or of its libraries: keep "
+            "the folder as it is, note how its path is spelt, and report both."
+        )
+
+
 class ErasureIncompleteError(SpacetimeError):
     """Something kept still tells of erased users."""
 

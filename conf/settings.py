@@ -10,6 +10,7 @@ environment: `SPACETIME_CONF` may name further layers, separated by `:`, between
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from types import UnionType
 from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from conf.errors import MissingInputError, SettingsError
 
@@ -25,6 +26,8 @@ CONF_DIR = Path(__file__).parent
 M = TypeVar("M", bound=BaseModel)
 NULL_WORDS = ("", "~", "null", "Null", "NULL")
 """How YAML spells "no value", where a setting may have none."""
+CATALOG_PREFIX = "catalog:"
+"""What a table root begins with that is the name of a metastore's schema."""
 
 
 def _require_day(value: object) -> object:
@@ -63,6 +66,31 @@ class StorageSettings(Section):
         "warehouse", description="folder or URI of the Delta tables, or catalog:NAME for a metastore"
     )
     artifacts: str = Field("artifacts", description="folder for reports, Data Docs and checkpoints")
+
+    @field_validator("root")
+    @classmethod
+    def _spelt_alike(cls, root: str) -> str:
+        """A root that Spark, deltalake and pyarrow all take for the same folder.
+
+        They differ in what they decode: the first takes a path as it is, the others take `%20` for a blank and a
+        backslash for a slash, and in a URI whatever follows `#` or `?` is no path. Delta's SQL ends at a backtick.
+        """
+        scheme, separator, _ = root.partition("://")
+        if scheme == "file" or root.startswith("file:/"):
+            root = "/" + root.removeprefix("file:").lstrip("/")
+            separator = ""
+        if separator:
+            odd = re.search(r"[#?%`\\\s]", root)
+        elif root.startswith(CATALOG_PREFIX):
+            odd = None
+        else:
+            odd = re.search(r"%[0-9A-Fa-f]{2}|[`\\]", str(Path(root).absolute()))
+        if odd:
+            raise ValueError(
+                f"the path {root!r} holds {odd[0]!r}, which some readers of Delta read as something else, so "
+                "they would look into another folder; choose a folder without it"
+            )
+        return root
 
 
 Accelerator = Literal["none", "comet"]

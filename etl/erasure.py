@@ -14,6 +14,7 @@ from delta.tables import DeltaTable
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from conf.settings import CATALOG_PREFIX
 from conf.tables import QUARANTINED_ROWS, TABLES
 from etl import retention, storage
 from etl.contracts import spark_schema
@@ -82,7 +83,7 @@ def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> F
     pattern = id_pattern([row["erased_id"][:STATISTICS_LENGTH] for row in users.collect()])
     path = retention.table_path(spark, root, name)
     with _as_parquet(spark):
-        kept = spark.read.schema(spark_schema(TABLES[name])).parquet(path)
+        kept = spark.read.option("__globPaths__", "false").schema(spark_schema(TABLES[name])).parquet(path)
         kept_rows = _count(kept, name, users)
     in_log = sum(bool(pattern.search(content)) for content in retention.read_log(path))
     return Found(_count(storage.read_table(spark, root, name), name, users), kept_rows, in_log)
@@ -105,7 +106,7 @@ def id_pattern(users: Sequence[str]) -> re.Pattern[bytes]:
 def delete_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> None:
     """Deletes the rows that tell of the users; the ids come from a frame, so that no commit spells them out."""
     location = storage.table_location(root, name)
-    is_named = root.startswith(storage.CATALOG_PREFIX)
+    is_named = root.startswith(CATALOG_PREFIX)
     table = DeltaTable.forName(spark, location) if is_named else DeltaTable.forPath(spark, location)
     for condition in conditions(name, F.col("erased_id")):
         table.alias("target").merge(F.broadcast(users), condition).whenMatchedDelete().execute()

@@ -1,14 +1,15 @@
 """What Delta keeps beyond the rows of today: old files, and a log that tells of them. Frees what nothing pins.
 
-`vacuum_table` deletes data files that no version to be kept needs. Spark's own VACUUM knows an age only; which
-versions a release or a training still reads is known here. `forget_history` makes the present version the first: the
-files of all others go, and so does the log, whose statistics hold the smallest and largest value of every column. The
-log is written by Spark and tended by the `deltalake` library and the file system, so the root must be a folder or a
+`vacuum_table` deletes data files that no version to be kept needs, and only after Delta itself has listed the files of
+the latest and of every pinned version and none of them is among the doomed. Spark's own VACUUM knows an age only;
+which versions a release or a training still reads is known here. `forget_history` makes the present version the first:
+the files of all others go, and so does the log, whose statistics hold the smallest and largest value of every column.
+The log is written by Spark and tended by the `deltalake` library and the file system, so the root must be a folder or a
 URI that pyarrow opens, or a metastore's table that lies in one.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote, urlparse
 
@@ -18,8 +19,11 @@ from delta.tables import DeltaTable as SparkDeltaTable
 from deltalake import DeltaTable
 from pyarrow import fs
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
-from etl.storage import CATALOG_PREFIX, table_location, table_version
+from conf.errors import DeletionRefusedError
+from conf.settings import CATALOG_PREFIX
+from etl.storage import read_table, table_history, table_location, table_version
 
 HISTORY_STARTS = "spacetime.historyStarts"
 """Table property: the version before which nothing was kept."""
@@ -38,7 +42,13 @@ def table_path(spark: SparkSession, root: str, name: str) -> str:
 
 
 def vacuum_table(
-    path: str, *, keep_versions: Sequence[int], hours: float, dry_run: bool = False
+    spark: SparkSession,
+    root: str,
+    name: str,
+    *,
+    keep_versions: Sequence[int],
+    hours: float,
+    dry_run: bool = False,
 ) -> list[str]:
     """Deletes data files that neither a version to be kept needs nor an age protects; commits nothing.
 
@@ -46,7 +56,9 @@ def vacuum_table(
     then have changed since its audit.
 
     Args:
-        path: folder or URI of the table.
+        spark: session that lists once more, for the guard, what must stay.
+        root: table root.
+        name: the table.
         keep_versions: versions that stay readable, as far as the log knows them; the latest one does anyway.
         hours: versions that were the latest within so long stay, for jobs that are at them, and so do younger files,
             for jobs that have not committed them yet.
@@ -54,22 +66,29 @@ def vacuum_table(
 
     Returns:
         The files deleted, as paths of their file system.
+
+    Raises:
+        DeletionRefusedError: Delta counts a file that would go among those of the latest or of a pinned version.
     """
+    path = table_path(spark, root, name)
     system, folder = open_folder(path)
     youngest = datetime.now(UTC) - timedelta(hours=hours)
+    commits = _commits(spark, root, name)
     kept: set[str] = set()
-    for version in _versions_kept(path, keep_versions, youngest):
-        kept |= {_path_of(uri) for uri in DeltaTable(path, version=version).file_uris()}
-    gone = [
+    for version in _versions_kept(commits, keep_versions, youngest):
+        kept |= _files_of(DeltaTable(path, version=version))
+    doomed = [
         info.path
         for info in system.get_file_info(fs.FileSelector(folder, recursive=True))
-        if info.is_file and _is_data_file(info.path.removeprefix(folder)) and info.mtime <= youngest
-        and _path_of(info.path) not in kept
+        if info.is_file and info.mtime <= youngest and _is_data_file(_below(folder, info.path))
+        and _below(folder, info.path) not in kept
     ]  # fmt: skip
-    for file in gone if not dry_run else []:
+    if doomed:
+        _refuse_live_files(spark, root, name, doomed, sorted(commits.keys() & set(keep_versions)))
+    for file in doomed if not dry_run else []:
         system.delete_file(file)
         _delete_checksum(system, file)
-    return gone
+    return doomed
 
 
 def start_history_anew(spark: SparkSession, root: str, name: str) -> int:
@@ -85,15 +104,16 @@ def start_history_anew(spark: SparkSession, root: str, name: str) -> int:
     return start
 
 
-def forget_history(path: str) -> int:
+def forget_history(spark: SparkSession, root: str, name: str) -> int:
     """Deletes all data files and commits that the latest version does not need; returns the number of files.
 
     Versions before it can no longer be read. A run that was killed can be repeated.
     """
+    path = table_path(spark, root, name)
     table = DeltaTable(path)
     latest = table.version()
     table.create_checkpoint()
-    gone = vacuum_table(path, keep_versions=(), hours=0)
+    gone = vacuum_table(spark, root, name, keep_versions=(), hours=0)
     system, folder = open_folder(path)
     for info in system.get_file_info(fs.FileSelector(f"{folder}/_delta_log", recursive=True)):
         match = _LOG_FILE.match(info.base_name)
@@ -120,14 +140,21 @@ def open_folder(path: str) -> tuple[fs.FileSystem, str]:
     """Returns the file system of a folder or URI, and the folder on it."""
     if urlparse(path).scheme:
         return fs.FileSystem.from_uri(path)
-    return fs.LocalFileSystem(), path
+    return fs.LocalFileSystem(), path  # as it is: in a path, '#' and '?' are letters like others
 
 
-def _versions_kept(path: str, pinned: Sequence[int], since: datetime) -> list[int]:
+def _commits(spark: SparkSession, root: str, name: str) -> dict[int, float]:
+    """Returns the versions that the log knows, with the second of each; `deltalake` finds none below a '#'."""
+    rows = (
+        table_history(spark, root, name).select("version", F.unix_millis("timestamp").alias("ms")).collect()
+    )
+    return {row["version"]: row["ms"] / 1000 for row in rows}
+
+
+def _versions_kept(commits: Mapping[int, float], pinned: Sequence[int], since: datetime) -> list[int]:
     """Versions of the log that are pinned, and those that were the latest at `since` or after it."""
-    committed = {int(commit["version"]): int(commit["timestamp"]) for commit in DeltaTable(path).history()}
-    before = [version for version, ms in committed.items() if ms < since.timestamp() * 1000]
-    return sorted(version for version in committed if version in pinned or version >= max(before, default=0))
+    before = [version for version, seconds in commits.items() if seconds < since.timestamp()]
+    return sorted(version for version in commits if version in pinned or version >= max(before, default=0))
 
 
 def _is_data_file(path: str) -> bool:
@@ -135,9 +162,31 @@ def _is_data_file(path: str) -> bool:
     return path.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
-def _path_of(uri: str) -> str:
-    """The path of a file, whether it is told as a path or as a URI."""
-    return unquote(urlparse(uri).path)
+def _below(folder: str, path: str) -> str:
+    return path.removeprefix(folder).lstrip("/")
+
+
+def _files_of(table: DeltaTable) -> set[str]:
+    """The files of a version, as paths below the table's folder.
+
+    Not `file_uris`: how much of those is encoded depends on the folder's name. The log encodes each path once.
+    """
+    paths = pa.table(table.get_add_actions()).column("path").to_pylist()
+    return {unquote(path) for path in paths}
+
+
+def _refuse_live_files(
+    spark: SparkSession, root: str, name: str, doomed: Sequence[str], pinned: Sequence[int]
+) -> None:
+    """Raises if Delta needs one of the files. Base names are compared: they are unique, and nothing encodes them."""
+    names = {file.rpartition("/")[2]: file for file in doomed}
+    for version in (None, *pinned):
+        needed = read_table(spark, root, name, version=version).inputFiles()
+        live = sorted(names.keys() & {file.rpartition("/")[2] for file in needed})
+        if live:
+            raise DeletionRefusedError(
+                table=name, version=version, files=[names[base] for base in live], doomed=len(doomed)
+            )
 
 
 def _delete_checksum(system: fs.FileSystem, file: str) -> None:

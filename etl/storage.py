@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from conf.errors import ConflictingWriteError, ContractViolatedError, DuplicateKeyError, MissingInputError
+from conf.settings import CATALOG_PREFIX
 from conf.tables import TABLES, TableContract
 from etl.contracts import (
     TABLE_PROPERTIES,
@@ -32,7 +33,6 @@ from etl.contracts import (
     loosen_schema,
 )
 
-CATALOG_PREFIX = "catalog:"
 CONSTRAINT = "delta.constraints."
 """What the name of a CHECK constraint becomes as a property of its table."""
 ATTEMPTS = 5

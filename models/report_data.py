@@ -23,9 +23,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from conf.errors import MissingInputError, NoReleaseError
+from conf.settings import CATALOG_PREFIX
 from conf.tables import TABLES
-
-CATALOG_PREFIX = "catalog:"
 
 
 class NothingToShowError(Exception):

@@ -120,7 +120,7 @@ def erase_tables(
         reason = f"users were erased from {', '.join(names)}; release {moved[-1].release_id} shows the rest"
         summary.notes["withdrawn"] = withdraw(spark, context, pinned_before(releases, versions), reason)
     for name in names:
-        gone = retention.forget_history(retention.table_path(spark, root, name))
+        gone = retention.forget_history(spark, root, name)
         LOGGER.info("%d old files of %s are deleted", gone, name)
     return versions
 

@@ -12,7 +12,6 @@ FOLDER`; FAISS is the extra `export`.
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,13 +23,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
+from pyspark.sql import SparkSession
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError, SettingsError
 from conf.tables import FEATURE_TABLES, TABLES
 from etl.session import open_session
+from udfs.out_folder import check_out_folder, fill_out_folder
 from udfs.read_release import read_release
-from udfs.release_log import find_release, load_releases
+from udfs.release_log import Release, find_release, load_releases
 
 LOGGER = logging.getLogger(__name__)
 DESCRIPTION, INDEX_FILE = "release.json", "poi_embeddings.faiss"
@@ -50,39 +51,46 @@ def run_export(context: JobContext) -> JobSummary:
         SettingsError: the folder holds something else, or FAISS does not know such an index.
     """
     out, spec = context.options.out, context.options.index
-    if out.exists() and any(out.iterdir()) and not (out / DESCRIPTION).is_file():
-        raise SettingsError(
-            where="the command line", key="--out", problem=f"{out} holds files of something else"
-        )
+    check_out_folder(out)
     faiss = None if spec == "none" else load_faiss()
     spark = open_session(context.settings, "spacetime-gr export")
     root = context.settings.storage.root
     # Resolved once: a release that is published meanwhile must not be mixed in.
     release = find_release(load_releases(spark, root), root, context.options.release)
-    fresh = out.with_name(out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    with fill_out_folder(out, "export") as work:
+        notes, steps = write_export(spark, context, release, work, faiss)
+    rows = notes["rows"]
+    total = sum(rows.values())
+    return JobSummary(rows_in=total, rows_out=total, notes=notes, steps=steps)
+
+
+def write_export(
+    spark: SparkSession, context: JobContext, release: Release, folder: Path, faiss: Any
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Writes a release to an empty folder; without the index if `faiss` is None.
+
+    Returns:
+        What `release.json` tells beside the release, and seconds by step.
+    """
     rows, steps = {}, {}
     for name in FEATURE_TABLES:
         started = time.perf_counter()
-        frame = read_release(spark, root, name, release=release.release_id)
+        frame = read_release(spark, context.settings.storage.root, name, release=release.release_id)
         key = [column for column in TABLES[name].key if column not in ("day", "model_version")]
-        frame.orderBy(*key).write.parquet(str((fresh / name).absolute()))
-        rows[name], steps[name] = ds.dataset(fresh / name).count_rows(), time.perf_counter() - started
-    notes: dict[str, object] = {
+        frame.orderBy(*key).write.parquet(str((folder / name).absolute()))
+        rows[name], steps[name] = ds.dataset(folder / name).count_rows(), time.perf_counter() - started
+    notes: dict[str, Any] = {
         "release_id": release.release_id,
         "model_version": release.model_version,
         "rows": rows,
     }
     if faiss is not None:
         started = time.perf_counter()
-        notes["index"] = export_index(faiss, fresh, spec)
+        notes["index"] = export_index(faiss, folder, context.options.index)
         steps["index"] = time.perf_counter() - started
     described = json.dumps({**asdict(release), **notes}, indent=2, sort_keys=True, default=str)
-    (fresh / DESCRIPTION).write_text(described + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
-    total = sum(rows.values())
-    return JobSummary(rows_in=total, rows_out=total, notes=notes, steps=steps)
+    (folder / DESCRIPTION).write_text(described + "\n")
+    return notes, steps
 
 
 def load_faiss() -> ModuleType:

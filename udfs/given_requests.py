@@ -18,7 +18,6 @@ Requests in = answered + refused + equal rows dropped, or nothing is written. Th
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -42,6 +41,7 @@ from models.other_tables import OTHER_TABLES
 from udfs.feature_night import Night, open_night
 from udfs.feature_rows import REFUSAL_COLUMNS, complete_outcomes, keep_accepted
 from udfs.feature_run import check_versions, open_places
+from udfs.out_folder import check_out_folder, fill_out_folder
 from udfs.poi_candidates import EMITTED, UNKNOWN_ACTION_TYPE, generate_for_states
 from udfs.requests import latest_sequences, prepare_requests, with_defaults, with_history
 
@@ -223,15 +223,12 @@ def day_known(sequences: DataFrame, timestamp_ms: Column, *, day: date) -> Colum
 
 
 def write_files(outcomes: DataFrame, out: Path) -> None:
-    """Writes both folders at once: what was at `out` before is replaced as a whole."""
-    fresh = out.with_name(out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    """Writes both folders; they take the place of an earlier answer as a whole."""
     found = keep_accepted(outcomes).select(*SHOWN).orderBy("request_id", "rank")
-    found.write.parquet(str((fresh / "candidates").absolute()))
     refused = outcomes.where("reason IS NOT NULL").select("request_id", *REFUSAL_COLUMNS)
-    refused.coalesce(1).write.parquet(str((fresh / "refused").absolute()))
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
+    with fill_out_folder(out, "poi_candidates") as work:
+        found.write.parquet(str((work / "candidates").absolute()))
+        refused.coalesce(1).write.parquet(str((work / "refused").absolute()))
 
 
 def _check_options(out: Path | None, top_k: int) -> None:
@@ -239,9 +236,6 @@ def _check_options(out: Path | None, top_k: int) -> None:
         raise SettingsError(
             where="the command line", key="--out", problem="--requests needs a folder to write to"
         )
-    if out.exists() and any(out.iterdir()) and not (out / "candidates").is_dir():
-        raise SettingsError(
-            where="the command line", key="--out", problem=f"{out} holds files of something else"
-        )
+    check_out_folder(out)
     if top_k < 1:
         raise SettingsError(where="the command line", key="--top", problem="it has to be at least 1")

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import StaleReleaseError
+from conf.settings import CATALOG_PREFIX
 from etl.session import open_session
-from etl.storage import CATALOG_PREFIX
 from udfs.release_log import Release, find_release, load_releases
 
 LOG_WIDTH = 140

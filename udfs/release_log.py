@@ -15,7 +15,8 @@ from deltalake.exceptions import TableNotFoundError
 from pyspark.sql import SparkSession
 
 from conf.errors import MissingInputError, NoReleaseError, ReleaseWithdrawnError
-from etl.storage import CATALOG_PREFIX, read_table, table_exists, table_location
+from conf.settings import CATALOG_PREFIX
+from etl.storage import read_table, table_exists, table_location
 
 
 @dataclass(frozen=True)

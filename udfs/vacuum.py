@@ -14,7 +14,7 @@ from pathlib import Path
 
 from conf.cli import JobContext, JobSummary
 from conf.tables import TABLES
-from etl.retention import table_path, vacuum_table
+from etl.retention import vacuum_table
 from etl.session import open_session
 from etl.storage import table_exists
 from udfs.release_log import Release, load_releases
@@ -40,7 +40,9 @@ def run_vacuum(context: JobContext) -> JobSummary:
     for name in TABLES:
         if table_exists(spark, root, name):
             files = vacuum_table(
-                table_path(spark, root, name),
+                spark,
+                root,
+                name,
                 keep_versions=sorted(pins.get(name, ())),
                 hours=options.hours,
                 dry_run=context.dry_run,

@@ -1,0 +1,151 @@
+"""Folders that a job fills for people: replaced as a whole, and only what a job of ours wrote before.
+
+`.spacetime-gr.json` in the folder lists the files that were written there. Whatever else lies in the folder is somebody
+else's, and then nothing is written at all.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from conf.errors import SettingsError
+
+MANIFEST, LOCK, UNFINISHED = ".spacetime-gr.json", ".spacetime-gr.lock", ".unfinished-"
+OWN = {MANIFEST, f"{MANIFEST}.tmp", LOCK}
+
+
+def check_out_folder(out: Path) -> None:
+    """Checks that a job may fill the folder: it is absent, empty, or holds only what a job wrote there.
+
+    Raises:
+        SettingsError: it holds anything else, is a file, or its list of files cannot be read.
+    """
+    if out.exists() and not out.is_dir():
+        raise _refusal(f"{out} is a file")
+    listed = _listed(out)
+    # A killed run may leave a folder that it has emptied.
+    folders = {f"{parent}/" for name in listed for parent in Path(name).parents}
+    unknown = sorted(_found(out) - listed - folders - OWN)
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise _refusal(
+            f"{out} holds {unknown[0]}{more}, which no job wrote there; give a new folder, or move these files away"
+        )
+
+
+@contextlib.contextmanager
+def fill_out_folder(out: Path, job: str) -> Iterator[Path]:
+    """Gives a working folder; when the block ends, its content takes the place of what a job wrote to `out` before.
+
+    The working folder lies in `out`, so that nothing outside is touched and a mounted folder can be given. If the block
+    fails, `out` is as it was; what a killed run has left is removed by the next.
+
+    Args:
+        out: the folder.
+        job: noted in the list of files.
+
+    Raises:
+        SettingsError: as `check_out_folder`, or another run is filling the folder at this moment.
+    """
+    check_out_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        check_out_folder(out)
+        _remove(out, {path for path in _listed(out) if path.startswith(UNFINISHED)})
+        before, fresh = _listed(out), set[str]()
+        work = out / f"{UNFINISHED}{uuid.uuid4().hex}"
+        # Listed before it is there: a killed run leaves nothing unknown.
+        _list(out, job, before, work.name)
+        work.mkdir()
+        try:
+            yield work
+            check_out_folder(out)
+            fresh = _found(work)
+            _list(out, job, before | fresh, work.name)
+            _remove(out, before)
+            for entry in sorted(work.iterdir()):
+                _move(entry, out / entry.name)
+            work.rmdir()
+            _list(out, job, fresh)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            _list(out, job, (before | fresh) & _found(out))
+            raise
+
+
+def _found(folder: Path, below: str = "") -> set[str]:
+    """Files below a folder, as paths in it; a link is a file, wherever it leads, and an empty folder counts too."""
+    names: set[str] = set()
+    if not folder.is_dir():
+        return names
+    for entry in os.scandir(folder):
+        path = f"{below}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            names |= _found(Path(entry.path), f"{path}/") or {f"{path}/"}
+        else:
+            names.add(path)
+    return names
+
+
+def _listed(out: Path) -> set[str]:
+    """What the folder's list names, and all that lies in the working folder that it names."""
+    path = out / MANIFEST
+    if not path.is_file():
+        return set()
+    try:
+        content = json.loads(path.read_text())
+        files, unfinished = set(content["files"]), content.get("unfinished")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refusal(f"the list of files {path} cannot be read ({error}); give a new folder") from error
+    if unfinished and unfinished.startswith(UNFINISHED):
+        files |= _found(out / unfinished, f"{unfinished}/") or {f"{unfinished}/"}
+    return files
+
+
+def _list(out: Path, job: str, files: set[str], unfinished: str | None = None) -> None:
+    content = {"job": job, "files": sorted(files), "unfinished": unfinished}
+    fresh = out / f"{MANIFEST}.tmp"
+    fresh.write_text(json.dumps(content, indent=1) + "\n")
+    fresh.replace(out / MANIFEST)
+
+
+def _remove(out: Path, files: set[str]) -> None:
+    """Removes listed files, and the folders that this leaves empty."""
+    for name in files & _found(out):
+        if not name.endswith("/"):
+            (out / name).unlink()
+    folders = {parent for name in files for parent in Path(name.rstrip("/") + "/x").parents} - {Path()}
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
+        with contextlib.suppress(OSError):  # not empty, or a file that was listed
+            (out / folder).rmdir()
+
+
+def _move(entry: Path, target: Path) -> None:
+    """Renames; a folder that is still there, for a file put into it meanwhile, takes the new files beside that one."""
+    if not target.exists():
+        entry.rename(target)
+    elif entry.is_dir() and target.is_dir():
+        for child in sorted(entry.iterdir()):
+            _move(child, target / child.name)
+        entry.rmdir()
+    else:
+        raise _refusal(f"{target} was put there while the job ran; move it away")
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with (out / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _refusal(f"another run is filling {out} at this moment") from error
+        yield
+
+
+def _refusal(problem: str) -> SettingsError:
+    return SettingsError(where="the command line", key="--out", problem=problem)
