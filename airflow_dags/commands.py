@@ -42,7 +42,7 @@ way."""
 
 
 class JobRetryPolicy(RetryPolicy):
-    """Retries what may pass (exit code 1, a lost machine), not what cannot get better by itself."""
+    """Retries what may pass (exit codes 1 and 5, a lost machine), not what cannot get better by itself."""
 
     def evaluate(self, exception: BaseException, *args: object, **kwargs: object) -> RetryDecision:
         """Fails at once if the job said that a retry is useless."""

@@ -1,8 +1,8 @@
 """Raises an alarm when readers have been looking at the same release for too long.
 
 The nightly DAG tells of a night that failed; this one also of a night that never began, or that hangs: it asks the
-table of releases alone. The task fails with exit code 3 (not retried) when the current release was published more than
-`SPACETIME_MAX_AGE_H` hours ago; connect the alarm to it as to any other failed task.
+table of releases alone. The task fails with exit code 3 (not retried) when the current release was published, or
+its day ended, more than `SPACETIME_MAX_AGE_H` hours ago; connect the alarm to it as to any other failed task.
 """
 
 from airflow.sdk import DAG, CronTriggerTimetable

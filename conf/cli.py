@@ -2,13 +2,15 @@
 
 A program hands over its job table; this file parses, loads settings, sets up logging, runs the job, prints the summary
 (people read stderr, programs read the one JSON line on stdout) and turns errors into exit codes: 0 done, 2 wrong usage,
-settings or input, 3 a data gate failed, 4 versions that do not fit, 1 anything else.
+settings or input, 3 a data gate failed, 4 versions that do not fit, 5 another run was in the way, 1 anything else.
 """
 
 import argparse
 import json
 import logging
+import math
 import os
+import re
 import sys
 import time
 import uuid
@@ -99,6 +101,31 @@ def main(program: str, description: str, jobs: Mapping[str, Job], argv: Sequence
     return 0
 
 
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1, for options."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def hours(text: str) -> float:
+    """Reads a number of hours, finite and not negative, for options."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of hours from 0 on")
+    return number
+
+
+def run_name(text: str) -> str:
+    """Reads the name of a run, which becomes part of file names."""
+    if text and not re.fullmatch(r"\w[\w.:+@=-]{0,199}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no plain name: up to 200 letters, digits and _ . : + @ = -, the first a letter or digit"
+        )
+    return text
+
+
 def build_parser(program: str, description: str, jobs: Mapping[str, Job]) -> argparse.ArgumentParser:
     """Builds the parser of a program from its job table."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
@@ -126,7 +153,10 @@ def build_parser(program: str, description: str, jobs: Mapping[str, Job]) -> arg
             "--set", action="append", default=[], metavar="a.b=value", help="one setting; repeatable"
         )
         sub.add_argument(
-            "--run-id", default="", help="name of the run in tables and MLflow; made up if empty"
+            "--run-id",
+            type=run_name,
+            default="",
+            help="name of the run in tables and MLflow; made up if empty",
         )
         sub.add_argument("--dry-run", action="store_true", help="do everything but write")
         sub.add_argument("--verbose", action="store_true", help="log more")

@@ -2,7 +2,7 @@
 
 Each class takes facts, keeps them as attributes, and says in this order: what happened, where, why it matters, what
 to do. `exit_code` is what the command line returns: 2 wrong usage, settings or input, 3 a data gate failed,
-4 versions that do not fit each other, 1 anything else. Standard library only.
+4 versions that do not fit each other, 5 another run was in the way, 1 anything else. Standard library only.
 """
 
 from collections.abc import Sequence
@@ -244,16 +244,16 @@ class IndexFullError(SpacetimeError):
 
 
 class ConflictingWriteError(SpacetimeError):
-    """Another run changed the table while this one was writing."""
+    """Another run changed the table while this one was writing; the only error that a retry cures by itself."""
 
-    exit_code = 3
+    exit_code = 5
 
     def __init__(self, *, table: str, day: str, cause: str) -> None:
         self.table, self.day = table, day
         super().__init__(
-            f"{table} for {day} was changed by another run while this one was writing ({cause}). Exactly one of "
-            "the two "
-            "won, and this one wrote nothing. Check that the day is not run twice at once, then rerun it."
+            f"{table} for {day} was changed by another run while this one was writing ({cause}). Exactly one of the "
+            "two won, and this one wrote nothing. Run it again (the DAGs do); if it happens often, check that the day "
+            "is not run twice at once."
         )
 
 
@@ -375,22 +375,49 @@ class ReleaseWithdrawnError(SpacetimeError):
         )
 
 
-class StaleReleaseError(SpacetimeError):
-    """Readers have been looking at the same release for too long."""
+class ReleaseOrderError(SpacetimeError):
+    """A publication would show readers an older day, or what an operator has taken back."""
 
     exit_code = 3
 
-    def __init__(self, *, release_id: int, day: str, age_hours: float, max_age_hours: float) -> None:
-        self.release_id, self.day, self.age_hours, self.max_age_hours = (
-            release_id,
-            day,
-            age_hours,
-            max_age_hours,
-        )
+    def __init__(self, *, day: str, problem: str) -> None:
+        self.day, self.problem = day, problem
         super().__init__(
-            f"the current release {release_id} (day {day}) was published {age_hours:.1f} hours ago, more than the "
-            f"{max_age_hours:g} allowed. Readers still get it, but what users have done since is missing from their "
-            "features. Look for the nightly run that failed, hangs or never began, and clear it."
+            f"the features of {day} were not published: {problem}. Readers would be set back without anybody having "
+            "decided so, for example by a retry or a cleared task of an older night. To publish them all the same: "
+            f"python -m udfs publish --day {day} --replace; python -m udfs releases lists what was published when."
+        )
+
+
+class ReleaseDamagedError(SpacetimeError):
+    """Files that a release shows are gone."""
+
+    exit_code = 4
+
+    def __init__(self, *, release_id: int, table: str, version: int, problem: str) -> None:
+        self.release_id, self.table, self.version, self.problem = release_id, table, version, problem
+        super().__init__(
+            f"release {release_id} shows version {version} of {table}, and of that {problem}. Its readers would fail, "
+            "so nothing was changed and they still get the current release. Restore the files from a backup, or go "
+            "back to another release (--to N); python -m udfs releases lists them."
+        )
+
+
+class StaleReleaseError(SpacetimeError):
+    """Readers have been looking at the same release, or at the same day, for too long."""
+
+    exit_code = 3
+
+    def __init__(
+        self, *, release_id: int, day: str, published_hours: float, data_hours: float, max_age_hours: float
+    ) -> None:
+        self.release_id, self.day, self.max_age_hours = release_id, day, max_age_hours
+        self.published_hours, self.data_hours = published_hours, data_hours
+        super().__init__(
+            f"the current release {release_id} was published {published_hours:.1f} hours ago and its day {day} ended "
+            f"{data_hours:.1f} hours ago; {max_age_hours:g} are allowed for either. Readers still get it, but what "
+            "users have done since is missing from their features. Look for the nightly run that failed, hangs or "
+            "never began and clear it, or for a rollback that nobody followed up."
         )
 
 
@@ -400,7 +427,7 @@ class DeletionRefusedError(SpacetimeError):
     exit_code = 4
 
     def __init__(self, *, table: str, version: int | None, files: Sequence[str], doomed: int) -> None:
-        self.table, self.version, self.files = table, version, list(files)
+        self.table, self.version, self.files, self.doomed = table, version, tuple(files), doomed
         of = (
             "its latest version"
             if version is None

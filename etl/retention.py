@@ -91,6 +91,27 @@ def vacuum_table(
     return doomed
 
 
+def missing_files(spark: SparkSession, root: str, name: str, version: int) -> list[str]:
+    """Returns the data files of a version that are not there, or not in full length.
+
+    Raises:
+        DeltaError: the log no longer tells of the version.
+    """
+    path = table_path(spark, root, name)
+    system, folder = open_folder(path)
+    found = {
+        _below(folder, info.path): info.size
+        for info in system.get_file_info(fs.FileSelector(folder, recursive=True))
+        if info.is_file
+    }
+    files = pa.table(DeltaTable(path, version=version).get_add_actions()).select(["path", "size_bytes"])
+    return [
+        unquote(row["path"])
+        for row in files.to_pylist()
+        if found.get(unquote(row["path"])) != row["size_bytes"]
+    ]
+
+
 def start_history_anew(spark: SparkSession, root: str, name: str) -> int:
     """Commits a version with the same rows that tells nothing of the files before it; returns it.
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from conf.cli import Job, JobContext, JobSummary, main
+from conf.cli import Job, JobContext, JobSummary, hours, main, positive
 
 FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
 """In the order in which `features` makes them."""
@@ -35,15 +35,32 @@ def add_model_option(parser: ArgumentParser) -> None:
     )
 
 
+def add_publish_option(parser: ArgumentParser) -> None:
+    """Adds `--replace`."""
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="publish although readers see a newer day, or although these rows were rolled back",
+    )
+
+
+def add_release_options(parser: ArgumentParser) -> None:
+    """Adds `--model` and `--replace`."""
+    add_model_option(parser)
+    add_publish_option(parser)
+
+
 def add_rollback_option(parser: ArgumentParser) -> None:
     """Adds `--to`."""
-    parser.add_argument("--to", type=int, metavar="N", help="release to go back to; default: the one before")
+    parser.add_argument(
+        "--to", type=positive, metavar="N", help="release to go back to; default: the one before"
+    )
 
 
 def add_export_options(parser: ArgumentParser) -> None:
     """Adds `--release`, `--out` and `--index`."""
     parser.add_argument(
-        "--release", type=int, metavar="N", help="release to export; default: the current one"
+        "--release", type=positive, metavar="N", help="release to export; default: the current one"
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="replaced if it is an export"
@@ -60,19 +77,22 @@ def add_age_option(parser: ArgumentParser) -> None:
     """Adds `--max-age-hours`."""
     parser.add_argument(
         "--max-age-hours",
-        type=float,
+        type=hours,
         metavar="H",
-        help="fail if the current release is older; empty: any age",
+        help="fail if the current release was published, or its day ended, longer ago; empty: any age",
     )
 
 
 def add_vacuum_options(parser: ArgumentParser) -> None:
     """Adds `--hours` and `--keep-releases`."""
     parser.add_argument(
-        "--hours", type=float, default=168.0, help="versions that were the latest within so many hours stay"
+        "--hours", type=hours, default=168.0, help="versions that were the latest within so many hours stay"
     )
     parser.add_argument(
-        "--keep-releases", type=int, metavar="N", help="withdraw all but the last N releases; empty: keep all"
+        "--keep-releases",
+        type=positive,
+        metavar="N",
+        help="withdraw all but the last N releases; empty: keep all",
     )
 
 
@@ -85,7 +105,11 @@ def add_user_options(parser: ArgumentParser) -> None:
 def add_training_options(parser: ArgumentParser) -> None:
     """Adds `--processes` and what `python -m models train` knows of them."""
     parser.add_argument(
-        "--processes", type=int, default=2, metavar="N", help="that share each batch, one barrier task each"
+        "--processes",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="that share each batch, one barrier task each",
     )
     parser.add_argument(
         "--recipe",
@@ -138,7 +162,7 @@ def add_candidates_options(parser: ArgumentParser) -> None:
         help="where candidates/ and refused/ of --requests go, as Parquet",
     )
     parser.add_argument(
-        "--top", type=int, metavar="N", help="POIs per request of --requests; empty: features.top_k"
+        "--top", type=positive, metavar="N", help="POIs per request of --requests; empty: features.top_k"
     )
 
 
@@ -202,11 +226,12 @@ JOBS = {
     "publish": Job(
         help="audited feature tables of the day -> one row of releases",
         run=release_job("udfs.publish", "run_publish"),
+        add_options=add_publish_option,
     ),
     "release": Job(
         help="features, audit and publish in one session; stops at the first that fails",
         run=run_release,
-        add_options=add_model_option,
+        add_options=add_release_options,
     ),
     "rollback": Job(
         help="shows the release before the current one again",

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +12,7 @@ from conf.cli import JobContext, JobSummary
 from conf.errors import StaleReleaseError
 from conf.settings import CATALOG_PREFIX
 from etl.session import open_session
-from udfs.release_log import Release, find_release, load_releases
+from udfs.release_log import Release, find_current, find_release, load_releases
 
 LOG_WIDTH = 140
 """Columns of the table where it is not printed in a terminal."""
@@ -40,20 +40,18 @@ def run_releases(context: JobContext) -> JobSummary:
 
 
 def refuse_old(current: Release, *, max_age_hours: float, now_ms: int) -> None:
-    """Raises StaleReleaseError if the release was published too long ago."""
-    age_hours = (now_ms - current.published_ts_ms) / 3_600_000
-    if age_hours > max_age_hours:
+    """Raises StaleReleaseError if the release was published, or its day ended, too long ago."""
+    ended = datetime.combine(current.day + timedelta(days=1), datetime.min.time(), UTC)
+    published_hours = (now_ms - current.published_ts_ms) / 3_600_000
+    data_hours = (now_ms - ended.timestamp() * 1000) / 3_600_000
+    if not max(published_hours, data_hours) <= max_age_hours:
         raise StaleReleaseError(
             release_id=current.release_id,
             day=str(current.day),
-            age_hours=age_hours,
+            published_hours=published_hours,
+            data_hours=data_hours,
             max_age_hours=max_age_hours,
         )
-
-
-def find_current(releases: Sequence[Release]) -> Release | None:
-    """Returns what readers see: the last release that was not withdrawn."""
-    return next((release for release in reversed(releases) if not release.withdrawn), None)
 
 
 def build_listing(releases: Sequence[Release]) -> Table:

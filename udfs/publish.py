@@ -1,29 +1,47 @@
 """Makes an audited night visible by one commit of one row to `releases`, and takes one back in the same way.
 
-Only what a passed audit looked at, at exactly those Delta versions, can be published. Publishing the same
-content again changes nothing. A rollback appends a row that points at the older versions, so the log tells
-the whole story. Run with `python -m udfs publish --day D`, `python -m udfs rollback [--to N]`, `python -m
-udfs releases`.
+Only what a passed audit looked at, at exactly those Delta versions, can be published. Publishing the same content again
+changes nothing, and neither does a run that is repeated under its id, whatever was published in between. An older day
+than readers see, or content that was rolled back, is published only with `--replace`. A rollback appends a row that
+points at the older versions, so the log tells the whole story; it looks first whether their files are there. Run with
+`python -m udfs publish --day D [--replace]`, `python -m udfs rollback [--to N]`, `python -m udfs releases`.
 """
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from functools import reduce
 
+from deltalake.exceptions import DeltaError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import AuditMissingError, ReleaseSkewError
+from conf.errors import (
+    AuditMissingError,
+    ConflictingWriteError,
+    DuplicateKeyError,
+    ReleaseDamagedError,
+    ReleaseOrderError,
+    ReleaseSkewError,
+)
 from conf.tables import FEATURE_TABLES, RELEASES, TABLES
 from etl.contracts import digest_table, spark_schema
+from etl.retention import missing_files
 from etl.session import local_frame, open_session
 from etl.storage import append_log, read_table, table_version
 from udfs.audit_record import Audit, audit_path, load_audit
 from udfs.read_release import VECTOR_KEYS, keep_released
-from udfs.release_log import Release, find_previous, find_release, load_releases
+from udfs.release_log import (
+    Release,
+    find_current,
+    find_previous,
+    find_release,
+    find_taken_back,
+    load_releases,
+)
 
 LOGGER = logging.getLogger(__name__)
 
@@ -34,10 +52,16 @@ def run_publish(context: JobContext) -> JobSummary:
     Raises:
         ReleaseSkewError: the tables were not made by one model on one index.
         AuditMissingError: no passed audit looked at the tables as they are now.
+        ReleaseOrderError: readers see a newer day, or this content was rolled back, and `--replace` was not given.
+        ConflictingWriteError: another run published at the same moment.
     """
     settings = context.settings
     root = settings.storage.root
     spark = open_session(settings, f"spacetime-gr publish {context.day}")
+    releases = load_releases(spark, root)
+    if (known := find_published(releases, context)) is not None:
+        LOGGER.info("run %s has published release %d before; nothing to publish", context.run_id, known)
+        return JobSummary(notes={"release_id": known, "is_new": False})
     versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
     stamps = refuse_skew(spark, root, versions, day=context.day)
     audit = require_passed_audit(settings.storage.artifacts, versions, day=context.day)
@@ -51,7 +75,6 @@ def run_publish(context: JobContext) -> JobSummary:
         )
     assert audit.model_version is not None, "a passed audit has found exactly one model"
     assert audit.index_version is not None, "and one index version"
-    releases = load_releases(spark, root)
     release = Release(
         release_id=max((release.release_id for release in releases), default=0) + 1,
         day=context.day,
@@ -66,7 +89,44 @@ def run_publish(context: JobContext) -> JobSummary:
     if releases and has_same_rows(spark, root, releases[-1], release):
         LOGGER.info("release %d already shows these rows; nothing to publish", releases[-1].release_id)
         return JobSummary(notes={"release_id": releases[-1].release_id, "is_new": False})
+    if not context.options.replace:
+        refuse_step_back(spark, root, releases, release)
     return append_release(spark, context, release)
+
+
+def find_published(releases: Sequence[Release], context: JobContext) -> int | None:
+    """Returns the release that this run has published already, if the day was not audited anew since.
+
+    A scheduler repeats a run that it believes lost; a day that was cleared and made anew keeps its run id, too, but has
+    another audit.
+    """
+    audit = load_audit(context.settings.storage.artifacts, context.day)
+    for release in releases:
+        if (
+            release.run_id == context.run_id
+            and release.rollback_of is None
+            and release.day == context.day
+            and audit is not None
+            and audit.table_versions == release.table_versions
+        ):
+            return release.release_id
+    return None
+
+
+def refuse_step_back(spark: SparkSession, root: str, releases: Sequence[Release], release: Release) -> None:
+    """Refuses to show readers an older day, or rows that were rolled back.
+
+    Raises:
+        ReleaseOrderError: as said.
+    """
+    current = find_current(releases)
+    if current is not None and release.day < current.day:
+        problem = f"readers see release {current.release_id} of {current.day}, a newer day"
+        raise ReleaseOrderError(day=str(release.day), problem=problem)
+    for taken_back in find_taken_back(releases):
+        if not taken_back.withdrawn and has_same_rows(spark, root, taken_back, release):
+            problem = f"these rows are those of release {taken_back.release_id}, which was rolled back"
+            raise ReleaseOrderError(day=str(release.day), problem=problem)
 
 
 def run_rollback(context: JobContext) -> JobSummary:
@@ -74,24 +134,51 @@ def run_rollback(context: JobContext) -> JobSummary:
 
     Raises:
         NoReleaseError: there is no such release.
+        ReleaseDamagedError: files of the release to go back to are gone.
+        ConflictingWriteError: another run published at the same moment.
     """
     root = context.settings.storage.root
     spark = open_session(context.settings, "spacetime-gr rollback")
     releases = load_releases(spark, root)
     current = find_release(releases, root)
+    for release in releases:
+        if release.run_id == context.run_id and release.rollback_of is not None:
+            LOGGER.info("run %s has rolled back before: release %d", context.run_id, release.release_id)
+            return JobSummary(notes={"release_id": release.release_id, "is_new": False})
     wanted = context.options.to
     target = find_previous(releases, root) if wanted is None else find_release(releases, root, wanted)
     if target.has_content_of(current):
         LOGGER.info("release %d already shows what release %d does", current.release_id, target.release_id)
         return JobSummary(notes={"release_id": current.release_id, "is_new": False})
-    for name in FEATURE_TABLES:
-        read_table(
-            spark, root, name, version=target.table_versions[name]
-        )  # fails here if the version is gone
+    refuse_damaged(spark, root, target)
     release = replace(
-        target, release_id=current.release_id + 1, rollback_of=current.release_id, run_id=context.run_id
+        target,
+        release_id=max(release.release_id for release in releases) + 1,
+        rollback_of=current.release_id,
+        run_id=context.run_id,
     )
     return append_release(spark, context, release)
+
+
+def refuse_damaged(spark: SparkSession, root: str, release: Release) -> None:
+    """Checks that every file of the table versions that a release shows is there, in full length.
+
+    Raises:
+        ReleaseDamagedError: one is not.
+    """
+    for name in (*FEATURE_TABLES, "poi_index"):
+        version = release.table_versions[name]
+        try:
+            gone = missing_files(spark, root, name, version)
+        except DeltaError as error:
+            raise ReleaseDamagedError(
+                release_id=release.release_id, table=name, version=version, problem=str(error).splitlines()[0]
+            ) from error
+        if gone:
+            raise ReleaseDamagedError(
+                release_id=release.release_id, table=name, version=version,
+                problem=f"{len(gone)} files are gone or cut, for example {gone[0]}",
+            )  # fmt: skip
 
 
 def refuse_skew(
@@ -165,7 +252,11 @@ def has_same_rows(spark: SparkSession, root: str, one: Release, other: Release) 
 
 
 def append_release(spark: SparkSession, context: JobContext, *releases: Release) -> JobSummary:
-    """Appends releases, stamped with the clock: the one moment at which the last of them becomes the current one."""
+    """Appends releases, stamped with the clock: the one moment at which the last of them becomes the current one.
+
+    Raises:
+        ConflictingWriteError: another run has taken the number, so what this one compared with is no longer current.
+    """
     release = releases[-1]
     summary = JobSummary(
         rows_out=1, notes={"release_id": release.release_id, "is_new": True, "day": str(release.day)}
@@ -179,7 +270,14 @@ def append_release(spark: SparkSession, context: JobContext, *releases: Release)
         spark, [tuple(row[column] for column in columns) for row in rows], spark_schema(RELEASES)
     )
     root = context.settings.storage.root
-    version = append_log(frame, "releases", root, run_id=context.run_id, job=context.job, day=release.day)
+    try:
+        version = append_log(frame, "releases", root, run_id=context.run_id, job=context.job, day=release.day)
+    except DuplicateKeyError as error:
+        raise ConflictingWriteError(
+            table="releases",
+            day=str(release.day),
+            cause=f"release {release.release_id} was published meanwhile",
+        ) from error
     summary.tables["releases"] = version
     LOGGER.info(
         "release %d shows the tables of %s, model %s", release.release_id, release.day, release.model_version

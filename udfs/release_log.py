@@ -70,6 +70,26 @@ def find_release(releases: Sequence[Release], root: str, release_id: int | None 
     raise NoReleaseError(root=root, wanted=wanted, known=[release.release_id for release in releases])
 
 
+def find_current(releases: Sequence[Release]) -> Release | None:
+    """Returns what readers see: the last release that was not withdrawn."""
+    return next((release for release in reversed(releases) if not release.withdrawn), None)
+
+
+def find_taken_back(releases: Sequence[Release]) -> list[Release]:
+    """Returns the releases that a rollback took back, as they were first published.
+
+    One that was published again since, by a rollback to it or by `publish --replace`, is not among them.
+    """
+    by_id = {release.release_id: release for release in releases}
+    taken: dict[int, Release] = {}
+    for release in releases:
+        taken.pop(_origin(release, releases).release_id, None)
+        if release.rollback_of is not None:
+            first = _origin(by_id[release.rollback_of], releases)
+            taken[first.release_id] = first
+    return list(taken.values())
+
+
 def find_previous(releases: Sequence[Release], root: str) -> Release:
     """Returns the release that a rollback goes to: the last readable one before the current that was not taken back.
 
@@ -77,12 +97,7 @@ def find_previous(releases: Sequence[Release], root: str) -> Release:
         NoReleaseError: there is nothing to go back to.
     """
     current = _origin(find_release(releases, root), releases)
-    by_id = {release.release_id: release for release in releases}
-    taken_back = {
-        _origin(by_id[release.rollback_of], releases).release_id
-        for release in releases
-        if release.rollback_of
-    }
+    taken_back = {release.release_id for release in find_taken_back(releases)}
     earlier = [
         release
         for release in releases

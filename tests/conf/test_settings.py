@@ -104,7 +104,7 @@ def test_settings_cannot_be_changed_after_loading() -> None:
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_text_reaches_a_text_setting_as_it_is(text: str) -> None:
-    assert load_settings(overrides=[f"storage.root={text}"]).storage.root == text
+    assert load_settings(overrides=[f"storage.artifacts={text}"]).storage.artifacts == text
 
 
 @settings(deadline=None)

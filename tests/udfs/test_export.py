@@ -36,7 +36,7 @@ def test_an_export_of_no_release_or_over_other_files_is_refused(published, tmp_p
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(SettingsError, match="something else"):
+    with pytest.raises(SettingsError, match="no job wrote"):
         published.run("export", None, release=1, out=tmp_path / "mine", index="none")
 
     assert (tmp_path / "mine" / "thesis.txt").exists()

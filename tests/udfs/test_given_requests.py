@@ -175,7 +175,7 @@ def test_wrong_options_and_inputs_say_what_to_do(first_night, tmp_path):
 
     with pytest.raises(SettingsError, match="--out"):
         answer(first_night, tmp_path, good, out=None)
-    with pytest.raises(SettingsError, match="something else"):
+    with pytest.raises(SettingsError, match="no job wrote"):
         answer(first_night, tmp_path, good, out=tmp_path / "full")
     with pytest.raises(SettingsError, match="--top"):
         answer(first_night, tmp_path, good, top=0)

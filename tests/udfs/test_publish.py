@@ -1,13 +1,23 @@
 """Audit, publish, rollback, and what readers see of it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from conf.errors import AuditMissingError, GateFailedError, NoReleaseError, ReleaseSkewError
+from conf.errors import (
+    AuditMissingError,
+    ConflictingWriteError,
+    GateFailedError,
+    NoReleaseError,
+    ReleaseDamagedError,
+    ReleaseOrderError,
+    ReleaseSkewError,
+)
 from etl.quality import Judgement, judge
 from tests.udfs.town import DAY_1, DAY_2, action, request, sequence
 from udfs.read_release import read_release
+from udfs.release_log import load_releases
 
 pytestmark = pytest.mark.spark
 
@@ -77,6 +87,66 @@ def test_a_release_says_what_it_was_made_from(published):
     }  # fmt: skip
 
 
+def test_a_repeated_run_publishes_and_rolls_back_once(published_twice):
+    town = published_twice
+    first = town.run("rollback", DAY_1, run_id="op-1").notes["release_id"]
+    town.run("rollback", DAY_1, run_id="op-2", to=2)
+
+    assert first == 3
+    assert town.run("rollback", DAY_1, run_id="op-1").notes == {"release_id": 3, "is_new": False}
+    assert town.run("publish", DAY_2).notes == {"release_id": 2, "is_new": False}
+    assert len(town.read("releases")) == 4
+
+
+def test_an_older_day_and_what_was_rolled_back_need_a_switch(published_twice):
+    town = published_twice
+    town.run("rollback", DAY_1)
+
+    with pytest.raises(ReleaseOrderError, match="those of release 2, which was rolled back"):
+        town.run("publish", DAY_2, run_id="retry")
+    assert town.run("publish", DAY_2, run_id="decided", replace=True).notes["release_id"] == 4
+
+    town.run("features", DAY_1, run_id="cleared")
+    town.run("audit", DAY_1)
+    with pytest.raises(ReleaseOrderError, match=f"release 4 of {DAY_2}, a newer day"):
+        town.run("publish", DAY_1, run_id="cleared")
+    assert town.run("publish", DAY_1, run_id="cleared", replace=True).notes["release_id"] == 5
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "log"])
+def test_a_damaged_release_is_not_gone_back_to(published_twice, damage):
+    town = published_twice
+    (before, current) = town.read("releases")
+    table = Path(town.root) / "user_embeddings"
+    versions = [release["table_versions"]["user_embeddings"] for release in (before, current)]
+    if damage == "log":
+        (table / "_delta_log" / f"{versions[0]:020}.json").unlink()
+    else:
+        file = next(path for path in table.rglob("*.parquet") if f"day={DAY_1}" in str(path))
+        file.unlink() if damage == "gone" else file.write_bytes(file.read_bytes()[:-1])
+
+    with pytest.raises(
+        ReleaseDamagedError, match=f"release 1 shows version {versions[0]} of user_embeddings"
+    ):
+        town.run("rollback", DAY_1)
+
+    assert len(town.read("releases")) == 2
+
+
+def test_the_loser_of_a_race_is_told_to_try_again(published, monkeypatch):
+    town = published
+    town.run("features", DAY_1, run_id="again")
+    releases = load_releases(town.spark, town.root)
+    monkeypatch.setattr("udfs.publish.load_releases", lambda spark, root: [])  # before the other committed
+    town.run("audit", DAY_1)
+
+    with pytest.raises(ConflictingWriteError, match="release 1 was published meanwhile") as raised:
+        town.run("publish", DAY_1, run_id="late")
+
+    assert raised.value.exit_code == 5
+    assert load_releases(town.spark, town.root) == releases
+
+
 def test_rollback_shows_the_release_before_and_can_be_repeated(published_twice):
     assert published_twice.run("rollback", DAY_1).notes["release_id"] == 3
 
@@ -86,17 +156,19 @@ def test_rollback_shows_the_release_before_and_can_be_repeated(published_twice):
     users = read_release(published_twice.spark, published_twice.root, "user_embeddings").collect()
     assert {row["day"] for row in users} == {DAY_1}
     with pytest.raises(NoReleaseError, match="before 1"):
-        published_twice.run("rollback", DAY_1)  # nothing is older than release 1, whose content is shown
+        published_twice.run(
+            "rollback", DAY_1, run_id="again"
+        )  # nothing is older than release 1, whose content is shown
 
 
 def test_rollback_goes_to_a_named_release(published_twice):
     published_twice.run("rollback", DAY_1)
 
-    assert published_twice.run("rollback", DAY_1, to=2).notes["release_id"] == 4
+    assert published_twice.run("rollback", DAY_1, run_id="again", to=2).notes["release_id"] == 4
 
     assert published_twice.read("releases")[-1]["day"] == DAY_2
     with pytest.raises(NoReleaseError, match="release 9"):
-        published_twice.run("rollback", DAY_1, to=9)
+        published_twice.run("rollback", DAY_1, run_id="at last", to=9)
 
 
 def test_tables_of_two_models_are_refused(computed, other_bundle):

@@ -1,13 +1,14 @@
 """Which release is current and where a rollback goes; no Spark, no tables."""
 
+from contextlib import nullcontext
 from dataclasses import replace
-from datetime import date
+from datetime import date, datetime
 
 import pytest
 
 from conf.errors import AuditMissingError, NoReleaseError, ReleaseWithdrawnError, StaleReleaseError
 from udfs.list_releases import refuse_old
-from udfs.release_log import Release, find_previous, find_release
+from udfs.release_log import Release, find_previous, find_release, find_taken_back
 
 
 def release(release_id: int, version: int, rollback_of: int | None = None) -> Release:
@@ -67,13 +68,34 @@ def test_text_of_a_publish_without_an_audit():
     )
 
 
-def test_an_old_release_raises_the_alarm() -> None:
-    current = release(3, 3)
-    hours_36 = current.published_ts_ms + 36 * 3_600_000
+@pytest.mark.parametrize(
+    ("published", "is_old"), [("03-04 02", False), ("03-02 23", True), ("03-05 11", False)]
+)
+def test_a_release_is_old_by_the_clock_of_its_publication(published: str, is_old: bool) -> None:
+    current = replace(release(3, 3), published_ts_ms=ms(published))
+    now = ms("03-05 12")  # day 3 ended 36 hours ago
 
-    refuse_old(current, max_age_hours=36, now_ms=hours_36)
-    with pytest.raises(StaleReleaseError, match="release 3"):
-        refuse_old(current, max_age_hours=36, now_ms=hours_36 + 1)
+    with pytest.raises(StaleReleaseError, match="release 3") if is_old else nullcontext():
+        refuse_old(current, max_age_hours=36, now_ms=now)
+
+
+def test_old_data_published_now_raise_the_alarm_too() -> None:
+    current = replace(release(3, 3), published_ts_ms=ms("03-05 12"))
+
+    with pytest.raises(StaleReleaseError, match=r"its day 2026-03-03 ended 36\.0 hours ago"):
+        refuse_old(current, max_age_hours=36, now_ms=ms("03-05 12") + 1)
+
+
+def ms(text: str) -> int:
+    """Returns an hour of 2026, written `MM-DD HH`, in epoch milliseconds."""
+    return int(datetime.strptime(f"2026-{text} +0000", "%Y-%m-%d %H %z").timestamp() * 1000)
+
+
+def test_what_was_taken_back_is_known_until_it_is_shown_again() -> None:
+    log = [release(1, 1), release(2, 2), release(3, 1, rollback_of=2)]
+
+    assert [found.release_id for found in find_taken_back(log)] == [2]
+    assert find_taken_back([*log, release(4, 2, rollback_of=3)]) == [log[0]]
 
 
 def test_a_withdrawn_release_is_neither_current_nor_gone_back_to() -> None:

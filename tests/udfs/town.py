@@ -194,7 +194,12 @@ class Town:
         """Runs a job as the command line does, without the process."""
         from udfs.__main__ import JOBS
 
-        defaults: dict[str, object] = {"model": str(self.bundle), "to": None, "requests": ""}
+        defaults: dict[str, object] = {
+            "model": str(self.bundle),
+            "to": None,
+            "requests": "",
+            "replace": False,
+        }
         namespace = argparse.Namespace(**{**defaults, **options})
         context = JobContext(job, day, self.settings, run_id, dry_run=False, options=namespace)
         return JOBS[job].run(context)
