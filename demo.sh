@@ -115,7 +115,8 @@ if [[ -z $NEXT_DAY ]]; then
   say "Night two is left out: there is no day with data after $DAY"
 else
   say "Night two, $NEXT_DAY: only what is new, release 2"
-  run etl night --source "$SOURCE" --day "$NEXT_DAY"
+  # The last two days with data may lie months apart.
+  run etl night --source "$SOURCE" --day "$NEXT_DAY" --any-day
   run udfs release --day "$NEXT_DAY"
   run models report --day "$NEXT_DAY"
 fi

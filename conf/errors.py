@@ -229,6 +229,19 @@ class IndexOrderError(SpacetimeError):
         )
 
 
+class UnlikelyDayError(SpacetimeError):
+    """The day of a delivery is one that nobody can have meant."""
+
+    exit_code = 2
+
+    def __init__(self, *, day: str, problem: str) -> None:
+        self.day, self.problem = day, problem
+        super().__init__(
+            f"--day {day} was refused: {problem}. The index runs strictly forward, so a night of a mistyped day would "
+            "block every later one; nothing was written. Correct the day, or give --any-day if it is meant."
+        )
+
+
 class IndexFullError(SpacetimeError):
     """A block holds more POIs than there are inner ids."""
 

@@ -56,16 +56,25 @@ def run_one(module: str, function: str) -> Callable[[JobContext], JobSummary]:
     return run
 
 
+def run_forward(module: str, function: str) -> Callable[[JobContext], JobSummary]:
+    """Returns a job of one step that takes the warehouse to a day, after a look at the day."""
+
+    def run(context: JobContext) -> JobSummary:
+        return _load(module, function)(context, _open_for_day(context))
+
+    return run
+
+
 def run_night(context: JobContext) -> JobSummary:
     """Runs a source, if one is given, and the three jobs of a night in one session."""
     source = context.options.source
     steps = {**({source: SOURCES[source][:2]} if source else {}), **NIGHT_STEPS}
-    return _run_steps(context, steps)
+    return _run_steps(context, steps, _open_for_day(context))
 
 
 def run_samples(context: JobContext) -> JobSummary:
     """Runs the three sample jobs in one session."""
-    return _run_steps(context, SAMPLE_STEPS)
+    return _run_steps(context, SAMPLE_STEPS, _open(context))
 
 
 def run_docs(context: JobContext) -> JobSummary:
@@ -85,9 +94,9 @@ def run_digest(context: JobContext) -> JobSummary:
     return JobSummary(rows_out=len(digests), notes={"digests": digests})
 
 
-def _run_steps(context: JobContext, steps: dict[str, tuple[str, str]]) -> JobSummary:
+def _run_steps(context: JobContext, steps: dict[str, tuple[str, str]], spark: "SparkSession") -> JobSummary:
     """Runs steps in order and puts their summaries together; rows in are those of the first one."""
-    spark, total = _open(context), JobSummary()
+    total = JobSummary()
     for number, (name, (module, function)) in enumerate(steps.items()):
         step = JobContext(
             name, context.day, context.settings, context.run_id, context.dry_run, context.options
@@ -120,7 +129,24 @@ def _open(context: JobContext) -> "SparkSession":
     return open_session(context.settings, f"etl {context.job} {context.day}")
 
 
+def _open_for_day(context: JobContext) -> "SparkSession":
+    from etl.day_bounds import refuse_unlikely_day
+
+    spark = _open(context)
+    refuse_unlikely_day(context, spark)
+    return spark
+
+
+def _add_day_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--any-day",
+        action="store_true",
+        help="take a day after today, or over 31 days after the last delivery",
+    )
+
+
 def _add_source_option(parser: argparse.ArgumentParser) -> None:
+    _add_day_option(parser)
     parser.add_argument(
         "--source",
         choices=tuple(SOURCES),
@@ -169,14 +195,16 @@ JOBS: dict[str, Job] = {
     **{
         name: Job(
             f"{reads} -> raw_actions, raw_pois, raw_profiles, raw_impressions, ranking_requests",
-            run_one(module, function),
+            run_forward(module, function),
+            _add_day_option,
         )
         for name, (module, function, reads) in SOURCES.items()
     },
     "poi_index": Job(
         "raw_pois -> poi_index, blocks, categories: every POI gets a block and an inner id, append-only; "
         "runs strictly forward, a rerun of the last day gives the same ids",
-        run_one(*NIGHT_STEPS["poi_index"]),
+        run_forward(*NIGHT_STEPS["poi_index"]),
+        _add_day_option,
     ),
     "clean_actions": Job(
         "raw_actions + poi_index -> cleaned_actions, user_places, quarantined_rows: rows in = accepted + "

@@ -62,6 +62,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
     },
     "AuditMissingError": {"day": DAY, "record": PATH, "problem": "there is no record of it"},
     "IndexOrderError": {"day": DAY, "last_day": "2026-02-01"},
+    "UnlikelyDayError": {"day": "2062-03-04", "problem": "it lies after today, 2026-03-04 UTC"},
     "IndexFullError": {"day": DAY, "block_id": 7, "num_pois": 4097, "max_inner": 4096},
     "ConflictingWriteError": {"table": "poi_index", "day": DAY, "cause": "concurrent append"},
     "ContractViolatedError": {"table": "poi_index", "day": DAY, "violation": "block_id >= 0 does not hold"},
