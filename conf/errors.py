@@ -454,6 +454,20 @@ class DeletionRefusedError(SpacetimeError):
         )
 
 
+class ErasureUnfinishedError(SpacetimeError):
+    """An erasure was begun and has not ended."""
+
+    exit_code = 3
+
+    def __init__(self, *, run_id: str, num_users: int, plan: str | Path) -> None:
+        self.run_id, self.num_users, self.plan = run_id, num_users, str(plan)
+        super().__init__(
+            f"the erasure {run_id} of {num_users} users was begun and has not ended (plan {self.plan}). Until it has, "
+            "tables may show an older version and readers may still get the users, so nothing else was done. Run the "
+            "same erase command once more, with the same users: it goes on where it stopped. Then repeat this command."
+        )
+
+
 class ErasureIncompleteError(SpacetimeError):
     """Something kept still tells of erased users."""
 

@@ -123,6 +123,9 @@ class SourceSettings(Section):
         "files deliver what no other day has delivered, with or without it",
     )
     pois_path: str = Field("", description="POI catalogue, where it is not beside the actions")
+    readmit_erased: bool = Field(
+        False, description="take rows of erased users in again; else they are left out and counted"
+    )
 
 
 class ClickSettings(Section):

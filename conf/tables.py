@@ -747,6 +747,19 @@ WITHDRAWALS = TableContract(
     ),
 )
 
+ERASED_USERS = TableContract(
+    name="erased_users",
+    grain="one user who was erased and must not come back with an export that still holds him",
+    key=("user_digest",),
+    write="log",
+    partition_by=(),
+    columns=(
+        Column("user_digest", "string", "SHA-256 of the normalised id, hexadecimal"),
+        Column("erased_ts_ms", "bigint", "when, epoch milliseconds UTC", low=0),
+        RUN_ID,
+    ),
+)
+
 TABLES: dict[str, TableContract] = {
     table.name: table
     for table in (
@@ -775,6 +788,7 @@ TABLES: dict[str, TableContract] = {
         TABLE_STATISTICS,
         RELEASES,
         WITHDRAWALS,
+        ERASED_USERS,
     )
 }
 FEATURE_TABLES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")

@@ -22,6 +22,7 @@ from conf.tables import RAW_ACTIONS
 from etl import source_tables, sources
 from etl.deliveries import Warehouse, is_later, keep_changed_pois, keep_new_actions, shape
 from etl.derived_pois import confirm_places, derive_pois, keep_good_actions
+from etl.erased_users import IS_ERASED, mark_erased
 from etl.impressions import keep_visits, pick_requests, simulate_impressions
 from etl.judging import zone_warning
 from etl.refusal import trimmed
@@ -92,17 +93,21 @@ class FileSource(ABC):
     ) -> Mapping[str, DataFrame]:
         actions = shape(self.read_actions(spark, settings), RAW_ACTIONS)
         catalogue = self.read_catalogue(spark, settings)
+        erased = None if warehouse is None else warehouse.erased
+        actions = mark_erased(actions, erased)
         if warehouse is not None and warehouse.actions is not None:
             actions = compute_once(actions)  # looked at for the days in it, and once more for its rows
         # Offsets are judged where the POI lies, or where the user was if the source does not say.
         lon = F.coalesce("poi_lon", "user_lon")
         row = actions.agg(
             F.count("*").alias("records"),
-            F.count_if(is_later(F.col("action_ts_ms"), day=day)).alias("later"),
+            F.count_if(is_later(F.col("action_ts_ms"), day=day) & ~F.col(IS_ERASED)).alias("later"),
+            F.count_if(IS_ERASED).alias("erased"),
             zone_warning(F.col("tz_offset_min"), lon).alias("zones"),
         ).first()
         assert row is not None
-        self.counts = {name: row[name] for name in ("records", "later")}
+        self.counts = {name: row[name] for name in ("records", "later", "erased")}
+        actions = actions.where(~F.col(IS_ERASED)).drop(IS_ERASED)
         if catalogue is not None:
             self.counts["pois"] = catalogue.count()
         self.warnings += [row["zones"]] if row["zones"] else []

@@ -19,6 +19,7 @@ from conf.settings import Settings
 from conf.tables import RAW_ACTIONS, RAW_POIS, TableContract
 from etl import categories, poi_index, spacetime, storage
 from etl.contracts import spark_schema
+from etl.erased_users import read_erased
 from etl.poi_slots import PAST, last_slots, state_before
 from etl.refusal import trimmed
 from etl.session import compute_once
@@ -52,6 +53,11 @@ class Warehouse:
     def actions(self) -> DataFrame | None:
         """Rows of `raw_actions` of other days; None if there are none."""
         return self._of_other_days("raw_actions")
+
+    @cached_property
+    def erased(self) -> DataFrame | None:
+        """Digests of users who were erased and stay away; None if there is nobody."""
+        return read_erased(self.spark, self.settings)
 
     @cached_property
     def index(self) -> DataFrame | None:

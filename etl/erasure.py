@@ -6,6 +6,8 @@ could not be parsed; those count too. The tables of places and of figures about 
 """
 
 import contextlib
+import html
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from conf.settings import CATALOG_PREFIX
 from conf.tables import QUARANTINED_ROWS, TABLES
 from etl import retention, storage
 from etl.contracts import spark_schema
+from etl.erased_users import digest_user
+from etl.judging import clean_id
 from etl.session import local_frame
 
 FORMAT_CHECK = "spark.databricks.delta.formatCheck.enabled"
@@ -27,9 +31,10 @@ UNPARSED, RECORD = "corrupt_record", "record"
 STATISTICS_LENGTH = 32
 SHORTEST_PLAIN_ID = 5
 """Shorter ids, and those of digits only, may be part of anything."""
-_NOT_OF_ID = r"[^\p{L}\p{N}]"
 _BROKEN = r"[\p{C}\p{So}\s]"
 """Control characters, the sign that stands for an undecodable byte, blanks."""
+_AROUND = r"[\p{C}\x{FFFD}\s\x{A0}\x{3000}]"
+"""What damage leaves around an id: the same, but for symbols, of which an id may consist."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +45,21 @@ class Found:
         rows: rows of the latest version.
         kept_rows: rows of all data files that lie there, whatever version they are of.
         log_files: files of the log.
+        users: digests of those who were found.
     """
 
     rows: int = 0
     kept_rows: int = 0
     log_files: int = 0
+    users: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
         return not (self.kept_rows or self.log_files)
+
+    def tell(self) -> dict[str, int]:
+        """Returns the counts, for summaries and records."""
+        return {"rows": self.rows, "kept_rows": self.kept_rows, "log_files": self.log_files}
 
 
 def user_tables() -> list[str]:
@@ -74,26 +85,46 @@ def conditions(name: str, erased: Column) -> list[Column]:
             F.col(field) if field in known else F.lit(None).cast("string") for field in (UNPARSED, RECORD)
         )
         return _as_delivered(erased, F.col("user_id"), *texts)
-    return [F.col("user_id") == erased]
+    # As judged, whatever an earlier version of the rules has let into the table.
+    return [clean_id(F.col("user_id")) == erased]
 
 
 def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> Found:
-    """Counts where a table tells of the users; `users` has one column, `erased_id`."""
-    # Statistics hold the first 32 characters of a text.
-    pattern = id_pattern([row["erased_id"][:STATISTICS_LENGTH] for row in users.collect()])
+    """Counts where a table tells of the users; `users` as `as_frame` makes it."""
     path = retention.table_path(spark, root, name)
+    rows = storage.read_table(spark, root, name)
+    pattern = id_pattern(_as_in_statistics(rows, name, users))
     with _as_parquet(spark):
         kept = spark.read.option("__globPaths__", "false").schema(spark_schema(TABLES[name])).parquet(path)
         kept_rows = _count(kept, name, users)
-    in_log = sum(bool(pattern.search(content)) for content in retention.read_log(path))
-    return Found(_count(storage.read_table(spark, root, name), name, users), kept_rows, in_log)
+        found = sorted(_named(kept, name, users)) if kept_rows else []
+    in_log = sum(bool(pattern.search(content)) for content in retention.read_log(path)) if pattern else 0
+    return Found(_count(rows, name, users), kept_rows, in_log, tuple(found))
 
 
-def id_pattern(users: Sequence[str]) -> re.Pattern[bytes]:
-    """Returns what finds ids in a text or a log, each as a word.
+def _as_in_statistics(rows: DataFrame, name: str, users: DataFrame) -> list[str]:
+    """Returns the ids as statistics hold them, cut to 32 characters, but for beginnings that others share."""
+    ids = [row["erased_id"] for row in users.collect()]
+    long = {user[:STATISTICS_LENGTH] for user in ids if len(user) > STATISTICS_LENGTH}
+    if long and "user_id" in TABLES[name].column_names:
+        others = rows.where(F.substring("user_id", 1, STATISTICS_LENGTH).isin(*long))
+        others = others.join(
+            F.broadcast(users), clean_id(F.col("user_id")) == F.col("erased_id"), "left_anti"
+        )
+        long -= {
+            row[0] for row in others.select(F.substring("user_id", 1, STATISTICS_LENGTH)).distinct().collect()
+        }
+    return sorted({user for user in ids if len(user) <= STATISTICS_LENGTH} | long)
 
-    An id that could be any number or word counts only after the name of a column of users, in the group `said`.
+
+def id_pattern(users: Sequence[str]) -> re.Pattern[bytes] | None:
+    """Returns what finds ids in a text or a log, each as a word; None for no ids.
+
+    An id is found as it is and as JSON and HTML spell it. One that could be any number or word counts only after the
+    name of a column of users, in the group `said`.
     """
+    if not users:
+        return None
     plain = [user for user in users if len(user) >= SHORTEST_PLAIN_ID and not user.isdigit()]
     others = sorted(set(users) - set(plain))
     parts = [rb"(?<!\w)(?:" + _any_of(plain) + rb")(?!\w)"] if plain else []
@@ -113,7 +144,17 @@ def delete_users(spark: SparkSession, root: str, name: str, users: DataFrame) ->
 
 
 def _any_of(users: Sequence[str]) -> bytes:
-    return b"|".join(re.escape(user.encode()) for user in users)
+    spellings = {spelling for user in users for spelling in _spellings(user)}
+    # The longer ones first: an alternative that begins another must not win.
+    return b"|".join(re.escape(text) for text in sorted(spellings, key=lambda text: (-len(text), text)))
+
+
+def _spellings(user: str) -> set[bytes]:
+    """An id in UTF-8, in JSON with and without escapes, both within a text of JSON, and all of them in HTML."""
+    once = {json.dumps(user, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+    twice = {json.dumps(text, ensure_ascii=ascii_only)[1:-1] for text in once for ascii_only in (True, False)}
+    plain = {user} | once | twice
+    return {text.encode() for text in plain | {html.escape(text) for text in plain}}
 
 
 def _count(rows: DataFrame, name: str, users: DataFrame) -> int:
@@ -123,22 +164,39 @@ def _count(rows: DataFrame, name: str, users: DataFrame) -> int:
     return total
 
 
+def _named(rows: DataFrame, name: str, users: DataFrame) -> set[str]:
+    """Returns the digests of those users of whom rows tell."""
+    found: set[str] = set()
+    for condition in conditions(name, F.col("erased_id")):
+        named = F.broadcast(users).join(rows, condition).select("user_digest").distinct()
+        found |= {row["user_digest"] for row in named.collect()}
+    return found
+
+
 def _as_delivered(erased: Column, user: Column, unparsed: Column, record: Column) -> list[Column]:
     """The id with blanks around it; the id among broken characters, or in a record of which no user could be read."""
     in_text = (user.rlike(_BROKEN) & _names(user, erased)) | _names(unparsed, erased)
     in_text |= user.isNull() & _names(record, erased)
-    return [_bare(user) == erased, in_text & ~_bare(user).eqNullSafe(erased)]
+    is_user = (clean_id(user) == erased) | (_bare(user) == erased)
+    return [_bare(user) == erased, (in_text | is_user) & ~_bare(user).eqNullSafe(erased)]
 
 
 def _bare(text: Column) -> Column:
-    """The id without what is no letter and no digit around it."""
-    return F.regexp_replace(text, f"^{_NOT_OF_ID}+|{_NOT_OF_ID}+$", "")
+    """The id without blanks and without what damage leaves around it."""
+    return clean_id(F.regexp_replace(text, f"^{_AROUND}+|{_AROUND}+$", ""))
 
 
 def _names(text: Column, erased: Column) -> Column:
-    """Does the text hold the id as a word."""
-    quoted = F.concat(F.lit(r"(?<![\p{L}\p{N}_])\Q"), erased, F.lit(r"\E(?![\p{L}\p{N}_])"))
-    return text.isNotNull() & F.regexp(text, quoted)
+    """Does the text hold the id as a word, literally, as it is or as JSON spells it."""
+    escaped = F.substring(F.to_json(F.struct(erased.alias("id"))), 8, 2**30)  # after {"id":"
+    spelt = F.left(escaped, F.length(escaped) - 2)
+    return text.isNotNull() & (_has_word(text, erased) | _has_word(text, spelt))
+
+
+def _has_word(text: Column, word: Column) -> Column:
+    literal = F.concat(F.lit(r"\Q"), F.replace(word, F.lit(r"\E"), F.lit(r"\E\\E\Q")), F.lit(r"\E"))
+    quoted = F.concat(F.lit(r"(?<![\p{L}\p{N}_])"), literal, F.lit(r"(?![\p{L}\p{N}_])"))
+    return F.regexp(text, quoted)
 
 
 @contextlib.contextmanager
@@ -155,5 +213,6 @@ def _as_parquet(spark: SparkSession) -> Iterator[None]:
 
 
 def as_frame(spark: SparkSession, users: Sequence[str]) -> DataFrame:
-    """Returns the ids as a frame of one column, `erased_id`, each once."""
-    return local_frame(spark, [(user,) for user in sorted(set(users))], "erased_id string")
+    """Returns the ids as a frame, each once: `erased_id`, and `user_digest` as `erased_users` keeps it."""
+    rows = [(user, digest_user(user)) for user in sorted(set(users))]
+    return local_frame(spark, rows, "erased_id string, user_digest string")

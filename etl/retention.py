@@ -113,32 +113,45 @@ def missing_files(spark: SparkSession, root: str, name: str, version: int) -> li
 
 
 def start_history_anew(spark: SparkSession, root: str, name: str) -> int:
-    """Commits a version with the same rows that tells nothing of the files before it; returns it.
+    """Commits a version with the same rows that tells nothing of the files before it, and returns it.
 
     The commit that deletes rows tells the statistics of the files that it removes, so it cannot be the first of a
-    history that must not know them.
+    history that must not know them. A checkpoint lets the log begin here (`forget_history`).
     """
     location = table_location(root, name)
     table = location if root.startswith(CATALOG_PREFIX) else f"delta.`{location}`"
     start = table_version(spark, root, name) + 1
     spark.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('{HISTORY_STARTS}' = '{start}')")
+    DeltaTable(table_path(spark, root, name), version=start).create_checkpoint()
     return start
 
 
-def forget_history(spark: SparkSession, root: str, name: str) -> int:
-    """Deletes all data files and commits that the latest version does not need; returns the number of files.
+def show_version(spark: SparkSession, root: str, name: str, version: int) -> int:
+    """Commits a version with the rows of an earlier one, from the same files, and returns it."""
+    location = table_location(root, name)
+    find = SparkDeltaTable.forName if root.startswith(CATALOG_PREFIX) else SparkDeltaTable.forPath
+    find(spark, location).restoreToVersion(version)
+    return table_version(spark, root, name)
+
+
+def forget_history(spark: SparkSession, root: str, name: str, start: int) -> int:
+    """Deletes all data files and commits that no version from `start` on needs; returns the number of files.
 
     Versions before it can no longer be read. A run that was killed can be repeated.
+
+    Args:
+        spark: session.
+        root: table root.
+        name: the table.
+        start: version that `start_history_anew` has made.
     """
     path = table_path(spark, root, name)
-    table = DeltaTable(path)
-    latest = table.version()
-    table.create_checkpoint()
-    gone = vacuum_table(spark, root, name, keep_versions=(), hours=0)
+    versions = range(start, table_version(spark, root, name) + 1)
+    gone = vacuum_table(spark, root, name, keep_versions=versions, hours=0)
     system, folder = open_folder(path)
     for info in system.get_file_info(fs.FileSelector(f"{folder}/_delta_log", recursive=True)):
         match = _LOG_FILE.match(info.base_name)
-        if info.is_file and match and int(match.group(1)) < latest:
+        if info.is_file and match and int(match.group(1)) < start:
             system.delete_file(info.path)
             gone.append(info.path)
     return len(gone)

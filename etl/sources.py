@@ -6,8 +6,8 @@ share is here: opening files with errors that say what to do, counting what beca
 
 Delivery of day D: rows carry `day` = D. Delivered is what happened up to and including D and has not been delivered on
 another day (`etl/deliveries.py`): the first night brings all history, every later one what is new by then. Every record
-of the source is delivered, known (other days have delivered it) or outside of the window (later than D), and the
-summary tells how many.
+of the source is delivered, known (other days have delivered it), outside of the window (later than D) or of a user who
+was erased, and the summary tells how many.
 """
 
 import logging
@@ -27,6 +27,7 @@ from conf.settings import Settings
 from conf.tables import TABLES
 from etl import contracts, storage
 from etl.deliveries import Warehouse, shape
+from etl.erased_users import leave_out
 from etl.poi_index import keep_unknown_pois
 from etl.session import local_frame
 from etl.spacetime import event_date
@@ -83,6 +84,7 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
     summary, warehouse = JobSummary(), Warehouse(spark, context.settings, context.day)
     try:
         frames = dict(source.read(spark, context.settings, day=context.day, warehouse=warehouse))
+        frames = {name: leave_out(frame, warehouse.erased) for name, frame in frames.items()}
         _check_order(frames.get("raw_pois"), warehouse, source.name)
     except (PySparkException, Py4JJavaError) as error:
         raise _read_failure(error, context.settings) from error
@@ -116,12 +118,13 @@ def _account_for(source: Source, summary: JobSummary, context: JobContext) -> li
     if not source.counts:
         return []
     counts, rows = source.counts, int(str(summary.notes["rows_raw_actions"]))
-    known = counts["records"] - counts["later"] - rows
+    known = counts["records"] - counts["later"] - counts["erased"] - rows
     summary.notes["records"] = {
         "in_source": counts["records"],
         "delivered": rows,
         "delivered_on_other_days": known,
         "after_the_day": counts["later"],
+        "of_erased_users": counts["erased"],
     }
     if "pois" in counts:
         new = int(str(summary.notes["rows_raw_pois"]))
@@ -131,8 +134,9 @@ def _account_for(source: Source, summary: JobSummary, context: JobContext) -> li
             "held_by_the_index_or_not_due": counts["pois"] - new,
         }
     LOGGER.info(
-        "%s %s: %d records in the source = %d delivered + %d delivered on other days + %d after the day",
-        source.name, context.day, counts["records"], rows, known, counts["later"],
+        "%s %s: %d records in the source = %d delivered + %d delivered on other days + %d after the day + %d of users "
+        "who were erased",
+        source.name, context.day, counts["records"], rows, known, counts["later"], counts["erased"],
     )  # fmt: skip
     if rows:
         return []

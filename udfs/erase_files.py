@@ -43,7 +43,7 @@ def find_files(folders: Sequence[Path], users: Sequence[str]) -> FoundFiles:
             found.explanations.append(path)
             continue
         content = path.read_bytes()
-        if pattern.search(content):
+        if pattern and pattern.search(content):
             (found.others if b"\0" in content else found.texts).append(path)
     return found
 
@@ -53,6 +53,7 @@ def erase_files(found: FoundFiles, users: Sequence[str]) -> None:
     pattern = id_pattern(users)
     for path in found.explanations:
         path.unlink()
+    assert pattern is not None, "somebody is to be erased"
     for path in found.texts:
         unfinished = path.with_name(path.name + ".tmp")
         unfinished.write_bytes(pattern.sub(_blacken, path.read_bytes()))

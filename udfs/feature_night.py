@@ -16,6 +16,7 @@ from etl.retention import table_path
 from etl.session import local_frame, open_session
 from etl.storage import read_table, table_exists, table_version
 from models.dataset import TableAt
+from udfs.erasure_plan import refuse_unfinished_erasure
 from udfs.model_cache import ServedModel, check_index, serve_model
 from udfs.slots import keep_known
 
@@ -72,8 +73,10 @@ def open_night(context: JobContext, inputs: Sequence[str], copied: Sequence[str]
     Raises:
         MissingInputError: an input or the model is not there.
         IndexVersionError, CapacityError, FingerprintError: the model does not fit the index.
+        ErasureUnfinishedError: an erasure was begun and has not ended.
     """
     settings = context.settings
+    refuse_unfinished_erasure(settings.storage.artifacts)
     spark = open_session(settings, f"spacetime-gr {context.job} {context.day}", WORKER_PROPERTIES)
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", settings.features.batch_rows)
     versions = {name: pin_version(spark, settings.storage.root, name, context.day) for name in inputs}

@@ -31,6 +31,7 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext, JobSummary
 from conf.errors import RowsLostError, SchemaError, SettingsError
 from conf.tables import POI_CANDIDATES
+from etl.erased_users import leave_out, read_erased
 from etl.refusal import count_rows, tally
 from etl.request_rules import judge_requests
 from etl.session import compute_once
@@ -69,7 +70,8 @@ def run_given_requests(context: JobContext) -> JobSummary:
     _check_options(out, top_k)
     started = time.perf_counter()
     night = open_night(context, ("action_sequences", "poi_index"), OTHER_TABLES)
-    given = read_requests(night.spark, options.requests)
+    asked = read_requests(night.spark, options.requests)
+    given = leave_out(asked, read_erased(night.spark, context.settings))
     judged = compute_once(
         judge_requests(given, day=night.day, settings=context.settings.clean, content=("payload",))
     )
@@ -80,8 +82,9 @@ def run_given_requests(context: JobContext) -> JobSummary:
         F.count_if(F.col("reason").isNotNull()).alias("refused"),
     ).first()
     assert counted is not None
-    rows_in, of_rows = given.count(), tally(count_rows(judged).collect())
-    dropped = of_rows["statuses"]["dropped"]
+    rows_in, of_rows = asked.count(), tally(count_rows(judged).collect())
+    of_erased = rows_in - given.count()
+    dropped = of_rows["statuses"]["dropped"] + of_erased
     if rows_in != counted["answered"] + counted["refused"] + dropped:
         raise RowsLostError(
             table="candidates", day=str(night.day), rows_in=rows_in, rows_out=counted["answered"],
@@ -99,6 +102,7 @@ def run_given_requests(context: JobContext) -> JobSummary:
         notes={
             "out": str(out),
             "candidates": counted["rows"],
+            "of_erased_users": of_erased,
             "reasons": {row["reason"]: row["count"] for row in sorted(reasons)},
             "repairs": of_rows["repairs"],
             "model_version": night.model.model_version,

@@ -33,6 +33,7 @@ from etl.retention import missing_files
 from etl.session import local_frame, open_session
 from etl.storage import append_log, read_table, table_version
 from udfs.audit_record import Audit, audit_path, load_audit
+from udfs.erasure_plan import refuse_unfinished_erasure
 from udfs.read_release import VECTOR_KEYS, keep_released
 from udfs.release_log import (
     Release,
@@ -54,9 +55,11 @@ def run_publish(context: JobContext) -> JobSummary:
         AuditMissingError: no passed audit looked at the tables as they are now.
         ReleaseOrderError: readers see a newer day, or this content was rolled back, and `--replace` was not given.
         ConflictingWriteError: another run published at the same moment.
+        ErasureUnfinishedError: an erasure was begun and has not ended.
     """
     settings = context.settings
     root = settings.storage.root
+    refuse_unfinished_erasure(settings.storage.artifacts)
     spark = open_session(settings, f"spacetime-gr publish {context.day}")
     releases = load_releases(spark, root)
     if (known := find_published(releases, context)) is not None:
@@ -136,8 +139,10 @@ def run_rollback(context: JobContext) -> JobSummary:
         NoReleaseError: there is no such release.
         ReleaseDamagedError: files of the release to go back to are gone.
         ConflictingWriteError: another run published at the same moment.
+        ErasureUnfinishedError: an erasure was begun and has not ended.
     """
     root = context.settings.storage.root
+    refuse_unfinished_erasure(context.settings.storage.artifacts)
     spark = open_session(context.settings, "spacetime-gr rollback")
     releases = load_releases(spark, root)
     current = find_release(releases, root)

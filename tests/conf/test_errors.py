@@ -95,6 +95,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
         "problem": "2 files are gone or cut, for example part-0.parquet",
     },
     "DeletionRefusedError": {"table": "poi_index", "version": 7, "files": ("part-0.parquet",), "doomed": 3},
+    "ErasureUnfinishedError": {"run_id": "erase-1", "num_users": 2, "plan": PATH},
     "ErasureIncompleteError": {"run_id": "erase-1", "places": ("raw_actions: 2 rows",), "record": PATH},
     "ReleaseSkewError": {"day": DAY, "found": "user_embeddings of model 3, poi_embeddings of model 4"},
     "NoReleaseError": {"root": "warehouse", "wanted": "release 9", "known": (1, 2)},

@@ -127,11 +127,13 @@ def test_the_first_night_brings_all_history_and_the_next_what_is_new_and_every_r
     again = deliver(spark, made, tmp_path, SECOND)
 
     assert first["records"] == {
-        "in_source": 5, "delivered": 3, "delivered_on_other_days": 0, "after_the_day": 2
+        "in_source": 5, "delivered": 3, "delivered_on_other_days": 0, "after_the_day": 2,
+        "of_erased_users": 0,
     }  # fmt: skip
     assert second["catalogue"] == {"in_source": 4, "delivered": 1, "held_by_the_index_or_not_due": 3}
     assert second["records"] == again["records"] == {
-        "in_source": 5, "delivered": 2, "delivered_on_other_days": 3, "after_the_day": 0
+        "in_source": 5, "delivered": 2, "delivered_on_other_days": 3, "after_the_day": 0,
+        "of_erased_users": 0,
     }  # fmt: skip
 
 

@@ -48,10 +48,14 @@ def test_a_vacuum_keeps_what_is_pinned_whatever_the_folder_is_called(spark, tmp_
     assert users(spark, root) == ["cid"]
     assert users(spark, root, versions[0]) == ["ann"]
 
-    retention.forget_history(spark, root, "user_places")
+    start = retention.start_history_anew(spark, root, "user_places")
+    shown = retention.show_version(spark, root, "user_places", versions[0])
+    retention.show_version(spark, root, "user_places", start)
+    retention.forget_history(spark, root, "user_places", start)
 
     assert users(spark, root) == ["cid"]
-    assert len([path for path in data_files(root) if "_delta_log" not in path.parts]) == 1
+    assert users(spark, root, shown) == ["ann"]
+    assert len([path for path in data_files(root) if "_delta_log" not in path.parts]) == 2
 
 
 @pytest.mark.parametrize("pinned", [False, True])

@@ -1,17 +1,21 @@
 """Erasure; the bench `make bench-erasure` searches a whole city, these are the parts that it does not reach."""
 
+import importlib
+import json
 from pathlib import Path
 
 import pytest
 
+from conf.errors import ErasureUnfinishedError
+from conf.settings import Settings
 from conf.tables import TABLES
-from etl.erasure import user_tables
+from etl.erasure import as_frame, delete_users, find_users, user_tables
 from tests.udfs.town import DAY_1, DAY_2, Town
 from udfs.erase_files import erase_files, find_files
 from udfs.read_release import read_release
 
 NO_USERS = {"raw_pois", "blocks", "categories", "poi_index", "poi_vectors", "poi_embeddings", "table_statistics",
-            "releases", "withdrawals"}  # fmt: skip
+            "releases", "withdrawals", "erased_users"}  # fmt: skip
 
 
 def test_every_table_either_is_searched_or_is_known_to_hold_no_user() -> None:
@@ -50,3 +54,86 @@ def test_an_erased_user_is_gone_and_a_second_run_changes_nothing(published_twice
     assert done.notes["withdrawn"] == [1, 2]
     assert town.run("erase", DAY_2, **options).tables == {}
     assert [row["day"] for row in town.read("releases")[2:]] == [DAY_1, DAY_2]  # 1 and 2 again, without u1
+
+
+class KilledError(BaseException):
+    """Ends a process where it stands."""
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("step", "call"),
+    [("etl.retention.start_history_anew", 3), ("udfs.erase.withdraw", 1), ("etl.retention.vacuum_table", 2)],
+)
+def test_a_killed_erasure_is_ended_by_the_same_command(
+    published_twice: Town, monkeypatch: pytest.MonkeyPatch, step: str, call: int
+) -> None:
+    town = published_twice
+    town.run("rollback", DAY_2, run_id="back")  # the current release shows versions that are not the latest
+    before = vectors(town)
+    options = {"user": ["u1"], "users": None}
+    module, _, name = step.rpartition(".")
+    real, calls = getattr(importlib.import_module(module), name), iter(range(1, call))
+
+    def dies(*words: object, **named: object) -> object:
+        if next(calls, None) is None:
+            raise KilledError
+        return real(*words, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, dies)
+        try:
+            town.run("erase", DAY_2, run_id="first", **options)
+        except KilledError:
+            with pytest.raises(ErasureUnfinishedError, match="the erasure first of 1 users"):
+                town.run("publish", DAY_2, run_id="meanwhile")
+
+    done = town.run("erase", DAY_2, run_id="second", **options)
+
+    assert vectors(town) == {user: vector for user, vector in before.items() if user != "u1"}
+    assert done.notes["after"] == {"tables": 0, "files": 0}
+    record = json.loads((town.artifacts / "erasures" / "first.json").read_text())
+    assert record["is_complete"]
+    assert record["before"]["tables"]["user_embeddings"]["rows"] == 1
+    assert list(town.artifacts.glob("erasures/unfinished*")) == []
+
+
+def vectors(town: Town) -> dict[str, list[float]]:
+    rows = read_release(None, town.root, "user_embeddings").to_pylist()
+    return {row["user_id"]: row["embedding"] for row in rows}
+
+
+ODD_IDS = ("ann", "Ann", "++x++", "a.b", "ü", "7", "x" * 60, r"a\Eb", 'say "so"', "a|b")
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("erased", ODD_IDS)
+def test_an_id_is_taken_letter_by_letter(made: Settings, spark: object, erased: str) -> None:
+    root = made.storage.root
+    town = Town(spark, made, Path())
+    rows = [{"action_id": str(n), "user_id": user, "poi_id": "p", "record": f"<{user}>"}
+            for n, user in enumerate([*ODD_IDS, f" {erased}\u00a0", f"\ufffd{erased}"])]  # fmt: skip
+    rows.append({"action_id": "torn", "record": json.dumps({"user": erased, "time": "torn"})})
+    town.deliver(DAY_1, raw_actions=rows)
+    users = as_frame(spark, [f" {erased} ".strip()])
+
+    found = find_users(spark, root, "raw_actions", users)
+    delete_users(spark, root, "raw_actions", users)
+
+    left = {row["user_id"] for row in town.read("raw_actions")}
+    assert found.rows == 4
+    assert left - {None} == set(ODD_IDS) - {erased}
+
+
+@pytest.mark.spark
+def test_a_list_with_a_byte_order_mark_and_strangers(published_twice: Town, tmp_path: Path, caplog) -> None:
+    town = published_twice
+    asked = tmp_path / "users.txt"
+    asked.write_bytes("\ufeffu1\r\n\u00a0u2 \r\n\r\nnobody\r\n".encode())
+
+    done = town.run("erase", DAY_2, user=[], users=asked)
+
+    assert set(vectors(town)) == {"u3"}
+    assert done.notes["not_found"] == 1
+    assert "no table tells of user 'nobody'" in caplog.text
+    assert "u1" not in json.dumps(done.notes)
