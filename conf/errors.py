@@ -34,14 +34,14 @@ class SettingsError(SpacetimeError):
 
 
 class JavaMissingError(SpacetimeError):
-    """Spark needs a JDK 17 and none was found."""
+    """Spark needs a JDK 17 or 21 and none was found."""
 
     exit_code = 2
 
     def __init__(self, *, found: str) -> None:
         self.found = found
         super().__init__(
-            f"Spark needs a Java 17 runtime, but {found}. Without it no table can be read or written. Install one "
+            f"Spark needs a Java 17 or 21 runtime, but {found}. Without it no table can be read or written. Install one "
             "(Debian and Ubuntu: apt-get install openjdk-17-jdk-headless; macOS: brew install openjdk@17) and put it "
             "on PATH, or point JAVA_HOME at it."
         )
@@ -207,9 +207,8 @@ class AuditMissingError(SpacetimeError):
         self.day, self.record, self.problem = day, str(record), problem
         super().__init__(
             f"the feature tables of {day} cannot be published: {problem} (record {record}). A release shows "
-            "exactly what "
-            "an audit has looked at, so nothing was published and readers still see the last release. Run python -m "
-            f"udfs audit --day {day}, then publish again."
+            "exactly what an audit has looked at, so nothing was published and readers still see the last release. Run "
+            f"python -m udfs audit --day {day}, then publish again."
         )
 
 
@@ -279,9 +278,8 @@ class ContractViolatedError(SpacetimeError):
         self.table, self.day, self.violation = table, day, violation
         super().__init__(
             f"rows for table {table} on {day} break its contract: {violation}. Readers rely on these bounds, so "
-            "nothing "
-            "was written. The job that builds the table let through what it should have quarantined: mend it, or mend "
-            "the contract in conf/tables.py if the value is right."
+            "nothing was written. The job that builds the table let through what it should have quarantined: mend it, "
+            "or mend the contract in conf/tables.py if the value is right."
         )
 
 
@@ -337,8 +335,7 @@ class FingerprintError(SpacetimeError):
         self.path, self.expected, self.found = str(path), expected, found
         super().__init__(
             f"checkpoint {path} carries token fingerprint {found}, but this code and index make {expected}. Its "
-            "vectors "
-            "would be read under the wrong ids. Use the code version that wrote it, or retrain."
+            "vectors would be read under the wrong ids. Use the code version that wrote it, or retrain."
         )
 
 
@@ -368,9 +365,8 @@ class NoReleaseError(SpacetimeError):
         )
         super().__init__(
             f"{wanted} was not found in table releases at {root}. {listed} Feature tables are only to be read "
-            "through a "
-            "release, since a half-written night looks the same as a whole one. Publish one with: python -m udfs "
-            "publish --day DAY."
+            "through a release, since a half-written night looks the same as a whole one. Publish one with: python -m "
+            "udfs publish --day DAY."
         )
 
 
@@ -503,8 +499,7 @@ class DamagedCheckpointError(SpacetimeError):
         self.path, self.problem = str(path), problem
         super().__init__(
             f"checkpoint {path} is damaged: {problem}. Training that went on from it would not be the training "
-            "that was "
-            "interrupted. The one before it is used if there is one; else delete the folder and train again."
+            "that was interrupted. The one before it is used if there is one; else delete the folder and train again."
         )
 
 
@@ -515,7 +510,7 @@ class LossNotFiniteError(SpacetimeError):
         self.stage, self.step, self.batch_file = stage, step, str(batch_file)
         super().__init__(
             f"the loss of stage {stage} was not finite at step {step}. The weights were not updated with it; the batch "
-            f"is kept at {batch_file}. Look there for values out of range, or lower train.learning_rate, then resume."
+            f"is kept at {batch_file}. Look there for values out of range, or lower learning_rate of this stage in the recipe, and train again."
         )
 
 
@@ -528,5 +523,5 @@ class PromotionRefusedError(SpacetimeError):
         self.model_version, self.reasons = model_version, tuple(reasons)
         super().__init__(
             f"model version {model_version} was not promoted: {'; '.join(reasons)}. The champion stays as it is. "
-            "Compare both in MLflow, retrain, and promote again."
+            "Compare both in MLflow, retrain, and register again (python -m models register --strict)."
         )

@@ -2,8 +2,7 @@
 
 - popularity: how often a POI was visited in the training period, by anyone;
 - visit counter: how often this user visited it before the request;
-- kernel counter: the same with every past visit weighted by age, clock and previous POI, plus a little of
-  what others
+- kernel counter: the same with every past visit weighted by age, clock and previous POI, plus a little of what others
   do next.
 
 Each scores all POIs of a catalogue for a slice of requests, in float64: float32 would lose the tie-break of

@@ -1,9 +1,7 @@
 """What the feature jobs call: Arrow rows in, numpy out; no Spark, no files but the bundle's.
 
-Rows are batched by history length and put back in the order in which they came, so a figure depends on its
-own row only: batch size and row order move it by float32 rounding, nothing else. Columns are those of the
-contracts
-    in
+Rows are batched by history length and put back in the order in which they came, so a figure depends on its own row
+only: batch size and row order move it by float32 rounding, nothing else. Columns are those of the contracts in
 `conf/tables.py`. For incremental use every function may be called on any subset of rows.
 """
 
@@ -145,7 +143,9 @@ def generate_candidates(
         (np.zeros(0, np.int64), np.zeros(0, np.float32))
     ] * requests.num_rows
     with bundle.autocast(device):
-        for rows, state in _request_states(model, requests, catalogue, micro_batch, device, finder):
+        for rows, state in _request_states(
+            model, requests, catalogue, micro_batch, device, finder, max_actions=bundle.serving.max_actions
+        ):
             top = find_top_pois(model, state, top_k=top_k)
             pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
             log_probs = top.log_probs_BN.cpu().numpy()
@@ -165,13 +165,17 @@ def rank_targets_by_model(
     micro_batch: int = 64,
     device: str = "cpu",
     finder: SlotFinder | None = None,
+    max_actions: int = Serving.max_actions,
 ) -> Ranks:
     """Returns the exact rank of each target (a row of the catalogue) among all POIs live on its day.
 
-    A model that copies from others needs the `finder`, and `user_id` in the requests.
+    A model that copies from others needs the `finder`, and `user_id` in the requests. A batch has at most `max_actions`
+    past actions, padding included.
     """
     higher, equal = np.zeros(requests.num_rows, np.int64), np.ones(requests.num_rows, np.int64)
-    for rows, state in _request_states(model, requests, catalogue, micro_batch, device, finder):
+    for rows, state in _request_states(
+        model, requests, catalogue, micro_batch, device, finder, max_actions=max_actions
+    ):
         blocks, inners = (
             torch.from_numpy(ids[targets[rows]]).to(device)
             for ids in (catalogue.block_ids, catalogue.inner_ids)
@@ -248,12 +252,14 @@ def _request_states(
     micro_batch: int,
     device: str,
     finder: SlotFinder | None = None,
+    *,
+    max_actions: int,
 ) -> Iterator[tuple[IntArray, RequestState]]:
     """Yields (rows, their request states); rows of one batch see one set of live slots."""
     times = requests.column("request_ts_ms").to_numpy().astype(np.int64)
     epochs = catalogue.live_epochs(times)
     capacities = {"num_blocks": model.config.num_blocks, "max_inner": model.config.max_inner}
-    for rows in batch_by_length(history_lengths(requests), micro_batch, epochs):
+    for rows in batch_by_length(history_lengths(requests), micro_batch, epochs, max_actions=max_actions):
         part = requests.take(pa.array(rows))
         live = catalogue.live_slots(int(times[rows[0]]), **capacities).to(device)
         request = collate_asked(part, finder, model.config)

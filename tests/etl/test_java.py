@@ -34,7 +34,7 @@ def test_no_java_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         check_java()
 
     assert str(caught.value) == (
-        f"Spark needs a Java 17 runtime, but there is no java on PATH and JAVA_HOME is not set. {REMEDY}"
+        f"Spark needs a Java 17 or 21 runtime, but there is no java on PATH and JAVA_HOME is not set. {REMEDY}"
     )
 
 
@@ -68,7 +68,7 @@ def test_the_check_runs_without_any_installed_package(tmp_path: Path) -> None:
     )
 
     assert asked.returncode == 2
-    assert asked.stderr.startswith("error: Spark needs a Java 17 runtime, but there is no java on PATH")
+    assert asked.stderr.startswith("error: Spark needs a Java 17 or 21 runtime, but there is no java on PATH")
 
 
 @pytest.mark.parametrize(
