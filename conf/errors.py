@@ -41,9 +41,9 @@ class JavaMissingError(SpacetimeError):
     def __init__(self, *, found: str) -> None:
         self.found = found
         super().__init__(
-            f"Spark needs a Java 17 or 21 runtime, but {found}. Without it no table can be read or written. Install one "
-            "(Debian and Ubuntu: apt-get install openjdk-17-jdk-headless; macOS: brew install openjdk@17) and put it "
-            "on PATH, or point JAVA_HOME at it."
+            f"Spark needs a Java 17 or 21 runtime, but {found}. Without it no table can be read or written. Install "
+            "one (Debian and Ubuntu: apt-get install openjdk-17-jdk-headless; macOS: brew install openjdk@17) and put "
+            "it on PATH, or point JAVA_HOME at it."
         )
 
 
@@ -510,7 +510,8 @@ class LossNotFiniteError(SpacetimeError):
         self.stage, self.step, self.batch_file = stage, step, str(batch_file)
         super().__init__(
             f"the loss of stage {stage} was not finite at step {step}. The weights were not updated with it; the batch "
-            f"is kept at {batch_file}. Look there for values out of range, or lower learning_rate of this stage in the recipe, and train again."
+            f"is kept at {batch_file}. Look there for values out of range, or lower learning_rate of this stage in the "
+            "recipe, and train again."
         )
 
 

@@ -46,7 +46,8 @@ class WordLlamaEncoder:
                 what="the text encoder wordllama",
                 where="the environment",
                 needed_by="The job poi_vectors",
-                remedy="It is a package of this project: run make setup, or name another encoder: --set features.text_encoder=MODULE:FUNCTION.",
+                remedy="It is a package of this project: run make setup, or name another encoder: "
+                "--set features.text_encoder=MODULE:FUNCTION.",
             ) from error
         # Its own look-up misses the tokenizer that the package holds; the folder itself finds both.
         folder = Path(wordllama.__file__).parent

@@ -14,7 +14,7 @@ from conf.settings import Settings, SparkSettings, StorageSettings
 
 BuildOnce = Callable[[str, Callable[[Path], object]], Path]
 """Name of a folder, and what fills it -> the folder, filled."""
-LONGEST_FIRST = ("airflow_dags", "udfs", "etl", "bench", "models", "conf")
+LONGEST_FIRST = ("airflow_dags", "cases", "udfs", "etl", "bench", "models", "conf")
 """Folders in the order of their longest file: what runs last should be short, or one process waits for the other."""
 
 
