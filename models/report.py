@@ -1,9 +1,10 @@
 """The report of a release: one self-contained HTML page on how its data, model and features look.
 
 In: tables at the versions of the release, the training's metrics and evaluation, the audit record. Out:
-`{storage.artifacts}/reports/release-{id}.html`, which loads nothing from anywhere. An input that is not there
-leaves a note in its section; only a missing release is an error. The same inputs give the same bytes. Run it
-with `python -m models report --day D` (the last release of the day) or with `--release ID`.
+`{storage.artifacts}/reports/release-{id}.html`, which loads nothing from anywhere. An input that is not there, or that
+cannot be read, leaves a note in its section; only a release that is missing or withdrawn is an error, and then the page
+that is there stays. The same inputs give the same bytes. Run it with `python -m models report --day D` (the last
+release of the day) or with `--release ID`.
 """
 
 import logging
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.dataset as ds
+from deltalake.exceptions import DeltaError
 
 from conf.cli import JobContext, JobSummary
 from conf.settings import Settings
@@ -27,6 +30,8 @@ from models.report_sequences import MAP, SEQUENCES, build_map, build_sequences
 from models.report_training import TRAINING, build_curves
 
 LOGGER = logging.getLogger(__name__)
+UNREADABLE = (OSError, DeltaError, pa.ArrowException)
+"""What a table raises of which a file or a log entry is gone or cut."""
 
 
 @dataclass
@@ -43,6 +48,7 @@ def run_report(context: JobContext) -> JobSummary:
 
     Raises:
         NoReleaseError: there is no such release.
+        ReleaseWithdrawnError: it can no longer be read; its page, if there is one, stays as it is.
     """
     settings = context.settings
     wanted = getattr(context.options, "release", None)
@@ -51,7 +57,9 @@ def run_report(context: JobContext) -> JobSummary:
     report = build_report(settings, release, before, path)
     if not context.dry_run:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report.html, encoding="utf-8")
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(report.html, encoding="utf-8")
+        unfinished.replace(path)
         LOGGER.info("report of release %d: %s, %.1f MB", release.release_id, path, len(report.html) / 1e6)
     notes = {
         "report": str(path),
@@ -80,6 +88,10 @@ def build_report(settings: Settings, release: Release, before: Release | None, p
             sections.append(build())
         except NothingToShowError as missing:
             sections.append(Section(topic, notes=(str(missing),)))
+            report.empty_sections.append(topic.key)
+        except UNREADABLE as error:
+            LOGGER.warning("section %s is empty: %s", topic.key, error)
+            sections.append(Section(topic, notes=(f"What it shows can no longer be read: {error}",)))
             report.empty_sections.append(topic.key)
         report.seconds[topic.key] = time.perf_counter() - started
     report.html = render_page(build_headline(tables), sections)
@@ -121,9 +133,13 @@ def build_headline(tables: ReleaseTables) -> Headline:
 def _find_simulation(tables: ReleaseTables) -> str:
     """Says what in the release was simulated; empty if nothing was."""
     simulated = tables.until & ds.field("is_simulated")
-    if tables.count("raw_actions", simulated):
+    try:
+        actions, impressions = (tables.count(name, simulated) for name in ("raw_actions", "raw_impressions"))
+    except (NothingToShowError, *UNREADABLE):
+        return "What of this release is simulated is not known: the raw tables can no longer be read."
+    if actions:
         return "Actions and impressions of this release are simulated, and so is whatever was made from them."
-    if tables.count("raw_impressions", simulated):
+    if impressions:
         return (
             "Actions are real. Impressions are simulated, and so are all figures about clicks; vectors, scores and "
             "the aligned generator have learned from them."

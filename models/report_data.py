@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from conf.errors import MissingInputError, NoReleaseError
+from conf.errors import MissingInputError, NoReleaseError, ReleaseWithdrawnError
 from conf.settings import CATALOG_PREFIX
 from conf.tables import TABLES
 
@@ -39,6 +40,7 @@ class Release:
         table_versions: Delta version of every table that the release was made from or consists of.
         published: when it became visible, UTC.
         rollback_of: the release that this one takes back, if any.
+        withdrawn: why it can no longer be read; empty if it can.
     """
 
     release_id: int
@@ -50,6 +52,7 @@ class Release:
     rollback_of: int | None
     run_id: str
     is_simulated: bool
+    withdrawn: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ def load_releases(root: str) -> list[Release]:
     if table is None:
         return []
     rows = table.to_pyarrow_table().sort_by("release_id").to_pylist()
+    withdrawals = open_table(root, "withdrawals")
+    told = withdrawals.to_pyarrow_table().to_pylist() if withdrawals else []
+    reasons = {row["release_id"]: row["reason"] for row in told}
     return [
         Release(
             release_id=row["release_id"],
@@ -80,21 +86,23 @@ def load_releases(root: str) -> list[Release]:
             rollback_of=row["rollback_of"],
             run_id=row["run_id"],
             is_simulated=row["is_simulated"],
+            withdrawn=reasons.get(row["release_id"], ""),
         )
         for row in rows
     ]
 
 
 def find_release(root: str, *, day: date, release_id: int | None = None) -> tuple[Release, Release | None]:
-    """Finds a release and the one before it.
+    """Finds a release and the one before it that can still be read.
 
     Args:
         root: table root.
-        day: take the last release of this day, unless `release_id` is given.
+        day: take the last release of this day that can be read, unless `release_id` is given.
         release_id: take this release.
 
     Raises:
         NoReleaseError: there is none.
+        ReleaseWithdrawnError: there was, and it can no longer be read.
     """
     releases = load_releases(root)
     wanted = [
@@ -105,8 +113,16 @@ def find_release(root: str, *, day: date, release_id: int | None = None) -> tupl
     if not wanted:
         name = f"a release of {day}" if release_id is None else f"release {release_id}"
         raise NoReleaseError(root=root, wanted=name, known=[release.release_id for release in releases])
-    before = [release for release in releases if release.release_id < wanted[-1].release_id]
-    return wanted[-1], before[-1] if before else None
+    readable = [release for release in wanted if not release.withdrawn]
+    if not readable:
+        last = wanted[-1]
+        raise ReleaseWithdrawnError(root=root, release_id=last.release_id, reason=last.withdrawn)
+    before = [
+        release
+        for release in releases
+        if release.release_id < readable[-1].release_id and not release.withdrawn
+    ]
+    return readable[-1], before[-1] if before else None
 
 
 def open_table(root: str, name: str, version: int | None = None) -> DeltaTable | None:
@@ -115,6 +131,15 @@ def open_table(root: str, name: str, version: int | None = None) -> DeltaTable |
     Raises:
         MissingInputError: the root is a catalog, which only Spark can resolve.
     """
+    return DeltaTable(_locate(root, name), version=version) if is_written(root, name) else None
+
+
+def is_written(root: str, name: str) -> bool:
+    """Tells whether a table has been written; raises as `open_table`."""
+    return DeltaTable.is_deltatable(_locate(root, name))
+
+
+def _locate(root: str, name: str) -> str:
     if root.startswith(CATALOG_PREFIX):
         raise MissingInputError(
             what="a folder of Delta tables",
@@ -122,8 +147,7 @@ def open_table(root: str, name: str, version: int | None = None) -> DeltaTable |
             needed_by="The report",
             remedy="Give the folder or URI under the catalog with --set storage.root=PATH.",
         )
-    location = f"{root.rstrip('/')}/{name}"
-    return DeltaTable(location, version=version) if DeltaTable.is_deltatable(location) else None
+    return f"{root.rstrip('/')}/{name}"
 
 
 @dataclass(frozen=True)
@@ -154,8 +178,8 @@ class ReleaseTables:
         return ds.field("day") == pa.scalar(self.day)
 
     def exists(self, name: str) -> bool:
-        """Tells whether the table has been written."""
-        return open_table(self.root, name) is not None
+        """Tells whether the table has been written, without a look at its latest version."""
+        return is_written(self.root, name)
 
     def scan(self, name: str, columns: Sequence[str], where: ds.Expression | None = None) -> pa.Table:
         """Reads some columns of the rows that meet `where`."""
@@ -198,9 +222,12 @@ class ReleaseTables:
     def commit(self, name: str) -> Commit:
         """Returns the commit that made the version read, with the job and run that storage noted in it."""
         table = self._table(name)
-        last = table.history(limit=1)[0]
+        last: dict[str, Any] = {}
         try:
+            last = table.history(limit=1)[0]
             note = json.loads(last.get("userMetadata") or "{}")
+        except DeltaError:  # a later entry of the log is cut, and no version can be told of
+            note = {}
         except json.JSONDecodeError:  # somebody else's note, for example of a manual repair
             note = {}
         return Commit(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conf.errors import NoReleaseError
+from conf.errors import NoReleaseError, ReleaseWithdrawnError
 from models.report_data import ReleaseTables, find_release, sample_keys
 from models.report_drift import compute_overlap, compute_psi
 from models.report_features import mean_cosine
@@ -274,3 +274,43 @@ def test_audit_of_the_day_and_its_data_docs_are_shown(tmp_path):
     assert "audit passed 1 checks across tables" in text_of(html, "lineage")
     assert "live POIs without a vector 0" in text_of(html, "lineage")
     assert 'href="../data_docs/index.html"' in html
+
+
+@pytest.mark.parametrize("damage", ["file gone", "newest log entry cut"])
+def test_what_cannot_be_read_empties_its_section_and_no_other(tmp_path, damage):
+    settings = settings_of(tmp_path)
+    root = Path(settings.storage.root)
+    build_warehouse(str(root))
+    before, whole = report_of(settings)
+    if damage == "file gone":
+        for file in (root / "user_embeddings").glob("*.parquet"):
+            file.unlink()
+    else:  # of a version after the release, which it does not show
+        write(str(root), "user_embeddings", [{"day": DAY, "user_id": "later"}])
+        log = sorted((root / "user_embeddings" / "_delta_log").glob("*.json"))[-1]
+        log.write_bytes(log.read_bytes()[:40])
+
+    summary, html = report_of(settings)
+
+    assert text_of(html, "funnel") == text_of(whole, "funnel")
+    if damage == "file gone":
+        assert "embeddings" in summary.notes["empty_sections"]
+        assert "can no longer be read" in text_of(html, "embeddings")
+    else:
+        assert summary.notes["empty_sections"] == before.notes["empty_sections"]
+
+
+def test_a_withdrawn_release_keeps_the_page_that_it_had(tmp_path):
+    settings = settings_of(tmp_path)
+    build_warehouse(settings.storage.root)
+    summary, _ = report_of(settings)
+    page = Path(summary.notes["report"])
+    before = page.read_bytes()
+    number = summary.notes["release_id"]
+    write(settings.storage.root, "withdrawals", [{"release_id": number, "reason": "users were erased"}])
+
+    with pytest.raises(ReleaseWithdrawnError, match="users were erased"):
+        report_of(settings, release=number)
+
+    assert page.read_bytes() == before
+    assert [path.name for path in page.parent.iterdir()] == [page.name]
