@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 
 from conf.errors import CorruptInputError, MissingInputError
+from conf.json_files import write_json
 from conf.settings import Settings
 from conf.tokens import TokenLayout
 from models.checkpoint import CHECKSUM_FILE, CONFIG_FILE, MODEL_FILE, load_stage, read_config
@@ -197,9 +198,7 @@ def save_bundle(
 def describe_bundle(bundle: ModelBundle, content: Mapping[str, object]) -> None:
     """Adds to what `bundle.json` tells; for bundles that are not registered yet."""
     described = {**bundle.content, **content}
-    (bundle.folder / BUNDLE_FILE).write_text(
-        json.dumps(described, indent=2, sort_keys=True, default=str) + "\n"
-    )
+    write_json(bundle.folder / BUNDLE_FILE, described)
 
 
 def resolve_model(uri: str, settings: Settings) -> tuple[Path, str]:

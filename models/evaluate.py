@@ -7,7 +7,6 @@ Full ranking over all POIs live as of the request, never sampled; returns and di
 user. A bundle's ranking and embedding stages are evaluated on `ranking_samples` of the same split.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from conf.json_files import write_json
 from conf.tokens import ACTION_TYPES
 from models.baselines import score_by_distance
 from models.bundle import ModelBundle
@@ -170,8 +170,7 @@ def print_figures(evaluation: Figures, console: Console | None = None) -> None:
 
 def save_figures(evaluation: Figures, path: Path) -> Path:
     """Writes the figures as JSON (nan becomes null)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(without_nan(evaluation), indent=2, sort_keys=True) + "\n")
+    write_json(path, without_nan(evaluation))
     return path
 
 

@@ -41,6 +41,7 @@ from models.tracking import RunLog, open_training_run
 from models.training import (
     Training,
     open_training,
+    refuse_erased,
     train_all,
     train_stage,
 )
@@ -100,6 +101,7 @@ def run_evaluate_job(context: JobContext) -> JobSummary:
             remedy="Give it with --day YYYY-MM-DD, or name a public protocol with --protocol.",
         )  # fmt: skip
     training = _open(context)
+    refuse_erased(training)
     with _open_run(context, training) as log:
         evaluation = _evaluate(context, training, log)
     return JobSummary(notes=headline(evaluation))
@@ -108,6 +110,7 @@ def run_evaluate_job(context: JobContext) -> JobSummary:
 def run_register_job(context: JobContext) -> JobSummary:
     """Registers the bundle of the day's training."""
     training = _open(context)
+    refuse_erased(training)
     with _open_run(context, training) as log:
         return JobSummary(notes=_register(context, training, log))
 

@@ -3,7 +3,6 @@
 In: the tracking store of the settings and the model version of a release. Out: one section.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from conf.json_files import read_json
 from conf.settings import MlflowSettings, Settings
 from models.report_data import NothingToShowError, Release
 from models.report_page import Figure, Section, TableView, Tile, Topic, format_figure
@@ -94,7 +94,7 @@ def find_training(settings: Settings, release: Release) -> Path:
 def read_run_id(folder: Path) -> str:
     """Returns the id of a training's MLflow run; empty if it has none."""
     path = folder / "mlflow_run.json"
-    return str(json.loads(path.read_text())["run_id"]) if path.is_file() else ""
+    return str(read_json(path, expected="the run of a training")["run_id"]) if path.is_file() else ""
 
 
 def build_curves(settings: Settings, release: Release) -> Section:
@@ -134,7 +134,8 @@ def list_skipped(settings: Settings, release: Release) -> list[str]:
         path = find_training(settings, release) / "training.json"
     except NothingToShowError:
         return []
-    skipped = json.loads(path.read_text()).get("skipped", {}) if path.is_file() else {}
+    told = read_json(path, expected="the record of a training") if path.is_file() else {}
+    skipped = told.get("skipped", {})
     return [f"{TITLES.get(stage, stage)} was left out: {why}" for stage, why in skipped.items()]
 
 

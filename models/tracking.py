@@ -21,6 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from conf.errors import MissingInputError
+from conf.json_files import read_json, write_json
 from conf.settings import MlflowSettings
 
 RUN_FILE = "mlflow_run.json"
@@ -133,11 +134,10 @@ def open_training_run(
     """Opens the parent run of a training, the one begun earlier if the folder knows one."""
     client = open_client(settings)
     path = folder / RUN_FILE
-    run_id = json.loads(path.read_text())["run_id"] if path.is_file() else ""
+    run_id = read_json(path, expected="the run of a training")["run_id"] if path.is_file() else ""
     if not run_id or not _has_run(client, run_id):
         run_id = _create_run(client, settings, name, tags or {})
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"run_id": run_id}))
+        write_json(path, {"run_id": run_id})
     with _closing(RunLog(client, run_id)) as log:
         yield log
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import MissingInputError, NoTrainingDataError, SpacetimeError
+from conf.json_files import ERASURES_FILE, read_json, write_json
 from conf.settings import Settings
 from models.align_dpo import run_align_dpo
 from models.checkpoint import load_stage, read_config
@@ -105,7 +106,7 @@ def open_training(settings: Settings, day: str, recipe: Recipe, *, needs_validat
     training = Training(folder, day, recipe, settings, needs_validation=needs_validation)
     path = folder / TRAINING_FILE
     if path.is_file():
-        training.take(json.loads(path.read_text()))
+        training.take(read_json(path, expected="the record of a training"))
     return training
 
 
@@ -264,9 +265,26 @@ def _table_inputs(training: Training, stage: str) -> list[TableInput]:
     ]
 
 
+def refuse_erased(training: Training) -> None:
+    """Raises MissingInputError if users were erased from the rows that the training has read."""
+    path = training.folder / ERASURES_FILE
+    if not path.is_file():
+        return
+    for run_id, erasure in read_json(path, expected="a list of erasures").items():
+        pinned = {name: pin.version for name, pin in training.pins.items()}
+        gone = sorted(name for name, version in erasure["versions"].items() if pinned.get(name) == version)
+        if gone:
+            raise MissingInputError(
+                what=f"the rows that the training of {training.day} has read ({', '.join(gone)})",
+                where=training.settings.storage.root,
+                needed_by="The job",
+                remedy=f"Erasure {run_id} has taken users out of them since, and their versions are gone. Train anew: "
+                f"python -m models train --day {training.day}.",
+            )
+
+
 def _save_training(training: Training) -> None:
-    training.folder.mkdir(parents=True, exist_ok=True)
-    (training.folder / TRAINING_FILE).write_text(json.dumps(_describe(training), indent=1, sort_keys=True))
+    write_json(training.folder / TRAINING_FILE, _describe(training))
 
 
 def _describe(training: Training) -> dict[str, object]:

@@ -4,12 +4,12 @@ One JSON file per day, `{storage.artifacts}/audits/{day}.json`. It holds no cloc
 equal files.
 """
 
-import json
 import logging
-import os
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
+
+from conf.json_files import read_json, write_json
 
 LOGGER = logging.getLogger(__name__)
 
@@ -53,10 +53,7 @@ class Audit:
 def save_audit(audit: Audit, artifacts: str) -> Path:
     """Writes the record of a day in one step, over the one of an earlier audit."""
     path = audit_path(artifacts, audit.day)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(audit), indent=1, sort_keys=True) + "\n")
-    os.replace(unfinished, path)
+    write_json(path, asdict(audit))
     LOGGER.info("audit of %s: %s, record %s", audit.day, "passed" if audit.is_passed else "failed", path)
     return path
 
@@ -64,7 +61,7 @@ def save_audit(audit: Audit, artifacts: str) -> Path:
 def load_audit(artifacts: str, day: date) -> Audit | None:
     """Reads the record of a day; None if the day was never audited."""
     path = audit_path(artifacts, str(day))
-    return Audit(**json.loads(path.read_text())) if path.is_file() else None
+    return Audit(**read_json(path, expected="the record of an audit")) if path.is_file() else None
 
 
 def audit_path(artifacts: str, day: str) -> Path:

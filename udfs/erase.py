@@ -14,7 +14,6 @@ still holds the users does not bring them back. What models have learnt stays in
 trainings that read the rows, and the folder of each says so.
 """
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from conf.errors import (
     NoReleaseError,
     SettingsError,
 )
+from conf.json_files import ERASURES_FILE, read_json, write_json
 from conf.tables import ERASED_USERS, FEATURE_TABLES, TABLES
 from etl import erasure, retention
 from etl.contracts import spark_schema
@@ -40,7 +40,7 @@ from etl.erased_users import clean_text, digest_user
 from etl.session import local_frame, open_session
 from etl.storage import append_log, read_table, table_exists, table_version
 from udfs.erase_files import FoundFiles, erase_files, find_files
-from udfs.erasure_plan import Plan, end_plan, load_plan, save_plan, write_json
+from udfs.erasure_plan import Plan, end_plan, load_plan, save_plan
 from udfs.publish import append_release
 from udfs.release_log import Release, find_current, find_previous, load_releases
 from udfs.withdrawals import pinned_before, withdraw
@@ -50,8 +50,6 @@ Places = dict[str, erasure.Found]
 """By table, where it tells of the users."""
 CARRIED = tuple(name for name in FEATURE_TABLES if "user_id" in TABLES[name].column_names)
 """Tables of which a release keeps the versions that it shows; of those it was made from it pins the newest."""
-MARK = "erasures.json"
-"""File in the folder of a training, which says that rows it read were erased since."""
 
 
 def run_erase(context: JobContext) -> JobSummary:
@@ -286,10 +284,11 @@ def mark_trainings(context: JobContext, plan: Plan) -> list[str]:
     """Returns the days of the trainings that pinned a table in which the users were found, and says so beside each."""
     folder, days = Path(context.settings.storage.artifacts) / "training", []
     for path in sorted(folder.glob("*/training.json")):
-        tables = sorted(set(json.loads(path.read_text())["pins"]) & set(plan.tables))
-        if tables:
-            mark = path.with_name(MARK)
-            told = json.loads(mark.read_text()) if mark.is_file() else {}
-            write_json(mark, {**told, plan.run_id: {"tables": tables, "users": len(plan.users)}})
+        pins = read_json(path, expected="the record of a training")["pins"]
+        versions = {name: pins[name]["version"] for name in sorted(set(pins) & set(plan.tables))}
+        if versions:
+            mark = path.with_name(ERASURES_FILE)
+            told = read_json(mark, expected="a list of erasures") if mark.is_file() else {}
+            write_json(mark, {**told, plan.run_id: {"versions": versions, "users": len(plan.users)}})
             days.append(path.parent.name)
     return days

@@ -5,14 +5,13 @@ users by their digests only. While it is there, nothing is published and no feat
 older version for a moment.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from conf.errors import ErasureUnfinishedError
+from conf.json_files import read_json, write_json
 
 UNFINISHED = "unfinished.json"
 
@@ -66,7 +65,7 @@ def load_plan(artifacts: str, users: Sequence[str], *, run_id: str) -> Plan:
     path = plan_path(artifacts)
     if not path.is_file():
         return Plan(sorted(users), run_id)
-    plan = Plan(**json.loads(path.read_text()))
+    plan = Plan(**read_json(path, expected="the plan of an erasure"))
     if plan.users != sorted(users):
         raise ErasureUnfinishedError(run_id=plan.run_id, num_users=len(plan.users), plan=path)
     return plan
@@ -86,18 +85,10 @@ def refuse_unfinished_erasure(artifacts: str) -> None:
     """Raises ErasureUnfinishedError if an erasure was begun and has not ended."""
     path = plan_path(artifacts)
     if path.is_file():
-        plan = Plan(**json.loads(path.read_text()))
+        plan = Plan(**read_json(path, expected="the plan of an erasure"))
         raise ErasureUnfinishedError(run_id=plan.run_id, num_users=len(plan.users), plan=path)
 
 
 def plan_path(artifacts: str) -> Path:
     """Returns where the plan of an unfinished erasure lies."""
     return Path(artifacts) / "erasures" / UNFINISHED
-
-
-def write_json(path: Path, content: object) -> None:
-    """Writes a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
-    os.replace(fresh, path)

@@ -4,14 +4,13 @@ One JSON file per day and table, `{storage.artifacts}/skipped_features/{day}/{ta
 last run of the table left it out. An empty commit would say the same, but Delta makes none where nothing changes.
 """
 
-import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
 from conf.cli import JobSummary
+from conf.json_files import read_json, write_json
 from etl.storage import replace_day
 from udfs.feature_night import Night
 
@@ -54,16 +53,16 @@ def save_skipped(skipped: SkippedFeature | None, artifacts: str, name: str, *, d
     if skipped is None:
         path.unlink(missing_ok=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(skipped), indent=1, sort_keys=True) + "\n")
-    os.replace(unfinished, path)
+    write_json(path, asdict(skipped))
 
 
 def load_skipped(artifacts: str, *, day: date) -> dict[str, SkippedFeature]:
     """Returns what was left out on a day, by table."""
     files = sorted(_folder(artifacts, day).glob("*.json"))
-    return {path.stem: SkippedFeature(**json.loads(path.read_text())) for path in files}
+    return {
+        path.stem: SkippedFeature(**read_json(path, expected="the record of a table left out"))
+        for path in files
+    }
 
 
 def _folder(artifacts: str, day: date) -> Path:

@@ -8,11 +8,11 @@ training under `{storage.artifacts}/training` has pinned, and whatever was the l
 of Spark's VACUUM, which knows an age only.
 """
 
-import json
 import logging
 from pathlib import Path
 
 from conf.cli import JobContext, JobSummary
+from conf.json_files import read_json
 from conf.tables import TABLES
 from etl.retention import vacuum_table
 from etl.session import open_session
@@ -69,6 +69,6 @@ def pinned_versions(releases: list[Release], artifacts: Path) -> Pins:
         for name, version in release.table_versions.items():
             pins.setdefault(name, set()).add(version)
     for path in sorted(artifacts.glob("training/*/training.json")):
-        for name, pin in json.loads(path.read_text())["pins"].items():
+        for name, pin in read_json(path, expected="the record of a training")["pins"].items():
             pins.setdefault(name, set()).add(pin["version"])
     return pins

@@ -1,0 +1,39 @@
+"""JSON files that jobs leave for other jobs: written in one step, so a reader sees the old one or the new one whole."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from conf.errors import CorruptInputError
+
+ERASURES_FILE = "erasures.json"
+"""In the folder of a training: by run of an erasure, the table versions that it read and that are gone since."""
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a file, and the folders above it; a kill leaves what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Named after the process: two that write the same file do not write the same draft.
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+    os.replace(draft, path)
+
+
+def read_json(path: Path, *, expected: str) -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
+
+    Args:
+        path: of the file; it is there.
+        expected: what the file should be, in words, for the error.
+
+    Raises:
+        CorruptInputError: it is cut, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise CorruptInputError(path=str(path), expected=expected, cause=str(error)) from error
+    if not isinstance(content, dict):
+        raise CorruptInputError(path=str(path), expected=expected, cause="it holds no JSON object")
+    return content
