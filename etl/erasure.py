@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from delta.tables import DeltaTable
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -71,22 +72,22 @@ def user_tables() -> list[str]:
     ]
 
 
-def conditions(name: str, erased: Column) -> list[Column]:
-    """Returns the conditions under which a row of the table tells of the user `erased`; none or one of them holds.
+def conditions(name: str) -> list[Column]:
+    """Returns the conditions under which a row tells of a user of `as_frame`; none or one of them holds.
 
     They are apart, since equality is a hash join and a search in a text is not.
     """
     if name == QUARANTINED_ROWS.name:
         fields = (F.get_json_object("payload", f"$.{field}") for field in ("user_id", UNPARSED, RECORD))
-        return _as_delivered(erased, *fields)
+        return _as_delivered(*fields)
     if TABLES[name].raw:
         known = TABLES[name].column_names
         texts = (
             F.col(field) if field in known else F.lit(None).cast("string") for field in (UNPARSED, RECORD)
         )
-        return _as_delivered(erased, F.col("user_id"), *texts)
+        return _as_delivered(F.col("user_id"), *texts)
     # As judged, whatever an earlier version of the rules has let into the table.
-    return [clean_id(F.col("user_id")) == erased]
+    return [clean_id(F.col("user_id")) == F.col("erased_id")]
 
 
 def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> Found:
@@ -99,7 +100,8 @@ def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> F
         kept_rows = _count(kept, name, users)
         found = sorted(_named(kept, name, users)) if kept_rows else []
     in_log = sum(bool(pattern.search(content)) for content in retention.read_log(path)) if pattern else 0
-    return Found(_count(rows, name, users), kept_rows, in_log, tuple(found))
+    # The latest rows are among those that are kept.
+    return Found(_count(rows, name, users) if kept_rows else 0, kept_rows, in_log, tuple(found))
 
 
 def _as_in_statistics(rows: DataFrame, name: str, users: DataFrame) -> list[str]:
@@ -139,7 +141,7 @@ def delete_users(spark: SparkSession, root: str, name: str, users: DataFrame) ->
     location = storage.table_location(root, name)
     is_named = root.startswith(CATALOG_PREFIX)
     table = DeltaTable.forName(spark, location) if is_named else DeltaTable.forPath(spark, location)
-    for condition in conditions(name, F.col("erased_id")):
+    for condition in conditions(name):
         table.alias("target").merge(F.broadcast(users), condition).whenMatchedDelete().execute()
 
 
@@ -149,34 +151,39 @@ def _any_of(users: Sequence[str]) -> bytes:
     return b"|".join(re.escape(text) for text in sorted(spellings, key=lambda text: (-len(text), text)))
 
 
+def _spell_in_json(text: str) -> set[str]:
+    return {json.dumps(text, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
+
+
 def _spellings(user: str) -> set[bytes]:
     """An id in UTF-8, in JSON with and without escapes, both within a text of JSON, and all of them in HTML."""
-    once = {json.dumps(user, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
-    twice = {json.dumps(text, ensure_ascii=ascii_only)[1:-1] for text in once for ascii_only in (True, False)}
-    plain = {user} | once | twice
+    once = _spell_in_json(user)
+    plain = {user} | once | {text for spelling in once for text in _spell_in_json(spelling)}
     return {text.encode() for text in plain | {html.escape(text) for text in plain}}
 
 
 def _count(rows: DataFrame, name: str, users: DataFrame) -> int:
-    total = 0
-    for condition in conditions(name, F.col("erased_id")):
-        total += rows.join(F.broadcast(users), condition, "left_semi").count()
-    return total
+    parts = [
+        rows.join(F.broadcast(users), condition, "left_semi").select(F.lit(1))
+        for condition in conditions(name)
+    ]
+    return reduce(DataFrame.unionAll, parts).count()
 
 
 def _named(rows: DataFrame, name: str, users: DataFrame) -> set[str]:
     """Returns the digests of those users of whom rows tell."""
     found: set[str] = set()
-    for condition in conditions(name, F.col("erased_id")):
+    for condition in conditions(name):
         named = F.broadcast(users).join(rows, condition).select("user_digest").distinct()
         found |= {row["user_digest"] for row in named.collect()}
     return found
 
 
-def _as_delivered(erased: Column, user: Column, unparsed: Column, record: Column) -> list[Column]:
+def _as_delivered(user: Column, unparsed: Column, record: Column) -> list[Column]:
     """The id with blanks around it; the id among broken characters, or in a record of which no user could be read."""
-    in_text = (user.rlike(_BROKEN) & _names(user, erased)) | _names(unparsed, erased)
-    in_text |= user.isNull() & _names(record, erased)
+    erased = F.col("erased_id")
+    in_text = (user.rlike(_BROKEN) & _names(user)) | _names(unparsed)
+    in_text |= user.isNull() & _names(record)
     is_user = (clean_id(user) == erased) | (_bare(user) == erased)
     return [_bare(user) == erased, (in_text | is_user) & ~_bare(user).eqNullSafe(erased)]
 
@@ -186,11 +193,9 @@ def _bare(text: Column) -> Column:
     return clean_id(F.regexp_replace(text, f"^{_AROUND}+|{_AROUND}+$", ""))
 
 
-def _names(text: Column, erased: Column) -> Column:
+def _names(text: Column) -> Column:
     """Does the text hold the id as a word, literally, as it is or as JSON spells it."""
-    escaped = F.substring(F.to_json(F.struct(erased.alias("id"))), 8, 2**30)  # after {"id":"
-    spelt = F.left(escaped, F.length(escaped) - 2)
-    return text.isNotNull() & (_has_word(text, erased) | _has_word(text, spelt))
+    return text.isNotNull() & F.exists("spellings", lambda word: _has_word(text, word))
 
 
 def _has_word(text: Column, word: Column) -> Column:
@@ -213,6 +218,9 @@ def _as_parquet(spark: SparkSession) -> Iterator[None]:
 
 
 def as_frame(spark: SparkSession, users: Sequence[str]) -> DataFrame:
-    """Returns the ids as a frame, each once: `erased_id`, and `user_digest` as `erased_users` keeps it."""
-    rows = [(user, digest_user(user)) for user in sorted(set(users))]
-    return local_frame(spark, rows, "erased_id string, user_digest string")
+    """Returns the ids as a frame, each once.
+
+    Columns: `erased_id`; `user_digest` as `erased_users` keeps it; `spellings`, how a record may write the id.
+    """
+    rows = [(user, digest_user(user), sorted({user, *_spell_in_json(user)})) for user in sorted(set(users))]
+    return local_frame(spark, rows, "erased_id string, user_digest string, spellings array<string>")

@@ -22,7 +22,9 @@ def test_rows_that_were_erased_are_named_until_the_tables_are_pinned_anew(
     write_json(tmp_path / ERASURES_FILE, erased)
 
     if is_refused:
-        with pytest.raises(MissingInputError, match=r"Erasure erase-1.*python -m models train --day 2026-03-01"):
+        with pytest.raises(
+            MissingInputError, match=r"Erasure erase-1.*python -m models train --day 2026-03-01"
+        ):
             refuse_erased(training)
     else:
         refuse_erased(training)
