@@ -69,9 +69,11 @@ def read(spark: SparkSession, settings: Settings, folder: Path, *, day: date) ->
     return dict(checkins.CheckinFolder().read(spark, with_source(settings, path=str(folder)), day=day))
 
 
-def deliver(spark: SparkSession, settings: Settings, folder: Path, day: date) -> dict[str, object]:
+def deliver(
+    spark: SparkSession, settings: Settings, folder: Path, day: date, **more: object
+) -> dict[str, object]:
     """Delivers a day and indexes its POIs; returns the notes of the delivery."""
-    source = with_source(settings, path=str(folder))
+    source = with_source(settings, path=str(folder), **more)
     notes = {}
     for job, run in (("checkins", checkins.deliver), ("poi_index", index_job.index_pois)):
         notes[job] = run(JobContext(job, day, source, "run", False, argparse.Namespace()), spark).notes
