@@ -27,10 +27,7 @@ def check_out_folder(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise _refusal(f"{out} is a file")
-    listed = _listed(out)
-    # A killed run may leave a folder that it has emptied.
-    folders = {f"{parent}/" for name in listed for parent in Path(name).parents}
-    unknown = sorted(_found(out) - listed - folders - OWN)
+    unknown = sorted(_found(out) - _listed(out) - OWN)
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise _refusal(
@@ -57,6 +54,7 @@ def fill_out_folder(out: Path, job: str) -> Iterator[Path]:
     with _locked(out):
         check_out_folder(out)
         _remove(out, {path for path in _listed(out) if path.startswith(UNFINISHED)})
+        _prune(out, {f"{path.name}/any" for path in out.glob(f"{UNFINISHED}*")})
         before, fresh = _listed(out), set[str]()
         work = out / f"{UNFINISHED}{uuid.uuid4().hex}"
         # Listed before it is there: a killed run leaves nothing unknown.
@@ -74,19 +72,20 @@ def fill_out_folder(out: Path, job: str) -> Iterator[Path]:
             _list(out, job, fresh)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
+            _prune(out, before | fresh)
             _list(out, job, (before | fresh) & _found(out))
             raise
 
 
 def _found(folder: Path, below: str = "") -> set[str]:
-    """Files below a folder, as paths in it; a link is a file, wherever it leads, and an empty folder counts too."""
+    """Files below a folder, as paths in it; a link is a file, wherever it leads, and an empty folder is nothing."""
     names: set[str] = set()
     if not folder.is_dir():
         return names
     for entry in os.scandir(folder):
         path = f"{below}{entry.name}"
         if entry.is_dir(follow_symlinks=False):
-            names |= _found(Path(entry.path), f"{path}/") or {f"{path}/"}
+            names |= _found(Path(entry.path), f"{path}/")
         else:
             names.add(path)
     return names
@@ -103,7 +102,7 @@ def _listed(out: Path) -> set[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise _refusal(f"the list of files {path} cannot be read ({error}); give a new folder") from error
     if unfinished and unfinished.startswith(UNFINISHED):
-        files |= _found(out / unfinished, f"{unfinished}/") or {f"{unfinished}/"}
+        files |= _found(out / unfinished, f"{unfinished}/")
     return files
 
 
@@ -117,11 +116,15 @@ def _list(out: Path, job: str, files: set[str], unfinished: str | None = None) -
 def _remove(out: Path, files: set[str]) -> None:
     """Removes listed files, and the folders that this leaves empty."""
     for name in files & _found(out):
-        if not name.endswith("/"):
-            (out / name).unlink()
-    folders = {parent for name in files for parent in Path(name.rstrip("/") + "/x").parents} - {Path()}
+        (out / name).unlink()
+    _prune(out, files)
+
+
+def _prune(out: Path, files: set[str]) -> None:
+    """Removes the folders of listed files that are empty."""
+    folders = {parent for name in files for parent in Path(name).parents} - {Path()}
     for folder in sorted(folders, key=lambda path: -len(path.parts)):
-        with contextlib.suppress(OSError):  # not empty, or a file that was listed
+        with contextlib.suppress(OSError):  # not empty, or not there
             (out / folder).rmdir()
 
 

@@ -54,10 +54,9 @@ def test_an_answer_replaces_an_earlier_one_and_nothing_else(tmp_path_factory, fi
     assert content_of(out) == everything
 
 
-@pytest.mark.parametrize("name", ["candidates/photo.jpg", "release.json", "old/"])
+@pytest.mark.parametrize("name", ["candidates/photo.jpg", "release.json", "old/link"])
 def test_a_folder_of_somebody_is_refused_before_anything_is_written(tmp_path, name):
-    path = tmp_path / name
-    path.mkdir(parents=True) if name.endswith("/") else write(tmp_path, {name}, "mine")
+    write(tmp_path, {name}, "mine")
 
     with pytest.raises(SettingsError, match="no job wrote"), fill_out_folder(tmp_path, "test"):
         pass
