@@ -108,7 +108,8 @@ if [[ $(note is_champion) == False && $SOURCE != synthetic ]]; then
 fi
 
 say "Features of every user, POI and request; audit; release 1; its report"
-run udfs release --day "$DAY"
+# A demo that is run once more in its folder begins again with the first day.
+run udfs release --day "$DAY" --replace
 run models report --day "$DAY"
 
 if [[ -z $NEXT_DAY ]]; then
