@@ -226,7 +226,10 @@ class ReleaseTables:
         try:
             last = table.history(limit=1)[0]
             note = json.loads(last.get("userMetadata") or "{}")
-        except DeltaError:  # a later entry of the log is cut, and no version can be told of
+        except (
+            DeltaError,
+            IndexError,
+        ):  # a later entry of the log is cut; below a folder with '#' none is found
             note = {}
         except json.JSONDecodeError:  # somebody else's note, for example of a manual repair
             note = {}

@@ -167,10 +167,11 @@ def second_computed(town: Town, second_computed_folder: Path, tmp_path: Path) ->
 
 
 @pytest.fixture
-def published_twice(town: Town, second_folder: Path, tmp_path: Path) -> Town:
-    """A town whose DAY_1 is release 1 and whose DAY_2 is release 2."""
-    copy_tables(second_folder, tmp_path)
-    return town
+def published_twice(
+    spark: object, night_settings: Settings, second_folder: Path, tmp_path: Path, bundle: Path
+) -> Town:
+    """A town whose DAY_1 is release 1 and whose DAY_2 is release 2, in a folder that is no URI."""
+    return open_town(spark, night_settings, copy_tables(second_folder, tmp_path / "team #1, süd?"), bundle)
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from urllib.parse import unquote
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
@@ -19,7 +21,8 @@ def files_of(town: Town, version: int | None = None) -> set[str]:
     folder = Path(town.root) / "user_embeddings"
     if version is None:
         return {str(path) for path in folder.rglob("*.parquet") if "_delta_log" not in path.parts}
-    return {uri.removeprefix("file://") for uri in DeltaTable(str(folder), version=version).file_uris()}
+    files = pa.table(DeltaTable(str(folder), version=version).get_add_actions())["path"].to_pylist()
+    return {str(folder / unquote(file)) for file in files}
 
 
 def test_what_is_pinned_stays_and_the_rest_goes(published_twice: Town) -> None:
