@@ -229,7 +229,7 @@ class IndexOrderError(SpacetimeError):
 
 
 class UnlikelyDayError(SpacetimeError):
-    """The day of a delivery is one that nobody can have meant."""
+    """The day of a delivery is implausible."""
 
     exit_code = 2
 
@@ -278,8 +278,8 @@ class ContractViolatedError(SpacetimeError):
         self.table, self.day, self.violation = table, day, violation
         super().__init__(
             f"rows for table {table} on {day} break its contract: {violation}. Readers rely on these bounds, so "
-            "nothing was written. The job that builds the table let through what it should have quarantined: mend it, "
-            "or mend the contract in conf/tables.py if the value is right."
+            "nothing was written. The job that builds the table let through what it should have quarantined: fix it, "
+            "or fix the contract in conf/tables.py if the value is right."
         )
 
 
@@ -392,8 +392,8 @@ class ReleaseOrderError(SpacetimeError):
     def __init__(self, *, day: str, problem: str) -> None:
         self.day, self.problem = day, problem
         super().__init__(
-            f"the features of {day} were not published: {problem}. Readers would be set back without anybody having "
-            "decided so, for example by a retry or a cleared task of an older night. To publish them all the same: "
+            f"the features of {day} were not published: {problem}. Readers would be set back without a decision, "
+            " for example by a retry or a cleared task of an older night. To publish them all the same: "
             f"python -m udfs publish --day {day} --replace; python -m udfs releases lists what was published when."
         )
 
@@ -426,7 +426,7 @@ class StaleReleaseError(SpacetimeError):
             f"the current release {release_id} was published {published_hours:.1f} hours ago and its day {day} ended "
             f"{data_hours:.1f} hours ago; {max_age_hours:g} are allowed for either. Readers still get it, but what "
             "users have done since is missing from their features. Look for the nightly run that failed, hangs or "
-            "never began and clear it, or for a rollback that nobody followed up."
+            "never began and clear it, or for a rollback that was never followed up."
         )
 
 

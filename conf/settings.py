@@ -73,7 +73,7 @@ class StorageSettings(Section):
         """A root that Spark, deltalake and pyarrow all take for the same folder.
 
         They differ in what they decode: the first takes a path as it is, the others take `%20` for a blank and a
-        backslash for a slash, and in a URI whatever follows `#` or `?` is no path. Delta's SQL ends at a backtick.
+        backslash for a slash, and in a URI what follows `#` or `?` is no path. Delta's SQL ends at a backtick.
         """
         scheme, separator, _ = root.partition("://")
         if scheme == "file" or root.startswith("file:/"):

@@ -56,7 +56,7 @@ class Warehouse:
 
     @cached_property
     def erased(self) -> DataFrame | None:
-        """Digests of users who were erased and stay away; None if there is nobody."""
+        """Digests of erased users whose rows are left out; None if there are none."""
         return read_erased(self.spark, self.settings)
 
     @cached_property

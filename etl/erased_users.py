@@ -35,7 +35,7 @@ def clean_text(user: str) -> str:
 
 
 def read_erased(spark: SparkSession, settings: Settings) -> DataFrame | None:
-    """Returns the digests of users who stay away; None if there is nobody, or if the settings readmit them."""
+    """Returns the digests of users whose rows are left out; None if there are none, or if the settings readmit them."""
     root = settings.storage.root
     if settings.source.readmit_erased or not storage.table_exists(spark, root, ERASED_USERS.name):
         return None

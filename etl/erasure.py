@@ -73,7 +73,7 @@ def user_tables() -> list[str]:
 
 
 def conditions(name: str) -> list[Column]:
-    """Returns the conditions under which a row tells of a user of `as_frame`; none or one of them holds.
+    """Returns the conditions under which a row names a user of `as_frame`; at most one of them holds.
 
     They are apart, since equality is a hash join and a search in a text is not.
     """
@@ -86,12 +86,12 @@ def conditions(name: str) -> list[Column]:
             F.col(field) if field in known else F.lit(None).cast("string") for field in (UNPARSED, RECORD)
         )
         return _as_delivered(F.col("user_id"), *texts)
-    # As judged, whatever an earlier version of the rules has let into the table.
+    # Normalised here too: an earlier version of the rules may have let padded ids into the table.
     return [clean_id(F.col("user_id")) == F.col("erased_id")]
 
 
 def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> Found:
-    """Counts where a table tells of the users; `users` as `as_frame` makes it."""
+    """Counts where a table names the users; `users` as `as_frame` makes it."""
     path = retention.table_path(spark, root, name)
     rows = storage.read_table(spark, root, name)
     pattern = id_pattern(_as_in_statistics(rows, name, users))

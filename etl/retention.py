@@ -95,7 +95,7 @@ def missing_files(spark: SparkSession, root: str, name: str, version: int) -> li
     """Returns the data files of a version that are not there, or not in full length.
 
     Raises:
-        DeltaError: the log no longer tells of the version.
+        DeltaError: the log no longer has the version.
     """
     path = table_path(spark, root, name)
     system, folder = open_folder(path)

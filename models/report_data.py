@@ -73,8 +73,8 @@ def load_releases(root: str) -> list[Release]:
         return []
     rows = table.to_pyarrow_table().sort_by("release_id").to_pylist()
     withdrawals = open_table(root, "withdrawals")
-    told = withdrawals.to_pyarrow_table().to_pylist() if withdrawals else []
-    reasons = {row["release_id"]: row["reason"] for row in told}
+    withdrawn = withdrawals.to_pyarrow_table().to_pylist() if withdrawals else []
+    reasons = {row["release_id"]: row["reason"] for row in withdrawn}
     return [
         Release(
             release_id=row["release_id"],

@@ -134,8 +134,8 @@ def list_skipped(settings: Settings, release: Release) -> list[str]:
         path = find_training(settings, release) / "training.json"
     except NothingToShowError:
         return []
-    told = read_json(path, expected="the record of a training") if path.is_file() else {}
-    skipped = told.get("skipped", {})
+    content = read_json(path, expected="the record of a training") if path.is_file() else {}
+    skipped = content.get("skipped", {})
     return [f"{TITLES.get(stage, stage)} was left out: {why}" for stage, why in skipped.items()]
 
 

@@ -278,7 +278,7 @@ def refuse_erased(training: Training) -> None:
                 what=f"the rows that the training of {training.day} has read ({', '.join(gone)})",
                 where=training.settings.storage.root,
                 needed_by="The job",
-                remedy=f"Erasure {run_id} has taken users out of them since, and their versions are gone. Train anew: "
+                remedy=f"Erasure {run_id} has taken users out of them since, and their versions are gone. Train again: "
                 f"python -m models train --day {training.day}.",
             )
 

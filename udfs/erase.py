@@ -2,14 +2,14 @@
 
     python -m udfs erase --user ID [--user ID] [--users FILE]
 
-Every table that tells of them loses their rows; then a version without them becomes its first one, since Delta's old
-files and its log would go on telling of them (`etl/retention.py`). The current release and the one before it are
-published anew, each from the table versions that it showed, so readers see the same rows but for the erased; what older
-releases pinned is gone, so they are withdrawn. In the end everything is searched again, and what was found before and
-after is kept as `{storage.artifacts}/erasures/RUN_ID.json`, without the ids.
+Every table that names them loses their rows; then a version without them becomes its first one, since Delta's old
+files and its log would still hold the ids (`etl/retention.py`). The current release and the one before it are published
+again, each from the table versions that it showed, so readers see the same rows but for the erased; what older releases
+pinned is gone, so they are withdrawn. In the end everything is searched again, and what was found before and after is
+kept as `{storage.artifacts}/erasures/RUN_ID.json`, without the ids.
 
 What is to be done is written down first (`udfs/erasure_plan.py`): a run that was killed is ended by the same command,
-and the record tells of all attempts together. The digests of the ids stay in `erased_users`, so that an export which
+and the record covers all attempts together. The digests of the ids stay in `erased_users`, so that an export which
 still holds the users does not bring them back. What models have learnt stays in their weights: the record names the
 trainings that read the rows, and the folder of each says so.
 """
@@ -156,11 +156,11 @@ def extend_plan(spark: SparkSession, root: str, plan: Plan, found: Places, files
 
 
 def tell_unknown(users: Sequence[str], plan: Plan) -> int:
-    """Names the users of whom no table tells, and returns how many they are; what is kept names nobody."""
+    """Logs the users that no table holds, and returns how many they are; what is kept has counts only."""
     unknown = [user for user in users if digest_user(user) not in plan.found]
     for user in unknown:
         LOGGER.warning(
-            "no table tells of user %r: an id is compared letter by letter, blanks around it apart", user
+            "no table holds user %r: ids are compared letter by letter, without blanks around them", user
         )
     return len(unknown)
 
@@ -200,7 +200,7 @@ def erase_tables(spark: SparkSession, context: JobContext, plan: Plan, users: Da
             continue
         latest = plan.latest[name]
         # Each version without the users is made before the new history starts, since the commit that makes it tells
-        # of what it removes; afterwards the clean versions are shown once more, and those commits tell of no user.
+        # of what it removes; afterwards the clean versions are shown once more, and those commits name no user.
         clean: dict[int, int] = {}
         for version in (*shown_versions(plan, name), latest):
             if version != table_version(spark, root, name):
@@ -281,14 +281,14 @@ def kept_folders(context: JobContext) -> list[Path]:
 
 
 def mark_trainings(context: JobContext, plan: Plan) -> list[str]:
-    """Returns the days of the trainings that pinned a table in which the users were found, and says so beside each."""
+    """Marks the trainings that pinned a table in which the users were found, and returns their days."""
     folder, days = Path(context.settings.storage.artifacts) / "training", []
     for path in sorted(folder.glob("*/training.json")):
         pins = read_json(path, expected="the record of a training")["pins"]
         versions = {name: pins[name]["version"] for name in sorted(set(pins) & set(plan.tables))}
         if versions:
             mark = path.with_name(ERASURES_FILE)
-            told = read_json(mark, expected="a list of erasures") if mark.is_file() else {}
-            write_json(mark, {**told, plan.run_id: {"versions": versions, "users": len(plan.users)}})
+            earlier = read_json(mark, expected="a list of erasures") if mark.is_file() else {}
+            write_json(mark, {**earlier, plan.run_id: {"versions": versions, "users": len(plan.users)}})
             days.append(path.parent.name)
     return days

@@ -25,9 +25,9 @@ class Plan:
         run_id: of the first attempt; releases and withdrawals carry it.
         attempts: how often the command was run for it.
         before: counts by table, as the first attempt found them.
-        files: files beside the tables that told of the users then.
-        found: digests of the users of whom anything told.
-        tables: tables that told of them.
+        files: files outside the tables that named the users then.
+        found: digests of the users that were found anywhere.
+        tables: tables that named them.
         carried: the releases to be carried over, as rows of `releases`, the current one last.
         latest: by table, the version that was the latest before anything was deleted.
         starts: by table, the version at which its history starts; a table is done once it is here.

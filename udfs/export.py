@@ -70,7 +70,7 @@ def write_export(
     """Writes a release to an empty folder; without the index if `faiss` is None.
 
     Returns:
-        What `release.json` tells beside the release, and seconds by step.
+        What `release.json` holds in addition to the release, and seconds by step.
     """
     rows, steps = {}, {}
     for name in FEATURE_TABLES:

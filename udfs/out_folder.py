@@ -1,7 +1,7 @@
 """Folders that a job fills for people: replaced as a whole, and only what a job of ours wrote before.
 
-`.spacetime-gr.json` in the folder lists the files that were written there. Whatever else lies in the folder is somebody
-else's, and then nothing is written at all.
+`.spacetime-gr.json` in the folder lists the files that were written there. Any other file in it belongs to
+somebody else, and then nothing is written at all.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ def _prune(out: Path, files: set[str]) -> None:
 
 
 def _move(entry: Path, target: Path) -> None:
-    """Renames; a folder that is still there, for a file put into it meanwhile, takes the new files beside that one."""
+    """Renames; a folder that is still there, for a file put into it meanwhile, takes the new files in addition."""
     if not target.exists():
         entry.rename(target)
     elif entry.is_dir() and target.is_dir():

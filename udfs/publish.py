@@ -1,7 +1,7 @@
 """Makes an audited night visible by one commit of one row to `releases`, and takes one back in the same way.
 
 Only what a passed audit looked at, at exactly those Delta versions, can be published. Publishing the same content again
-changes nothing, and neither does a run that is repeated under its id, whatever was published in between. An older day
+changes nothing, and neither does a run that is repeated under its id, even after other releases. An older day
 than readers see, or content that was rolled back, is published only with `--replace`. A rollback appends a row that
 points at the older versions, so the log tells the whole story; it looks first whether their files are there. Run with
 `python -m udfs publish --day D [--replace]`, `python -m udfs rollback [--to N]`, `python -m udfs releases`.
@@ -98,10 +98,10 @@ def run_publish(context: JobContext) -> JobSummary:
 
 
 def find_published(releases: Sequence[Release], context: JobContext) -> int | None:
-    """Returns the release that this run has published already, if the day was not audited anew since.
+    """Returns the release that this run has published already, if the day was not audited again since.
 
-    A scheduler repeats a run that it believes lost; a day that was cleared and made anew keeps its run id, too, but has
-    another audit.
+    A scheduler repeats a run that it believes lost; a day that was cleared and made again keeps its run id, too, but
+    has another audit.
     """
     audit = load_audit(context.settings.storage.artifacts, context.day)
     for release in releases:

@@ -67,7 +67,7 @@ def needed_files(table: Path, version: int) -> set[Path]:
 
 @contextmanager
 def killed_after(deletions: int) -> Iterator[None]:
-    """Kills what deletes more files than so many."""
+    """Kills a job before it deletes more files than given."""
     left = iter(range(deletions))
     real_delete, real_unlink = fs.LocalFileSystem.delete_file, Path.unlink
 

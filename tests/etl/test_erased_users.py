@@ -1,4 +1,4 @@
-"""An export that still holds an erased user brings nobody back, however it spells the id."""
+"""An export that still holds an erased user does not bring that user back, however it spells the id."""
 
 from pathlib import Path
 

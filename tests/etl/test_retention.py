@@ -1,4 +1,4 @@
-"""Deletion: whatever the folder is called, no file of a version that must stay readable is deleted."""
+"""Deletion: at odd paths too, no file of a version that must stay readable is deleted."""
 
 from datetime import date
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A training whose rows were erased since says so; trained anew, it does not."""
+"""A training whose rows were erased since says so; after training again, it does not."""
 
 from pathlib import Path
 

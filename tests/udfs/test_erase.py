@@ -145,5 +145,5 @@ def test_a_list_with_a_byte_order_mark_and_strangers(published_twice: Town, tmp_
 
     assert set(vectors(town)) == {"u3"}
     assert done.notes["not_found"] == 1
-    assert "no table tells of user 'nobody'" in caplog.text
+    assert "no table holds user 'nobody'" in caplog.text
     assert "u1" not in json.dumps(done.notes)
