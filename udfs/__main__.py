@@ -86,7 +86,10 @@ def add_age_option(parser: ArgumentParser) -> None:
 def add_vacuum_options(parser: ArgumentParser) -> None:
     """Adds `--hours` and `--keep-releases`."""
     parser.add_argument(
-        "--hours", type=hours, default=168.0, help="versions that were the latest within so many hours stay"
+        "--hours",
+        type=hours,
+        default=168.0,
+        help="keep versions that were the latest within the last H hours",
     )
     parser.add_argument(
         "--keep-releases",
