@@ -1,0 +1,1 @@
+"""Planted faults in models, nights and deliveries, and whether the gates catch them (`make bench-gates`)."""
