@@ -45,20 +45,20 @@ class SpacetimeDecoder(GenerativeDecoder):
 
     @property
     def rate_scales(self) -> dict[str, float]:
-        """Parts of parameter names whose learning rate is scaled, for the trainer."""
+        """Modules and parameters, by their names, whose learning rate is scaled; only those that the model has."""
+        scales = {}
+        if self.config.place_std:
+            scales["trunk.embedding.geo.fourier"] = self.trunk.embedding.geo.wave_rate
         small, large = self.config.memory.table_rate, self.config.memory.large_table_rate
-        geo = self.trunk.embedding.geo
-        waves = {"embedding.geo.fourier": geo.wave_rate} if self.config.place_std else {}
-        return waves | {
-            "memory.small.": small,
-            "memory.routines.": small,
-            "memory.large.": large,
-            "others.small": small,
-            "others.large": large,
-            "others.poi": large,
-            "click.evidence": self.config.taste.head_rate,
-            "taste.": self.config.taste.match_rate,
-        }
+        if self.memory is not None:
+            scales |= {"memory.small": small, "memory.large": large}
+            if self.memory.routines is not None:
+                scales["memory.routines"] = small
+        if self.others is not None:
+            scales |= {"others.small": small, "others.large": large, "others.poi": large}
+        if self.taste is not None:
+            scales |= {"click.evidence": self.config.taste.head_rate, "taste": self.config.taste.match_rate}
+        return scales
 
     def candidate_states(
         self,

@@ -10,7 +10,6 @@ user. A bundle's ranking and embedding stages are evaluated on `ranking_samples`
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +30,9 @@ from models.figures import (
     rank_floors,
     without_nan,
 )
-from models.inference import encode_pois, encode_user_requests, rank_targets_by_model, score_candidates
-from models.metrics import FloatArray, IntArray, Ranks
+from models.impressions import Impressions, score_by_embeddings
+from models.inference import rank_targets_by_model, score_candidates
+from models.metrics import FloatArray, Ranks
 from models.release_split import EvaluationRows
 from models.tracking import RunLog
 
@@ -42,41 +42,6 @@ ROWS_PER_BATCH = 2_048
 EVALUATION_FILE = "evaluation.json"
 LOG_WIDTH = 110
 """Columns of a table that is not printed in a terminal."""
-
-
-@dataclass(frozen=True)
-class Impressions:
-    """One row per shown POI of ranking samples.
-
-    Attributes:
-        requests: the samples.
-        request_rows: sample of each impression.
-        positions: place of each impression in its sample's candidates.
-        labels: 1 clicked, 0 shown.
-    """
-
-    requests: pa.Table
-    request_rows: IntArray
-    positions: IntArray
-    labels: IntArray
-
-    @classmethod
-    def from_samples(cls, samples: pa.Table) -> "Impressions":
-        """Flattens `ranking_samples`."""
-        labels = samples["labels"].combine_chunks()
-        lengths = np.array([len(row) for row in labels], dtype=np.int64)
-        rows = np.repeat(np.arange(len(lengths)), lengths)
-        positions = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        flat = np.array([label for row in labels.to_pylist() for label in row], dtype=np.int64)
-        return cls(samples, rows, positions, flat)
-
-    def flat(self, column: str) -> np.ndarray:
-        """Returns a candidate column, one value per impression."""
-        return np.array([value for row in self.requests[column].to_pylist() for value in row])
-
-    def per_request(self, column: str) -> np.ndarray:
-        """Returns a request column repeated for every impression."""
-        return self.requests[column].to_numpy()[self.request_rows]
 
 
 def evaluate_next_poi(
@@ -128,7 +93,7 @@ def evaluate_ranking(
     }  # fmt: skip
     probabilities = None
     if bundle and "sft_embedding" in bundle.stage_names:
-        scores["sft_embedding"] = _score_by_embeddings(shown, bundle, device)
+        scores["sft_embedding"] = score_by_embeddings(shown, bundle, device)
     if bundle and "sft_ranking" in bundle.stage_names:
         batch = samples.combine_chunks().to_batches()
         logits = [
@@ -227,17 +192,6 @@ def _rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str, device
         )
         higher[own], equal[own] = found.num_higher, found.num_equal
     return Ranks(higher, equal)
-
-
-def _score_by_embeddings(shown: Impressions, bundle: ModelBundle, device: str) -> FloatArray:
-    """Dot product of the user's vector at the request and the POI's vector."""
-    batches = [part for part in shown.requests.combine_chunks().to_batches() if part.num_rows]
-    users = np.concatenate([encode_user_requests(bundle, part, device=device) for part in batches])
-    columns = {"block_id": "block_ids", "inner_id": "inner_ids", "category_id": "category_ids",
-               "poi_lon": "lons", "poi_lat": "lats"}  # fmt: skip
-    pois = pa.record_batch({name: pa.array(shown.flat(f"candidate_{old}")) for name, old in columns.items()})
-    vectors = encode_pois(bundle, pois, device=device)
-    return (users[shown.request_rows].astype(np.float64) * vectors).sum(axis=1)
 
 
 def _label_simulated(figures: dict) -> str:

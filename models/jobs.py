@@ -2,10 +2,9 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError
 from conf.settings import CONF_DIR
 from models.bundle import ModelBundle, load_bundle, resolve_model
-from models.click_gate import judge_clicks
+from models.champions import find_champions
 from models.config import load_recipe
 from models.evaluate import (
     EVALUATION_FILE,
@@ -28,12 +27,13 @@ from models.evaluate import (
 )
 from models.figures import Figures, without_nan
 from models.followers import follow
+from models.gate import judge_bundle
 from models.generator_choice import GeneratorChoice
 from models.held_out import add_finder, find_evaluation_rows, read_impressions
 from models.parallel import joined_group, process_rank, threads_of_process
 from models.pins import pin_table
 from models.protocol_job import run_protocol_job
-from models.register import find_champion, judge_challenger, register_bundle
+from models.register import register_bundle
 from models.release_split import EvaluationRows
 from models.stage import TrainResult
 from models.stage_tables import STAGE_TABLES, tables_of
@@ -164,10 +164,7 @@ def _evaluate(context: JobContext, training: Training, log: RunLog) -> Figures:
     if rows is not None:
         evaluation["next_poi"] = evaluate_next_poi(rows, bundle)
     if rows is not None and impressions is not None:
-        popularity: Counter[str] = Counter()  # by POI, whatever slots it has had
-        for poi_id, visits in zip(rows.catalogue.poi_ids, rows.counts.popularity, strict=True):
-            popularity[poi_id] += visits
-        evaluation["ranking"] = evaluate_ranking(impressions, popularity, bundle)
+        evaluation["ranking"] = evaluate_ranking(impressions, rows.count_visits(), bundle)
     for task, reason in skipped.items():
         LOGGER.warning("%s is not evaluated: %s", task, reason)
         log.log_tags({f"not_evaluated.{task}": reason})
@@ -191,26 +188,22 @@ def _register(
     choice: GeneratorChoice | None = None,
 ) -> dict[str, object]:
     bundle = load_bundle(training.bundle_folder)
-    champion = find_champion(context.settings, bundle.layout.index_version)
+    champions = find_champions(context.settings, bundle.layout.index_version)
     rows = held_out or find_evaluation_rows(training, "val", bundle)
     if rows is not None:
-        rows = add_finder(rows, training, champion)
-    verdict = judge_challenger(rows, bundle, champion, choice=choice)
-    shown = read_impressions(training, "val")
-    clicks = judge_clicks(shown, bundle, champion) if shown is not None else None
-    found: dict[str, object] = {"click_gate": without_nan(asdict(clicks)) if clicks else None}
-    if clicks:
-        verdict = replace(verdict, reasons=verdict.reasons + clicks.reasons)
+        for champion in champions.values():
+            rows = add_finder(rows, training, champion)
+    verdict = judge_bundle(rows, read_impressions(training, "val"), bundle, champions, choice=choice)
+    found: dict[str, object] = {
+        "gate": asdict(verdict.next_poi) | {"reasons": verdict.reasons},
+        "click_gate": without_nan(asdict(verdict.clicks)) if verdict.clicks else None,
+        "embedding_gate": without_nan(asdict(verdict.embeddings)) if verdict.embeddings else None,
+    }
     if context.dry_run:
-        return {"gate": asdict(verdict), **found}
+        return found
     strict = getattr(context.options, "strict", False)
     registration = register_bundle(bundle, verdict, context.settings, log, strict=strict)
-    return {
-        "model_version": registration.model_version,
-        "is_champion": registration.is_champion,
-        "gate": asdict(verdict),
-        **found,
-    }
+    return {"model_version": registration.model_version, "is_champion": registration.is_champion, **found}
 
 
 def _plan(training: Training, stages: tuple[str, ...]) -> JobSummary:

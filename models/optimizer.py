@@ -27,16 +27,25 @@ def scale_rate(config: TrainConfig, step: int, num_steps: int) -> float:
 def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
     """Groups parameters for AdamW: matrices decay, vectors and scaled tables do not.
 
-    A model may have `rate_scales`, parts of parameter names -> factor on the learning rate.
+    A model may have `rate_scales`, names of modules or parameters -> factor on the learning rate of all below.
+
+    Raises:
+        ValueError: a name of `rate_scales` is none of the model's, so a rename would silently have lost its rate.
     """
     scales: Mapping[str, float] = getattr(model, "rate_scales", {})
+    unused = set(scales)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        part = next((part for part in scales if f"{name}.".startswith(f"{part}.")), None)
+        if part is not None:
+            unused.discard(part)
         if not parameter.requires_grad:
             continue
-        scale = next((scale for part, scale in scales.items() if part in name), None)
-        decay = config.weight_decay if parameter.dim() > 1 and scale is None else 0.0
-        groups.setdefault((scale or 1.0, decay), []).append(parameter)
+        scale = 1.0 if part is None else scales[part]
+        decay = config.weight_decay if parameter.dim() > 1 and part is None else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    if unused:
+        raise ValueError(f"learning rates are scaled of {sorted(unused)}, which the model does not have")
     return [
         {"params": parameters, "weight_decay": decay, "scale": scale}
         for (scale, decay), parameters in groups.items()

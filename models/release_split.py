@@ -6,6 +6,7 @@ common one of the training targets), never the target's own. It is ranked among 
 are live on its day; a target that is not live then cannot be asked for and is counted apart.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,13 @@ class EvaluationRows:
             user_lats=self.user_lats[rows],
             profile_ids=self.profile_ids.take(pa.array(rows)),
         )
+
+    def count_visits(self) -> Counter[str]:
+        """Counts the training visits of each POI, whatever slots it has had."""
+        visits: Counter[str] = Counter()
+        for poi_id, number in zip(self.catalogue.poi_ids, self.counts.popularity, strict=True):
+            visits[poi_id] += number
+        return visits
 
     def batches(self, num_rows: int) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
         """Yields (rows, requests as a model takes them), at most `num_rows` at a time, by history length."""

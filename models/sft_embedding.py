@@ -52,7 +52,7 @@ class TwoTowers(nn.Module):
     @property
     def rate_scales(self) -> Mapping[str, float]:
         """Learning rates of the decoder's parts, as the trainer asks for them."""
-        return getattr(self.decoder, "rate_scales", {})
+        return {f"decoder.{name}": scale for name, scale in self.decoder.rate_scales.items()}
 
 
 class ClickFrequencies:

@@ -20,6 +20,7 @@ from conf.errors import CapacityError, FingerprintError, IndexVersionError
 from conf.settings import Settings
 from conf.tokens import TokenLayout
 from models.bundle import ModelBundle, Serving, digest_folder, load_bundle, resolve_model
+from models.probe import check_bundle
 
 LOGGER = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class ServedModel:
 
 
 def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedModel:
-    """Resolves a model URI on the driver and makes its folder reachable for the workers.
+    """Resolves a model URI on the driver, checks the model once, and makes its folder reachable for the workers.
 
     Args:
         spark: session whose workers will load the model.
@@ -74,12 +75,14 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
     Raises:
         MissingInputError: no such model or folder.
         FingerprintError: the bundle was written for another token layout than this code makes.
+        DamagedModelError: a stage cannot be loaded, or is not what was registered.
     """
     path, model_version = resolve_model(uri, settings)
     bundle = load_bundle(path)
     expected, found = bundle.layout.fingerprint(), str(bundle.content.get("fingerprint"))
     if found != expected:
         raise FingerprintError(path=path, expected=expected, found=found)
+    check_bundle(bundle, uri=uri)
     folder, is_shipped = str(path.absolute()), False
     if not str(spark.sparkContext.master).startswith("local"):
         folder, is_shipped = ship_folder(spark, path), True

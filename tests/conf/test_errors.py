@@ -105,6 +105,11 @@ EXAMPLES: dict[str, dict[str, object]] = {
         "day": DAY,
         "remedy": "Run python -m etl samples first.",
     },
+    "DamagedModelError": {
+        "model_uri": "models:/spacetime-gr@champion",
+        "stage": "sft_ranking",
+        "problem": "cut",
+    },
     "DamagedCheckpointError": {"path": PATH, "problem": "its checksum does not match"},
     "LossNotFiniteError": {"stage": "pretrain", "step": 120, "batch_file": PATH},
     "PromotionRefusedError": {

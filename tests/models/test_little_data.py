@@ -20,7 +20,7 @@ from models.__main__ import JOBS
 from models.bundle import load_bundle
 from models.checkpoint import read_config
 from models.generator_choice import choose_generator
-from models.register import UNJUDGED, judge_challenger
+from models.next_poi_gate import UNJUDGED, judge_next_poi
 from models.trainer import train
 from tests.models.test_trainer import CONFIG, ToyStage, ignore, make_model, weights
 
@@ -140,7 +140,10 @@ def test_without_held_out_rows_everything_is_trained_and_nothing_is_judged(run, 
     assert bundle.generator_stage == "pretrain"
     assert {notes[f"{stage}_val_loss"] for stage in bundle.stage_names} == {"no validation rows"}
     assert notes["is_champion"] is False
-    assert notes["gate"]["reasons"] == [UNJUDGED]
+    no_rows = "no verdict, there is no validation row of"
+    assert notes["gate"]["reasons"] == [
+        UNJUDGED, f"clicks: {no_rows} ranking_samples", f"embeddings: {no_rows} ranking_samples"
+    ]  # fmt: skip
     assert set(notes["not_evaluated"]) == {"next_poi", "ranking"}
     assert json.loads((folder / "evaluation.json").read_text())["skipped"] == notes["not_evaluated"]
     run_id = json.loads((folder / "mlflow_run.json").read_text())["run_id"]
@@ -218,7 +221,7 @@ def test_nothing_to_compare_on_is_no_verdict_for_the_model(tmp_path, make_decode
         content=content,
     )
     choice = choose_generator(None, load_bundle(folder))
-    verdict = judge_challenger(None, load_bundle(folder), None, choice=choice)
+    verdict = judge_next_poi(None, load_bundle(folder), {}, choice=choice)
     assert (choice.stage, choice.mrr) == ("pretrain", {})
     assert (verdict.rows, verdict.challenger, verdict.reasons) == (0, None, (UNJUDGED,))
     assert not any(isinstance(value, float) and math.isnan(value) for value in vars(verdict).values())

@@ -8,9 +8,11 @@ from conf.errors import PromotionRefusedError
 from models.bundle import load_bundle, save_bundle
 from models.catalogue import Catalogue
 from models.checkpoint import save_stage
+from models.gate import Verdict
 from models.generator_choice import choose_generator, sample_rows
 from models.metrics import Ranks
-from models.register import TOLERANCE, judge_challenger, register_bundle
+from models.next_poi_gate import TOLERANCE, judge_next_poi
+from models.register import register_bundle
 from models.release_split import build_rows
 from models.tracking import open_training_run
 
@@ -46,7 +48,7 @@ def make_bundle(make_decoder, tmp_path):
 def _ranks(monkeypatch, by_bundle: dict[str, int], num_rows: int) -> None:
     """Makes every target of a bundle stand at one rank."""
     monkeypatch.setattr(
-        "models.register.rank_by_stage",
+        "models.next_poi_gate.rank_by_stage",
         lambda rows, bundle, stage: Ranks(
             np.full(num_rows, by_bundle[bundle.folder.parent.name] - 1), np.ones(num_rows, np.int64)
         ),
@@ -55,19 +57,19 @@ def _ranks(monkeypatch, by_bundle: dict[str, int], num_rows: int) -> None:
 
 def test_the_first_model_only_has_to_beat_popularity(rows, make_bundle, monkeypatch):
     _ranks(monkeypatch, {"new": 1}, 120)
-    assert judge_challenger(rows, make_bundle("new", 1), None).reasons == ()
+    assert judge_next_poi(rows, make_bundle("new", 1), {}).reasons == ()
     _ranks(monkeypatch, {"new": 35}, 120)
-    reasons = judge_challenger(rows, make_bundle("new", 1), None).reasons
+    reasons = judge_next_poi(rows, make_bundle("new", 1), {}).reasons
     assert len(reasons) == 1
     assert "does not beat popularity" in reasons[0]
 
 
 def test_a_challenger_below_the_champion_is_refused(rows, make_bundle, monkeypatch):
     _ranks(monkeypatch, {"new": 2, "old": 1}, 120)
-    verdict = judge_challenger(rows, make_bundle("new", 1), make_bundle("old", 2))
+    verdict = judge_next_poi(rows, make_bundle("new", 1), {"gate/1": make_bundle("old", 2)})
     assert verdict.champion == 1.0
     assert verdict.challenger == 0.5
-    assert "below the champion" in verdict.reasons[0]
+    assert "below that of the champion gate/1" in verdict.reasons[0]
 
 
 def test_a_challenger_within_the_tolerance_passes(rows, make_bundle, monkeypatch):
@@ -76,9 +78,9 @@ def test_a_challenger_within_the_tolerance_passes(rows, make_bundle, monkeypatch
     assert TOLERANCE > 0.5 / 120
     found = {"new": Ranks(ranks - 1, np.ones(120, np.int64)), "old": Ranks(ranks * 0, np.ones(120, np.int64))}
     monkeypatch.setattr(
-        "models.register.rank_by_stage", lambda rows, bundle, stage: found[bundle.folder.parent.name]
+        "models.next_poi_gate.rank_by_stage", lambda rows, bundle, stage: found[bundle.folder.parent.name]
     )
-    assert judge_challenger(rows, make_bundle("new", 1), make_bundle("old", 2)).reasons == ()
+    assert judge_next_poi(rows, make_bundle("new", 1), {"gate/1": make_bundle("old", 2)}).reasons == ()
 
 
 def test_the_gate_looks_at_the_same_rows_whatever_their_order(rows):
@@ -110,7 +112,7 @@ def test_the_stage_that_ranks_better_generates(
     assert choice.mrr == {"pretrain": 0.5, "align_dpo": 1 / aligned_rank}
     assert load_bundle(folder).generator_stage == choice.stage == chosen
     assert choice.reciprocal_ranks.tolist() == [choice.mrr[chosen]] * 120
-    judged = judge_challenger(rows, load_bundle(folder), None, choice=choice)
+    judged = judge_next_poi(rows, load_bundle(folder), {}, choice=choice)
     assert judged.challenger == choice.mrr[chosen]  # the gate takes what was found
 
 
@@ -123,8 +125,8 @@ def test_a_refused_bundle_stays_challenger_and_strict_makes_it_an_error(
     _ranks(monkeypatch, {"old": 1, "new": 3}, 120)
     with open_training_run(settings.mlflow, tmp_path, name="gate") as log:
         old, new = make_bundle("old", 2), make_bundle("new", 1)
-        first = register_bundle(old, judge_challenger(rows, old, None), settings, log)
-        verdict = judge_challenger(rows, new, old)
+        first = register_bundle(old, Verdict(judge_next_poi(rows, old, {})), settings, log)
+        verdict = Verdict(judge_next_poi(rows, new, {"gate/1": old}))
         second = register_bundle(new, verdict, settings, log)
         assert (first.model_version, first.is_champion) == ("gate/1", True)
         assert (second.model_version, second.is_champion) == ("gate/2", False)

@@ -233,6 +233,15 @@ def test_where_places_start_apart_all_waves_together_move_as_one_row_does():
     assert {g["scale"] for g in usual} == {1.0, 2.0, 10.0}
 
 
+@pytest.mark.parametrize("name", ["memory.smal", "memory.tables", "emory"])
+def test_a_rate_for_a_part_that_the_model_does_not_have_is_an_error(monkeypatch, name):
+    model = toy_decoder()
+    monkeypatch.setattr(type(model), "rate_scales", {name: 3.0})
+
+    with pytest.raises(ValueError, match=f"'{name}'.*does not have"):
+        group_parameters(model, TrainConfig())
+
+
 def test_metrics_are_means_over_targets(tmp_path):
     logged = []
     train(ToyStage(), make_model(), CONFIG, tmp_path, lambda metrics, step: logged.append((step, metrics)))

@@ -28,8 +28,8 @@ def make_bundle(
 ) -> Path:
     """Writes a bundle of all stages with random weights for an index of two blocks.
 
-    Rows with an action of the broken type make the model fail: the type's embedding is NaN. A model that copies from
-    others has most of every prediction from their slots.
+    Rows with an action of the broken type make the model fail: the embedding of the type overflows. A model that
+    copies from others has most of every prediction from their slots.
     """
     import torch
 
@@ -47,7 +47,7 @@ def make_bundle(
     torch.manual_seed(seed)
     model = SpacetimeDecoder(shape.with_layout(layout, num_pois=NUM_POIS))
     if broken_action_type is not None:
-        model.trunk.embedding.actions.weight.data[NUM_SPECIAL + broken_action_type] = torch.nan
+        model.trunk.embedding.actions.weight.data[NUM_SPECIAL + broken_action_type] = 3e38
     stage = save_stage(folder / "stage", model)
     content = {"embedding_dim": shape.embedding_dim, "is_simulated": False}
     return save_bundle(folder / "bundle", dict.fromkeys(STAGE_FOLDERS, stage), layout=layout, content=content)
