@@ -511,9 +511,9 @@ class DamagedModelError(SpacetimeError):
     def __init__(self, *, model_uri: str, stage: str, problem: str) -> None:
         self.model_uri, self.stage, self.problem = model_uri, stage, problem
         super().__init__(
-            f"model {model_uri} is damaged, stage {stage}: {problem}. No row was computed and nothing was written, since "
-            "every feature would be wrong. Serve the version before it (--model models:/NAME/VERSION), or train and "
-            "register again: python -m models train --day DAY."
+            f"model {model_uri} is damaged, stage {stage}: {problem}. No row was computed and nothing was written, "
+            "since every feature would be wrong. Serve the version before it (--model models:/NAME/VERSION), or train "
+            "and register again: python -m models train --day DAY."
         )
 
 

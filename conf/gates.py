@@ -13,6 +13,23 @@ Severity = Literal["critical", "warning"]
 
 
 @dataclass(frozen=True)
+class Watched:
+    """How the rows of a day spread over the values of something; compared with the days before.
+
+    Attributes:
+        name: names it in `table_statistics` and in reports.
+        value: SQL expression of one row, a text or a whole number.
+        keeps_shape: the shares of all values together must stay about what they were.
+        keeps_values: a value that has had a large share on the days before must not vanish.
+    """
+
+    name: str
+    value: str
+    keeps_shape: bool = False
+    keeps_values: bool = False
+
+
+@dataclass(frozen=True)
 class TableGates:
     """What is watched in one table.
 
@@ -27,6 +44,10 @@ class TableGates:
             older than the day.
         unique: sets of columns that are unique together, besides the key.
         frozen: columns that never change once a key has them; compared with the table as it stood before the night.
+        histograms: how rows spread over hours, categories, regions.
+        crowded_by: column of which no single value may suddenly have most rows.
+        repeated_after_days: columns and a time column (epoch milliseconds, last); rows that repeat one of the delivery
+            of the day before, a day later to the millisecond, are counted: a delivery sent again with its dates moved.
         may_be_empty: a day without rows is nothing wrong, and then nothing but the volume is judged.
     """
 
@@ -36,12 +57,31 @@ class TableGates:
     newest: str = ""
     unique: tuple[tuple[str, ...], ...] = ()
     frozen: tuple[str, ...] = ()
+    histograms: tuple[Watched, ...] = ()
+    crowded_by: str = ""
+    repeated_after_days: tuple[str, ...] = ()
     may_be_empty: bool = False
 
 
+_LOCAL_HOUR = "pmod(floor((action_ts_ms + 60000L * coalesce(tz_offset_min, 0)) / 3600000), 24)"
+
 GATES: dict[str, TableGates] = {
     "cleaned_actions": TableGates(
-        volume="critical", counted_by="event_date", shares=("is_interest",), newest="event_date"
+        volume="critical",
+        counted_by="event_date",
+        shares=("is_interest",),
+        newest="event_date",
+        histograms=(
+            # A clock that is hours off, or a category column filled with one value, leaves every row valid.
+            Watched("local_hour", _LOCAL_HOUR, keeps_shape=True),
+            Watched("category_id", "category_id", keeps_shape=True),
+            # About 50 km: a city whose delivery is missing is one of them. New ones are nothing wrong.
+            Watched(
+                "region", "concat_ws(' ', floor(poi_lon * 2) / 2, floor(poi_lat * 2) / 2)", keeps_values=True
+            ),
+        ),
+        crowded_by="user_id",
+        repeated_after_days=("user_id", "poi_id", "action_ts_ms"),
     ),
     # Grows and never shrinks, which `frozen` proves slot by slot; a sudden growth is worth a look.
     "poi_index": TableGates(

@@ -286,13 +286,38 @@ class GateSettings(Section):
     )
     high_volume: float = Field(2.0, ge=1, description="more rows than this multiple of it are a warning")
     min_volume: float = Field(
-        0.1,
+        0.25,
         ge=0,
         le=1,
         description="fewer than this share of the usual are almost nothing and stop the night",
     )
     max_share_shift: float = Field(
         0.15, ge=0, le=1, description="a share (of interest actions) that moves farther is a warning"
+    )
+    min_share: float = Field(
+        0.5, ge=0, le=1, description="a share below this part of the usual one stops the night"
+    )
+    max_shape_shift: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="part of the rows that may lie at other hours or categories than usual; more is a warning",
+    )
+    stop_shape_shift: float = Field(0.4, ge=0, le=1, description="more than this stops the night")
+    large_value: float = Field(
+        0.05, ge=0, le=1, description="a region with this usual share of the rows must not vanish"
+    )
+    max_top_share_rise: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="rise of the most active user's share of all actions that stops the night",
+    )
+    max_repeated_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of actions that are those of the day before, a day later; more stop the night",
     )
     max_null_shift: float = Field(
         0.1, ge=0, le=1, description="a share of nulls that moves farther is a warning"

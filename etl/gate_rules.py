@@ -5,17 +5,21 @@ Derived from the contract (`conf/tables.py`), from what is watched beyond it (`c
 by Spark, and Great Expectations judges them (`etl/quality.py`).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from statistics import median
 
-from conf.gates import Severity, gates_of
+from conf.gates import Severity, TableGates, Watched, gates_of
 from conf.settings import GateSettings
 from conf.tables import TABLES, Column
 from etl import table_statistics as stats
+from etl.histograms import Histogram, mean_shares, shift_between
 
 EPOCH = date(1970, 1, 1)
+LEAST_ROWS = 20
+"""Fewer rows than these say nothing about a share."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,16 @@ def build_rules(
         return comparison.rules, comparison.unjudged
     for name in gates.shares:
         comparison.add_share(name)
+    for watched in gates.histograms:
+        comparison.add_histogram(watched)
+    if gates.crowded_by:
+        comparison.add_top(gates.crowded_by)
     for column in TABLES[table].columns:
         if column.nullable and stats.is_checked(column):
             comparison.add_null_share(column.name)
     rules = _contract_rules(table, today)
+    if gates.repeated_after_days:
+        rules += _sent_again(table, today, gates, max_share=settings.max_repeated_share)
     if gates.newest:
         rules += _freshness(table, today, gates.newest, day=day, max_age_days=settings.max_age_days)
     return rules + comparison.rules, comparison.unjudged
@@ -158,6 +168,23 @@ def _freshness(table: str, today: Figures, column: str, *, day: date, max_age_da
     ]  # fmt: skip
 
 
+def _sent_again(table: str, today: Figures, gates: TableGates, *, max_share: float) -> list[Rule]:
+    columns = ", ".join(gates.repeated_after_days)
+    figure, rows = today.get((columns, stats.SENT_AGAIN)), _count(today, "", stats.ROWS)
+    if figure is None or not rows:
+        return []
+    found = (figure.value or 0.0) / rows
+    return [
+        Rule(
+            table, "rows of the day before, a day later", found, None, max_share, "critical",
+            f"at most {max_share:g} of the rows are those of the day before with another date",
+            f"{table}: {found:.3f} of the rows are those of the day before, a day later to the millisecond "
+            f"({columns}), expected at most {max_share:g}, for example {figure.example}; was yesterday's delivery sent "
+            "again with its dates moved?",
+        )
+    ]  # fmt: skip
+
+
 class _Comparison:
     """Collects the rules that compare a day with the days before, and what those are too few for."""
 
@@ -190,8 +217,85 @@ class _Comparison:
         text = f"{label} is {found:.3f}, usual is {usual:.3f}"
         shift = self.settings.max_share_shift
         self._add(label, found, usual - shift, usual + shift, "warning", f"{usual:.3f} +- {shift:g}", text)
-        least = self.settings.min_volume * usual
+        least = self.settings.min_share * usual
         self._add(label, found, least, None, "critical", f"at least {least:.3f}", text)
+
+    def add_histogram(self, watched: Watched) -> None:
+        """Compares how the rows of the day spread over the values of something."""
+        days = [_histogram(figures, watched.name) for figures in self.earlier]
+        days = [each for each in days if each]
+        needed = self.settings.min_history_days
+        if len(days) < needed:
+            self.unjudged.append(
+                f"{self.table}: {watched.name} not judged, {len(days)} of {needed} days needed before it"
+            )
+            return
+        today = _histogram(self.today, watched.name)
+        if not today:
+            return
+        if watched.keeps_shape:
+            self._add_shape(watched.name, today, days)
+        if watched.keeps_values:
+            self._add_vanished(watched.name, today, days)
+
+    def _add_shape(self, name: str, today: Histogram, days: list[Histogram]) -> None:
+        """Compares all shares: half the sum of their differences is the part of the rows that lies elsewhere.
+
+        Allowed is what the days before differ by among themselves, what so few rows differ by by chance, and the bound.
+        """
+        settings, usual = self.settings, mean_shares(days)
+        found, where = shift_between(today, usual)
+        others = [mean_shares(days[:number] + days[number + 1 :]) for number in range(len(days))]
+        among = max(shift_between(own, other)[0] for own, other in zip(days, others, strict=True))
+        rows = max(sum(today.counts.values()), 1.0)
+        chance = sum(math.sqrt(share * (1 - share) / rows) for share in usual.shares.values())
+        text = f"{name}: {found:.3f} of the rows lie elsewhere than usual ({where})"
+        label = f"{name}: rows that lie elsewhere than usual"
+        bounds: list[tuple[Severity, float]] = [
+            ("warning", settings.max_shape_shift), ("critical", settings.stop_shape_shift)
+        ]  # fmt: skip
+        for severity, bound in bounds:
+            high = among + chance + bound
+            self._add(label, found, None, high, severity, f"at most {high:.3f}", text)
+
+    def _add_vanished(self, name: str, today: Histogram, days: list[Histogram]) -> None:
+        """Looks for values with a large share on the days before that have almost no row today."""
+        settings, usual = self.settings, mean_shares(days)
+        rows = sum(today.counts.values())
+        left = {
+            value: today.shares.get(value, 0.0) / share
+            for value, share in usual.shares.items()
+            # On every one of the days, and enough rows that none of them today is no chance.
+            if min(each.shares.get(value, 0.0) for each in days) >= settings.large_value
+            and share * rows >= LEAST_ROWS
+        }
+        if not left:
+            return
+        value = min(sorted(left), key=left.__getitem__)
+        text = f"{name} {value} has {today.shares.get(value, 0.0):.3f} of the rows, usual are {usual.shares[value]:.3f}"
+        least = settings.min_volume
+        expected = f"at least {least:g} of its usual share"
+        self._add(
+            f"{name}: least part left of a usual share", left[value], least, None, "critical", expected, text
+        )
+
+    def add_top(self, column: str) -> None:
+        """Compares the share of the rows that one value has, such as the most active user."""
+        of_day, label = "", f"share of the most frequent {column}"
+        rows_of = stats.ROWS_OF_DAY if (of_day, stats.ROWS_OF_DAY) in self.today else stats.ROWS
+
+        def share(figures: Figures) -> float | None:
+            rows, top = _count(figures, of_day, rows_of), figures.get((column, stats.TOP))
+            return None if not rows or top is None or top.value is None else top.value / rows
+
+        usual = self._usual([each for each in map(share, self.earlier) if each is not None], label)
+        found = share(self.today)
+        if usual is None or found is None:
+            return
+        high = usual + self.settings.max_top_share_rise
+        text = f"{label} is {found:.3f}, usual is {usual:.3f}"
+        if _count(self.today, of_day, rows_of) >= LEAST_ROWS:
+            self._add(label, found, None, high, "critical", f"at most {high:.3f}", text)
 
     def add_null_share(self, column: str) -> None:
         """Compares the share of nulls of a column that may be null."""
@@ -219,7 +323,7 @@ class _Comparison:
         return median(values)
 
     def _add(
-        self, label: str, found: float, low: float, high: float | None,
+        self, label: str, found: float, low: float | None, high: float | None,
         severity: Severity, expected: str, text: str,
     ) -> None:  # fmt: skip
         failure = f"{self.table}: {text}, expected {expected}"
@@ -233,6 +337,17 @@ def _bounds_in_words(column: Column) -> str:
         return "finite numbers"
     low, high = ("any" if bound is None else f"{bound:g}" for bound in (column.low, column.high))
     return f"{low} to {high}"
+
+
+def _histogram(figures: Figures, name: str) -> Histogram:
+    prefix = stats.COUNTED
+    return Histogram(
+        {
+            statistic.removeprefix(prefix): figure.value or 0.0
+            for (column, statistic), figure in figures.items()
+            if column == name and statistic.startswith(prefix)
+        }
+    )
 
 
 def _count(figures: Figures, column: str, statistic: str) -> float:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import reduce
+from types import MappingProxyType
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from conf.gates import gates_of
+from conf.gates import TableGates, gates_of
 from conf.tables import TABLES, Column, TableContract
 from etl.spacetime import MS_PER_DAY
 
@@ -23,6 +24,10 @@ ROWS, ROWS_OF_DAY = "rows", "rows_of_the_day"
 NULLS, OUT_OF_BOUNDS, NOT_ALLOWED, TRUE = "nulls", "out_of_bounds", "not_allowed", "true"
 LENGTHS_DIFFER, NOT_UNIT_LENGTH = "lengths_differ", "not_unit_length"
 NEWEST_DAY, REPEATED, CHANGED = "newest_day", "repeated", "changed"
+COUNTED, TOP, SENT_AGAIN = "counted: ", "most of one value", "sent_again"
+"""`COUNTED` is followed by the value whose rows were counted."""
+MAX_VALUES = 200
+"""Values of a histogram that are kept, the most frequent ones."""
 
 EPOCH = date(1970, 1, 1)
 EMBEDDING = "embedding"
@@ -49,13 +54,18 @@ class Aggregate:
 
 
 def measure_tables(
-    tables: Mapping[str, DataFrame], before: Mapping[str, DataFrame], *, day: date
+    tables: Mapping[str, DataFrame],
+    before: Mapping[str, DataFrame],
+    eve: Mapping[str, DataFrame] = MappingProxyType({}),
+    *,
+    day: date,
 ) -> DataFrame:
     """Measures tables, as one frame that one action computes.
 
     Args:
         tables: the rows of the day of each table (all rows of one that is not written by day).
         before: all rows, as they stood before the night, of the tables with frozen columns.
+        eve: the rows of the day before, of the tables that watch for what is sent again.
         day: the day that is audited.
 
     Returns:
@@ -70,6 +80,10 @@ def measure_tables(
         ]
         if gates.frozen and name in before:
             parts.append(measure_changed(rows, before[name], contract, gates.frozen))
+        if gates.histograms or gates.crowded_by:
+            parts.append(measure_spread(rows, gates, name, day=day))
+        if gates.repeated_after_days and name in eve:
+            parts.append(measure_sent_again(rows, eve[name], name, gates.repeated_after_days))
     return reduce(DataFrame.unionAll, parts)
 
 
@@ -115,6 +129,40 @@ def measure_changed(
     shown = f"to_json(struct({', '.join(key)}, was, now), map('ignoreNullFields', 'false'))"
     figure = Aggregate(", ".join(frozen), CHANGED, "count(*)", f"min({shown})")
     return _compute(changed, contract.name, [figure])
+
+
+def measure_spread(rows: DataFrame, gates: TableGates, table: str, *, day: date) -> DataFrame:
+    """Counts the rows of the day itself by each value that is watched, in one shuffle: most frequent values only."""
+    watched = {each.name: each.value for each in gates.histograms}
+    if gates.crowded_by:
+        watched[gates.crowded_by] = gates.crowded_by
+    pairs = ", ".join(
+        f"struct('{name}' AS column_name, string({value}) AS value)" for name, value in watched.items()
+    )
+    of_day = rows.where(f"{gates.counted_by} = DATE'{day}'") if gates.counted_by else rows
+    counted = (
+        of_day.selectExpr(f"inline(array({pairs}))")
+        .groupBy("column_name", "value")
+        .agg(F.count("*").alias("n"))
+    )
+    is_top = f"column_name = '{gates.crowded_by}'"
+    placed = counted.withColumn(
+        "place", F.row_number().over(Window.partitionBy("column_name").orderBy(F.desc("n"), "value"))
+    ).where(f"place <= CASE WHEN {is_top} THEN 1 ELSE {MAX_VALUES} END")
+    named = f"CASE WHEN {is_top} THEN '{TOP}' ELSE concat('{COUNTED}', coalesce(value, 'null')) END"
+    return placed.selectExpr(
+        f"'{table}' AS table_name", "column_name", f"{named} AS statistic", "double(n) AS value",
+        "value AS example",
+    )  # fmt: skip
+
+
+def measure_sent_again(rows: DataFrame, eve: DataFrame, table: str, columns: Sequence[str]) -> DataFrame:
+    """Counts the rows that are one of the day before, moved by a day to the millisecond."""
+    *key, time = columns
+    moved = eve.select(*key, (F.col(time) + MS_PER_DAY).alias(time)).distinct()
+    again = rows.join(moved, [*key, time], "left_semi")
+    example = f"min(to_json(struct({', '.join(columns)})))"
+    return _compute(again, table, [Aggregate(", ".join(columns), SENT_AGAIN, "count(*)", example)])
 
 
 def is_checked(column: Column) -> bool:

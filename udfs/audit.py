@@ -99,7 +99,7 @@ def run_audit(context: JobContext) -> JobSummary:
 def measure_day(audited: AuditedDay, *, history_days: int) -> DayFigures:
     """Counts the figures of the day and reads those of the days before, in one Spark action."""
     tables = {name: audited.rows(name) for name in audited.versions}
-    figures = measure_tables(tables, audited.before_the_night(), day=audited.day)
+    figures = measure_tables(tables, audited.before_the_night(), audited.eve(), day=audited.day)
     found = audited.earlier_statistics(history_days).unionByName(
         figures.withColumn("day", F.lit(audited.day)), allowMissingColumns=True
     )

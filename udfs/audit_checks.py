@@ -95,6 +95,13 @@ class AuditedDay:
             for name, version in self.versions_before.items()
         }
 
+    def eve(self) -> dict[str, DataFrame]:
+        """Reads the delivery of the day before, of the tables that watch for what is sent again."""
+        eve = F.col("day") == F.lit(self.day - timedelta(days=1))
+        return {
+            name: self.read(name).where(eve) for name in self.versions if gates_of(name).repeated_after_days
+        }
+
     def earlier_statistics(self, days: int) -> DataFrame:
         """Reads the figures that the audits of so many days before the day have counted."""
         if not table_exists(self.spark, self.root, TABLE_STATISTICS.name):

@@ -10,7 +10,7 @@ from etl.gate_rules import EPOCH, Figure, Figures, Rule, build_rules
 
 DAY = date(2026, 1, 31)
 SETTINGS = GateSettings()
-"""Band 0.5 to 2 times the usual, almost nothing is below 0.1, shares move 0.15, nulls 0.1; 3 days are needed."""
+"""Band 0.5 to 2 times the usual, almost nothing is below a quarter, shares move 0.15, nulls 0.1; 3 days are needed."""
 
 
 class AllGood(dict[tuple[str, str], Figure]):
@@ -21,9 +21,25 @@ class AllGood(dict[tuple[str, str], Figure]):
 
 
 def figures(
-    rows: float = 100, *, of_day: float | None = None, interest: float = 60, nulls: float = 10
+    rows: float = 100,
+    *,
+    of_day: float | None = None,
+    interest: float = 60,
+    nulls: float = 10,
+    again: float = 0,
+    top: float = 5,
+    **counted: dict[str, float],
 ) -> Figures:
-    """Figures of cleaned_actions: 100 rows, 60 of interest, 10 without a user place, the newest of the day."""
+    """Figures of cleaned_actions: 100 rows, 60 of interest, 10 without a user place, the newest of the day.
+
+    Half of the rows are at noon and half at eight in the evening, a third each of three categories, all but a tenth in
+    one region; nobody has more than five.
+    """
+    usual = {
+        "local_hour": {"12": rows / 2, "20": rows / 2},
+        "category_id": dict.fromkeys("123", rows / 3),
+        "region": {"4.5 52": 0.9 * rows, "13 52.5": 0.1 * rows},
+    }
     return AllGood(
         {
             ("", "rows"): Figure(rows),
@@ -32,6 +48,13 @@ def figures(
             ("user_lon", "nulls"): Figure(nulls),
             ("user_lat", "nulls"): Figure(nulls),
             ("event_date", "newest_day"): Figure((DAY - EPOCH).days),
+            ("user_id, poi_id, action_ts_ms", "sent_again"): Figure(again),
+            ("user_id", "most of one value"): Figure(top),
+            **{
+                (name, f"counted: {value}"): Figure(number)
+                for name, values in {**usual, **counted}.items()
+                for value, number in values.items()
+            },
         }
     )
 
@@ -79,8 +102,8 @@ def test_every_contract_makes_rules_that_hold_on_good_figures(table):
         (49, ["warning"]),
         (200, []),
         (201, ["warning"]),
-        (10, ["warning"]),  # a tenth: the edge of almost nothing
-        (9, ["warning", "critical"]),
+        (25, ["warning"]),  # a tenth: the edge of almost nothing
+        (24, ["warning", "critical"]),
     ],
 )
 def test_volume_is_compared_with_the_days_before(rows, severities):
@@ -112,7 +135,7 @@ def test_too_few_days_before_give_no_verdict_and_say_so():
     assert unjudged[0] == (
         "cleaned_actions: number of rows of the day itself not judged, 2 of 3 days needed before it"
     )
-    assert len(unjudged) == 4  # volume, share of interest, nulls of user_lon and of user_lat
+    assert len(unjudged) == 8  # volume, share of interest, three histograms, top user, nulls of both coordinates
 
 
 def test_days_out_of_sight_and_later_days_are_not_looked_at():
@@ -202,3 +225,51 @@ def test_a_night_without_requests_stops_nothing_but_is_told_if_it_is_unusual():
     assert judge(nothing, table="cleaned_actions")[0] == [
         ("critical", "cleaned_actions: 0 rows, expected at least 1")
     ]
+
+
+@pytest.mark.parametrize(
+    ("hours", "severities"),
+    [
+        ({"12": 60, "20": 40}, []),  # a tenth of the rows lies elsewhere
+        ({"12": 80, "20": 20}, ["warning"]),  # 0.3: above 0.15 and what chance explains (0.1)
+        ({"3": 100}, ["warning", "critical"]),  # nine hours off
+    ],
+)
+def test_hours_that_move_are_told_and_stop_the_night(hours, severities):
+    failures, _ = judge(figures(local_hour=hours), WEEK)
+
+    assert [severity for severity, _ in failures] == severities
+    assert all("local_hour" in text for _, text in failures)
+
+
+def test_where_the_days_before_differ_a_day_may_differ_as_much():
+    days = before(*[figures(local_hour={"12": 100.0 * (n % 2), "20": 100.0 * (1 - n % 2)}) for n in range(7)])
+
+    assert judge(figures(local_hour={"12": 100}), days) == ([], [])
+
+
+def test_a_region_that_vanishes_stops_the_night_and_a_new_one_does_not():
+    (gone,), _ = judge(figures(region={"13 52.5": 100}), WEEK)
+    new, _ = judge(figures(region={"4.5 52": 60, "13 52.5": 7, "9.5 48": 33}), WEEK)
+
+    assert gone[0] == "critical"
+    assert "region 4.5 52 has 0.000 of the rows, usual are 0.900" in gone[1]
+    assert new == []
+
+
+def test_a_small_region_may_be_empty_by_chance():
+    assert judge(figures(region={"4.5 52": 100}), WEEK)[0] == []  # of 10 rows, none today
+
+
+def test_one_user_with_most_of_the_rows_stops_the_night():
+    (failure,), _ = judge(figures(top=60), WEEK)
+
+    assert failure[0] == "critical"
+    assert "share of the most frequent user_id is 0.600, usual is 0.050" in failure[1]
+
+
+def test_a_delivery_sent_again_with_its_dates_moved_stops_the_night_without_any_history():
+    (failure,), _ = judge(figures(again=90))
+
+    assert failure[0] == "critical"
+    assert "0.900 of the rows are those of the day before, a day later" in failure[1]

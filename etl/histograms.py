@@ -1,0 +1,38 @@
+"""Histograms of a day as the gates compare them: rows by value, shares, and how far two of them lie apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Rows by value; false without any row."""
+
+    counts: Mapping[str, float]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Returns the share of the rows that each value has."""
+        total = sum(self.counts.values())
+        return {value: count / total for value, count in self.counts.items()} if total else {}
+
+    def __bool__(self) -> bool:
+        return any(self.counts.values())
+
+
+def mean_shares(days: Sequence[Histogram]) -> Histogram:
+    """Returns the mean of the shares of some days: each counts the same, however many rows it had."""
+    values = sorted({value for each in days for value in each.counts})
+    shares = [each.shares for each in days]
+    return Histogram({value: sum(own.get(value, 0.0) for own in shares) / len(days) for value in values})
+
+
+def shift_between(one: Histogram, other: Histogram) -> tuple[float, str]:
+    """Returns the part of the rows that lies elsewhere in the other (total variation), and where most of it does."""
+    first, second = one.shares, other.shares
+    gaps = {value: first.get(value, 0.0) - second.get(value, 0.0) for value in sorted({*first, *second})}
+    if not gaps:
+        return 0.0, ""
+    value = max(gaps, key=lambda key: abs(gaps[key]))
+    told = f"most at {value}: {first.get(value, 0.0):.3f} instead of {second.get(value, 0.0):.3f}"
+    return sum(abs(gap) for gap in gaps.values()) / 2, told
