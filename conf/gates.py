@@ -8,6 +8,12 @@ null is compared with its usual rate. Standard library only, so that everything 
 from dataclasses import dataclass
 from typing import Literal
 
+COSINE_BEFORE = "cosine to the vector before"
+"""Statistic of a vector: how alike it is to the last one of the same thing by the same model, on average."""
+VISITED, VISITED_FOUND = "visited_after", "visited_after_found"
+LIVE, GENERATED = "live", "generated"
+"""Statistics of generated POIs: visits after a request and those that were on its list, live POIs and those on any."""
+
 Severity = Literal["critical", "warning"]
 """A critical failure stops publication; a warning is kept in the audit record and publication goes on."""
 
@@ -30,6 +36,21 @@ class Watched:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """One figure as a share of another, compared with the days before.
+
+    Attributes:
+        label: says in words what it is.
+        part: column and statistic of the part.
+        whole: column and statistic of the whole.
+    """
+
+    label: str
+    part: tuple[str, str]
+    whole: tuple[str, str]
+
+
+@dataclass(frozen=True)
 class TableGates:
     """What is watched in one table.
 
@@ -48,6 +69,8 @@ class TableGates:
         crowded_by: column of which no single value may suddenly have most rows.
         repeated_after_days: columns and a time column (epoch milliseconds, last); rows that repeat one of the delivery
             of the day before, a day later to the millisecond, are counted: a delivery sent again with its dates moved.
+        rates: shares that must stay about what they were.
+        means: columns and statistics that are means of numbers up to 1, which must stay about what they were.
         may_be_empty: a day without rows is nothing wrong, and then nothing but the volume is judged.
     """
 
@@ -60,6 +83,8 @@ class TableGates:
     histograms: tuple[Watched, ...] = ()
     crowded_by: str = ""
     repeated_after_days: tuple[str, ...] = ()
+    rates: tuple[Rate, ...] = ()
+    means: tuple[tuple[str, str], ...] = ()
     may_be_empty: bool = False
 
 
@@ -94,10 +119,20 @@ GATES: dict[str, TableGates] = {
     # A night may have no requests at all, so that few of them stop nothing.
     "ranking_requests": TableGates(volume="warning", newest="request_ts_ms", may_be_empty=True),
     # What is new or changed: a new model embeds everything anew. Completeness is counted across tables.
-    "user_embeddings": TableGates(may_be_empty=True),
+    "user_embeddings": TableGates(means=(("embedding", COSINE_BEFORE),), may_be_empty=True),
     "poi_embeddings": TableGates(may_be_empty=True),
     "ranking_scores": TableGates(may_be_empty=True),
-    "poi_candidates": TableGates(may_be_empty=True),
+    "poi_candidates": TableGates(
+        rates=(
+            Rate(
+                "visits after a request that its list had",
+                ("request_id", VISITED_FOUND),
+                ("request_id", VISITED),
+            ),
+            Rate("live POIs that are on any list", ("poi_id", GENERATED), ("poi_id", LIVE)),
+        ),
+        may_be_empty=True,
+    ),
 }
 
 

@@ -307,6 +307,10 @@ class GateSettings(Section):
     large_value: float = Field(
         0.05, ge=0, le=1, description="a region with this usual share of the rows must not vanish"
     )
+    max_mean_fall: float = Field(
+        0.1, ge=0, description="fall of the mean cosine between users' vectors of two days that is a warning"
+    )
+    stop_mean_fall: float = Field(0.3, ge=0, description="more than this stops the night")
     max_top_share_rise: float = Field(
         0.3,
         ge=0,

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from statistics import median
+from typing import cast
 
-from conf.gates import Severity, TableGates, Watched, gates_of
+from conf.gates import Rate, Severity, TableGates, Watched, gates_of
 from conf.settings import GateSettings
 from conf.tables import TABLES, Column
 from etl import table_statistics as stats
@@ -92,6 +93,10 @@ def build_rules(
         return comparison.rules, comparison.unjudged
     for name in gates.shares:
         comparison.add_share(name)
+    for rate in gates.rates:
+        comparison.add_rate(rate)
+    for name, statistic in gates.means:
+        comparison.add_mean(name, statistic)
     for watched in gates.histograms:
         comparison.add_histogram(watched)
     if gates.crowded_by:
@@ -219,6 +224,41 @@ class _Comparison:
         self._add(label, found, usual - shift, usual + shift, "warning", f"{usual:.3f} +- {shift:g}", text)
         least = self.settings.min_share * usual
         self._add(label, found, least, None, "critical", f"at least {least:.3f}", text)
+
+    def add_rate(self, rate: Rate) -> None:
+        """Compares one figure as a share of another."""
+
+        def share(figures: Figures) -> float | None:
+            part, whole = figures.get(rate.part), figures.get(rate.whole)
+            if part is None or whole is None or not whole.value:
+                return None
+            return (part.value or 0.0) / whole.value
+
+        shares = [each for each in map(share, self.earlier) if each is not None]
+        usual, found = self._usual(shares, rate.label), share(self.today)
+        if usual is None or found is None or _count(self.today, *rate.whole) < LEAST_ROWS:
+            return
+        text = f"{rate.label}: {found:.3f}, usual is {usual:.3f}"
+        shift = self.settings.max_share_shift
+        self._add(
+            rate.label, found, usual - shift, usual + shift, "warning", f"{usual:.3f} +- {shift:g}", text
+        )
+        least = self.settings.min_volume * usual
+        self._add(rate.label, found, least, None, "critical", f"at least {least:.3f}", text)
+
+    def add_mean(self, column: str, statistic: str) -> None:
+        """Compares a mean of numbers up to 1, such as cosines."""
+        label = f"{column}: {statistic}"
+        known = (figures.get((column, statistic)) for figures in self.earlier)
+        values = [figure.value for figure in known if figure is not None and figure.value is not None]
+        usual, today = self._usual(values, label), self.today.get((column, statistic))
+        if usual is None or today is None or today.value is None:
+            return
+        found, settings = today.value, self.settings
+        text = f"{label} is {found:.3f} on average, usual is {usual:.3f}"
+        for severity, bound in (("warning", settings.max_mean_fall), ("critical", settings.stop_mean_fall)):
+            least = usual - bound
+            self._add(label, found, least, None, cast(Severity, severity), f"at least {least:.3f}", text)
 
     def add_histogram(self, watched: Watched) -> None:
         """Compares how the rows of the day spread over the values of something."""

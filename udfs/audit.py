@@ -26,8 +26,15 @@ from etl.quality import Judgement, judge
 from etl.session import local_frame, open_session
 from etl.storage import replace_day
 from etl.table_statistics import measure_tables
-from udfs.audit_checks import AuditedDay, check_across_tables, check_stamps, find_stamps
+from udfs.audit_checks import (
+    AuditedDay,
+    check_across_tables,
+    check_stamps,
+    find_stamps,
+    measure_candidates,
+)
 from udfs.audit_record import Audit, save_audit
+from udfs.audit_sample import SampleFindings, look_at_sample
 from udfs.skipped_features import load_skipped
 
 LOGGER = logging.getLogger(__name__)
@@ -52,14 +59,24 @@ def run_audit(context: JobContext) -> JobSummary:
     if len(stamps) == 1:
         checks += check_across_tables(audited, model_version=stamps[0][0], index_version=stamps[0][1])
     crossed = time.perf_counter()
-    figures = measure_day(audited, history_days=settings.gates.history_days)
+    sample = SampleFindings()
+    if len(stamps) == 1:
+        model_uri = getattr(context.options, "model", None) or settings.features.model
+        sample = look_at_sample(audited, settings, model_version=stamps[0][0], model_uri=model_uri)
+        checks += sample.checks
+    sampled = time.perf_counter()
+    index_version = stamps[0][1] if len(stamps) == 1 else None
+    figures = measure_day(audited, history_days=settings.gates.history_days, index_version=index_version)
+    for table, found in sample.figures.items():
+        figures[context.day, table] |= found
     measured = time.perf_counter()
     judgement = judge_day(audited, figures, docs, settings.gates)
     failures = [f"{check.table}: {check.found} {check.name}" for check in checks if not check.is_passed]
-    failures += judgement.failures
+    failures += sample.collapsed + judgement.failures
     steps = {
         "checks": crossed - started,
-        "figures": measured - crossed,
+        "sample": sampled - crossed,
+        "figures": measured - sampled,
         "gates": time.perf_counter() - measured,
     }
     audit = Audit(
@@ -74,7 +91,7 @@ def run_audit(context: JobContext) -> JobSummary:
         failures=failures,
         docs=str(docs),
         warnings=judgement.warnings,
-        unjudged=judgement.unjudged,
+        unjudged=judgement.unjudged + sample.unjudged,
         skipped={name: each.reason for name, each in skipped.items()},
     )
     if not context.dry_run:
@@ -96,10 +113,18 @@ def run_audit(context: JobContext) -> JobSummary:
     return summary
 
 
-def measure_day(audited: AuditedDay, *, history_days: int) -> DayFigures:
-    """Counts the figures of the day and reads those of the days before, in one Spark action."""
+def measure_day(audited: AuditedDay, *, history_days: int, index_version: int | None = None) -> DayFigures:
+    """Counts the figures of the day and reads those of the days before, in one Spark action.
+
+    Args:
+        audited: the day at pinned versions.
+        history_days: days before that are read.
+        index_version: of the day's rows; None = they are of several, and what POIs are worth is not counted.
+    """
     tables = {name: audited.rows(name) for name in audited.versions}
     figures = measure_tables(tables, audited.before_the_night(), audited.eve(), day=audited.day)
+    if index_version is not None:
+        figures = figures.unionAll(measure_candidates(audited, index_version=index_version))
     found = audited.earlier_statistics(history_days).unionByName(
         figures.withColumn("day", F.lit(audited.day)), allowMissingColumns=True
     )

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from conf.gates import gates_of
+from conf.gates import GENERATED, LIVE, VISITED, VISITED_FOUND, gates_of
 from conf.settings import CleanSettings
 from conf.tables import FEATURE_TABLES, TABLE_STATISTICS, TABLES
 from etl.contracts import spark_schema
@@ -27,6 +27,7 @@ from udfs.skipped_features import SkippedFeature
 from udfs.slots import is_live, keep_known
 from udfs.user_embeddings import mark_current, pending_users
 
+ROUNDING = 1e-4
 UPSTREAM_TABLES = ("cleaned_actions", "poi_index", "action_sequences", "ranking_requests")
 
 
@@ -191,12 +192,53 @@ def find_wrong_scores(audited: AuditedDay) -> list[Search]:
     )
     scored = audited.rows("ranking_scores").select("request_id", "poi_id")
     key = ["request_id", "poi_id"]
+    # The logistic function as the job wrote it, to float32's rounding.
+    said = 1 / (1 + F.exp(-F.col("click_logit").cast("double")))
+    unlike = ~F.coalesce(F.abs(F.col("score") - said) <= ROUNDING, F.lit(False))
     return [
+        Search("ranking_scores", "scores that are not the probability of their click_logit",
+               audited.rows("ranking_scores").where(unlike)),
         Search("ranking_scores", "candidates neither scored nor refused",
                delivered.join(scored.unionByName(refused), key, "left_anti")),
         Search("ranking_scores", "scores of pairs that nobody asked for",
                scored.join(delivered, key, "left_anti")),
     ]  # fmt: skip
+
+
+def measure_candidates(audited: AuditedDay, *, index_version: int) -> DataFrame:
+    """Counts what generated POIs are worth on the day itself, as figures (`etl/table_statistics.py`).
+
+    Visits of users to POIs of interest after they asked, on the same day, and how many were on their list; live POIs,
+    and how many of them are on any list.
+    """
+    day, generated = F.lit(audited.day), audited.rows("poi_candidates").select("request_id", "poi_id")
+    requests = audited.requests().select("request_id", "user_id", "request_ts_ms")
+    actions = audited.rows("cleaned_actions").where(F.col("is_interest") & (F.col("event_date") == day))
+    visited = (
+        requests.join(actions.select("user_id", "poi_id", "action_ts_ms"), "user_id")
+        .where("action_ts_ms > request_ts_ms")
+        .select("request_id", "poi_id")
+        .distinct()
+    )
+    on_list = generated.distinct().withColumn("is_found", F.lit(True))
+    found = visited.join(on_list, ["request_id", "poi_id"], "left").agg(
+        F.count("*").alias(VISITED), F.count("is_found").alias(VISITED_FOUND)
+    )
+    slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
+    live = slots.where(is_live(day)).select("poi_id").distinct()
+    used = generated.select("poi_id").distinct().withColumn("is_generated", F.lit(True))
+    spread = live.join(used, "poi_id", "left").agg(
+        F.count("*").alias(LIVE), F.count("is_generated").alias(GENERATED)
+    )
+    return _as_figures(found, "request_id").unionAll(_as_figures(spread, "poi_id"))
+
+
+def _as_figures(counts: DataFrame, column: str) -> DataFrame:
+    stacked = ", ".join(f"'{name}', double({name})" for name in counts.columns)
+    return counts.selectExpr(f"stack({len(counts.columns)}, {stacked}) AS (statistic, value)").selectExpr(
+        "'poi_candidates' AS table_name", f"'{column}' AS column_name", "statistic", "value",
+        "string(NULL) AS example",
+    )  # fmt: skip
 
 
 def find_wrong_candidates(audited: AuditedDay, *, index_version: int) -> list[Search]:
@@ -214,11 +256,21 @@ def find_wrong_candidates(audited: AuditedDay, *, index_version: int) -> list[Se
         .join(slots.select("poi_id", "valid_from", "valid_to"), "poi_id")
         .where(is_live(F.col("request_date")))
     )
-    ranks = generated.groupBy("request_id").agg(F.max("rank").alias("last"), F.count("*").alias("n"))
+    by_rank = F.array_sort(F.collect_list(F.struct("rank", "log_probability")))["log_probability"]
+    ranks = generated.groupBy("request_id").agg(
+        F.max("rank").alias("last"),
+        F.count("*").alias("n"),
+        by_rank.alias("logs"),
+        F.sum(F.exp("log_probability")).alias("total"),
+    )
+    rises = F.expr(f"exists(sequence(1, n - 1), i -> n > 1 AND logs[int(i)] > logs[int(i - 1)] + {ROUNDING})")
     return [
         Search("poi_candidates", "requests neither answered nor refused",
                requests.join(answered, "request_id", "left_anti")),
         Search("poi_candidates", "generated POIs that are not live as of the request",
                generated.join(live, ["request_id", "rank"], "left_anti")),
         Search("poi_candidates", "requests with gaps in their ranks", ranks.where("last <> n")),
+        Search("poi_candidates", "requests whose POIs are not in order of their probability", ranks.where(rises)),
+        Search("poi_candidates", "requests whose probabilities sum to more than 1",
+               ranks.where(f"total > 1 + {ROUNDING * 10}")),
     ]  # fmt: skip

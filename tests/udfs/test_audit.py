@@ -71,7 +71,7 @@ def test_a_critical_failure_leaves_the_last_release_in_place(second_computed):
     before = shown_users(second_computed)
 
     with pytest.raises(
-        GateFailedError, match=r"1 rows of the day itself, usual are 20 .*, expected at least 2"
+        GateFailedError, match=r"1 rows of the day itself, usual are 20 .*, expected at least 5"
     ):
         second_computed.run("audit", DAY_2)
 
