@@ -156,8 +156,14 @@ def _spell_in_json(text: str) -> set[str]:
 
 
 def _spellings(user: str) -> set[bytes]:
-    """An id in UTF-8, in JSON with and without escapes, both within a text of JSON, and all of them in HTML."""
+    """An id in UTF-8, in JSON with and without escapes, both within a text of JSON, and all of them in HTML.
+
+    A number also as records of earlier versions tell a whole float: 1.0126086E7.
+    """
     once = _spell_in_json(user)
+    if re.fullmatch(r"[1-9]\d{7,15}", user):
+        digits = user.rstrip("0")
+        once.add(f"{digits[0]}.{digits[1:] or '0'}E{len(user) - 1}")
     plain = {user} | once | {text for spelling in once for text in _spell_in_json(spelling)}
     return {text.encode() for text in plain | {html.escape(text) for text in plain}}
 

@@ -216,9 +216,13 @@ def _read_part(part: FilePart, path: str) -> DataFrame:
             drift.require_kinds(FilePart(axes), path, dict.fromkeys(axes.columns, "degrees"), remedy=REMEDY)
             value = F.struct(*(value.getField(axis).cast("string").alias(axis) for axis in AXES))
         columns.append(value.cast(field.dataType).alias(field.name))
-    record = F.to_json(
-        F.struct(*(F.col(f"`{name}`") for name in rows.columns)), {"ignoreNullFields": "false"}
-    )
+    ids = {matched[name] for name, kind in SCALARS.items() if kind == "id" and name in matched}
+    told = [
+        (values.told_id(F.col(f"`{name}`"), rows.schema[name].dataType) if name in ids else F.col(f"`{name}`"))
+        .alias(name)
+        for name in rows.columns
+    ]  # fmt: skip
+    record = F.to_json(F.struct(*told), {"ignoreNullFields": "false"})
     return rows.select(*columns, *converted, record.alias("record"))
 
 

@@ -39,6 +39,8 @@ FLOAT_TOKEN = r"^-?\d+\.\d+(E-?\d+)?$"
 """How `from_json` hands over a number with a fraction, read as text."""
 WHOLE_FLOAT = r"^\d+\.0+$"
 NANOSECONDS_PER_MS = 1_000_000
+LARGEST_EXACT = 2**53
+"""Doubles tell whole numbers below this apart."""
 
 
 def may_hold(kind: str, dtype: T.DataType) -> bool:
@@ -94,6 +96,14 @@ def convert(column: Column, dtype: T.DataType, kind: str, *, is_nanoseconds: boo
         return F.unix_millis(column.cast("timestamp"))
     written_out = clock_ms(column) if isinstance(dtype, T.StringType) else F.lit(None).cast("bigint")
     return written_out if kind == "clock" else F.coalesce(judging.time_ms(column, dtype), written_out)
+
+
+def told_id(column: Column, dtype: T.DataType) -> Column:
+    """Returns an id as a record tells it: a whole float digit by digit, not as 1.0126086E7, so that it is found."""
+    if not isinstance(dtype, T.FloatType | T.DoubleType):
+        return column
+    is_whole = (column == F.floor(column)) & (F.abs(column) < LARGEST_EXACT)
+    return F.when(is_whole, column.cast("decimal(16,0)").cast("string")).otherwise(column.cast("string"))
 
 
 def degrees(column: Column, dtype: T.DataType) -> Column:

@@ -225,6 +225,7 @@ JOBS = {
     "audit": Job(
         help="checks the day's feature tables and their inputs; exit 3 if they must not be published",
         run=release_job("udfs.audit", "run_audit"),
+        add_options=add_model_option,
     ),
     "publish": Job(
         help="audited feature tables of the day -> one row of releases",

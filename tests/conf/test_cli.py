@@ -129,3 +129,31 @@ def test_help_lists_every_job_with_what_it_reads_and_writes(capsys: pytest.Captu
 
     assert caught.value.code == 0
     assert "raw -> cleaned" in capsys.readouterr().out
+
+
+@pytest.mark.operations("15")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["vacuum", "--keep-releases", "-5"],
+        ["vacuum", "--keep-releases", "0"],
+        ["vacuum", "--keep-releases", "nan"],
+        ["vacuum", "--hours", "-24"],
+        ["vacuum", "--hours", "nan"],
+        ["vacuum", "--hours", "inf"],
+        ["releases", "--max-age-hours", "nan"],
+        ["releases", "--max-age-hours", "-1"],
+        ["rollback", "--to", "0"],
+        ["rollback", "--run-id", "../../.."],
+        ["rollback", "--run-id", "a/b"],
+        ["rollback", "--run-id", "."],
+    ],
+)
+def test_options_have_bounds_and_runs_have_plain_names(words, capsys):
+    from udfs.__main__ import JOBS
+
+    with pytest.raises(SystemExit) as ended:
+        build_parser("udfs", "", JOBS).parse_args([words[0], "--day", "2026-03-01", *words[1:]])
+
+    assert ended.value.code == 2
+    assert words[1] in capsys.readouterr().err

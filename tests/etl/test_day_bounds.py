@@ -20,6 +20,7 @@ def test_days_that_can_be_meant(day: date) -> None:
     assert problem_of(day) is None
 
 
+@pytest.mark.operations("8")
 @pytest.mark.parametrize(
     ("day", "words"),
     [
@@ -38,6 +39,7 @@ def test_the_first_delivery_may_be_of_any_day_up_to_today() -> None:
     assert problem_of(date(2012, 4, 12), last=None) is None
 
 
+@pytest.mark.operations("8")
 @pytest.mark.spark
 @pytest.mark.parametrize("job", [["night", "--source", "synthetic"], ["synthetic"], ["poi_index"]])
 @pytest.mark.parametrize("day", ["2062-03-04", "0001-01-01"])

@@ -135,7 +135,9 @@ def test_too_few_days_before_give_no_verdict_and_say_so():
     assert unjudged[0] == (
         "cleaned_actions: number of rows of the day itself not judged, 2 of 3 days needed before it"
     )
-    assert len(unjudged) == 8  # volume, share of interest, three histograms, top user, nulls of both coordinates
+    assert (
+        len(unjudged) == 8
+    )  # volume, share of interest, three histograms, top user, nulls of both coordinates
 
 
 def test_days_out_of_sight_and_later_days_are_not_looked_at():

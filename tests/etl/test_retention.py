@@ -36,6 +36,7 @@ def data_files(root):
     return sorted((Path(root) / "user_places").rglob("*.parquet"))
 
 
+@pytest.mark.operations("c18")
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(parts=st.lists(st.sampled_from(ODD), min_size=1, max_size=3))
 def test_a_vacuum_keeps_what_is_pinned_whatever_the_folder_is_called(spark, tmp_path_factory, parts):
@@ -58,6 +59,7 @@ def test_a_vacuum_keeps_what_is_pinned_whatever_the_folder_is_called(spark, tmp_
     assert len([path for path in data_files(root) if "_delta_log" not in path.parts]) == 2
 
 
+@pytest.mark.operations("c18")
 @pytest.mark.parametrize("pinned", [False, True])
 def test_nothing_goes_if_the_plan_and_delta_disagree(spark, tmp_path, monkeypatch, pinned):
     root = str(tmp_path)

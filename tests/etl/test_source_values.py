@@ -96,3 +96,12 @@ def test_ids_of_json_are_digits_if_they_are_whole_numbers(spark, record, expecte
     text = F.from_json("record", "id string")["id"]
 
     assert frame.select(values.json_id(text, F.col("record"), "id")).first()[0] == expected
+
+
+def test_a_record_tells_float_ids_digit_by_digit(spark):
+    ids = [10126086.0, 7.0, 1234567.5, 1.2345678901234567e19, float("nan"), None]
+    frame = local_frame(spark, [(value,) for value in ids], "id double")
+
+    told = [row[0] for row in frame.select(values.told_id(F.col("id"), T.DoubleType())).collect()]
+
+    assert told == ["10126086", "7", "1234567.5", "1.2345678901234567E19", "NaN", None]

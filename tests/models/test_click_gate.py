@@ -80,6 +80,7 @@ def test_scores_that_depend_on_anything_else_are_refused(bundle_scoring, score):
     assert any("depending on what it is asked with" in reason for reason in reasons)
 
 
+@pytest.mark.operations("2")
 def test_without_a_champion_there_are_floors(bundle_scoring):
     negated = judge_clicks(SAMPLES, bundle_scoring(by_poi(LOW, HIGH)), {})
 
@@ -88,6 +89,7 @@ def test_without_a_champion_there_are_floors(bundle_scoring):
     assert "say less than the base rate" in negated.reasons[1]
 
 
+@pytest.mark.operations("2")
 def test_what_is_not_a_number_is_refused(bundle_scoring):
     verdict = judge_clicks(SAMPLES, bundle_scoring(by_poi(np.nan, LOW)), {})
 
@@ -109,6 +111,7 @@ def test_the_best_of_the_last_champions_sets_the_mark(bundle_scoring):
     assert verdict.champion_auc == pytest.approx(0.9)
 
 
+@pytest.mark.operations("2")
 @pytest.mark.parametrize(
     ("samples", "told"),
     [

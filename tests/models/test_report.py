@@ -276,6 +276,7 @@ def test_audit_of_the_day_and_its_data_docs_are_shown(tmp_path):
     assert 'href="../data_docs/index.html"' in html
 
 
+@pytest.mark.operations("11")
 @pytest.mark.parametrize("damage", ["file gone", "newest log entry cut"])
 def test_what_cannot_be_read_empties_its_section_and_no_other(tmp_path, damage):
     settings = settings_of(tmp_path)
@@ -300,6 +301,7 @@ def test_what_cannot_be_read_empties_its_section_and_no_other(tmp_path, damage):
         assert summary.notes["empty_sections"] == before.notes["empty_sections"]
 
 
+@pytest.mark.operations("12")
 def test_a_withdrawn_release_keeps_the_page_that_it_had(tmp_path):
     settings = settings_of(tmp_path)
     build_warehouse(settings.storage.root)

@@ -1,12 +1,13 @@
 """What the gates of an audit stop, what they only tell, and the figures they leave for the days to come."""
 
 import json
+import math
 from datetime import timedelta
 
 import pytest
 
 from conf.errors import AuditMissingError, GateFailedError
-from tests.udfs.town import DAY_1, DAY_2, slot
+from tests.udfs.town import DAY_1, DAY_2, action, sequence, slot
 from udfs.audit import measure_day
 from udfs.audit_checks import AuditedDay
 from udfs.read_release import read_release
@@ -92,6 +93,92 @@ def test_ids_that_change_overnight_stop_the_night(second_computed):
     assert "1 of 9 rows break block_id, inner_id (changed)" in failure
     assert '"poi_id":"p2"' in failure
     assert '"was":{"block_id":0,"inner_id":2},"now":{"block_id":0,"inner_id":7}' in failure
+
+
+def rewrite(town, table, change):
+    """Writes the day's rows of a feature table once more, as something that is no feature job might."""
+    rows = [dict(row) for row in town.read(table) if row["day"] == DAY_1]
+    town.deliver(DAY_1, **{table: change(rows)})
+
+
+def swap(name):
+    """The first two rows get each other's value."""
+
+    def change(rows):
+        rows = sorted(rows, key=str)
+        rows[0][name], rows[1][name] = rows[1][name], rows[0][name]
+        return rows
+
+    return change
+
+
+def with_logits(rows):
+    return [{**row, "click_logit": 2.0, "score": 1 / (1 + math.exp(-2.0))} for row in rows]
+
+
+def as_percent(rows):
+    return [{**row, "score": row["score"] / 100} for row in rows]
+
+
+def in_other_units(rows):
+    return [{**row, "log_probability": row["log_probability"] / math.log(10)} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "told"),
+    [
+        (
+            "user_embeddings",
+            swap("embedding"),
+            "2 of 3 sampled rows are not what the model makes of the inputs",
+        ),
+        ("poi_embeddings", swap("embedding"), "2 of 8 sampled rows are not what the model makes"),
+        ("ranking_scores", with_logits, "5 of 5 sampled rows are not what the model makes"),
+        ("ranking_scores", as_percent, "5 scores that are not the probability of their click_logit"),
+        ("poi_candidates", swap("poi_id"), "of 2 sampled rows are not what the model makes"),
+        ("poi_candidates", in_other_units, "2 of 2 sampled rows are not what the model makes"),
+    ],
+)
+def test_rows_that_the_model_does_not_make_stop_the_night(computed, table, change, told):
+    rewrite(computed, table, change)
+
+    with pytest.raises(GateFailedError) as error:
+        computed.run("audit", DAY_1)
+
+    assert any(text.startswith(f"{table}: ") and told in text for text in error.value.failures)
+
+
+def test_without_the_model_at_hand_the_sample_is_not_judged_and_says_so(computed, other_bundle):
+    summary = computed.run("audit", DAY_1, model=str(other_bundle))
+
+    assert any("no row was made again: model folder-" in text for text in summary.notes["unjudged"])
+
+
+@pytest.mark.operations("1")
+@pytest.mark.parametrize("collapsed", ["user_embeddings", "poi_embeddings"])
+def test_vectors_of_a_night_that_do_not_spread_stop_it(published, collapsed):
+    many = {
+        "user_embeddings": [sequence(f"v{number}", DAY_2, [number % 8]) for number in range(24)],
+        "poi_embeddings": [],
+    }
+    published.deliver(
+        DAY_2, action_sequences=many[collapsed], ranking_requests=[],
+        cleaned_actions=[action("a2", "u2", DAY_2, 4)],
+        poi_index=[slot(number, inner_id=number % 4, changed_day=DAY_2) for number in range(8)],
+    )  # fmt: skip
+    published.run("features", DAY_2)
+    if collapsed == "poi_embeddings":
+        one = next(dict(row) for row in published.read(collapsed) if row["day"] == DAY_2)
+        rows = [{**one, "poi_id": f"p{number}"} for number in range(24)]
+    else:
+        rows = [dict(row) for row in published.read(collapsed) if row["day"] == DAY_2]
+        rows = [{**row, "embedding": rows[0]["embedding"]} for row in rows]
+    published.deliver(DAY_2, **{collapsed: rows})
+
+    with pytest.raises(GateFailedError) as error:
+        published.run("audit", DAY_2)
+
+    assert f"{collapsed}: 0.042 of 24 vectors differ from each other" in error.value.failures
 
 
 def test_figures_of_a_day_are_written_once_however_often_it_is_audited(published):

@@ -60,6 +60,7 @@ class KilledError(BaseException):
     """Ends a process where it stands."""
 
 
+@pytest.mark.operations("5")
 @pytest.mark.spark
 @pytest.mark.parametrize(
     ("step", "call"),
@@ -106,6 +107,7 @@ def vectors(town: Town) -> dict[str, list[float]]:
 ODD_IDS = ("ann", "Ann", "++x++", "a.b", "ü", "7", "x" * 60, r"a\Eb", 'say "so"', "a|b")
 
 
+@pytest.mark.operations("3")
 @pytest.mark.spark
 def test_an_id_is_taken_letter_by_letter(made: Settings, spark: object) -> None:
     town, root = Town(spark, made, Path()), made.storage.root
@@ -135,6 +137,40 @@ def test_an_id_is_taken_letter_by_letter(made: Settings, spark: object) -> None:
     assert sorted(left, key=str) == [" ann\u00a0", None, "ann", "\ufffdann"]
 
 
+@pytest.mark.spark
+def test_a_number_is_found_as_records_of_a_float_have_told_it(made: Settings, spark: object) -> None:
+    town, root = Town(spark, made, Path()), made.storage.root
+    records = ['{"user_id":1.0126086E7}', '{"user_id":"10126086"}', '{"user_id":1.01260861E8}']
+    rows = [
+        {"action_id": str(number), "user_id": None, "record": record, "is_simulated": False}
+        for number, record in enumerate(records)
+    ]
+    town.deliver(DAY_1, raw_actions=rows)
+
+    assert find_users(spark, root, "raw_actions", as_frame(spark, ["10126086"])).rows == 2
+
+
+@pytest.mark.spark
+@pytest.mark.operations("6")
+def test_releases_of_two_models_are_carried_from_their_own_versions(
+    published_twice: Town, other_bundle: Path
+) -> None:
+    """Another model makes the second day anew, is published and taken back; then a user is erased."""
+    town = published_twice
+    shown = {day: vectors(town) for day in ("second",)}
+    town.run("features", DAY_2, run_id="other", model=str(other_bundle))
+    town.run("audit", DAY_2, run_id="other", model=str(other_bundle))
+    town.run("publish", DAY_2, run_id="other")
+    assert vectors(town) != shown["second"]
+    town.run("rollback", DAY_2, run_id="back")
+    assert vectors(town) == shown["second"]
+
+    town.run("erase", DAY_2, run_id="erase", user=["u1"], users=None)
+
+    assert vectors(town) == {user: vector for user, vector in shown["second"].items() if user != "u1"}
+
+
+@pytest.mark.operations("4")
 @pytest.mark.spark
 def test_a_list_with_a_byte_order_mark_and_strangers(published_twice: Town, tmp_path: Path, caplog) -> None:
     town = published_twice

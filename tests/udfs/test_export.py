@@ -29,6 +29,7 @@ def test_an_export_holds_the_rows_of_its_release_and_no_others(published_twice, 
     assert json.loads((out / "release.json").read_text())["release_id"] == 2
 
 
+@pytest.mark.operations("7")
 @pytest.mark.spark
 def test_an_export_of_no_release_or_over_other_files_is_refused(published, tmp_path):
     with pytest.raises(NoReleaseError, match="release 7"):

@@ -37,6 +37,7 @@ def write(folder: Path, files: set[str], text: str) -> dict[str, str]:
     return written
 
 
+@pytest.mark.operations("7")
 @given(first=FILES, second=FILES, foreign=FILES)
 def test_an_answer_replaces_an_earlier_one_and_nothing_else(tmp_path_factory, first, second, foreign):
     out = tmp_path_factory.mktemp("base") / "out"
@@ -54,6 +55,7 @@ def test_an_answer_replaces_an_earlier_one_and_nothing_else(tmp_path_factory, fi
     assert content_of(out) == everything
 
 
+@pytest.mark.operations("7")
 @pytest.mark.parametrize("name", ["candidates/photo.jpg", "release.json", "old/link"])
 def test_a_folder_of_somebody_is_refused_before_anything_is_written(tmp_path, name):
     write(tmp_path, {name}, "mine")

@@ -87,6 +87,7 @@ def test_a_release_says_what_it_was_made_from(published):
     }  # fmt: skip
 
 
+@pytest.mark.operations("9")
 def test_a_repeated_run_publishes_and_rolls_back_once(published_twice):
     town = published_twice
     first = town.run("rollback", DAY_1, run_id="op-1").notes["release_id"]
@@ -98,6 +99,7 @@ def test_a_repeated_run_publishes_and_rolls_back_once(published_twice):
     assert len(town.read("releases")) == 4
 
 
+@pytest.mark.operations("9")
 def test_an_older_day_and_what_was_rolled_back_need_a_switch(published_twice):
     town = published_twice
     town.run("rollback", DAY_1)
@@ -113,6 +115,7 @@ def test_an_older_day_and_what_was_rolled_back_need_a_switch(published_twice):
     assert town.run("publish", DAY_1, run_id="cleared", replace=True).notes["release_id"] == 5
 
 
+@pytest.mark.operations("10")
 @pytest.mark.parametrize("damage", ["gone", "cut", "log"])
 def test_a_damaged_release_is_not_gone_back_to(published_twice, damage):
     town = published_twice
@@ -133,6 +136,7 @@ def test_a_damaged_release_is_not_gone_back_to(published_twice, damage):
     assert len(town.read("releases")) == 2
 
 
+@pytest.mark.operations("15")
 def test_the_loser_of_a_race_is_told_to_try_again(published, monkeypatch):
     town = published
     town.run("features", DAY_1, run_id="again")

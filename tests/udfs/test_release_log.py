@@ -79,6 +79,7 @@ def test_a_release_is_old_by_the_clock_of_its_publication(published: str, is_old
         refuse_old(current, max_age_hours=36, now_ms=now)
 
 
+@pytest.mark.operations("13")
 def test_old_data_published_now_raise_the_alarm_too() -> None:
     current = replace(release(3, 3), published_ts_ms=ms("03-05 12"))
 

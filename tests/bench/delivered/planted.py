@@ -67,10 +67,16 @@ class Planted:
 
     @property
     def reason(self) -> str | None:
-        """The first refusing rule in the order of the contract; one of another table comes after all of them."""
+        """The first refusing rule in the order of the contract; one of another table comes after all of them.
+
+        Of a POI that nobody knows, a swapped place is seen only where it is off the earth.
+        """
         order = [rule.code for rule in rules_of(self.table, "refuse")]
+        unseen = {"poi_place_swapped"} if "unknown_poi" in self.refused and abs(self.poi.lon) <= 90 else set()
         return min(
-            self.refused, key=lambda code: order.index(code) if code in order else len(order), default=None
+            self.refused - unseen,
+            key=lambda code: order.index(code) if code in order else len(order),
+            default=None,
         )
 
 

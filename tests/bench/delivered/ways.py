@@ -298,6 +298,7 @@ def write_tsv(writer: Writer) -> list[Planted]:
     for record in torn:
         row = [record.tag, *_tsv_row(record, rng)[1:]][: rng.randrange(2, 8)]
         record.refused, record.damages, record.given = {"corrupt_record"}, ("torn",), dict(enumerate(row))  # type: ignore[arg-type]
+        record.written = tuple(text for text in row if text)
         lines.append("\t".join(row))
     records += torn
     rng.shuffle(lines)
