@@ -2,8 +2,8 @@
 
     python -m tests.bench.operations
 
-A fault is one of fifteen rows (an id, a file, a kill, a rollback, a model, a day, an option that hurt) and the vacuum of
-a folder whose name is no URI (`c18`); a row holds if all tests marked with it pass and there is at least one. Records
+A fault is one of fifteen rows (an id, a file, a kill, a rollback, a model, a day, an option that hurt) or the vacuum of
+a folder whose name is no URI (`c18`). A row holds if at least one test is marked with it and all of them pass. Records
 `operations-cases-right`.
 """
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conf.cli import Job, JobContext, JobSummary, main
+from conf.cli import Job, JobContext, JobSummary, build_parser, main
 from conf.errors import (
     GateFailedError,
     IndexVersionError,
