@@ -7,7 +7,7 @@ there.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import reduce
+from functools import cached_property, reduce
 from types import MappingProxyType
 
 from pyspark.sql import DataFrame, SparkSession
@@ -17,7 +17,7 @@ from conf.gates import GENERATED, LIVE, VISITED, VISITED_FOUND, gates_of
 from conf.settings import CleanSettings
 from conf.tables import FEATURE_TABLES, TABLE_STATISTICS, TABLES
 from etl.contracts import spark_schema
-from etl.session import local_frame
+from etl.session import compute_once, local_frame
 from etl.storage import read_table, table_exists, table_version
 from udfs.feature_night import pin_version
 from udfs.feature_run import FEATURE_JOBS, refused_where
@@ -66,6 +66,7 @@ class AuditedDay:
     ) -> None:
         """Pins the tables; `skipped` are those that the day's model cannot make, `clean` judges the requests."""
         self.spark, self.root, self.day = spark, root, day
+        self._frames: dict[str, DataFrame] = {}
         self.clean = clean or CleanSettings()
         self.versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
         self.versions |= {name: pin_version(spark, root, name, day) for name in UPSTREAM_TABLES}
@@ -76,18 +77,26 @@ class AuditedDay:
         }
 
     def read(self, name: str) -> DataFrame:
-        """Reads a table at its pinned version."""
-        return read_table(self.spark, self.root, name, version=self.versions[name])
+        """Reads a table at its pinned version; opened once, since finding a version takes longer than small tables."""
+        if name not in self._frames:
+            self._frames[name] = read_table(self.spark, self.root, name, version=self.versions[name])
+        return self._frames[name]
 
     def rows(self, name: str) -> DataFrame:
         """Reads the day's rows of a table; all rows of one that is not written by day."""
         rows = self.read(name)
         return rows.where(F.col("day") == F.lit(self.day)) if TABLES[name].write == "day" else rows
 
-    def requests(self) -> DataFrame:
+    @cached_property
+    def judged_requests(self) -> DataFrame:
+        """The requests of the day, judged once for all that looks at them."""
+        return compute_once(
+            judge_requests_of(self.read("ranking_requests"), day=self.day, settings=self.clean)
+        )
+
+    def requests(self, *, action_type_id: int = 0) -> DataFrame:
         """Reads the requests of the day that are to be answered; those refused as a whole are left out."""
-        judged = judge_requests_of(self.read("ranking_requests"), day=self.day, settings=self.clean)
-        return prepare_requests(judged, action_type_id=0)
+        return prepare_requests(self.judged_requests, action_type_id=action_type_id)
 
     def before_the_night(self) -> dict[str, DataFrame]:
         """Reads the tables with columns that never change as they stood before the day's night."""

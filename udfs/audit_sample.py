@@ -34,7 +34,7 @@ from udfs.audit_checks import AuditedDay, Check
 from udfs.poi_candidates import CATALOGUE_NAMES
 from udfs.poi_embeddings import SLOT_NAMES
 from udfs.ranking_scores import explode_candidates, group_candidates
-from udfs.requests import judge_requests_of, prepare_requests, with_defaults, with_history
+from udfs.requests import with_defaults, with_history
 from udfs.slots import is_live, keep_known
 
 LOGGER = logging.getLogger(__name__)
@@ -216,10 +216,7 @@ class _Again:
         return rows.where(F.col("request_id").isin(ids)).select("request_id", "user_id", *columns).toArrow()
 
     def _requests(self, written: pa.Table) -> DataFrame:
-        judged = judge_requests_of(
-            self.audited.read("ranking_requests"), day=self.day, settings=self.settings.clean
-        )
-        requests = prepare_requests(judged, action_type_id=self.bundle.action_type_id)
+        requests = self.audited.requests(action_type_id=self.bundle.action_type_id)
         drawn = F.col("request_id").isin(sorted(set(written["request_id"].to_pylist())))
         return requests.where(drawn & F.col("action_type_id").isNotNull())
 
