@@ -1,57 +1,88 @@
-"""Erases 100 users of a simulated city with three nights and searches the raw bytes of everything kept for their ids.
+"""Erases 40 users of a simulated city with three releases and searches the raw bytes of everything kept for their ids.
 
     python -m tests.bench.erasure_hits
 
-The city is delivered, cleaned, trained on, released, reported and explained as usual, the last night's features
-twice, so that there are versions which no release shows. What is kept lies in one folder: tables with all their
-versions and logs, quarantine, audits, Data Docs, checkpoints, model registry, reports. Beside the hits it is checked
-that the release shows the other users' vectors unchanged, that a rollback still works and that a withdrawn release
-says why.
+The city (`erasure_city.py`) is delivered, cleaned, trained on twice, released, rolled back, reported and explained. Its
+users are erased in five commands, each killed at random moments, twenty times in all, and repeated until it ends; the
+lists of ids come with and without a byte order mark. Everything kept lies in one folder: tables with all their versions
+and logs, quarantine, audits, Data Docs, checkpoints, model registry, reports. Then five more nights run from the same
+source, which still holds the users. Records
+
+- `erasure-hits`: how often an id still stands anywhere,
+- `erasure-bystanders-changed`: tables in which rows of others are not what they were,
+- `erasure-returned`: rows of erased users in any table after the later nights.
 """
 
 import argparse
+import importlib
+import random
 import shutil
 import sys
-from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 from conf.errors import ReleaseWithdrawnError
 from conf.results import record
-from tests.bench import small_city
+from conf.settings import load_settings
+from etl.session import open_session
+from tests.bench import erasure_city, small_city
 from tests.bench.raw_search import search
 from udfs.read_release import read_release
 
-COMMAND = "make bench-erasure"
-NUM_USERS, NUM_ERASED = 300, 100
+COMMAND, SEED = "make bench-erasure", 4711
+NUM_ERASED, NUM_COMMANDS, NUM_KILLS = 40, 5, 20
+STEPS = (
+    "etl.erasure.delete_users", "etl.retention.show_version", "etl.retention.start_history_anew",
+    "etl.retention.forget_history", "udfs.erase.save_plan", "udfs.erase.append_release", "udfs.erase.withdraw",
+    "udfs.erase.erase_files", "udfs.erase.keep_digests",
+)  # fmt: skip
 Vectors = dict[str, list[float]]
 
 
-def make_city(folder: Path) -> Path:
-    """Makes three nights with a release each, one training, reports, and explanations of the first users."""
-    layer = small_city.write_settings(folder, num_users=NUM_USERS)
-    days = [str(day) for day in small_city.DAYS]
-    commands = [*small_city.night(0), ("etl", "training_others", "--day", days[0]), *small_city.training()]
-    for number, day in enumerate(days):
-        commands += small_city.night(number) if number else []
-        commands += [("udfs", "release", "--day", day)]
-    commands += [("models", "report", "--day", days[-1])]
-    commands += [("udfs", "features", "--day", days[-1]), ("udfs", "audit", "--day", days[-1])]
-    for words in commands:
-        small_city.run(layer, *words)
-    for user in known_users(folder)[:2]:
-        small_city.run(layer, "models", "explain", "--day", days[0], "--user", user)
-    return layer
-
-
-def known_users(folder: Path) -> list[str]:
-    """Returns the users of the current release, those to be erased first."""
-    return sorted(read_vectors(folder))
+class KilledError(BaseException):
+    """Ends a job where it stands."""
 
 
 def read_vectors(folder: Path, release: int | None = None) -> Vectors:
     """Reads the users' vectors as readers do, without Spark."""
     rows = read_release(None, str(folder / "warehouse"), "user_embeddings", release=release)
     return dict(zip(rows["user_id"].to_pylist(), rows["embedding"].to_pylist(), strict=True))
+
+
+def choose_users(vectors: Vectors) -> list[str]:
+    """Returns who is to be erased: the odd ids but for the bystanders, and the first of the others."""
+    odd = [user for user in erasure_city.ODD_IDS.values() if user not in erasure_city.BYSTANDERS]
+    plain = sorted(user for user in vectors if user not in erasure_city.ODD_IDS.values())
+    return [*odd, *plain][:NUM_ERASED]
+
+
+def erase(layer: Path, users: list[str], rng: random.Random, *, kills: int, has_mark: bool) -> int:
+    """Erases users by one command that is killed some times and repeated; returns how often it was killed."""
+    # Outside of what is kept: the list of those who asked.
+    asked = layer.parent.with_name(layer.parent.name + "-users.txt")
+    asked.write_text("\n".join(users) + "\n", encoding="utf-8-sig" if has_mark else "utf-8")
+    killed = 0
+    for _ in range(kills):
+        path, calls = rng.choice(STEPS), rng.randint(1, 4)
+        module, _, name = path.rpartition(".")
+        real, left = getattr(importlib.import_module(module), name), iter(range(calls - 1))
+
+        def dies(*words: object, _real=real, _left=left, **named: object) -> object:  # type: ignore[no-untyped-def]
+            if next(_left, None) is None:
+                raise KilledError
+            return _real(*words, **named)
+
+        with mock.patch(path, dies):
+            try:
+                small_city.run(layer, "udfs", "erase", "--users", str(asked))
+            except KilledError:
+                killed += 1
+            else:
+                break
+    else:
+        small_city.run(layer, "udfs", "erase", "--users", str(asked))
+    asked.unlink()
+    return killed
 
 
 def check_readers(folder: Path, layer: Path, before: Vectors, erased: set[str]) -> None:
@@ -65,44 +96,63 @@ def check_readers(folder: Path, layer: Path, before: Vectors, erased: set[str]) 
     else:
         raise AssertionError("release 1 pins versions that hold erased users, and is not withdrawn")
     small_city.run(layer, "udfs", "rollback")
-    assert set(read_vectors(folder)) <= set(expected), "a rollback brings erased users back"
-
-
-def record_hits(before: Counter[str], after: Counter[str], summary: dict, folder: str) -> None:
-    """Prints where the ids were and records how often they still are."""
-    for kind, found in sorted(before.items()):
-        print(f"{kind:32} {found:8} before {after[kind]:8} after")
-    notes = (
-        f"{NUM_ERASED} of {NUM_USERS} users of a simulated city with 3 nights, 4 versions of the features, a training, "
-        f"a report and explanations; ids found before: {before.total()} times, in {len(before)} kinds of files "
-        f"({', '.join(f'{kind} {found}' for kind, found in before.most_common(6))} ...); after: {after.total()}; "
-        f"{summary['seconds']:.0f} s; the release shows the other users' vectors unchanged, a rollback works"
-    )
-    record("erasure-hits", after.total(), "hits", "== 0", COMMAND, notes, folder)
+    assert not set(read_vectors(folder)) & erased, "a rollback brings erased users back"
 
 
 def main() -> int:
-    """Makes the city, erases, searches, records, and returns 0 if nothing was found."""
+    """Makes the city, erases, searches, records, and returns 0 if all three figures are 0."""
     parser = argparse.ArgumentParser(description="Records what is left of erased users in results/.")
     parser.add_argument("--work", type=Path, default=Path(".demo/erasure"), help="made anew")
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)
-    folder = options.work.absolute()
-    layer = make_city(folder)
-    vectors = read_vectors(folder)
-    erased = sorted(vectors)[:NUM_ERASED]
-    before = search(folder, erased)
-    # Outside of what is kept: the list of those who asked.
-    asked = folder.with_name(folder.name + "-users.txt")
-    asked.write_text("\n".join(erased) + "\n")
-    summary = small_city.run(layer, "udfs", "erase", "--users", str(asked))
-    asked.unlink()
-    after = search(folder, erased)
-    check_readers(folder, layer, vectors, set(erased))
-    after += search(folder, erased) - after  # a rollback must not bring them back either
-    record_hits(before, after, summary, options.results)
-    return 1 if after.total() else 0
+    folder, rng = options.work.absolute(), random.Random(SEED)
+    layer = erasure_city.write_settings(folder)
+    root = str(folder / "warehouse")
+    with erasure_city.odd_ids():
+        erasure_city.make_city(layer)
+        spark = open_session(load_settings([layer]), "erasure")
+        vectors = read_vectors(folder)
+        erased = choose_users(vectors)
+        for user in erased[:2]:
+            small_city.run(layer, "models", "explain", "--day", str(small_city.DAYS[0]), "--user", user)
+        before, others = search(folder, erased), erasure_city.digest_others(spark, root, erased)
+        killed = 0
+        for number in range(NUM_COMMANDS):
+            left = (
+                (NUM_KILLS - killed) // (NUM_COMMANDS - number)
+                if number < NUM_COMMANDS - 1
+                else NUM_KILLS - killed
+            )
+            killed += erase(layer, erased[number::NUM_COMMANDS], rng, kills=left, has_mark=number % 2 == 0)
+        after = search(folder, erased)
+        found = erasure_city.digest_others(spark, root, erased)
+        changed = [name for name in others if found.get(name) != others[name]]
+        check_readers(folder, layer, vectors, set(erased))
+        after += search(folder, erased) - after  # a rollback must not bring them back either
+        for number in range(erasure_city.NUM_LATER):
+            erasure_city.later_night(layer, number)
+        returned = erasure_city.count_returned(spark, root, erased)
+    for kind, hits in sorted(before.items()):
+        print(f"{kind:32} {hits:8} before {after[kind]:8} after")
+    users = f"{NUM_ERASED} of {erasure_city.NUM_USERS} users of a simulated city"
+    city = f"{users}, {killed} kills in {NUM_COMMANDS} commands"
+    notes = {
+        "erasure-hits": f"{city}; ids found before: {before.total()} times, in {len(before)} kinds of files; after: "
+        f"{after.total()}; the release shows the others' vectors unchanged, a rollback works",
+        "erasure-bystanders-changed": f"{city}; rows of others in {len(others)} tables; changed: {changed or 'none'}",
+        "erasure-returned": f"{city}; {erasure_city.NUM_LATER} later nights of the same source",
+    }
+    values = {
+        "erasure-hits": after.total(),
+        "erasure-bystanders-changed": len(changed),
+        "erasure-returned": returned,
+    }
+    units = {"erasure-hits": "hits", "erasure-bystanders-changed": "tables", "erasure-returned": "rows"}
+    for name, value in values.items():
+        print(f"{name} {value}: {notes[name]}")
+        record(name, value, units[name], "== 0", COMMAND, notes[name], options.results)
+    return 1 if any(values.values()) or killed < NUM_KILLS else 0
 
 
 if __name__ == "__main__":
