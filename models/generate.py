@@ -74,7 +74,7 @@ def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, in
     """Ranks one target per request among all live POIs, exactly.
 
     A target that the model cannot produce (newer than its capacities) shares the last place with all others
-    of its kind.
+    of its kind. Where a probability is not a number the target comes after all live POIs.
 
     Args:
         model: in evaluation mode.
@@ -100,8 +100,12 @@ def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, in
         )
         log_probs_BKI = log_probs_BKI.masked_fill(is_own, -torch.inf)  # counted once, in equal_B
         own = own_B[active, None, None]
-        higher_B[active] += (log_probs_BKI > own).sum(dim=(1, 2))
+        higher_B[active] += (~(log_probs_BKI <= own)).sum(dim=(1, 2))
         equal_B[active] += ((log_probs_BKI == own) & ~own.isneginf()).sum(dim=(1, 2))
+    # Nothing compares with NaN, so a model that computes it would find every target first.
+    is_nan_B = own_B.isnan() | log_blocks_BV.isnan().any(dim=1)
+    assert state.live is not None, "request states of ranking know what is live"
+    higher_B[is_nan_B] = len(state.live.keys_N)
     return Ranks(higher_B.cpu().numpy(), equal_B.cpu().numpy())
 
 

@@ -86,7 +86,7 @@ class CalibrationBins:
 
 
 def rank_targets(scores: FloatArray, targets: IntArray, live: BoolArray | None = None) -> Ranks:
-    """Ranks the target of every row among all live POIs.
+    """Ranks the target of every row among all live POIs; nan counts as higher than any number.
 
     Args:
         scores: (rows, POIs), float64; higher is better.
@@ -94,7 +94,8 @@ def rank_targets(scores: FloatArray, targets: IntArray, live: BoolArray | None =
         live: (rows, POIs) or (POIs,), which POIs may be ranked; None = all. The target always counts.
     """
     own = scores[np.arange(len(targets)), targets][:, None]
-    higher, equal = scores > own, scores == own
+    higher: BoolArray = ~(scores <= own)  # nan is not
+    equal = scores == own
     if live is not None:
         higher, equal = higher & live, equal & live
     equal[np.arange(len(targets)), targets] = True
@@ -133,13 +134,15 @@ def ndcg(scores: FloatArray, labels: IntArray, k: int) -> float:
 
 
 def auc(scores: FloatArray, labels: IntArray, weights: FloatArray | None = None) -> float:
-    """Returns the area under the ROC curve, ties counted half; nan if one class is missing.
+    """Returns the area under the ROC curve, ties counted half; nan if one class is missing, or any score is nan.
 
     Args:
         scores: (rows,), higher = more likely clicked.
         labels: (rows,), 1 clicked, 0 shown.
         weights: (rows,), how often each row counts; None = once.
     """
+    if np.isnan(scores).any():  # sorted last, it would count as the highest score
+        return math.nan
     _, group = np.unique(scores, return_inverse=True)
     return _auc_of_groups(group, labels, np.ones(len(scores)) if weights is None else weights)
 

@@ -101,3 +101,17 @@ def test_some_requests_of_a_state_answer_as_in_the_whole(make_decoder, requests_
         atol=1e-6,
         rtol=0,
     )
+
+
+@torch.inference_mode()
+def test_a_model_that_computes_no_numbers_finds_nothing(make_decoder, requests_batch, catalogue):
+    model = make_decoder()
+    model.trunk.norm.weight.data.fill_(torch.nan)
+    state = _state(model, requests_batch, catalogue, LATE_MS)
+    number = len(requests_batch)
+    blocks, inners = (torch.from_numpy(ids[:number]) for ids in (catalogue.block_ids, catalogue.inner_ids))
+
+    ranks = rank_pois(model, state, blocks, inners)
+
+    num_live = int(catalogue.live_mask(np.array([LATE_MS])).sum())
+    assert (ranks.expected == num_live + 1).all()

@@ -1,6 +1,7 @@
 """Metrics against brute force and scikit-learn, and their invariances."""
 
 import hashlib
+import math
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -150,3 +151,12 @@ def test_interval_is_the_same_for_the_same_seed():
 
 def test_digest_is_of_the_sorted_ids_joined_by_newlines():
     assert digest_rows(["b", "a"]) == hashlib.sha256(b"a\nb").hexdigest()[:16]
+
+
+def test_a_score_that_is_not_a_number_is_last_and_has_no_auc():
+    scores = np.array([[np.nan, 1.0, 2.0], [3.0, np.nan, 2.0]])
+
+    ranks = rank_targets(scores, np.array([0, 0]))
+
+    assert ranks.expected.tolist() == [4.0, 2.0]
+    assert math.isnan(auc(np.array([np.nan, 1.0, 0.0]), np.array([1, 0, 1])))
