@@ -81,13 +81,13 @@ def make_city(layer: Path) -> None:
     commands = [*small_city.night(0), ("etl", "training_others", "--day", days[0]), *small_city.training()]
     for number, day in enumerate(days):
         commands += small_city.night(number) if number else []
-        commands += [("udfs", "release", "--day", day, "--model", "models:/spacetime-gr@challenger")]
+        commands += [("udfs", "release", "--day", day)]
     other = [word for key in (*small_city.RECIPE_KEYS, "pretrain.seed=2") for word in ("--set-recipe", key)]
     commands += [
         ("models", "report", "--day", days[-1]),
         ("etl", "samples", "--day", days[-1]),
         ("models", "train", "--day", days[-1], *other),
-        ("udfs", "release", "--day", days[-1], "--model", "models:/spacetime-gr@challenger", "--replace"),
+        ("udfs", "release", "--day", days[-1], "--replace"),
         ("udfs", "rollback", "--run-id", "back-to-the-first-model"),
     ]
     for words in commands:

@@ -47,7 +47,8 @@ def write_settings(
             "num_days": 20, "dirty_share": 0.03, "kept_dirt_share": 0.02,
         },
         "samples": {"val_days": 3, "test_days": 3},
-        "features": {"top_k": 10},
+        # So brief a training stays challenger: the gate sees that it has learnt nothing.
+        "features": {"top_k": 10, "model": "models:/spacetime-gr@challenger"},
     }  # fmt: skip
     layer = folder / "settings.yaml"
     layer.write_text(yaml.safe_dump(content))
