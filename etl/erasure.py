@@ -152,18 +152,17 @@ def _any_of(users: Sequence[str]) -> bytes:
 
 
 def _spell_in_json(text: str) -> set[str]:
-    return {json.dumps(text, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
+    """The id with and without escapes; a number also as records of earlier versions tell a float: 1.0126086E7."""
+    spelt = {json.dumps(text, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
+    if re.fullmatch(r"[1-9]\d{7,15}", text):
+        digits = text.rstrip("0")
+        spelt.add(f"{digits[0]}.{digits[1:] or '0'}E{len(text) - 1}")
+    return spelt
 
 
 def _spellings(user: str) -> set[bytes]:
-    """An id in UTF-8, in JSON with and without escapes, both within a text of JSON, and all of them in HTML.
-
-    A number also as records of earlier versions tell a whole float: 1.0126086E7.
-    """
+    """An id in UTF-8, in JSON with and without escapes, both within a text of JSON, and all of them in HTML."""
     once = _spell_in_json(user)
-    if re.fullmatch(r"[1-9]\d{7,15}", user):
-        digits = user.rstrip("0")
-        once.add(f"{digits[0]}.{digits[1:] or '0'}E{len(user) - 1}")
     plain = {user} | once | {text for spelling in once for text in _spell_in_json(spelling)}
     return {text.encode() for text in plain | {html.escape(text) for text in plain}}
 

@@ -11,7 +11,7 @@ from datetime import date
 from functools import reduce
 from types import MappingProxyType
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.gates import TableGates, gates_of
@@ -146,14 +146,20 @@ def measure_spread(rows: DataFrame, gates: TableGates, table: str, *, day: date)
         .agg(F.count("*").alias("n"))
     )
     is_top = f"column_name = '{gates.crowded_by}'"
-    placed = counted.withColumn(
-        "place", F.row_number().over(Window.partitionBy("column_name").orderBy(F.desc("n"), "value"))
-    ).where(f"place <= CASE WHEN {is_top} THEN 1 ELSE {MAX_VALUES} END")
-    named = f"CASE WHEN {is_top} THEN '{TOP}' ELSE concat('{COUNTED}', coalesce(value, 'null')) END"
-    return placed.selectExpr(
-        f"'{table}' AS table_name", "column_name", f"{named} AS statistic", "double(n) AS value",
-        "value AS example",
-    )  # fmt: skip
+    # Negative counts, so that the most frequent values come first; users are many and are not gathered.
+    pair = f"CASE WHEN NOT ({is_top}) THEN struct(-n AS less, value) END"
+    by_name = counted.groupBy("column_name").agg(
+        F.expr("max(struct(n, value))").alias("top"),
+        F.expr(f"slice(array_sort(collect_list({pair})), 1, {MAX_VALUES})").alias("frequent"),
+    )
+    row = "named_struct('statistic', {}, 'value', double({}), 'example', {})"
+    top = row.format(f"'{TOP}'", "top.n", "top.value")
+    counts = row.format(f"concat('{COUNTED}', coalesce(x.value, 'null'))", "-x.less", "x.value")
+    figures = by_name.selectExpr(
+        "column_name",
+        f"inline(CASE WHEN {is_top} THEN array({top}) ELSE transform(frequent, x -> {counts}) END)",
+    )
+    return figures.selectExpr(f"'{table}' AS table_name", "column_name", "statistic", "value", "example")
 
 
 def measure_sent_again(rows: DataFrame, eve: DataFrame, table: str, columns: Sequence[str]) -> DataFrame:

@@ -107,23 +107,8 @@ def judge_clicks(
     least_error = min(
         (each.calibration_error for each in theirs if not math.isnan(each.calibration_error)), default=None
     )
-    reasons = []
-    # Every comparison is written so that NaN fails it.
-    if num_bad:
-        reasons.append(f"{num_bad} of {len(logits)} click logits are not finite numbers")
-    if not difference <= MAX_PARITY_DIFFERENCE:
-        reasons.append(
-            f"one candidate gets logits {difference:.2g} apart, depending on what it is asked with"
-        )
-    if not low > CHANCE:
-        reasons.append(
-            f"click AUC {own.auc:.4f} is not above chance: its 95 % interval by user begins at {low:.4f}"
-        )
-    if not own.log_loss <= base_loss + LOG_LOSS_TOLERANCE:
-        reasons.append(
-            f"click probabilities say less than the base rate: log loss {own.log_loss:.4f}, {base_loss:.4f} for "
-            f"saying {rate:.3f} of every impression"
-        )
+    reasons = [f"{num_bad} of {len(logits)} click logits are not finite numbers"] if num_bad else []
+    reasons += _judge_floors(own, low, difference, base_loss, rate)
     if best_auc is not None and not own.auc >= best_auc - AUC_TOLERANCE:
         reasons.append(f"click AUC {own.auc:.4f} is below the champion's {best_auc:.4f}")
     if least_error is not None and not own.calibration_error <= least_error + CALIBRATION_TOLERANCE:
@@ -134,6 +119,27 @@ def judge_clicks(
         shown.requests.num_rows, difference, own.auc, low, own.calibration_error, own.log_loss, base_loss,
         best_auc, least_error, tuple(reasons),
     )  # fmt: skip
+
+
+def _judge_floors(
+    own: ClickFigures, auc_low: float, difference: float, base_loss: float, rate: float
+) -> list[str]:
+    """Returns what is against scores whatever the champion; every comparison is written so that NaN fails it."""
+    reasons = []
+    if not difference <= MAX_PARITY_DIFFERENCE:
+        reasons.append(
+            f"one candidate gets logits {difference:.2g} apart, depending on what it is asked with"
+        )
+    if not auc_low > CHANCE:
+        reasons.append(
+            f"click AUC {own.auc:.4f} is not above chance: its 95 % interval by user begins at {auc_low:.4f}"
+        )
+    if not own.log_loss <= base_loss + LOG_LOSS_TOLERANCE:
+        reasons.append(
+            f"click probabilities say less than the base rate: log loss {own.log_loss:.4f}, {base_loss:.4f} for "
+            f"saying {rate:.3f} of every impression"
+        )
+    return reasons
 
 
 def take_impressions(samples: pa.Table | None) -> Impressions | None:

@@ -49,68 +49,81 @@ def run_audit(context: JobContext) -> JobSummary:
         MissingInputError: a feature table or an input was never written.
         GateFailedError: something must not be published; the record says so too.
     """
-    settings, started = context.settings, time.perf_counter()
+    settings, clock = context.settings, StepClock()
     spark = open_session(settings, f"spacetime-gr audit {context.day}")
     skipped = load_skipped(settings.storage.artifacts, day=context.day)
     audited = AuditedDay(spark, settings.storage.root, context.day, skipped, settings.clean)
     docs = Path(settings.storage.artifacts) / "data_docs" / str(context.day)
     stamps = find_stamps(audited)
-    checks = check_stamps(stamps)
-    if len(stamps) == 1:
-        checks += check_across_tables(audited, model_version=stamps[0][0], index_version=stamps[0][1])
-    crossed = time.perf_counter()
-    sample = SampleFindings()
-    if len(stamps) == 1:
+    model_version, index_version = stamps[0][:2] if len(stamps) == 1 else (None, None)
+    checks, sample = check_stamps(stamps), SampleFindings()
+    if model_version is not None and index_version is not None:
+        checks += check_across_tables(audited, model_version=model_version, index_version=index_version)
+        clock.end("checks")
         model_uri = getattr(context.options, "model", None) or settings.features.model
-        sample = look_at_sample(audited, settings, model_version=stamps[0][0], model_uri=model_uri)
+        sample = look_at_sample(audited, settings, model_version=model_version, model_uri=model_uri)
         checks += sample.checks
-    sampled = time.perf_counter()
-    index_version = stamps[0][1] if len(stamps) == 1 else None
+        clock.end("sample")
     figures = measure_day(audited, history_days=settings.gates.history_days, index_version=index_version)
     for table, found in sample.figures.items():
         figures[context.day, table] |= found
-    measured = time.perf_counter()
+    clock.end("figures")
     judgement = judge_day(audited, figures, docs, settings.gates)
+    clock.end("gates")
     failures = [f"{check.table}: {check.found} {check.name}" for check in checks if not check.is_passed]
-    failures += sample.collapsed + judgement.failures
-    steps = {
-        "checks": crossed - started,
-        "sample": sampled - crossed,
-        "figures": measured - sampled,
-        "gates": time.perf_counter() - measured,
-    }
     audit = Audit(
         day=str(context.day),
         run_id=context.run_id,
-        is_passed=not failures,
-        model_version=stamps[0][0] if len(stamps) == 1 else None,
-        index_version=stamps[0][1] if len(stamps) == 1 else None,
+        is_passed=not (failures + sample.collapsed + judgement.failures),
+        model_version=model_version,
+        index_version=index_version,
         is_simulated=any(stamp[2] for stamp in stamps),
         table_versions=audited.versions,
         checks=[asdict(check) for check in checks],
-        failures=failures,
+        failures=failures + sample.collapsed + judgement.failures,
         docs=str(docs),
         warnings=judgement.warnings,
         unjudged=judgement.unjudged + sample.unjudged,
         skipped={name: each.reason for name, each in skipped.items()},
     )
-    if not context.dry_run:
-        save_audit(audit, settings.storage.artifacts)
-    for warning in audit.warnings:
-        LOGGER.warning("audit of %s: %s", context.day, warning)
-    if failures:
-        raise GateFailedError(table="the feature tables", day=audit.day, failures=failures, docs=docs)
-    notes = {
-        "checks": len(checks),
-        "table_versions": audited.versions,
-        "warnings": audit.warnings,
-        "unjudged": audit.unjudged,
-        "skipped": audit.skipped,
-    }
-    summary = JobSummary(notes=notes, steps=steps)
+    tell_audit(audit, context)
+    summary = JobSummary(
+        notes={"checks": len(checks), "table_versions": audited.versions, "warnings": audit.warnings,
+               "unjudged": audit.unjudged, "skipped": audit.skipped},
+        steps=clock.steps,
+    )  # fmt: skip
     if not context.dry_run:
         summary.tables[TABLE_STATISTICS.name] = save_figures(audited, figures, context)
     return summary
+
+
+class StepClock:
+    """Seconds of the steps of a job, one after another."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def end(self, step: str) -> None:
+        """Ends a step."""
+        now = time.perf_counter()
+        self.steps[step], self._last = now - self._last, now
+
+
+def tell_audit(audit: Audit, context: JobContext) -> None:
+    """Keeps the record, and says what was found.
+
+    Raises:
+        GateFailedError: something must not be published.
+    """
+    if not context.dry_run:
+        save_audit(audit, context.settings.storage.artifacts)
+    for warning in audit.warnings:
+        LOGGER.warning("audit of %s: %s", context.day, warning)
+    if not audit.is_passed:
+        raise GateFailedError(
+            table="the feature tables", day=audit.day, failures=audit.failures, docs=Path(audit.docs)
+        )
 
 
 def measure_day(audited: AuditedDay, *, history_days: int, index_version: int | None = None) -> DayFigures:

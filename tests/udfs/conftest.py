@@ -23,17 +23,14 @@ def other_bundle(build_once: BuildOnce) -> Path:
     return build_once("other", lambda folder: make_bundle(folder, seed=2)) / "bundle"
 
 
-def make_bundle(
-    folder: Path, *, seed: int, broken_action_type: int | None = None, copies_from_others: bool = False
-) -> Path:
+def make_bundle(folder: Path, *, seed: int, copies_from_others: bool = False) -> Path:
     """Writes a bundle of all stages with random weights for an index of two blocks.
 
-    Rows with an action of the broken type make the model fail: the embedding of the type overflows. A model that
-    copies from others has most of every prediction from their slots.
+    A model that copies from others has most of every prediction from their slots.
     """
     import torch
 
-    from conf.tokens import NUM_SPECIAL, TokenLayout
+    from conf.tokens import TokenLayout
     from models.bundle import STAGE_FOLDERS, save_bundle
     from models.checkpoint import save_stage
     from models.config import DecoderConfig, OthersConfig
@@ -46,8 +43,6 @@ def make_bundle(
     )  # fmt: skip
     torch.manual_seed(seed)
     model = SpacetimeDecoder(shape.with_layout(layout, num_pois=NUM_POIS))
-    if broken_action_type is not None:
-        model.trunk.embedding.actions.weight.data[NUM_SPECIAL + broken_action_type] = 3e38
     stage = save_stage(folder / "stage", model)
     content = {"embedding_dim": shape.embedding_dim, "is_simulated": False}
     return save_bundle(folder / "bundle", dict.fromkeys(STAGE_FOLDERS, stage), layout=layout, content=content)

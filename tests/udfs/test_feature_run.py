@@ -11,13 +11,15 @@ from pyspark import SparkFiles
 
 from conf.errors import CapacityError, GateFailedError, IndexVersionError, MissingInputError
 from conf.tables import FEATURE_TABLES, TABLES
+from etl.storage import table_location
 from models.bundle import digest_folder
 from tests.udfs.conftest import make_bundle
 from tests.udfs.town import DAY_1, DAY_2, request, sequence, slot
 from udfs import model_cache
 
 pytestmark = pytest.mark.spark
-BROKEN = 3
+BELOW = -7
+"""A category at which the model raises; the contract would refuse it."""
 
 
 def test_rerun_of_a_day_gives_equal_tables(computed):
@@ -225,37 +227,38 @@ def test_generated_pois_are_live_as_of_the_request(first_night):
 
 
 @pytest.fixture
-def broken_bundle(tmp_path):
-    """A model that returns NaN for whoever has done something of type `BROKEN`."""
-    return make_bundle(tmp_path / "broken", seed=1, broken_action_type=BROKEN)
+def lax_night(first_night):
+    """A town whose histories may hold any category."""
+    path = table_location(first_night.root, "action_sequences")
+    first_night.spark.sql(f"ALTER TABLE delta.`{path}` DROP CONSTRAINT category_ids_range")
+    return first_night
 
 
-def test_a_row_that_makes_the_model_fail_is_quarantined_and_the_rest_is_finished(first_night, broken_bundle):
-    model = str(broken_bundle)
-    poison = sequence("u2", DAY_1, [4, 5], action_type_ids=[0, BROKEN])
-    first_night.deliver(
+def test_a_row_that_makes_the_model_fail_is_quarantined_and_the_rest_is_finished(lax_night):
+    poison = sequence("u2", DAY_1, [4, 5], category_ids=[1, BELOW])
+    lax_night.deliver(
         DAY_1, action_sequences=[sequence("u1", DAY_1, [0]), poison, sequence("u3", DAY_1, [7])]
     )
 
-    summary = first_night.run("user_embeddings", DAY_1, model=model)
+    summary = lax_night.run("user_embeddings", DAY_1)
 
-    assert [row["user_id"] for row in first_night.read("user_embeddings")] == ["u1", "u3"]
-    (refused,) = first_night.read("quarantined_rows")
+    assert [row["user_id"] for row in lax_night.read("user_embeddings")] == ["u1", "u3"]
+    (refused,) = lax_night.read("quarantined_rows")
     assert (refused["source_table"], refused["reason"]) == ("action_sequences", "embed_user_failed")
     assert '"user_id": "u2"' in refused["payload"]
     assert (summary.rows_in, summary.rows_out, summary.rows_refused) == (3, 2, 1)
 
-    first_night.deliver(DAY_1, action_sequences=[sequence("u1", DAY_1, [0])])
-    first_night.run("user_embeddings", DAY_1, model=model)
-    assert first_night.read("quarantined_rows") == []  # mended input, rerun: nothing is left of the refusal
+    lax_night.deliver(DAY_1, action_sequences=[sequence("u1", DAY_1, [0])])
+    lax_night.run("user_embeddings", DAY_1)
+    assert lax_night.read("quarantined_rows") == []  # mended input, rerun: nothing is left of the refusal
 
 
-def test_a_night_in_which_most_rows_fail_stops(first_night, broken_bundle):
-    poison = [sequence(user, DAY_1, [4], action_type_ids=[BROKEN]) for user in ("u1", "u2", "u3")]
-    first_night.deliver(DAY_1, action_sequences=poison)
+def test_a_night_in_which_most_rows_fail_stops(lax_night):
+    poison = [sequence(user, DAY_1, [4], category_ids=[BELOW]) for user in ("u1", "u2", "u3")]
+    lax_night.deliver(DAY_1, action_sequences=poison)
 
     with pytest.raises(GateFailedError, match="3 of 3 rows made the model fail"):
-        first_night.run("user_embeddings", DAY_1, model=str(broken_bundle))
+        lax_night.run("user_embeddings", DAY_1)
 
 
 def test_a_worker_process_loads_the_model_once(first_night, tmp_path):
