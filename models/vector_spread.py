@@ -13,7 +13,8 @@ MIN_VECTORS = 20
 """Of fewer nothing is said: a handful of POIs may well lie close together."""
 MIN_DISTINCT_SHARE = 0.5
 MIN_EFFECTIVE_RANK = 1.5
-MAX_MEAN_COSINE = 0.98
+MAX_MEAN_COSINE = 0.999
+"""Vectors of a model that has learnt little lie at 0.99 and may still differ; nothing is told apart above this."""
 MAX_VECTORS = 4096
 """Looked at: so many, evenly spaced, tell enough."""
 DECIMALS = 4
