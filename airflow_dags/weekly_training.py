@@ -3,7 +3,7 @@
 **Reads** cleaned actions and impressions. **Writes** the sample tables of the day and what users did in its
 training period, an MLflow parent run with a child per stage, and a registered model version with alias
 `challenger`; it becomes `champion` only if the gate (docs/operations.md) has nothing against its generated POIs, its
-clicks and its vectors, on the same rows as floors and the last champions. A refusal leaves the champion and says why
+clicks and its vectors, compared with baselines and the last champions. A refusal leaves the champion and says why
 in the log and in the version's tags. The nightly DAG picks up the champion on its next run.
 
 Training goes on from its last checkpoint when `train` is retried.

@@ -217,12 +217,7 @@ def _read_part(part: FilePart, path: str) -> DataFrame:
             value = F.struct(*(value.getField(axis).cast("string").alias(axis) for axis in AXES))
         columns.append(value.cast(field.dataType).alias(field.name))
     ids = {matched[name] for name, kind in SCALARS.items() if kind == "id" and name in matched}
-    told = [
-        (values.told_id(F.col(f"`{name}`"), rows.schema[name].dataType) if name in ids else F.col(f"`{name}`"))
-        .alias(name)
-        for name in rows.columns
-    ]  # fmt: skip
-    record = F.to_json(F.struct(*told), {"ignoreNullFields": "false"})
+    record = values.record_json(rows, rows.columns, ids)
     return rows.select(*columns, *converted, record.alias("record"))
 
 

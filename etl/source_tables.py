@@ -158,13 +158,7 @@ def _convert(part: FilePart, wanted: Mapping[str, str], names: Mapping[str, str]
             )
         )
     ids = {names[name] for name, kind in wanted.items() if kind == "id" and name in names}
-    told = [
-        (values.told_id(F.col(f"`{name}`"), frame.schema[name].dataType) if name in ids else F.col(f"`{name}`"))
-        .alias(name)
-        for name in frame.columns
-        if name != CORRUPT
-    ]  # fmt: skip
-    whole = F.to_json(F.struct(*told), {"ignoreNullFields": "false"})
+    whole = values.record_json(frame, [name for name in frame.columns if name != CORRUPT], ids)
     record = F.coalesce(F.col(CORRUPT), whole) if has_text else whole
     is_torn = F.col(CORRUPT).isNotNull() if has_text else F.lit(False)
     return frame.select(*columns, record.alias("record"), is_torn.alias("is_torn"))

@@ -6,7 +6,9 @@ into it; a single value that means nothing becomes null, and the cleaning refuse
 offsets are read by `etl/judging.py`, as in tables; here are the times that files spell, and what types cannot be.
 """
 
-from pyspark.sql import Column
+from collections.abc import Collection, Sequence
+
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -98,8 +100,24 @@ def convert(column: Column, dtype: T.DataType, kind: str, *, is_nanoseconds: boo
     return written_out if kind == "clock" else F.coalesce(judging.time_ms(column, dtype), written_out)
 
 
-def told_id(column: Column, dtype: T.DataType) -> Column:
-    """Returns an id as a record tells it: a whole float digit by digit, not as 1.0126086E7, so that it is found."""
+def record_json(rows: DataFrame, columns: Sequence[str], ids: Collection[str]) -> Column:
+    """Returns rows as they were delivered, as JSON with nulls.
+
+    Args:
+        rows: the delivered rows, in the types of their file.
+        columns: columns to keep, in order.
+        ids: those of them that hold ids. A whole float among them is written digit by digit, not as 1.0126086E7, so
+            that readers and erasures find it.
+    """
+    values = [
+        (_id_as_text(F.col(f"`{name}`"), rows.schema[name].dataType) if name in ids else F.col(f"`{name}`"))
+        .alias(name)
+        for name in columns
+    ]  # fmt: skip
+    return F.to_json(F.struct(*values), {"ignoreNullFields": "false"})
+
+
+def _id_as_text(column: Column, dtype: T.DataType) -> Column:
     if not isinstance(dtype, T.FloatType | T.DoubleType):
         return column
     is_whole = (column == F.floor(column)) & (F.abs(column) < LARGEST_EXACT)

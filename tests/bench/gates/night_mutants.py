@@ -109,11 +109,10 @@ def _change_vectors(change: Callable[[np.ndarray, np.random.Generator, Severity]
 def _swapped_vectors(
     tables: NightTables, severity: Severity, rng: np.random.Generator
 ) -> dict[str, pd.DataFrame]:
-    users, pois = tables.read("user_embeddings"), tables.read("poi_embeddings")
+    users = tables.read("user_embeddings")
     every = _vectors(tables.all("poi_embeddings"))
     vectors, some = _vectors(users), _some(rng, len(users), severity["share"])
     vectors[some] = every[rng.integers(len(every), size=len(some))]
-    del pois
     return {"user_embeddings": _with_vectors(users, vectors)}
 
 
