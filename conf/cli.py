@@ -20,6 +20,7 @@ from datetime import date
 from pathlib import Path
 
 from conf.errors import SpacetimeError
+from conf.run_lock import Access, hold_tables
 from conf.settings import Settings, load_settings
 
 LOGGER = logging.getLogger(__name__)
@@ -69,12 +70,14 @@ class Job:
         run: does the work.
         add_options: adds the job's own options to its parser.
         needs_day: is `--day` required.
+        access: how it needs the tables (`conf/run_lock.py`).
     """
 
     help: str
     run: Callable[[JobContext], JobSummary]
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
     needs_day: bool = True
+    access: Access = "none"
 
 
 def main(program: str, description: str, jobs: Mapping[str, Job], argv: Sequence[str] | None = None) -> int:
@@ -89,7 +92,9 @@ def main(program: str, description: str, jobs: Mapping[str, Job], argv: Sequence
         context = JobContext(
             options.job, options.day or date(1970, 1, 1), settings, run_id, options.dry_run, options
         )
-        summary = job.run(context)
+        access: Access = "shared" if options.dry_run and job.access == "alone" else job.access
+        with hold_tables(settings.storage.artifacts, access, job=f"{program} {options.job}", run_id=run_id):
+            summary = job.run(context)
     except SpacetimeError as error:
         _report_error(program, options, run_id, error, error.exit_code)
         return error.exit_code

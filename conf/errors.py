@@ -269,6 +269,20 @@ class ConflictingWriteError(SpacetimeError):
         )
 
 
+class TablesInUseError(SpacetimeError):
+    """A job that deletes old versions and another one would run at the same time; a retry later cures it."""
+
+    exit_code = 5
+
+    def __init__(self, *, job: str, holder: str, lock: object) -> None:
+        self.job, self.holder = job, holder
+        super().__init__(
+            f"{job} cannot start: the tables are in use by {holder} (lock {lock}). Versions would be deleted that the "
+            "other job reads or publishes, or rows written again that are being erased; nothing was changed. Run it "
+            "again when the other has ended (the DAGs do)."
+        )
+
+
 class ContractViolatedError(SpacetimeError):
     """Rows to be written break a NOT NULL or CHECK constraint of their table."""
 

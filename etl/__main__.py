@@ -197,6 +197,7 @@ JOBS: dict[str, Job] = {
             f"{reads} -> raw_actions, raw_pois, raw_profiles, raw_impressions, ranking_requests",
             run_forward(module, function),
             _add_day_option,
+            access="shared",
         )
         for name, (module, function, reads) in SOURCES.items()
     },
@@ -205,46 +206,59 @@ JOBS: dict[str, Job] = {
         "runs strictly forward, a rerun of the last day gives the same ids",
         run_forward(*NIGHT_STEPS["poi_index"]),
         _add_day_option,
+        access="shared",
     ),
     "clean_actions": Job(
         "raw_actions + poi_index -> cleaned_actions, user_places, quarantined_rows: rows in = accepted + "
         "quarantined + exact duplicates dropped, or the job fails (exit code 3); reasons: conf/rules.py",
         run_one(*NIGHT_STEPS["clean_actions"]),
+        access="shared",
     ),
     "replay": Job(
         "clean_actions of a day once more, with the catalogue of today or of --as-of: takes in actions whose POI "
         "was delivered later; counts add up as ever, a second run changes nothing",
         run_one("etl.replay", "replay_day"),
         _add_replay_options,
+        access="shared",
     ),
     "action_sequences": Job(
         "cleaned_actions + user_places -> action_sequences: the history of every user active on the day, "
         "its richness and pattern",
         run_one(*NIGHT_STEPS["action_sequences"]),
+        access="shared",
     ),
     "pretrain_samples": Job(
         "action_sequences -> pretrain_samples: windows in train, val and test by time",
         run_one(*SAMPLE_STEPS["pretrain_samples"]),
+        access="shared",
     ),
     "training_others": Job(
         "cleaned_actions -> training_visits, training_transitions: what each user did in the training period, for "
         "models that copy from others (decoder.others)",
         run_one("etl.sampling", "count_others"),
+        access="shared",
     ),
     "ranking_samples": Job(
         "raw_impressions + cleaned_actions -> ranking_samples: requests with the history before each",
         run_one(*SAMPLE_STEPS["ranking_samples"]),
+        access="shared",
     ),
     "preference_pairs": Job(
         "ranking_samples -> preference_pairs: clicked POIs beside those shown and not clicked",
         run_one(*SAMPLE_STEPS["preference_pairs"]),
+        access="shared",
     ),
     "night": Job(
         "a source (--source, optional), then poi_index, clean_actions, action_sequences in one Spark session",
         run_night,
         _add_source_option,
+        access="shared",
     ),
-    "samples": Job("pretrain_samples, ranking_samples, preference_pairs in one Spark session", run_samples),
+    "samples": Job(
+        "pretrain_samples, ranking_samples, preference_pairs in one Spark session",
+        run_samples,
+        access="shared",
+    ),
     "outline": Job(
         "data of any shape that a reader knows -> what they hold, and the days and splits that fit them; writes no "
         "table",

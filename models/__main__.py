@@ -141,9 +141,12 @@ JOBS = {
     ),
     "train": Job("all stages, evaluate, register, in one parent run", _lazy("run_train_job"), _add_train),
     "explain": Job(
-        "one request -> text and a picture of what it leans on", _lazy("run_explain_job"), _add_explain
+        "one request -> text and a picture of what it leans on",
+        _lazy("run_explain_job"),
+        _add_explain,
+        access="shared",
     ),
-    "report": Job("release -> one HTML file", _lazy("run_report_job"), _add_report),
+    "report": Job("release -> one HTML file", _lazy("run_report_job"), _add_report, access="shared"),
 }
 
 

@@ -127,6 +127,11 @@ def refuse_step_back(spark: SparkSession, root: str, releases: Sequence[Release]
         problem = f"readers see release {current.release_id} of {current.day}, a newer day"
         raise ReleaseOrderError(day=str(release.day), problem=problem)
     for taken_back in find_taken_back(releases):
+        if taken_back.withdrawn and is_of_same_night(taken_back, release):
+            problem = f"release {taken_back.release_id} of this day and model was rolled back, and is withdrawn since, so "
+            raise ReleaseOrderError(
+                day=str(release.day), problem=f"{problem}that nobody can tell whether these rows are others"
+            )
         if not taken_back.withdrawn and has_same_rows(spark, root, taken_back, release):
             problem = f"these rows are those of release {taken_back.release_id}, which was rolled back"
             raise ReleaseOrderError(day=str(release.day), problem=problem)
@@ -247,13 +252,18 @@ def has_same_rows(spark: SparkSession, root: str, one: Release, other: Release) 
     A night that was cleared and rerun writes equal rows under new versions; releasing it twice would tell
     readers of a change that is none.
     """
-    stamps = [(release.day, release.model_version, release.index_version) for release in (one, other)]
-    if stamps[0] != stamps[1]:
+    if not is_of_same_night(one, other):
         return False
     names = [name for name in FEATURE_TABLES if one.table_versions[name] != other.table_versions[name]]
     if one.table_versions["poi_index"] != other.table_versions["poi_index"]:
         names.append("poi_embeddings")  # it shows POIs that are live
     return all(_digest(spark, root, one, name) == _digest(spark, root, other, name) for name in names)
+
+
+def is_of_same_night(one: Release, other: Release) -> bool:
+    """Tells whether two releases are of one day, by one model on one index."""
+    stamps = [(release.day, release.model_version, release.index_version) for release in (one, other)]
+    return stamps[0] == stamps[1]
 
 
 def append_release(spark: SparkSession, context: JobContext, *releases: Release) -> JobSummary:

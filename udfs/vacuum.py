@@ -17,6 +17,7 @@ from conf.tables import TABLES
 from etl.retention import vacuum_table
 from etl.session import open_session
 from etl.storage import table_exists
+from udfs.erasure_plan import refuse_unfinished_erasure
 from udfs.release_log import Release, load_releases
 from udfs.withdrawals import withdraw
 
@@ -26,7 +27,12 @@ Pins = dict[str, set[int]]
 
 
 def run_vacuum(context: JobContext) -> JobSummary:
-    """Frees what no release and no training pins."""
+    """Frees what no release and no training pins.
+
+    Raises:
+        ErasureUnfinishedError: an erasure was begun and has not ended; it still needs versions that it would carry over.
+    """
+    refuse_unfinished_erasure(context.settings.storage.artifacts)
     root, options = context.settings.storage.root, context.options
     spark = open_session(context.settings, "spacetime-gr vacuum")
     releases = load_releases(spark, root)

@@ -115,6 +115,18 @@ def test_an_older_day_and_what_was_rolled_back_need_a_switch(published_twice):
     assert town.run("publish", DAY_1, run_id="cleared", replace=True).notes["release_id"] == 5
 
 
+def test_what_was_rolled_back_stays_back_when_its_versions_are_gone(published_twice):
+    town = published_twice
+    town.run("rollback", DAY_1)
+    town.run("vacuum", DAY_1, hours=0.0, keep_releases=1)
+
+    with pytest.raises(
+        ReleaseOrderError, match="release 2 of this day and model was rolled back, and is withdrawn"
+    ):
+        town.run("publish", DAY_2, run_id="retry")
+    assert town.run("publish", DAY_2, run_id="decided", replace=True).notes["release_id"] == 4
+
+
 @pytest.mark.operations("10")
 @pytest.mark.parametrize("damage", ["gone", "cut", "log"])
 def test_a_damaged_release_is_not_gone_back_to(published_twice, damage):

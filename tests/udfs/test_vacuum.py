@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from conf.errors import ReleaseWithdrawnError
+from conf.errors import ErasureUnfinishedError, ReleaseWithdrawnError
 from tests.udfs.town import DAY_2, Town
+from udfs.erasure_plan import Plan, save_plan
 from udfs.read_release import read_release
 
 pytestmark = pytest.mark.spark
@@ -54,3 +55,13 @@ def test_a_release_that_is_not_kept_is_withdrawn_and_says_why(published_twice: T
     with pytest.raises(ReleaseWithdrawnError, match="only the last 1 releases are kept"):
         read_release(None, town.root, "user_embeddings", release=1)
     assert read_release(None, town.root, "user_embeddings").num_rows == 3
+
+
+def test_an_erasure_that_has_not_ended_keeps_what_it_would_carry_over(published_twice: Town) -> None:
+    town = published_twice
+    save_plan(str(town.artifacts), Plan(["digest"], "erase-1"))
+    before = files_of(town)
+
+    with pytest.raises(ErasureUnfinishedError):
+        town.run("vacuum", DAY_2, hours=0.0, keep_releases=1)
+    assert files_of(town) == before

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from conf.errors import SpacetimeError
@@ -26,7 +26,16 @@ from models.jobs import DEFAULT_RECIPE
 from models.training import open_training
 from tests.bench.gates import input_mutants, model_mutants, night_mutants
 from tests.bench.gates.mutant_list import Mutant, read_mutants
-from tests.bench.gates.world import NUM_NIGHTS, RECIPE, RETRAINED, World, day_of, live_through, make_world
+from tests.bench.gates.world import (
+    FEATURES,
+    NUM_NIGHTS,
+    RECIPE,
+    RETRAINED,
+    World,
+    day_of,
+    live_through,
+    make_world,
+)
 
 COMMAND = "make bench-gates"
 Outcome = dict[str, object]
@@ -37,7 +46,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def try_models(world: World, mutants: list[Mutant]) -> dict[str, Outcome]:
+def try_models(world: World, mutants: list[Mutant]) -> Iterator[tuple[str, Outcome]]:
     """Plants faults in the model that was trained last and asks the gate, first as if there were no champion."""
     settings = world.settings
     recipe = load_recipe(DEFAULT_RECIPE, RECIPE)
@@ -51,7 +60,6 @@ def try_models(world: World, mutants: list[Mutant]) -> dict[str, Outcome]:
     held_out = model_mutants.HeldOut(test_rows, Impressions.from_samples(test.combine_chunks()))
     usual = model_mutants.measure(clean, held_out)
     say(f"clean model: {usual}, {judge_bundle(rows, samples, clean, {}).reasons}")
-    outcomes: dict[str, Outcome] = {}
     for mutant in mutants:
         bundle = model_mutants.plant(clean, mutant, world.folder / "mutant-bundle")
         harm = model_mutants.tell_harm(usual, model_mutants.measure(bundle, held_out))
@@ -63,35 +71,26 @@ def try_models(world: World, mutants: list[Mutant]) -> dict[str, Outcome]:
             if reasons:
                 break
             alone = False
-        outcomes[mutant.name] = {"harm": harm, "caught": bool(reasons), "alone": alone, "by": list(reasons)}
-        say(f"{mutant.name}: {outcomes[mutant.name]}")
-    return outcomes
+        yield mutant.name, {"harm": harm, "caught": bool(reasons), "alone": alone, "by": list(reasons)}
 
 
-def try_nights(world: World, mutants: list[Mutant]) -> dict[str, Outcome]:
-    """Plants faults in the feature tables of the last night and audits it."""
-    base, outcomes = World(world.folder / "features"), {}
+def try_nights(world: World, mutants: list[Mutant]) -> Iterator[tuple[str, Outcome]]:
+    """Plants faults in the feature tables of the last night, or of the one that makes all POI vectors, and audits it."""
     for mutant in mutants:
-        changed = base.copy(world.folder / "mutant")
+        night = RETRAINED if mutant.severity.get("table") == "poi_embeddings" else NUM_NIGHTS
+        changed = World(world.folder / FEATURES[night]).copy(world.folder / "mutant")
         spark = open_session(changed.settings, "gates")
         try:
-            wrong = night_mutants.plant(changed, spark, mutant)
-            failures = audit(changed)
+            wrong = night_mutants.plant(changed, spark, mutant, day_of(night))
+            failures = audit(changed, night)
         except SpacetimeError as error:  # the table's own contract did not take it
             wrong, failures = {"refused by the contract": 1.0}, [str(error)]
         harm = {table: share for table, share in wrong.items() if share >= night_mutants.WRONG_SHARE}
-        outcomes[mutant.name] = {
-            "harm": harm,
-            "caught": bool(failures),
-            "by": [text[:160] for text in failures],
-        }
-        say(f"{mutant.name}: {outcomes[mutant.name]}")
-    return outcomes
+        yield mutant.name, {"harm": harm, "caught": bool(failures), "by": [text[:160] for text in failures]}
 
 
-def try_inputs(world: World, mutants: list[Mutant]) -> dict[str, Outcome]:
+def try_inputs(world: World, mutants: list[Mutant]) -> Iterator[tuple[str, Outcome]]:
     """Plants faults in the delivery of the last night, runs it, and audits it."""
-    outcomes: dict[str, Outcome] = {}
     for mutant in mutants:
         changed = World(world.folder / "eve").copy(world.folder / "mutant")
         spark = open_session(changed.settings, "gates")
@@ -99,26 +98,33 @@ def try_inputs(world: World, mutants: list[Mutant]) -> dict[str, Outcome]:
         try:
             changed.deliver(NUM_NIGHTS, input_mutants.change_of(mutant, changed, spark))
             changed.run("udfs", "features", "--day", str(day_of(NUM_NIGHTS)))
-            failures = audit(changed)
+            failures = audit(changed, NUM_NIGHTS)
         except RuntimeError as error:  # a job of the night stopped
             failures = [str(error)]
         wrong = input_mutants.share_wrong(changed, World(world.folder / "features"))
         harm = {"actions": round(wrong, 4)} if wrong >= night_mutants.WRONG_SHARE else {}
-        outcomes[mutant.name] = {
-            "harm": harm,
-            "caught": bool(failures),
-            "by": [text[:160] for text in failures],
-        }
-        say(f"{mutant.name}: {outcomes[mutant.name]}")
-    return outcomes
+        yield mutant.name, {"harm": harm, "caught": bool(failures), "by": [text[:160] for text in failures]}
 
 
-def audit(world: World) -> list[str]:
-    """Audits the last night and returns what failed."""
-    world.audit(NUM_NIGHTS)
-    path = world.folder / "artifacts" / "audits" / f"{day_of(NUM_NIGHTS)}.json"
+def audit(world: World, night: int) -> list[str]:
+    """Audits a night and returns what failed."""
+    world.audit(night)
+    path = world.folder / "artifacts" / "audits" / f"{day_of(night)}.json"
     failures: list[str] = json.loads(path.read_text())["failures"]
     return failures
+
+
+def try_all(world: World, group: str, levels: Sequence[str]) -> dict[str, Outcome]:
+    """Tries the faults of a list that were not tried yet in this folder; returns by fault what came of it."""
+    path = world.folder / f"outcomes-{group}.json"
+    outcomes: dict[str, Outcome] = json.loads(path.read_text()) if path.is_file() else {}
+    for level, attempt in (("model", try_models), ("night", try_nights), ("input", try_inputs)):
+        chosen = [each for each in read_mutants(group) if each.level == level and each.name not in outcomes]
+        for name, outcome in attempt(world, chosen) if level in levels and chosen else ():
+            say(f"{name}: {outcome}")
+            outcomes[name] = outcome
+            path.write_text(json.dumps(outcomes, indent=1))
+    return outcomes
 
 
 def count(outcomes: Mapping[str, Outcome]) -> tuple[int, int, list[str]]:
@@ -144,11 +150,7 @@ def main() -> int:
         world = make_world(options.work or Path(temporary))
         nights = live_through(world, say)
         alarms = {each["night"]: each["refused"] for each in nights if each["refused"]}
-        outcomes: dict[str, Outcome] = {}
-        for level, attempt in (("model", try_models), ("night", try_nights), ("input", try_inputs)):
-            if level in options.levels:
-                chosen = [each for each in read_mutants(options.group) if each.level == level]
-                outcomes |= attempt(world, chosen)
+        outcomes = try_all(world, options.group, options.levels)
     harmful, caught, missed = count(outcomes)
     share = caught / harmful if harmful else 0.0
     unharmed = [name for name, outcome in outcomes.items() if not outcome["harm"]]

@@ -13,7 +13,7 @@ from conf.tables import TABLES
 from etl.contracts import spark_schema
 from etl.storage import replace_day
 from tests.bench.gates.mutant_list import Mutant
-from tests.bench.gates.world import World, day_of
+from tests.bench.gates.world import World
 
 WRONG_SHARE = 0.04
 """A table of which this share of the rows is wrong or missing harms its readers."""
@@ -49,9 +49,9 @@ class NightTables:
         return DeltaTable(f"{self.root}/{table}").to_pandas()
 
 
-def plant(world: World, spark: SparkSession, mutant: Mutant) -> dict[str, float]:
-    """Plants a fault in the last night's tables and returns by table the share of rows that are wrong or missing."""
-    tables = NightTables(world, day_of(30))
+def plant(world: World, spark: SparkSession, mutant: Mutant, day: date) -> dict[str, float]:
+    """Plants a fault in a night's tables and returns by table the share of rows that are wrong or missing."""
+    tables = NightTables(world, day)
     rng = np.random.default_rng(mutant.seed)
     wrong = {}
     for table, rows in KINDS[mutant.kind](tables, mutant.severity, rng).items():
@@ -86,7 +86,7 @@ def _some(rng: np.random.Generator, count: int, share: float) -> np.ndarray:
 
 
 def _vectors(rows: pd.DataFrame) -> np.ndarray:
-    return np.array(rows["embedding"].tolist(), dtype=np.float64)
+    return np.array(rows["embedding"].tolist(), dtype=np.float64).reshape(len(rows), -1)
 
 
 def _with_vectors(rows: pd.DataFrame, vectors: np.ndarray) -> pd.DataFrame:

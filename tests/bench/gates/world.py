@@ -27,6 +27,8 @@ FIRST = date(2026, 1, 1)
 HISTORY_DAYS, NUM_NIGHTS = 29, 30
 MORE_USERS, HOLIDAY, NEW_CITY, RETRAINED = 9, 14, 19, 24
 """Numbers of the nights out of the ordinary, counted from 1."""
+FEATURES = {RETRAINED: "features-retrained", NUM_NIGHTS: "features"}
+"""Nights whose features are kept aside before their audit, and under which name; the first has a vector of every POI."""
 RECIPE = (
     "decoder.hidden_dim=32", "decoder.ffn_dim=64", "decoder.embedding_dim=32", "pretrain.epochs=3",
     "sft_embedding.max_steps=150", "sft_ranking.max_steps=100", "align_dpo.max_steps=10",
@@ -179,8 +181,8 @@ def live_through(world: World, say: Callable[[str], None]) -> list[dict[str, obj
             if not notes["is_champion"]:
                 refused = [f"the model: {reason}" for reason in notes["gate"]["reasons"]]
         world.run("udfs", "features", "--day", day)
-        if night == NUM_NIGHTS:
-            world.copy(world.folder / "features")
+        if night in FEATURES:
+            world.copy(world.folder / FEATURES[night])
         audit = world.audit(night)
         record = json.loads((world.folder / "artifacts" / "audits" / f"{day}.json").read_text())
         if record["is_passed"]:
