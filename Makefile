@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-operations bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -112,7 +112,7 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-cases bench-delivered bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-deletions bench-sequences bench-gates bench-operations bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-cases bench-delivered bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(DEMO_WORK)
@@ -213,6 +213,9 @@ bench-own-data: setup ## make demo with DATA alone on public and tiny data; resu
 
 bench-gates: setup ## Planted faults and clean nights: what do the gates catch, what do they refuse wrongly? [WORK=FOLDER]
 	@$(PY) -m tests.bench.gates $(if $(WORK),--work "$(WORK)")
+
+bench-gate-time: setup ## What the audit costs of a night, at the size of bench-night-cost [ACTIONS=N]
+	@$(PY) -m tests.bench.gate_time $(if $(ACTIONS),--actions $(ACTIONS))
 
 bench-operations: setup ## Faults of operations found by hand: do the tests of each one hold?
 	@$(PY) -m tests.bench.operations

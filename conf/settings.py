@@ -301,9 +301,10 @@ class GateSettings(Section):
         0.15,
         ge=0,
         le=1,
-        description="part of the rows that may lie at other hours or categories than usual; more is a warning",
+        description="part of the rows that may lie at other hours or categories than on any day before, beyond what "
+        "these differ by; more is a warning",
     )
-    stop_shape_shift: float = Field(0.4, ge=0, le=1, description="more than this stops the night")
+    stop_shape_shift: float = Field(0.25, ge=0, le=1, description="more than this stops the night")
     large_value: float = Field(
         0.05, ge=0, le=1, description="a region with this usual share of the rows must not vanish"
     )

@@ -16,7 +16,7 @@ from conf.gates import Rate, Severity, TableGates, Watched, gates_of
 from conf.settings import GateSettings
 from conf.tables import TABLES, Column
 from etl import table_statistics as stats
-from etl.histograms import Histogram, mean_shares, shift_between
+from etl.histograms import Histogram, mean_shares, shift_to_nearest
 
 EPOCH = date(1970, 1, 1)
 LEAST_ROWS = 20
@@ -279,23 +279,28 @@ class _Comparison:
             self._add_vanished(watched.name, today, days)
 
     def _add_shape(self, name: str, today: Histogram, days: list[Histogram]) -> None:
-        """Compares all shares: half the sum of their differences is the part of the rows that lies elsewhere.
+        """Compares with the day before that is most alike: a Saturday looks like a Saturday, and a wrong day like none.
 
-        Allowed is what the days before differ by among themselves, what so few rows differ by by chance, and the bound.
+        Half the sum of the differences of all shares is the part of the rows that lies elsewhere. Allowed is the bound
+        beyond what any of the days before differs from the one most like it, or beyond what so few rows differ by by
+        chance if that is more.
         """
-        settings, usual = self.settings, mean_shares(days)
-        found, where = shift_between(today, usual)
-        others = [mean_shares(days[:number] + days[number + 1 :]) for number in range(len(days))]
-        among = max(shift_between(own, other)[0] for own, other in zip(days, others, strict=True))
+        settings = self.settings
+        found, where = shift_to_nearest(today, days)
+        others = [
+            shift_to_nearest(own, days[:number] + days[number + 1 :]) for number, own in enumerate(days)
+        ]
         rows = max(sum(today.counts.values()), 1.0)
-        chance = sum(math.sqrt(share * (1 - share) / rows) for share in usual.shares.values())
-        text = f"{name}: {found:.3f} of the rows lie elsewhere than usual ({where})"
+        shares = mean_shares(days).shares.values()
+        by_chance = sum(math.sqrt(share * (1 - share) / rows) for share in shares) / 2
+        allowed = max(by_chance, *(shift for shift, _ in others))
+        text = f"{name}: {found:.3f} of the rows lie elsewhere than on any day before ({where})"
         label = f"{name}: rows that lie elsewhere than usual"
         bounds: list[tuple[Severity, float]] = [
             ("warning", settings.max_shape_shift), ("critical", settings.stop_shape_shift)
         ]  # fmt: skip
         for severity, bound in bounds:
-            high = among + chance + bound
+            high = allowed + bound
             self._add(label, found, None, high, severity, f"at most {high:.3f}", text)
 
     def _add_vanished(self, name: str, today: Histogram, days: list[Histogram]) -> None:

@@ -36,3 +36,8 @@ def shift_between(one: Histogram, other: Histogram) -> tuple[float, str]:
     value = max(gaps, key=lambda key: abs(gaps[key]))
     told = f"most at {value}: {first.get(value, 0.0):.3f} instead of {second.get(value, 0.0):.3f}"
     return sum(abs(gap) for gap in gaps.values()) / 2, told
+
+
+def shift_to_nearest(one: Histogram, days: Sequence[Histogram]) -> tuple[float, str]:
+    """Returns `shift_between` a histogram and the one of some days that is most like it."""
+    return min((shift_between(one, day) for day in days), key=lambda shift: shift[0])

@@ -128,10 +128,11 @@ def refuse_step_back(spark: SparkSession, root: str, releases: Sequence[Release]
         raise ReleaseOrderError(day=str(release.day), problem=problem)
     for taken_back in find_taken_back(releases):
         if taken_back.withdrawn and is_of_same_night(taken_back, release):
-            problem = f"release {taken_back.release_id} of this day and model was rolled back, and is withdrawn since, so "
-            raise ReleaseOrderError(
-                day=str(release.day), problem=f"{problem}that nobody can tell whether these rows are others"
+            problem = (
+                f"release {taken_back.release_id} of this day and model was rolled back, and is withdrawn since, so "
+                "that nobody can tell whether these rows are others"
             )
+            raise ReleaseOrderError(day=str(release.day), problem=problem)
         if not taken_back.withdrawn and has_same_rows(spark, root, taken_back, release):
             problem = f"these rows are those of release {taken_back.release_id}, which was rolled back"
             raise ReleaseOrderError(day=str(release.day), problem=problem)

@@ -30,7 +30,7 @@ def run_vacuum(context: JobContext) -> JobSummary:
     """Frees what no release and no training pins.
 
     Raises:
-        ErasureUnfinishedError: an erasure was begun and has not ended; it still needs versions that it would carry over.
+        ErasureUnfinishedError: an erasure was begun and has not ended; it still needs old versions.
     """
     refuse_unfinished_erasure(context.settings.storage.artifacts)
     root, options = context.settings.storage.root, context.options

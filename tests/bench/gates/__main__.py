@@ -75,7 +75,7 @@ def try_models(world: World, mutants: list[Mutant]) -> Iterator[tuple[str, Outco
 
 
 def try_nights(world: World, mutants: list[Mutant]) -> Iterator[tuple[str, Outcome]]:
-    """Plants faults in the feature tables of the last night, or of the one that makes all POI vectors, and audits it."""
+    """Plants faults in the features of the last night, or of the one that makes all POI vectors, and audits it."""
     for mutant in mutants:
         night = RETRAINED if mutant.severity.get("table") == "poi_embeddings" else NUM_NIGHTS
         changed = World(world.folder / FEATURES[night]).copy(world.folder / "mutant")

@@ -28,10 +28,10 @@ HISTORY_DAYS, NUM_NIGHTS = 29, 30
 MORE_USERS, HOLIDAY, NEW_CITY, RETRAINED = 9, 14, 19, 24
 """Numbers of the nights out of the ordinary, counted from 1."""
 FEATURES = {RETRAINED: "features-retrained", NUM_NIGHTS: "features"}
-"""Nights whose features are kept aside before their audit, and under which name; the first has a vector of every POI."""
+"""Nights whose features are kept aside before their audit, and under which name; one has vectors of all POIs."""
 RECIPE = (
-    "decoder.hidden_dim=32", "decoder.ffn_dim=64", "decoder.embedding_dim=32", "pretrain.epochs=3",
-    "sft_embedding.max_steps=150", "sft_ranking.max_steps=100", "align_dpo.max_steps=10",
+    "decoder.hidden_dim=32", "decoder.ffn_dim=64", "decoder.embedding_dim=32", "pretrain.epochs=6",
+    "sft_embedding.max_steps=600", "sft_ranking.max_steps=400", "align_dpo.max_steps=10",
 )  # fmt: skip
 Change = Callable[[Mapping[str, DataFrame], date], Mapping[str, DataFrame]]
 

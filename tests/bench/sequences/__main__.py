@@ -287,8 +287,8 @@ def main() -> int:
     if state["done"] < options.sequences:
         return 0
     notes = (
-        f"{state['done']} sequences of 3 to 7 operations from seed {options.seed}: half whole, a quarter killed at a random "
-        f"step, a fifth with another operator in the middle; unsafe: {len(state['unsafe'])}"
+        f"{state['done']} sequences of 3 to 7 operations from seed {options.seed}: half whole, a quarter killed at a "
+        f"random step, a fifth with another operator in the middle; unsafe: {len(state['unsafe'])}"
     )
     print(notes)
     figure = record(

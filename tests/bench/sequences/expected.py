@@ -102,9 +102,9 @@ class Expected:
             self._begun[operation.run_id] = [self.content_of(operation.night, written) for written in torn]
 
     def wrote(self, operation: Operation, written: Written, code: int | None) -> None:
-        """Takes over what a night has written, or may have written if it was killed."""
+        """Takes over what a night has written, or may have written if it was killed or disturbed."""
         night = operation.night
-        if code is None:
+        if code in (None, 3):
             before = self.torn[1] if self.torn else [self.written[night]] if night in self.written else []
             self.torn, self.fresh = (night, [*before, written]), None
             self.written.setdefault(night, written)
@@ -204,7 +204,10 @@ class Expected:
             "publish": self._published, "rollback": self._rolled_back, "erase": self._carried,
         }  # fmt: skip
         for operation in operations:
-            if operation.kind in makers and operation.run_id == found.run_id or operation.kind == "erase":
+            is_own = (
+                operation.run_id == found.run_id or operation.kind == "erase"
+            )  # one that is retried keeps its first id
+            if operation.kind in makers and is_own:
                 shown = makers[operation.kind](warehouse, operation, found)
                 if shown is not None:
                     self.shown[number] = shown
@@ -254,11 +257,14 @@ class Expected:
 
     def _carried(self, warehouse: Warehouse, operation: Operation, found: Release) -> Shown | None:
         """An erasure publishes again, under new numbers, the release before the current one and the current one."""
-        candidates = [number for number in self.readable if day_of(self.shown[number].day) == found.day]
-        if not candidates:
-            return None
-        shown = self.shown[candidates[-1]]
-        return Shown(shown.day, shown.content, found.run_id, None, shown.audited)
+        read, gone = warehouse.read(found.release_id), {operation.user}
+        for number in reversed(self.readable):
+            shown = self.shown[number]
+            if day_of(shown.day) == found.day and self.without(shown.content, gone) == self.without(
+                read, gone
+            ):
+                return Shown(shown.day, shown.content, found.run_id, None, shown.audited)
+        return None
 
     def _take_withdrawals(
         self, found: Mapping[int, Release], operations: list[tuple[Operation, int | None]]

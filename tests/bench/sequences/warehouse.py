@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from conf.cli import Job, JobContext, JobSummary, main
+from conf.errors import GateFailedError
 from conf.tables import FEATURE_TABLES, TABLES
 from etl.contracts import spark_schema
 from etl.session import local_frame, open_session
@@ -27,7 +28,7 @@ from udfs.__main__ import JOBS as UDF_JOBS
 from udfs.audit_record import Audit, save_audit
 from udfs.erasure_plan import refuse_unfinished_erasure
 from udfs.read_release import read_release
-from udfs.release_log import Release, load_releases
+from udfs.release_log import Release, load_releases, read_arrow
 
 USERS = tuple(f"user-{name}" for name in ("anna", "bela", "cleo", "dora", "emil"))
 POIS = ("p1", "p2", "p3")
@@ -104,7 +105,9 @@ class Warehouse:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "storage": {"root": self.root, "artifacts": str(self.folder / "artifacts")},
-            "mlflow": {"tracking_uri": f"sqlite:///{self.folder / 'mlflow.db'}", "artifact_root": str(self.folder / "mlruns")},
+            "mlflow": {
+                "tracking_uri": f"sqlite:///{self.folder / 'mlflow.db'}", "artifact_root": str(self.folder / "mlruns"),
+            },
             # Thousands of queries over a few rows: each is interpreted sooner than it is compiled.
             "spark": {
                 "driver_memory": "1g", "shuffle_partitions": 1, "quick_start": False,
@@ -151,8 +154,7 @@ class Warehouse:
         content: Content = {}
         for table in FEATURE_TABLES:
             rows = read_release(None, self.root, table, release=release).to_pylist()
-            marks = [row[MARKS[table]] for row in rows]
-            values = [mark[0] if isinstance(mark, list) else mark for mark in marks]
+            values = [mark_of(table, row) for row in rows]
             keys = [tuple(row[name] for name in KEYS[table]) for row in rows]
             assert len(set(keys)) == len(keys), f"{table} of release {release} has a key twice"
             content[table] = {key: round(value, 4) for key, value in zip(keys, values, strict=True)}
@@ -171,12 +173,39 @@ def write_night(context: JobContext, number: int, night: Written) -> None:
             spark, [tuple(row.get(name) for name in names) for row in rows], spark_schema(TABLES[table])
         )
         replace_day(frame, table, root, day=day, run_id=context.run_id, job="features")
+    refuse_other_rows(root, day, night)
+    versions = {name: table_version(spark, root, name) for name in (*FEATURE_TABLES, "poi_index")}
     audit = Audit(
         day=str(day), run_id=context.run_id, is_passed=True, model_version=night.model, index_version=1,
-        is_simulated=True, table_versions={name: table_version(spark, root, name) for name in (*FEATURE_TABLES, "poi_index")},
+        is_simulated=True, table_versions=versions,
         checks=[], failures=[], docs="",
     )  # fmt: skip
     save_audit(audit, settings.storage.artifacts)
+
+
+def refuse_other_rows(root: str, day: date, night: Written) -> None:
+    """Does what an audit does if another run has written rows of the day meanwhile.
+
+    Raises:
+        GateFailedError: the tables do not hold this night's rows.
+    """
+    for table in FEATURE_TABLES:
+        rows = read_arrow(root, table).to_pylist()
+        found = {tuple(row[name] for name in KEYS[table]) for row in rows if row["day"] == day}
+        if found != night.rows[table].keys() or any(
+            round(mark_of(table, row), 4) != night.rows[table][tuple(row[name] for name in KEYS[table])]
+            for row in rows
+            if row["day"] == day
+        ):
+            raise GateFailedError(
+                table=table, day=str(day), failures=["the rows are of another run"], docs=Path(root)
+            )
+
+
+def mark_of(table: str, row: Row) -> float:
+    """Returns the mark of a row."""
+    mark: Any = row[MARKS[table]]
+    return float(mark[0] if isinstance(mark, list) else mark)
 
 
 def to_row(table: str, key: tuple[object, ...], mark: float, model: str, day: date) -> Row:
