@@ -92,7 +92,7 @@ def main(program: str, description: str, jobs: Mapping[str, Job], argv: Sequence
         context = JobContext(
             options.job, options.day or date(1970, 1, 1), settings, run_id, options.dry_run, options
         )
-        access: Access = "shared" if options.dry_run and job.access == "alone" else job.access
+        access: Access = "none" if options.dry_run else job.access
         with hold_tables(settings.storage.artifacts, access, job=f"{program} {options.job}", run_id=run_id):
             summary = job.run(context)
     except SpacetimeError as error:
