@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from conf.rules import Rule, rules_of
 from conf.settings import CleanSettings
 from conf.tokens import action_type_id
+from conf.units import MS_PER_HOUR
 from etl import action_rules, spacetime
 from etl.action_rules import CONTENT_COLUMNS
 from etl.refusal import first_reason, found_codes, with_detail
@@ -231,7 +232,7 @@ def _with_user_order(judged: DataFrame, *, settings: CleanSettings) -> DataFrame
         is_repeated &= F.col(name) == F.col(f"last.{name}")
     # As doubles: refused rows pass here too, and the difference of two absurd times is no bigint.
     times = [F.col(name).cast("double") for name in ("action_ts_ms", "last.action_ts_ms")]
-    hours = (times[0] - times[1]) / spacetime.MS_PER_HOUR
+    hours = (times[0] - times[1]) / MS_PER_HOUR
     km = spacetime.distance_km(F.col("last.lon"), F.col("last.lat"), *at)
     ordered = (
         judged.withColumns(

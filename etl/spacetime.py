@@ -13,15 +13,14 @@ from typing import NamedTuple
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-EARTH_RADIUS_KM = 6371.0088
+from conf.units import EARTH_RADIUS_KM, MS_PER_DAY, MS_PER_HOUR
+
 HILBERT_ORDER = 8
 """A cell is cut into 2^8 x 2^8 squares for numbering: 20 m for cells of 5 km."""
 WORLD_HILBERT_ORDER = 14
 """The whole earth is cut into 2^14 x 2^14 pieces for numbering cells: half a cell of 5 km."""
 BORDER_WIDTH = 1e-9
 """Cells: a point so near to a border is on it (5 micrometres), for no double lies exactly on most borders."""
-MS_PER_HOUR = 3_600_000
-MS_PER_DAY = 86_400_000
 LAST_DATED_MS = 253_402_300_799_999
 """The end of the year 9999; later times are no days at all."""
 LON_AROUND = 360.0

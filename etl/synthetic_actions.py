@@ -12,6 +12,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import CitySettings
+from conf.units import MS_PER_DAY, MS_PER_HOUR, MS_PER_MINUTE
 from etl.synthetic_places import (
     FIRST_LEAF,
     KIND_NAMES,
@@ -37,7 +38,6 @@ ROUTINE_SHARE = 0.7
 USER_PLACE_SHARE = 0.92
 """Share of actions with a delivered user place."""
 MIN_ACTIONS_PER_DAY = 3
-MS_PER_DAY, MS_PER_HOUR, MS_PER_MIN = 86_400_000, 3_600_000, 60_000
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def with_slot(frame: DataFrame, *, ids: tuple[str, ...], city: CitySettings) -> 
                 "_origin_no": look_up([ORIGINS.index(slot.origin) for slot in SLOTS], slot),
                 "out_lon": out_lon,
                 "out_lat": out_lat,
-                "ts_ms": local_ms - F.col("tz_offset_min") * MS_PER_MIN,
+                "ts_ms": local_ms - F.col("tz_offset_min") * MS_PER_MINUTE,
             }
         )
         .withColumn("anchor_hood", away_hood.otherwise(F.col("home_hood")))

@@ -14,13 +14,13 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import CitySettings, CleanSettings
+from conf.units import MS_PER_DAY
 from etl.synthetic_places import look_up, uniform, whole
 
 EXACT_DUPLICATE, POI_EXACT_DUPLICATE = "exact_duplicate", "poi_exact_duplicate"
 """Reasons of planted copies that are dropped and counted, not refused."""
 NOT_PLANTED = ("after_poi_closed", "poi_moved_too_far", "poi_shared_place")
 """Rules about what an earlier delivery said of the POI, and about hundreds of POIs together."""
-MS_PER_DAY = 86_400_000
 BOT_SURPLUS = 20
 """Actions of a bot beyond the cap."""
 

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from conf.gates import TableGates, gates_of
 from conf.tables import TABLES, Column, TableContract
-from etl.spacetime import MS_PER_DAY
+from conf.units import MS_PER_DAY
 
 FIGURE_SCHEMA = "table_name string, column_name string, statistic string, value double, example string"
 

@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.transitions import STEP_HOURS, STEP_WEIGHTS
-from etl.spacetime import MS_PER_HOUR
+from conf.units import MS_PER_HOUR
 
 FIELDS = ("block_id", "inner_id", "action_ts_ms", "is_target", "is_simulated")
 

@@ -14,16 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.requests import (
-    HOURS_PER_DAY,
-    MS_PER_HOUR,
-    FloatArray,
-    IntArray,
-    Requests,
-    Visits,
-    is_weekend,
-    local_hours,
-)
+from conf.units import HOURS_PER_DAY, MS_PER_HOUR
+from models.geo import distance_km
+from models.requests import FloatArray, IntArray, Requests, Visits, is_weekend, local_hours
 
 TIE_BREAK = 1e-9
 AGE_DAYS = 60.0
@@ -34,7 +27,6 @@ SAME_DAY_TYPE_BONUS = 1.5
 SAME_PREVIOUS_BONUS = 6.0
 TRANSITION_WEIGHT = 0.01
 CURRENT_POI_DAMPING = 0.1
-EARTH_RADIUS_KM = 6371.0088
 
 
 @dataclass(frozen=True)
@@ -116,20 +108,6 @@ def score_by_distance(
     """Scores candidates by minus their distance from the user in km; an unknown place makes all equal."""
     distances = distance_km(user_lon, user_lat, lons, lats)
     return -np.nan_to_num(distances, nan=0.0)
-
-
-def distance_km(
-    lon: NDArray[np.floating], lat: NDArray[np.floating], other_lon: FloatArray, other_lat: FloatArray
-) -> FloatArray:
-    """Returns great-circle distances (haversine) in km; nan where a place is unknown."""
-    lon, lat, other_lon, other_lat = (
-        np.radians(np.asarray(value, np.float64)) for value in (lon, lat, other_lon, other_lat)
-    )
-    square = (
-        np.sin((other_lat - lat) / 2) ** 2
-        + np.cos(lat) * np.cos(other_lat) * np.sin((other_lon - lon) / 2) ** 2
-    )
-    return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(square, 1.0)))
 
 
 def _age_weight(requests: Requests, rows: IntArray, past: IntArray, hide_request_time: bool) -> FloatArray:

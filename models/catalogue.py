@@ -8,12 +8,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from conf.units import MS_PER_DAY
 from models.slots import AboutSlots, LiveSlots
 
 IntArray = NDArray[np.int64]
 
 FOR_EVER = np.iinfo(np.int64).max
-MS_PER_DAY = 86_400_000
 _INNER_BITS = 24
 CATALOGUE_COLUMNS = (
     "poi_id", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id", "valid_from", "valid_to",

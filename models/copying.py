@@ -14,24 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conf.units import HOURS_PER_DAY
 from models.batch import OtherSlots
 from models.config import DecoderConfig
 from models.embedding import TokenEmbedding
-from models.features import HOURS_PER_DAY, split_time
+from models.features import split_time
 from models.layers import RMSNorm
 from models.memory import BLOCK, INNER, Bank, PairBias, PlaceMemory, SumRows, Which, mix_target
 from models.other_slots import NUM_BUCKETS, NUM_LISTS
-from models.pairs import (
-    NUM_DISTANCES,
-    NUM_GAPS,
-    Past,
-    Steps,
-    bucket_distance,
-    bucket_step_gap,
-    name_slots,
-    take_actions,
-)
+from models.pairs import NUM_DISTANCES, NUM_GAPS, Past, bucket_distance, bucket_step_gap, name_slots
 from models.slots import LiveSlots
+from models.steps import Steps, take_actions
 
 NUM_OWN_VISITS = 4
 NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40

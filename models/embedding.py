@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from conf.tokens import ACTION_TYPES, CAND, NUM_SPECIAL, PAD, PROFILE_BUCKETS, USR
+from conf.units import HOURS_PER_DAY
 from models.config import DecoderConfig
 from models.features import (
     DAYS_PER_WEEK,
-    HOURS_PER_DAY,
     HOURS_PER_WEEK,
     MONTHS,
     NUM_GAP_BUCKETS,

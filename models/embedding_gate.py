@@ -22,7 +22,6 @@ from models.inference import encode_pois, encode_user_requests
 from models.metrics import (
     FloatArray,
     IntArray,
-    Ranks,
     auc,
     bootstrap_auc_difference,
     bootstrap_mean,
@@ -30,6 +29,7 @@ from models.metrics import (
     rank_targets,
     reciprocal_values,
 )
+from models.ranks import Ranks
 from models.release_split import EvaluationRows
 from models.vector_spread import Spread, describe_collapse, measure_spread
 

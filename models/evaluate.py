@@ -32,7 +32,8 @@ from models.figures import (
 )
 from models.impressions import Impressions, score_by_embeddings
 from models.inference import rank_targets_by_model, score_candidates
-from models.metrics import FloatArray, Ranks
+from models.metrics import FloatArray
+from models.ranks import Ranks
 from models.release_split import EvaluationRows
 from models.tracking import RunLog
 

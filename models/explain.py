@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.baselines import distance_km
 from models.batch import collate_history
 from models.catalogue import Catalogue
 from models.copying import gather_copies
 from models.decoder import SpacetimeDecoder
 from models.generate import find_top_pois
+from models.geo import distance_km
 from models.memory import BLOCK, INNER, log_mass
 from models.other_batches import collate_asked
 from models.other_slots import SlotFinder

@@ -17,7 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from models.baselines import EARTH_RADIUS_KM
+from conf.units import EARTH_RADIUS_KM
 from models.explain import Explanation
 from models.explain_text import group_by_poi, tell_time
 

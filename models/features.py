@@ -13,10 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-EARTH_RADIUS_KM = 6371.0088
-KM_PER_DEGREE = 2 * math.pi * EARTH_RADIUS_KM / 360
-MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
-DAYS_PER_WEEK, HOURS_PER_DAY, HOURS_PER_WEEK, MONTHS = 7, 24, 168, 12
+from conf.units import EARTH_RADIUS_KM, HOURS_PER_DAY, KM_PER_DEGREE, MS_PER_DAY, MS_PER_MINUTE
+
+DAYS_PER_WEEK, HOURS_PER_WEEK, MONTHS = 7, 168, 12
 NUM_GAP_BUCKETS = 32
 """Buckets of the gap to the previous action; 0 = there is none."""
 
@@ -34,9 +33,9 @@ class Clock(NamedTuple):
 
 def split_time(timestamps_ms: Tensor, tz_offsets_min: Tensor, holidays: Sequence[str] = ()) -> Clock:
     """Splits UTC time into local clock and calendar; `holidays` are fixed dates, MM-DD."""
-    local_ms = timestamps_ms + tz_offsets_min * MINUTE_MS
-    days = local_ms.div(DAY_MS, rounding_mode="floor")
-    minute = (local_ms - days * DAY_MS) // MINUTE_MS
+    local_ms = timestamps_ms + tz_offsets_min * MS_PER_MINUTE
+    days = local_ms.div(MS_PER_DAY, rounding_mode="floor")
+    minute = (local_ms - days * MS_PER_DAY) // MS_PER_MINUTE
     hour = minute // 60
     weekday = (days + 3) % DAYS_PER_WEEK  # day 0, 1970-01-01, was a Thursday
     month, day = _split_days(days)
@@ -61,7 +60,7 @@ def _split_days(days: Tensor) -> tuple[Tensor, Tensor]:
 
 def bucket_gap(gap_ms: Tensor, has_previous: Tensor) -> Tensor:
     """Returns the log bucket of the time since the previous action, two per doubling; 0 = no previous."""
-    minutes = gap_ms.clamp(min=0).float() / MINUTE_MS
+    minutes = gap_ms.clamp(min=0).float() / MS_PER_MINUTE
     bucket = (1 + 2 * torch.log2(minutes + 1)).long().clamp(max=NUM_GAP_BUCKETS - 1)
     return torch.where(has_previous, bucket, 0)
 

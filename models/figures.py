@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from models.baselines import TrainingCounts, score_kernel, score_popularity, score_visits
 from models.catalogue import Catalogue
 from models.metrics import (
-    Ranks,
     bootstrap_auc,
     bootstrap_mean,
     calibration_bins,
@@ -27,6 +26,7 @@ from models.metrics import (
     rank_targets,
     reciprocal_values,
 )
+from models.ranks import Ranks
 from models.requests import BoolArray, FloatArray, IntArray, Requests
 
 HIT_KS = (1, 5, 10, 20, 100)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.decoder import SpacetimeDecoder
-from models.metrics import Ranks
+from models.ranks import Ranks
 from models.states import RequestState, take_sequences
 
 BLOCKS_PER_STEP = 8

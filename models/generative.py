@@ -19,7 +19,6 @@ from models.copying import Copies, OthersMemory, Sources, gather_copies
 from models.generator import Generator
 from models.layers import KeyValues
 from models.memory import BLOCK, INNER, Bank, PlaceMemory, Which, mix_all
-from models.pairs import Steps
 from models.slots import LiveSlots
 from models.states import (
     Cache,
@@ -29,13 +28,10 @@ from models.states import (
     keep_last,
     neutral_request,
     past_of,
-    predicting_tokens,
     request_steps,
-    steps_of,
-    target_steps,
     valid_user,
-    window_index,
 )
+from models.steps import Steps, predicting_tokens, steps_of, target_steps, window_index
 from models.trunk import Trunk
 
 REQUEST_TOKENS = 2

@@ -11,7 +11,8 @@ import numpy as np
 
 from models.bundle import GENERATING_STAGES, ModelBundle, describe_bundle
 from models.inference import rank_targets_by_model
-from models.metrics import FloatArray, Ranks, digest_rows, exact_mean, reciprocal_values
+from models.metrics import FloatArray, digest_rows, exact_mean, reciprocal_values
+from models.ranks import Ranks
 from models.release_split import EvaluationRows
 
 LOGGER = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from models.bundle import ModelBundle, Serving, load_bundle
 from models.catalogue import Catalogue
 from models.decoder import SpacetimeDecoder
 from models.generate import find_top_pois, rank_pois
-from models.metrics import Ranks
 from models.other_batches import collate_asked
 from models.other_slots import SlotFinder
+from models.ranks import Ranks
 from models.states import Prefix, RequestState, take_sequences
 
 __all__ = [

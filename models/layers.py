@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.steps import take_rows
+
 
 class KeyValues(NamedTuple):
     """Rotated keys and values of one layer, (B, G, S, E) each."""
@@ -201,13 +203,6 @@ def _take_mask(mask: Tensor | None, wanted_BN: Tensor, num_tokens: int) -> Tenso
         return (torch.arange(num_tokens, device=wanted_BN.device) <= wanted_BN[..., None])[:, None]
     rows = wanted_BN[:, None, :, None].expand(-1, -1, -1, num_tokens)
     return mask.expand(len(wanted_BN), 1, num_tokens, num_tokens).gather(2, rows)
-
-
-def take_rows(x_BTD: Tensor, wanted_BN: Tensor | None) -> Tensor:
-    """Returns some rows of each sequence, (B, N, D); None = all."""
-    if wanted_BN is None:
-        return x_BTD
-    return x_BTD.gather(1, wanted_BN[..., None].expand(-1, -1, x_BTD.shape[-1]))
 
 
 def start_weights(module: nn.Module) -> None:

@@ -24,9 +24,10 @@ from torch.nn import functional as F
 from models.config import DecoderConfig
 from models.layers import RMSNorm
 from models.pair_tables import Features, PairTable, select_tables, start_table
-from models.pairs import Past, Steps, compare_pairs
+from models.pairs import Past, compare_pairs
 from models.routines import ROUTINE_TABLES, compare_routines
 from models.slots import LiveSlots
+from models.steps import Steps
 
 LARGE_TABLE_ROWS = 1000
 BLOCK: Final = 0

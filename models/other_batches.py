@@ -16,8 +16,7 @@ from models.batch import HistoryBatch, OtherSlots, RequestBatch, collate_history
 from models.config import DecoderConfig, OthersConfig
 from models.features import split_time
 from models.other_slots import NEAR, Asked, SlotFinder
-from models.pairs import Steps, take_actions
-from models.states import hide_times, steps_of, window_index
+from models.steps import Steps, hide_times, steps_of, take_actions, window_index
 
 
 def add_to_history(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.baselines import distance_km
 from models.catalogue import Catalogue
+from models.geo import distance_km
 from models.other_visits import OtherVisits, SimilarUsers, expand
 from models.others import OtherStatistics
 from models.requests import BoolArray, FloatArray, IntArray

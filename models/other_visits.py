@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from conf.units import HOURS_PER_DAY
 from models.others import OtherStatistics
-from models.requests import HOURS_PER_DAY, BoolArray, FloatArray, IntArray
+from models.requests import BoolArray, FloatArray, IntArray
 
 HOUR_KERNEL = {0: 10, 1: 6, 2: 3, 3: 1}
 """How much a visit so many hours apart on the clock counts as popularity at an hour, in tenths: whole numbers, so that

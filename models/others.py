@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.transitions import STEP_HOURS, STEP_WEIGHTS
-from models.requests import HOURS_PER_DAY, MS_PER_HOUR, FloatArray, IntArray, local_hours
+from conf.units import HOURS_PER_DAY, MS_PER_HOUR
+from models.requests import FloatArray, IntArray, local_hours
 
 
 @dataclass(frozen=True)

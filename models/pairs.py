@@ -12,15 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.features import (
-    EARTH_RADIUS_KM,
-    HOUR_MS,
-    MINUTE_MS,
-    Clock,
-    is_known_place,
-    place_on_sphere,
-    split_time,
-)
+from conf.units import EARTH_RADIUS_KM, MS_PER_HOUR, MS_PER_MINUTE
+from models.features import Clock, is_known_place, place_on_sphere, split_time
+from models.steps import Steps, shift_right, take_actions
 
 NUM_AGES, NUM_MATCHES, NUM_GAPS, NUM_DISTANCES, NUM_COUNTS, NUM_FINE_GAPS, NUM_SIGNED = (
     32,
@@ -49,21 +43,6 @@ class Past(NamedTuple):
     inners_BL: Tensor
     categories_BL: Tensor
     poi_lonlat_BL2: Tensor
-
-
-class Steps(NamedTuple):
-    """What is known of the steps being predicted.
-
-    Attributes:
-        num_past_BQ: int64, actions strictly before the step.
-        timestamps_BQ, tz_offsets_BQ: int64, time of the request.
-        user_lonlat_BQ2: float, place of the user; NaN = unknown.
-    """
-
-    num_past_BQ: Tensor
-    timestamps_BQ: Tensor
-    tz_offsets_BQ: Tensor
-    user_lonlat_BQ2: Tensor
 
 
 class PairFeatures(NamedTuple):
@@ -161,17 +140,17 @@ def bucket_visits(counts: Tensor) -> Tensor:
 
 
 def _bucket_age(age_ms: Tensor) -> Tensor:
-    hours = age_ms.clamp(min=0).double() / HOUR_MS
+    hours = age_ms.clamp(min=0).double() / MS_PER_HOUR
     return (2 * (hours + 1).log2()).long().clamp(max=NUM_AGES - 1)
 
 
 def _bucket_gap(gap_ms: Tensor) -> Tensor:
-    minutes = gap_ms.clamp(min=0).double() / MINUTE_MS
+    minutes = gap_ms.clamp(min=0).double() / MS_PER_MINUTE
     return (minutes / 7.5 + 1).log2().long().clamp(max=NUM_GAPS - 1)
 
 
 def _bucket_fine_gap(gap_ms: Tensor) -> Tensor:
-    minutes = gap_ms.clamp(min=0).double() / MINUTE_MS
+    minutes = gap_ms.clamp(min=0).double() / MS_PER_MINUTE
     return (minutes + 1).log2().long().clamp(max=NUM_FINE_GAPS - 1)
 
 
@@ -205,18 +184,6 @@ def _gaps_of_steps(past: Past, steps: Steps) -> Tensor:
     """Time since the user's last action, (B, Q); a long time without one."""
     last_ms = take_actions(past.timestamps_BL, steps.num_past_BQ - 1, fill=-(2**50))
     return steps.timestamps_BQ - last_ms
-
-
-def take_actions(values_BL: Tensor, index_BQ: Tensor, fill: int) -> Tensor:
-    """Gathers along the actions; `fill` where the index points before the first."""
-    if values_BL.shape[1] == 0:
-        return torch.full_like(index_BQ, fill)
-    return torch.where(index_BQ >= 0, values_BL.gather(1, index_BQ.clamp(min=0)), fill)
-
-
-def shift_right(values_BL: Tensor, by: int, fill: int) -> Tensor:
-    """Returns the value `by` actions before each action, `fill` for the first ones."""
-    return torch.nn.functional.pad(values_BL, (by, 0), value=fill)[:, : values_BL.shape[1]]
 
 
 def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from models.config import Recipe
-from models.metrics import Ranks, digest_rows
+from models.metrics import digest_rows
 from models.paper_variants import VARIANTS
 from models.pretrain import PretrainStage
 from models.protocol_run import (
@@ -30,6 +30,7 @@ from models.protocol_run import (
 )
 from models.protocol_tables import DAY, ProtocolTables, build_evaluation_rows, build_tables, write_samples
 from models.protocols import PROTOCOLS, ProtocolRows, build_rows
+from models.ranks import Ranks
 from models.release_split import EvaluationRows
 from models.requests import IntArray
 from models.sequence_baselines import Kind, SequenceBaseline, rank_targets_by_baseline

@@ -7,10 +7,11 @@ import numpy as np
 
 from models.baselines import count_training
 from models.figures import rank_floors
-from models.metrics import Interval, Ranks, bootstrap_mean, exact_mean, hit_values, reciprocal_values
+from models.metrics import Interval, bootstrap_mean, exact_mean, hit_values, reciprocal_values
 from models.paper_cells import Cell, CellMaker
 from models.paper_variants import FULL, TABLE7_ROWS, VARIANTS
 from models.protocols import PROTOCOLS, build_rows
+from models.ranks import Ranks
 from models.requests import BoolArray, FloatArray, Requests
 
 PAPER_TABLE6 = (

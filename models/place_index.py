@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.baselines import EARTH_RADIUS_KM
+from conf.units import EARTH_RADIUS_KM
 from models.catalogue import Catalogue
 
 CELL_KM = 5.0

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from conf.errors import DamagedCheckpointError, DamagedModelError, FingerprintError, MissingInputError
 from conf.json_files import read_json, write_json
 from conf.tokens import ACTION_TYPES, PROFILE_BUCKETS, TokenLayout
+from conf.units import MS_PER_HOUR
 from models.batch import collate_candidates, collate_history, collate_requests
 from models.bundle import STAGE_FOLDERS, ModelBundle
 from models.decoder import SpacetimeDecoder
@@ -22,7 +23,7 @@ from models.decoder import SpacetimeDecoder
 LOGGER = logging.getLogger(__name__)
 PROBE_FILE = "probe.json"
 NUM_REQUESTS, NUM_CANDIDATES, NUM_ACTIONS = 4, 6, 12
-FIRST_MS, HOUR_MS = 1_735_689_600_000, 3_600_000
+FIRST_MS = 1_735_689_600_000
 DECIMALS = 6
 TOLERANCE = 1e-3
 """Absolute and relative: another processor's float32 differs by less, other weights by more."""
@@ -56,7 +57,9 @@ def make_probe(layout: TokenLayout) -> pa.RecordBatch:
 
     total, num_shown = int(lengths.sum()), NUM_REQUESTS * NUM_CANDIDATES
     history = about(total, offsets, 10, ("block_ids", "inner_ids", "category_ids", "poi_lons", "poi_lats"))
-    times = np.concatenate([FIRST_MS + np.cumsum(spread(length, 20, 30) + 1) * HOUR_MS for length in lengths])
+    times = np.concatenate(
+        [FIRST_MS + np.cumsum(spread(length, 20, 30) + 1) * MS_PER_HOUR for length in lengths]
+    )
     last = times[offsets[1:] - 1]
     profiles = [[], [1], [], [PROFILE_BUCKETS]]
     return pa.record_batch(
@@ -74,7 +77,7 @@ def make_probe(layout: TokenLayout) -> pa.RecordBatch:
                 "candidate_block_ids", "candidate_inner_ids", "candidate_category_ids", "candidate_lons",
                 "candidate_lats",
             )),
-            "request_ts_ms": pa.array(last + HOUR_MS),
+            "request_ts_ms": pa.array(last + MS_PER_HOUR),
             "tz_offset_min": pa.array(np.full(NUM_REQUESTS, 480), pa.int32()),
             "user_lon": pa.array(120.0 + spread(NUM_REQUESTS, 40, 2_000) / 1e3),
             "user_lat": pa.array(30.0 + spread(NUM_REQUESTS, 41, 2_000) / 1e3),

@@ -29,7 +29,6 @@ from models.figures import (
     rank_floors,
 )
 from models.inference import rank_targets_by_model
-from models.metrics import Ranks
 from models.other_slots import SlotFinder
 from models.pretrain import run_pretrain
 from models.protocol_tables import (
@@ -42,6 +41,7 @@ from models.protocol_tables import (
     write_samples,
 )
 from models.protocols import PROTOCOLS, Protocol, build_rows
+from models.ranks import Ranks
 from models.release_split import EvaluationRows
 from models.requests import IntArray
 

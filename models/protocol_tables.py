@@ -17,8 +17,9 @@ from deltalake import write_deltalake
 
 from conf.errors import MissingInputError
 from conf.tokens import action_type_id
-from models.baselines import count_training, distance_km
+from models.baselines import count_training
 from models.dataset import TableAt
+from models.geo import distance_km
 from models.others import OtherStatistics, count_others
 from models.place_index import PlaceIndex, build_index, number_categories
 from models.pretrain import PretrainTables

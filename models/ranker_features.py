@@ -13,18 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.baselines import CLOCK_HOURS, TrainingCounts, distance_km, score_kernel
-from models.catalogue import MS_PER_DAY, Catalogue
-from models.requests import (
-    HOURS_PER_DAY,
-    FloatArray,
-    IntArray,
-    Requests,
-    Visits,
-    is_weekend,
-    local_hours,
-    previous_within,
-)
+from conf.units import HOURS_PER_DAY, MS_PER_DAY
+from models.baselines import CLOCK_HOURS, TrainingCounts, score_kernel
+from models.catalogue import Catalogue
+from models.geo import distance_km
+from models.requests import FloatArray, IntArray, Requests, Visits, is_weekend, local_hours, previous_within
 
 CHUNK = 1_000
 CLICK_PRIOR = 20.0

@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 
 from conf.settings import Settings
 from conf.tables import PATTERNS
+from conf.units import EARTH_RADIUS_KM, KM_PER_DEGREE
 from models.report_data import NothingToShowError, ReleaseTables
 from models.report_page import (
     Figure,
@@ -25,7 +26,6 @@ from models.report_page import (
 )
 from models.report_plots import SERIES, Cells, draw_histogram, draw_map
 
-KM_PER_DEGREE = math.pi * 6371.0088 / 180.0
 NUM_TOP_BLOCKS = 10
 FOCUS_SHARE = 0.8
 """The close-up of the map shows the blocks nearest to the densest one that hold this share of the POIs."""
@@ -103,7 +103,7 @@ def summarise_blocks(tables: ReleaseTables, *, cell_km: float) -> BlockMap:
     blocks = blocks.reset_index(drop=True).astype({"num_pois": "int64", "num_slots": "int64"})
     half_lat = cell_km / KM_PER_DEGREE / 2
     lat = blocks["center_lat"].to_numpy()
-    around = np.maximum(np.round(2 * math.pi * 6371.0088 / cell_km * np.cos(np.radians(lat))), 1)
+    around = np.maximum(np.round(2 * math.pi * EARTH_RADIUS_KM / cell_km * np.cos(np.radians(lat))), 1)
     half_lon, lon = 180.0 / around, blocks["center_lon"].to_numpy()
     cells = Cells(
         lon - half_lon, lat - half_lat, lon + half_lon, lat + half_lat, blocks["num_pois"].to_numpy()

@@ -10,13 +10,12 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from conf.units import HOURS_PER_DAY, MS_PER_HOUR, MS_PER_MINUTE
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-MS_PER_HOUR = 3_600_000
-MS_PER_MINUTE = 60_000
-HOURS_PER_DAY = 24
 DAYS_PER_WEEK = 7
 EPOCH_WEEKDAY = 3
 """1970-01-01 was a Thursday; Monday is 0."""

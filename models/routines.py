@@ -11,18 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.features import DAY_MS, MINUTE_MS
+from conf.units import MS_PER_DAY, MS_PER_MINUTE
 from models.pair_tables import PairTable
-from models.pairs import (
-    NUM_COUNTS,
-    Past,
-    Steps,
-    bucket_visits,
-    group_equal,
-    name_slots,
-    shift_right,
-    take_actions,
-)
+from models.pairs import NUM_COUNTS, Past, bucket_visits, group_equal, name_slots
+from models.steps import Steps, shift_right, take_actions
 
 MOST_EQUAL, MOST_OF_DAY, MOST_TODAY = 5, 5, 2
 
@@ -73,7 +65,7 @@ def compare_routines(past: Past, steps: Steps) -> RoutineFeatures:
 
 
 def _local_days(timestamps_ms: Tensor, tz_offsets_min: Tensor) -> Tensor:
-    return (timestamps_ms + tz_offsets_min * MINUTE_MS).div(DAY_MS, rounding_mode="floor")
+    return (timestamps_ms + tz_offsets_min * MS_PER_MINUTE).div(MS_PER_DAY, rounding_mode="floor")
 
 
 def _count_day_before(days_BL: Tensor) -> Tensor:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from models.batch import HistoryBatch, collate_history
 from models.config import DecoderConfig
 from models.inference import IntArray, batch_by_length, history_lengths
-from models.layers import RMSNorm, rotate_positions, start_weights, take_rows
-from models.metrics import Ranks
+from models.layers import RMSNorm, rotate_positions, start_weights
+from models.ranks import Ranks
 from models.slots import LiveSlots
-from models.states import StepLogProbs, target_steps, window_index
+from models.states import StepLogProbs
+from models.steps import take_rows, target_steps, window_index
 from models.trunk import build_layers
 
 Kind = Literal["gpt", "lstm", "sasrec"]

@@ -13,10 +13,10 @@ from conf.tokens import TOKENS_PER_ACTION
 from models.batch import CandidateBatch, HistoryBatch
 from models.config import DecoderConfig
 from models.embedding import TokenEmbedding
-from models.layers import DecoderLayer, KeyValues, RMSNorm, Rotation, rotate_positions, take_rows
+from models.layers import DecoderLayer, KeyValues, RMSNorm, Rotation, rotate_positions
 from models.masks import build_causal_mask, build_extension_mask
-from models.pairs import Steps, take_actions
 from models.states import Cache, valid_user
+from models.steps import Steps, take_actions, take_rows
 from models.taste import Content
 
 

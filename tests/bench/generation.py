@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from conf.results import record
 from conf.tokens import TokenLayout
+from conf.units import MS_PER_DAY
 from models.batch import collate_history, collate_requests
 from models.bundle import ModelBundle
-from models.catalogue import MS_PER_DAY, Catalogue
+from models.catalogue import Catalogue
 from models.config import DecoderConfig
 from models.decoder import SpacetimeDecoder
 from models.inference import generate_candidates

@@ -22,7 +22,8 @@ from models.config import load_recipe
 from models.figures import rank_floors
 from models.generator_choice import rank_by_stage
 from models.held_out import read_evaluation_rows
-from models.metrics import Interval, Ranks, bootstrap_mean, hit_values
+from models.metrics import Interval, bootstrap_mean, hit_values
+from models.ranks import Ranks
 from models.release_split import EvaluationRows
 from models.requests import BoolArray, FloatArray
 from models.training import open_training

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from conf.units import HOURS_PER_DAY
 from etl.preference_pairs import MEAL_HOURS, MEAL_LEVELS
 from models.baselines import count_training
 from models.catalogue import CATALOGUE_COLUMNS, Catalogue, day_ms
@@ -39,7 +40,7 @@ from models.ranker import (
     train_ranker,
 )
 from models.ranker_features import BASE_FEATURES, Exposures, History, build_base_features
-from models.requests import HOURS_PER_DAY, Visits, local_hours, previous_within
+from models.requests import Visits, local_hours, previous_within
 from tests.bench.posttraining_cells import ALIGNMENTS, SFT_KINDS, Cells
 from tests.bench.posttraining_city import MS_PER_DAY, SYNTHETIC, City, read_requests
 

@@ -27,7 +27,8 @@ from models.batch import collate_candidates, collate_history, collate_requests
 from models.bundle import ModelBundle
 from models.decoder import CANDIDATE_TOKENS, REQUEST_TOKENS, SpacetimeDecoder
 from models.inference import score_candidates
-from models.states import Cache, CandidateStates, Prefix, past_of, window_index
+from models.states import Cache, CandidateStates, Prefix, past_of
+from models.steps import window_index
 from tests.bench.serving_city import SERVING, random_decoder, random_histories, random_requests
 
 COMMAND = "make bench-prefix"

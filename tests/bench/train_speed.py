@@ -30,14 +30,13 @@ from models.catalogue import day_ms
 from models.config import DecoderConfig, Recipe, TrainConfig, load_recipe
 from models.dataset import BatchPlan, SampleBatches, SampleQuery
 from models.decoder import SpacetimeDecoder
-from models.layers import take_rows
 from models.losses import next_poi_loss
 from models.optimizer import build_optimizer
 from models.pretrain import PRETRAIN_COLUMNS
 from models.protocol_tables import DAY, build_tables, write_samples
 from models.protocols import PROTOCOLS, build_rows
 from models.slots import LiveSlots
-from models.states import predicting_tokens, target_steps
+from models.steps import predicting_tokens, take_rows, target_steps
 from models.trunk import Trunk
 
 RECIPE = "conf/models/checkins.yaml"

@@ -5,9 +5,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conf.units import MS_PER_DAY
 from etl.deliveries import MAX_RANGES, in_event_days, is_later, keep_new_actions, merge_days
 from etl.session import local_frame
-from etl.spacetime import MS_PER_DAY
 from tests.rows import DAY, NOON_MS, action, frame_of
 
 AGAIN = {"record": "the same row, spelled otherwise"}

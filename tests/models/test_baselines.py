@@ -5,14 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from models.baselines import (
-    count_training,
-    distance_km,
-    score_by_distance,
-    score_kernel,
-    score_popularity,
-    score_visits,
-)
+from models.baselines import count_training, score_by_distance, score_kernel, score_popularity, score_visits
+from models.geo import distance_km
 from models.requests import Requests, Visits, previous_within
 
 HOUR_MS = 3_600_000

@@ -10,7 +10,8 @@ from models.batch import OtherSlots
 from models.config import OthersConfig
 from models.copying import bucket_novelty, gather_copies
 from models.memory import BLOCK
-from models.states import past_of, steps_of
+from models.states import past_of
+from models.steps import steps_of
 from tests.models.toy import (
     MAX_INNER,
     NUM_BLOCKS,

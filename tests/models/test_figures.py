@@ -9,7 +9,7 @@ import pytest
 
 from models.catalogue import Catalogue
 from models.figures import compare_next_poi, describe_next_poi, describe_ranking, rank_floors, without_nan
-from models.metrics import Ranks
+from models.ranks import Ranks
 from models.release_split import EvaluationRows, build_rows
 
 

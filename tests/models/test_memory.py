@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from models.memory import BLOCK, PairTables, log_mass, mix_all, mix_target
 from models.pair_tables import TABLES
 from models.pairs import compare_pairs
-from models.states import past_of, steps_of
+from models.states import past_of
+from models.steps import steps_of
 from tests.models.toy import NUM_BLOCKS, toy_candidates, toy_decoder, toy_history, toy_requests, toy_slots
 
 HALVES = torch.tensor([[[0.5, 0.25, 0.25]]]).log()

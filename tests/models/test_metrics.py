@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score, roc_auc_score
 
 from models.metrics import (
-    Ranks,
     auc,
     bootstrap_auc,
     bootstrap_mean,
@@ -25,6 +24,7 @@ from models.metrics import (
     rank_targets,
     reciprocal_values,
 )
+from models.ranks import Ranks
 
 SCORES = st.lists(st.integers(0, 4), min_size=2, max_size=6)  # few values, so that ties are common
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.baselines import distance_km
 from models.catalogue import Catalogue
+from models.geo import distance_km
 from models.other_slots import Asked, SlotFinder
 from models.other_visits import HOUR_KERNEL, OtherVisits
 from models.others import count_others

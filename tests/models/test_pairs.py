@@ -7,16 +7,9 @@ import pytest
 import torch
 
 from models.pair_tables import TABLES, start_table
-from models.pairs import (
-    NO_MATCH,
-    SAME_CATEGORY,
-    SAME_POI,
-    PairFeatures,
-    Past,
-    Steps,
-    compare_pairs,
-)
-from models.states import past_of, steps_of
+from models.pairs import NO_MATCH, SAME_CATEGORY, SAME_POI, PairFeatures, Past, compare_pairs
+from models.states import past_of
+from models.steps import Steps, steps_of
 from tests.models.toy import toy_history
 
 HOUR_MS = 3_600_000

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models.metrics import Ranks
 from models.paper_cells import CHECKIN_SETS, Cell, CellMaker
 from models.paper_page import compare_table7, describe_set
 from models.paper_variants import FULL, TABLE7_ROWS, VARIANTS, load_variant
+from models.ranks import Ranks
 
 RECIPE = "conf/models/paper.yaml"
 SMALL = [

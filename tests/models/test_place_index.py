@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from models.baselines import distance_km
+from models.geo import distance_km
 from models.place_index import UNKNOWN_BLOCK, build_index, find_cells, hilbert_numbers
 
 

@@ -10,8 +10,8 @@ from models.catalogue import Catalogue
 from models.checkpoint import save_stage
 from models.gate import Verdict
 from models.generator_choice import choose_generator, sample_rows
-from models.metrics import Ranks
 from models.next_poi_gate import TOLERANCE, judge_next_poi
+from models.ranks import Ranks
 from models.register import register_bundle
 from models.release_split import build_rows
 from models.tracking import open_training_run

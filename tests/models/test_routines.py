@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 
-from models.pairs import Past, Steps
+from models.pairs import Past
 from models.routines import ROUTINE_TABLES, RoutineFeatures, compare_routines
-from models.states import past_of, steps_of
+from models.states import past_of
+from models.steps import Steps, steps_of
 from tests.models.toy import toy_history
 
 

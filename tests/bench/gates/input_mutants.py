@@ -8,8 +8,8 @@ from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from conf.units import MS_PER_DAY
 from etl import synthetic
-from etl.spacetime import MS_PER_DAY
 from etl.storage import read_table
 from tests.bench.gates.mutant_list import Mutant
 from tests.bench.gates.world import Change, World, day_of, tell_story
