@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-comet bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -33,7 +33,7 @@ setup: .ivy/.stamp ## Makes the environment: Python packages, JDK check, Delta's
 .venv/.uv.stamp: requirements-uv.lock
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH. Install Python 3.11 with its venv \
 	module (Debian and Ubuntu: apt-get install python3.11-venv; macOS: brew install python@3.11; any: pyenv)." >&2; exit 2; }
-	@$(PYTHON) -m etl.java
+	@$(PYTHON) -m etl.spark.java
 	@echo "set-up: environment .venv"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
@@ -49,9 +49,9 @@ setup: .ivy/.stamp ## Makes the environment: Python packages, JDK check, Delta's
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.ivy/.stamp: etl/session.py etl/jars.py etl/class_archive.py .venv/.installed.stamp
-	@$(PY) -m etl.jars
-	@$(PY) -m etl.class_archive
+.ivy/.stamp: etl/spark/session.py etl/setup/jars.py etl/setup/class_archive.py .venv/.installed.stamp
+	@$(PY) -m etl.setup.jars
+	@$(PY) -m etl.setup.class_archive
 	@touch $@
 
 # Rivals of the ETL's benches; nothing else needs them.
@@ -181,10 +181,6 @@ bench-delivered: setup ## Damaged records in every format: is each accounted for
 
 bench-etl: .venv/.bench.stamp ## Clean, index, sequences: ours beside DuckDB and Polars on the same rows [ROWS="N N" ROUNDS=N]
 	@$(PY) -m tests.bench.etl_rivals --rows $(or $(ROWS),1000000 10000000 50000000) --rounds $(or $(ROUNDS),1) --runs 2
-
-bench-comet: .venv/.bench.stamp ## The same work with the accelerator Comet switched on, beside plain Spark [ROWS=N]
-	@$(PY) -m etl.jars --accelerator comet
-	@$(PY) -m tests.bench.etl_accelerator --rows $(or $(ROWS),3000000)
 
 bench-scale: .venv/.bench.stamp ## One user with a tenth of all actions; 60 small nights through Delta
 	@$(PY) -m tests.bench.hot_user

@@ -1,8 +1,8 @@
 """What is watched in a table beyond its contract: volume, shares, freshness, further keys, ids that never change.
 
-Said once here, per table; bounds are in the settings (`gates.*`). `etl/gate_rules.py` derives rules from it and from
-the contract, Great Expectations judges them (`etl/quality.py`). Null rates are not listed: every column that may be
-null is compared with its usual rate. Standard library only, so that everything may import it.
+Said once here, per table; bounds are in the settings (`gates.*`). `etl/quality/gate_rules.py` derives rules from it and
+from the contract, Great Expectations judges them (`etl/quality/expectations.py`). Null rates are not listed: every
+column that may be null is compared with its usual rate. Standard library only, so that everything may import it.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
 """The rules of cleansing: every reason why a row is refused, dropped, repaired or flagged, in one table.
 
-`etl/action_rules.py`, `etl/clean_actions.py`, `etl/poi_index.py`, `etl/request_rules.py`, `etl/impression_rules.py`
-and `etl/profiles.py` hold one condition per rule; tests keep them in step. Within a table the first refusing rule that
-matches gives the reason, so the order is part of the contract. The codes under which the feature jobs (`udfs/`) refuse
-rows stand here too, so that every code in `quarantined_rows` is explained in one place. Standard library only.
+`etl/columns/action_rules.py`, `etl/tables/clean_actions.py`, `etl/tables/poi_index.py`, `etl/columns/request_rules.py`,
+`etl/columns/impression_rules.py` and `etl/tables/profiles.py` hold one condition per rule; tests keep them in step.
+Within a table the first refusing rule that matches gives the reason, so the order is part of the contract. The codes
+under which the feature jobs (`udfs/`) refuse rows stand here too, so that every code in `quarantined_rows` is explained
+in one place. Standard library only.
 """
 
 from dataclasses import dataclass

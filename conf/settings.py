@@ -93,10 +93,6 @@ class StorageSettings(Section):
         return root
 
 
-Accelerator = Literal["none", "comet"]
-"""What runs Spark's plans natively; see etl/accelerator.py."""
-
-
 class SparkSettings(Section):
     master: str = Field("local[2]", description="Spark master; local[N], spark://..., yarn, k8s://...")
     driver_memory: str = Field("2g", description="heap of the driver (in local mode of everything)")
@@ -105,9 +101,6 @@ class SparkSettings(Section):
     quick_start: bool = Field(
         False,
         description="for small data: compile little and plan once; queries start sooner, rows pass slower",
-    )
-    accelerator: Accelerator = Field(
-        "none", description="comet: run what can be run natively (etl/accelerator.py); needs its jar"
     )
     jvm_options: str = Field("", description="further options of the driver's JVM; the last of a kind wins")
     conf: dict[str, str] = Field(default_factory=dict, description="further Spark properties, as they are")
@@ -261,7 +254,9 @@ class SampleSettings(Section):
     )
     max_rejected: int = Field(8, ge=1, description="rejected POIs per preference pair")
     preference_rules: tuple[Literal["clicks", "meal_time"], ...] = Field(
-        ("clicks",), min_length=1, description="what makes preference pairs, see etl/preference_pairs.py"
+        ("clicks",),
+        min_length=1,
+        description="what makes preference pairs, see etl/tables/preference_pairs.py",
     )
 
 
@@ -345,8 +340,8 @@ class FeatureSettings(Section):
     )
     top_k: int = Field(100, ge=1, description="POIs generated per request")
     text_encoder: str = Field(
-        "models.text_encoder:load_wordllama",
-        description="frozen encoder of poi_vectors, as module:function (see models/text_encoder.py)",
+        "models.serving.text_encoder:load_wordllama",
+        description="frozen encoder of poi_vectors, as module:function (see models/serving/text_encoder.py)",
     )
     max_failed_share: float = Field(
         0.05, ge=0, le=1, description="more rows that make the model fail stop the night"

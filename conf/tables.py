@@ -1,8 +1,9 @@
 """The contract of every table: grain, key, columns with meaning, unit, bounds and nullability.
 
-This is the one place where a table is described. Derived from it: the Spark schema, Delta's column comments and
-CHECK constraints (`etl/storage.py`), the rules that Great Expectations judges (`etl/gate_rules.py`), the Arrow schema
-of the UDFs' output (`udfs/`), the pages in `etl/README.md`. Standard library only, so that everything may import it.
+This is the one place where a table is described. Derived from it: the Spark schema, Delta's column comments and CHECK
+constraints (`etl/delta/storage.py`), the rules that Great Expectations judges (`etl/quality/gate_rules.py`), the Arrow
+schema of the UDFs' output (`udfs/`), the pages in `etl/README.md`. Standard library only, so that everything may import
+it.
 
 A column named `day` is the day of the job that wrote the row (`--day`): the day of delivery for raw tables, the day
 as of which a row was computed for derived ones. `event_date` is the UTC day on which an action happened. Arrays named
@@ -698,7 +699,11 @@ TABLE_STATISTICS = TableContract(
         DAY,
         Column("table_name", "string", "table that was looked at"),
         Column("column_name", "string", "column, or columns joined by ', '; empty for the whole table"),
-        Column("statistic", "string", "what was counted: rows, nulls, true ..., see etl/table_statistics.py"),
+        Column(
+            "statistic",
+            "string",
+            "what was counted: rows, nulls, true ..., see etl/quality/table_statistics.py",
+        ),
         Column(
             "value",
             "double",

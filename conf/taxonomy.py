@@ -1,6 +1,6 @@
 """Interest or functional, by category: the rules of `conf/taxonomy.yaml` and how they are applied.
 
-In: a leaf category and its path (levels joined by ' > '). Out: a `Verdict`. `etl/categories.py` applies the
+In: a leaf category and its path (levels joined by ' > '). Out: a `Verdict`. `etl/tables/categories.py` applies the
 same rules as column expressions, made from `names` and `word_patterns`; a test holds both to the same
 answers.
 """

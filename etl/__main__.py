@@ -2,9 +2,9 @@
 
 The order of a night: a source (synthetic, checkins, tsmc, getnext or actions), poi_index, clean_actions,
 action_sequences; `night` runs them in one session. Before a training: pretrain_samples, ranking_samples,
-preference_pairs, or `samples` for all three; and training_others, for models that copy from others. This file holds
-the job table; the work is in `etl/index_job.py`, `etl/catch_up.py`, `etl/nightly.py`, `etl/sampling.py` and the table
-files.
+preference_pairs, or `samples` for all three; and training_others, for models that copy from others. This file holds the
+job table; the work is in `etl/jobs/index_pois.py`, `etl/jobs/recompute.py`, `etl/jobs/runner.py`, `etl/jobs/samples.py`
+and the table files.
 """
 
 import argparse
@@ -22,12 +22,20 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 SOURCES = {
-    "synthetic": ("etl.synthetic", "deliver", "a planted city, seeded, of any size (settings city.*)"),
-    "checkins": ("etl.checkins", "deliver", "a folder with checkins.parquet and pois.parquet (source.path)"),
-    "tsmc": ("etl.public_files", "deliver_tsmc", "the raw 8-column TSMC2014 Foursquare TSV (source.path)"),
-    "getnext": ("etl.public_files", "deliver_getnext", "the check-in CSV of GETNext (source.path)"),
+    "synthetic": ("etl.city.source", "deliver", "a planted city, seeded, of any size (settings city.*)"),
+    "checkins": (
+        "etl.sources.checkins",
+        "deliver",
+        "a folder with checkins.parquet and pois.parquet (source.path)",
+    ),
+    "tsmc": (
+        "etl.sources.public_files",
+        "deliver_tsmc",
+        "the raw 8-column TSMC2014 Foursquare TSV (source.path)",
+    ),
+    "getnext": ("etl.sources.public_files", "deliver_getnext", "the check-in CSV of GETNext (source.path)"),
     "actions": (
-        "etl.paper_actions",
+        "etl.sources.paper_actions",
         "deliver",
         "JSON or Parquet actions in the paper's form (source.path)",
     ),
@@ -35,14 +43,14 @@ SOURCES = {
 """Source -> module and function that writes the raw tables of a day, and what it reads."""
 
 NIGHT_STEPS = {
-    "poi_index": ("etl.index_job", "index_pois"),
-    "clean_actions": ("etl.catch_up", "clean_days"),
-    "action_sequences": ("etl.catch_up", "sequence_days"),
+    "poi_index": ("etl.jobs.index_pois", "index_pois"),
+    "clean_actions": ("etl.jobs.recompute", "clean_days"),
+    "action_sequences": ("etl.jobs.recompute", "sequence_days"),
 }
 SAMPLE_STEPS = {
-    "pretrain_samples": ("etl.sampling", "sample_windows"),
-    "ranking_samples": ("etl.sampling", "sample_requests"),
-    "preference_pairs": ("etl.sampling", "sample_pairs"),
+    "pretrain_samples": ("etl.jobs.samples", "sample_windows"),
+    "ranking_samples": ("etl.jobs.samples", "sample_requests"),
+    "preference_pairs": ("etl.jobs.samples", "sample_pairs"),
 }
 Step = Callable[[JobContext, "SparkSession"], JobSummary]
 
@@ -79,7 +87,7 @@ def run_samples(context: JobContext) -> JobSummary:
 
 def run_docs(context: JobContext) -> JobSummary:
     """Writes the table pages made from the contracts."""
-    from etl.tables_page import write_page
+    from etl.setup.tables_page import write_page
 
     written = write_page(context.options.readme, check=context.dry_run)
     return JobSummary(rows_out=len(TABLES), notes={"file": str(context.options.readme), "changed": written})
@@ -87,7 +95,7 @@ def run_docs(context: JobContext) -> JobSummary:
 
 def run_digest(context: JobContext) -> JobSummary:
     """Digests the tables of a day: equal digests, equal tables."""
-    from etl.digests import digest_tables
+    from etl.delta.digests import digest_tables
 
     wanted = context.options.tables or list(TABLES)
     digests = digest_tables(_open(context), context.settings.storage.root, wanted, day=context.day)
@@ -124,13 +132,13 @@ def _load(module: str, function: str) -> Step:
 
 
 def _open(context: JobContext) -> "SparkSession":
-    from etl.session import open_session
+    from etl.spark.session import open_session
 
     return open_session(context.settings, f"etl {context.job} {context.day}")
 
 
 def _open_for_day(context: JobContext) -> "SparkSession":
-    from etl.day_bounds import refuse_unlikely_day
+    from etl.jobs.day_bounds import refuse_unlikely_day
 
     spark = _open(context)
     refuse_unlikely_day(context, spark)
@@ -217,7 +225,7 @@ JOBS: dict[str, Job] = {
     "replay": Job(
         "clean_actions of a day once more, with the catalogue of today or of --as-of: takes in actions whose POI "
         "was delivered later; counts add up as ever, a second run changes nothing",
-        run_one("etl.replay", "replay_day"),
+        run_one("etl.jobs.replay", "replay_day"),
         _add_replay_options,
         access="shared",
     ),
@@ -235,7 +243,7 @@ JOBS: dict[str, Job] = {
     "training_others": Job(
         "cleaned_actions -> training_visits, training_transitions: what each user did in the training period, for "
         "models that copy from others (decoder.others)",
-        run_one("etl.sampling", "count_others"),
+        run_one("etl.jobs.samples", "count_others"),
         access="shared",
     ),
     "ranking_samples": Job(
@@ -262,7 +270,7 @@ JOBS: dict[str, Job] = {
     "outline": Job(
         "data of any shape that a reader knows -> what they hold, and the days and splits that fit them; writes no "
         "table",
-        run_one("etl.outline", "run_outline"),
+        run_one("etl.sources.outline", "run_outline"),
         _add_outline_options,
         needs_day=False,
     ),

@@ -12,10 +12,10 @@ import torch
 from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError
 from conf.settings import CONF_DIR
-from models.bundle import ModelBundle, load_bundle, resolve_model
-from models.champions import find_champions
 from models.config import load_recipe
-from models.evaluate import (
+from models.data.parallel import joined_group, process_rank, threads_of_process
+from models.data.pins import pin_table
+from models.evaluation.evaluate import (
     EVALUATION_FILE,
     RELEASE_SPLIT,
     evaluate_next_poi,
@@ -25,27 +25,27 @@ from models.evaluate import (
     print_figures,
     save_figures,
 )
-from models.figures import Figures, without_nan
-from models.followers import follow
-from models.gate import judge_bundle
-from models.generator_choice import GeneratorChoice
-from models.held_out import add_finder, find_evaluation_rows, read_impressions
-from models.parallel import joined_group, process_rank, threads_of_process
-from models.pins import pin_table
-from models.protocol_job import run_protocol_job
-from models.register import register_bundle
-from models.release_split import EvaluationRows
-from models.stage import TrainResult
-from models.stage_tables import STAGE_TABLES, tables_of
+from models.evaluation.figures import Figures, without_nan
+from models.evaluation.generator_choice import GeneratorChoice
+from models.evaluation.release_split import EvaluationRows
+from models.protocols.job import run_protocol_job
+from models.registry.champions import find_champions
+from models.registry.gate import judge_bundle
+from models.registry.held_out import add_finder, find_evaluation_rows, read_impressions
+from models.registry.register import register_bundle
+from models.registry.training_bundle import make_bundle
+from models.serving.bundle import ModelBundle, load_bundle, resolve_model
 from models.tracking import RunLog, open_training_run
-from models.training import (
+from models.training.followers import follow
+from models.training.pipeline import (
     Training,
     open_training,
     refuse_erased,
     train_all,
     train_stage,
 )
-from models.training_bundle import make_bundle
+from models.training.stage import TrainResult
+from models.training.stage_tables import STAGE_TABLES, tables_of
 
 DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
 """Recipe of a training where none is given."""
@@ -117,14 +117,14 @@ def run_register_job(context: JobContext) -> JobSummary:
 
 def run_report_job(context: JobContext) -> JobSummary:
     """Writes the report of a release."""
-    from models.report import run_report  # plots take a second to import, and only this job needs them
+    from models.report.build import run_report  # plots take a second to import, and only this job needs them
 
     return run_report(context)
 
 
 def run_explain_job(context: JobContext) -> JobSummary:
     """Explains one request of one user."""
-    from models.explain_job import run_explain
+    from models.explain.job import run_explain
 
     return run_explain(context)
 

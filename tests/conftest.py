@@ -47,7 +47,7 @@ def spark_settings() -> SparkSettings:
 @pytest.fixture(scope="session")
 def spark(spark_settings: SparkSettings) -> Iterator[object]:
     """The one session; starting it takes seconds."""
-    from etl.session import open_session  # tests without Spark must not pay for its import
+    from etl.spark.session import open_session  # tests without Spark must not pay for its import
 
     # Minutes of planning in one process are worth the full compiler; the short jobs of quick start are not.
     lasting = spark_settings.model_copy(update={"jvm_options": "-XX:TieredStopAtLevel=4"})
@@ -104,7 +104,7 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
 def empty_tables(build_once: BuildOnce, spark: object) -> Path:
     """Every table of the contracts without a row, to be copied: making them takes a commit of a second for each."""
     from conf.tables import TABLES
-    from etl.storage import create_if_missing
+    from etl.delta.storage import create_if_missing
 
     def fill(folder: Path) -> None:
         for contract in TABLES.values():

@@ -83,8 +83,8 @@ def cleaned(**fields: object) -> dict[str, object]:
 
 def frame_of(spark: SparkSession, table: str, rows: Sequence[dict[str, object]]) -> DataFrame:
     """Makes a frame in the schema of a table; missing fields are null."""
-    from etl.contracts import spark_schema  # tests without Spark import this file for its constants
-    from etl.session import local_frame
+    from etl.delta.contracts import spark_schema  # tests without Spark import this file for its constants
+    from etl.spark.session import local_frame
 
     schema = spark_schema(TABLES[table])
     return local_frame(spark, [tuple(row.get(name) for name in schema.names) for row in rows], schema)

@@ -134,7 +134,7 @@ def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:
     """Returns a job that makes the named feature tables; torch and pyspark are imported when it runs."""
 
     def run(context: JobContext) -> JobSummary:
-        from udfs.feature_run import run_features
+        from udfs.features.runner import run_features
 
         return run_features(context, names)
 
@@ -144,7 +144,7 @@ def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:
 def candidates_job(context: JobContext) -> JobSummary:
     """Generates for the night's requests, or for those of `--requests`."""
     if context.options.requests:
-        return release_job("udfs.given_requests", "run_given_requests")(context)
+        return release_job("udfs.features.given_requests", "run_given_requests")(context)
     return feature_job("poi_candidates")(context)
 
 
@@ -207,7 +207,7 @@ JOBS = {
     ),
     "poi_vectors": Job(
         help="poi_index -> poi_vectors: the text of POIs that are new or changed, as vectors for post-training",
-        run=release_job("udfs.poi_vectors", "run_poi_vectors"),
+        run=release_job("udfs.features.poi_vectors", "run_poi_vectors"),
         access="shared",
     ),
     "ranking_scores": Job(
@@ -230,13 +230,13 @@ JOBS = {
     ),
     "audit": Job(
         help="checks the day's feature tables and their inputs; exit 3 if they must not be published",
-        run=release_job("udfs.audit", "run_audit"),
+        run=release_job("udfs.releases.audit", "run_audit"),
         add_options=add_model_option,
         access="shared",
     ),
     "publish": Job(
         help="audited feature tables of the day -> one row of releases",
-        run=release_job("udfs.publish", "run_publish"),
+        run=release_job("udfs.releases.publish", "run_publish"),
         add_options=add_publish_option,
         access="shared",
     ),
@@ -248,28 +248,28 @@ JOBS = {
     ),
     "rollback": Job(
         help="shows the release before the current one again",
-        run=release_job("udfs.publish", "run_rollback"),
+        run=release_job("udfs.releases.publish", "run_rollback"),
         add_options=add_rollback_option,
         needs_day=False,
         access="shared",
     ),
     "export": Job(
         help="one release -> Parquet of its feature tables and a FAISS index of its POI vectors",
-        run=release_job("udfs.export", "run_export"),
+        run=release_job("udfs.releases.export", "run_export"),
         add_options=add_export_options,
         needs_day=False,
         access="shared",
     ),
     "vacuum": Job(
         help="deletes files of tables that neither a release nor a training pins; may withdraw old releases first",
-        run=release_job("udfs.vacuum", "run_vacuum"),
+        run=release_job("udfs.upkeep.vacuum", "run_vacuum"),
         add_options=add_vacuum_options,
         needs_day=False,
         access="alone",
     ),
     "erase": Job(
         help="removes users from every table, version, log, report and artefact, and proves it",
-        run=release_job("udfs.erase", "run_erase"),
+        run=release_job("udfs.upkeep.erase", "run_erase"),
         add_options=add_user_options,
         needs_day=False,
         access="alone",
@@ -281,7 +281,7 @@ JOBS = {
     ),
     "releases": Job(
         help="lists what was published; exit 3 if the current release is older than --max-age-hours",
-        run=release_job("udfs.list_releases", "run_releases"),
+        run=release_job("udfs.releases.list_releases", "run_releases"),
         add_options=add_age_option,
         needs_day=False,
     ),

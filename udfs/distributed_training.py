@@ -2,7 +2,7 @@
 
     python -m udfs train --day 2026-01-31 --processes 4
 
-What a process runs is `python -m models train`: the first leads, the others follow (`models.parallel`). Tables and
+What a process runs is `python -m models train`: the first leads, the others follow (`models.data.parallel`). Tables and
 artifacts must lie where all processes can reach them, the environment at the same path on every machine. A job of the
 cluster is a GPU each where the settings ask for `spark.task.resource.gpu.amount`, else `spark.task.cpus` cores.
 https://spark.apache.org/docs/latest/api/python/reference/api/pyspark.ml.torch.distributor.TorchDistributor.html
@@ -19,7 +19,7 @@ from pyspark.ml.torch.distributor import TorchDistributor
 
 from conf.cli import JobContext, JobSummary
 from conf.settings import Settings
-from etl.session import open_session
+from etl.spark.session import open_session
 
 GPU_AMOUNT, TASK_CPUS = "spark.task.resource.gpu.amount", "spark.task.cpus"
 

@@ -10,10 +10,10 @@ Nothing here may start a thread: threads do not survive a fork. Importing does n
 
 from pyspark import daemon
 
-import udfs.poi_candidates
-import udfs.poi_embeddings
-import udfs.ranking_scores
-import udfs.user_embeddings  # noqa: F401
+import udfs.features.poi_candidates
+import udfs.features.poi_embeddings
+import udfs.features.ranking_scores
+import udfs.features.user_embeddings  # noqa: F401
 
 if __name__ == "__main__":
     daemon.manager()

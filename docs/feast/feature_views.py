@@ -16,8 +16,8 @@ from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import 
 from feast.types import Array, Float32, Int32, String
 
 from conf.tables import TABLES
-from etl.storage import table_location
-from udfs.release_log import find_release, load_releases
+from etl.delta.storage import table_location
+from udfs.releases.release_log import find_release, load_releases
 
 FEAST_TYPES = {"string": String, "int": Int32, "float": Float32, "array<float>": Array(Float32)}
 ROOT = os.environ["SPACETIME_ROOT"]

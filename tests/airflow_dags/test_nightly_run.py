@@ -11,7 +11,7 @@ import yaml
 from deltalake import DeltaTable
 
 from conf.settings import Settings, SparkSettings, load_model
-from models.bundle import load_bundle, resolve_model
+from models.serving.bundle import load_bundle, resolve_model
 from tests.airflow_dags.airflow_env import airflow_variables, is_installed, run_airflow
 from tests.bench import small_city
 

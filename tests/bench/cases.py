@@ -17,7 +17,7 @@ import yaml
 
 from conf.results import record
 from conf.settings import load_settings
-from etl.session import open_session
+from etl.spark.session import open_session
 from tests.cases.foreign_cases import CASES, Place, find_differences
 from tests.cases.small_town import build_small_town
 

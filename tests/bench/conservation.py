@@ -23,9 +23,10 @@ from conf.cli import JobContext
 from conf.results import record
 from conf.rules import RULES
 from conf.settings import CitySettings, CleanSettings, Settings, SparkSettings, StorageSettings
-from etl import index_job, nightly, synthetic
-from etl.session import open_session
-from etl.storage import read_table
+from etl.city import source
+from etl.delta.storage import read_table
+from etl.jobs import index_pois, runner
+from etl.spark.session import open_session
 
 COMMAND = "make bench-conservation"
 SEVERITIES = {rule.code: rule.severity for rule in RULES}
@@ -83,12 +84,12 @@ def measure(spark: SparkSession, settings: Settings) -> Conservation:
     """Runs a first night over the city's whole life and compares."""
     day = settings.city.first_day + timedelta(days=settings.city.num_days - 1)
     for name, step in (
-        ("synthetic", synthetic.deliver),
-        ("poi_index", index_job.index_pois),
-        ("clean_actions", nightly.clean_day),
+        ("synthetic", source.deliver),
+        ("poi_index", index_pois.index_pois),
+        ("clean_actions", runner.clean_day),
     ):
         step(JobContext(name, day, settings, "conservation", False, argparse.Namespace()), spark)
-    truth = synthetic.plant_truth(spark, settings, day=day)
+    truth = source.plant_truth(spark, settings, day=day)
     tables = {
         name: read_table(spark, settings.storage.root, name)
         for name in ("raw_actions", "raw_pois", "quarantined_rows", "cleaned_actions", "poi_index")
@@ -96,7 +97,7 @@ def measure(spark: SparkSession, settings: Settings) -> Conservation:
     payload = {
         name: F.get_json_object("payload", f"$.{name}") for name in ("action_id", "poi_id", "corrupt_record")
     }
-    action_id = synthetic.delivered_id(payload["action_id"], payload["corrupt_record"])
+    action_id = source.delivered_id(payload["action_id"], payload["corrupt_record"])
     rows_in, difference, planted, num_found, num_right = 0, 0, Counter[str](), 0, 0
     # On the first night every accepted POI has one slot.
     for raw, accepted, known, found_id in (

@@ -25,12 +25,12 @@ from urllib.parse import unquote
 from pyarrow import fs
 
 from conf.errors import SettingsError
+from conf.out_folder import LOCK, MANIFEST, fill_out_folder
 from conf.results import record
 from conf.settings import load_settings
-from etl import retention
-from etl.session import local_frame, open_session
-from etl.storage import read_table, replace_day
-from udfs.out_folder import LOCK, MANIFEST, fill_out_folder
+from etl.delta import retention
+from etl.delta.storage import read_table, replace_day
+from etl.spark.session import local_frame, open_session
 
 COMMAND, SEED = "make bench-deletions", 20261130
 TABLE, DAY = "user_places", date(2026, 1, 5)

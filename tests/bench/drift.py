@@ -28,16 +28,18 @@ import torch
 
 from conf.results import record
 from conf.tables import TABLES
-from models import evaluate, inference, protocol_run
-from models.baselines import count_training
-from models.bundle import load_bundle
-from models.catalogue import Catalogue
 from models.config import load_recipe
-from models.dataset import TableAt, read_table
-from models.figures import Figures, describe_next_poi, rank_floors
-from models.protocol_tables import build_evaluation_rows, build_tables
-from models.protocols import PROTOCOLS, build_rows
-from models.release_split import build_rows as build_release_rows
+from models.data.catalogue import Catalogue
+from models.data.dataset import TableAt, read_table
+from models.evaluation import evaluate
+from models.evaluation.baselines import count_training
+from models.evaluation.figures import Figures, describe_next_poi, rank_floors
+from models.evaluation.release_split import build_rows as build_release_rows
+from models.protocols import run as protocol_run
+from models.protocols.splits import PROTOCOLS, build_rows
+from models.protocols.tables import build_evaluation_rows, build_tables
+from models.serving import inference
+from models.serving.bundle import load_bundle
 from tests.bench.toy_town import train_town, write_town
 
 HASH_SEEDS, THREADS, BATCH_SIZES = (0, 1, 2), (1, 2), (1, 7, 64)

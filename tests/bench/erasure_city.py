@@ -16,8 +16,9 @@ from pyspark.sql import functions as F
 
 from conf.settings import Settings
 from conf.tables import QUARANTINED_ROWS, TABLES
-from etl import contracts, storage, synthetic
-from etl.erasure import user_tables
+from etl.city import source
+from etl.delta import contracts, storage
+from etl.delta.erasure import user_tables
 from tests.bench import small_city
 
 NUM_USERS, NUM_LATER = 120, 5
@@ -49,21 +50,21 @@ def write_settings(folder: Path) -> Path:
 @contextlib.contextmanager
 def odd_ids() -> Iterator[None]:
     """Has the synthetic source deliver the odd ids."""
-    read = synthetic.SyntheticCity.read
+    read = source.SyntheticCity.read
 
     def changed(
-        self: synthetic.SyntheticCity, spark: SparkSession, settings: Settings, **more: object
+        self: source.SyntheticCity, spark: SparkSession, settings: Settings, **more: object
     ) -> Mapping[str, DataFrame]:
         tables = read(self, spark, settings, **more)  # type: ignore[arg-type]
         return {
             name: respell(frame) if "user_id" in frame.columns else frame for name, frame in tables.items()
         }
 
-    synthetic.SyntheticCity.read = changed  # type: ignore[method-assign,assignment]
+    source.SyntheticCity.read = changed  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        synthetic.SyntheticCity.read = read  # type: ignore[method-assign]
+        source.SyntheticCity.read = read  # type: ignore[method-assign]
 
 
 def respell(frame: DataFrame) -> DataFrame:

@@ -24,17 +24,22 @@ from unittest import mock
 from conf.errors import ReleaseWithdrawnError
 from conf.results import record
 from conf.settings import load_settings
-from etl.session import open_session
+from etl.spark.session import open_session
 from tests.bench import erasure_city, small_city
 from tests.bench.raw_search import search
-from udfs.read_release import read_release
+from udfs.releases.reader import read_release
 
 COMMAND, SEED = "make bench-erasure", 4711
 NUM_ERASED, NUM_COMMANDS, NUM_KILLS = 40, 5, 20
 STEPS = (
-    "etl.erasure.delete_users", "etl.retention.show_version", "etl.retention.start_history_anew",
-    "etl.retention.forget_history", "udfs.erase.save_plan", "udfs.erase.append_release", "udfs.erase.withdraw",
-    "udfs.erase.erase_files", "udfs.erase.keep_digests",
+    "etl.delta.erasure.delete_users",
+    "etl.delta.retention.show_version",
+    "etl.delta.retention.start_history_anew",
+    "etl.delta.retention.forget_history",
+    "udfs.upkeep.erase.save_plan",
+    "udfs.upkeep.erase.append_release",
+    "udfs.upkeep.erase.withdraw",
+    "udfs.upkeep.erase.erase_files", "udfs.upkeep.erase.keep_digests",
 )  # fmt: skip
 Vectors = dict[str, list[float]]
 

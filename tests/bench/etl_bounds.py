@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from conf.settings import Settings
 from conf.taxonomy import load_taxonomy
-from etl import spacetime
+from etl.columns import spacetime
 from tests.bench.etl_town import CATEGORIES, DAY
 
 _SETTINGS = Settings()

@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 
 from conf.tokens import ACTION_TYPES
-from etl.refusal import BLANKS, PLACEHOLDERS
+from etl.columns.refusal import BLANKS, PLACEHOLDERS
 from tests.bench import etl_bounds
 
 QUERY = Path(__file__).with_suffix(".sql")

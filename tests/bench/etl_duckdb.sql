@@ -1,5 +1,5 @@
 -- clean -> index -> sequences as one hand-written DuckDB query; `etl_duckdb.py` fills in what stands in braces.
--- Same rules as etl/poi_index.py, etl/action_rules.py and etl/clean_actions.py, in their order where order counts.
+-- Same rules as etl/tables/poi_index.py, etl/columns/action_rules.py and etl/tables/clean_actions.py, in their order where order counts.
 WITH
 poi_rows AS (
     SELECT *, trimmed(poi_id) AS clean_poi_id

@@ -1,7 +1,7 @@
 """The same work as `etl_spark`, written for Polars by hand, as one lazy query over the actions.
 
-Same rules as `etl/poi_index.py`, `etl/action_rules.py` and `etl/clean_actions.py`, in their order where order
-counts.
+Same rules as `etl/tables/poi_index.py`, `etl/columns/action_rules.py` and `etl/tables/clean_actions.py`, in their order
+where order counts.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from conf.tokens import ACTION_TYPES
-from etl.refusal import BLANKS, BROKEN_TEXT, PLACEHOLDERS
+from etl.columns.refusal import BLANKS, BROKEN_TEXT, PLACEHOLDERS
 from tests.bench import etl_bounds
 
 BOUNDS = etl_bounds.bounds()

@@ -15,14 +15,12 @@ from pathlib import Path
 import psutil
 
 ENGINES = ("spark", "duckdb", "polars")
-ACCELERATED = "comet"
-"""Spark again, with an accelerator switched on (`etl_accelerator`)."""
 
 
 def main() -> None:
     """Starts the engine and runs it."""
     parser = argparse.ArgumentParser(description="Runs clean -> index -> sequences in one engine.")
-    parser.add_argument("engine", choices=(*ENGINES, ACCELERATED))
+    parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--runs", type=int, default=2)

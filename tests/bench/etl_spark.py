@@ -12,20 +12,21 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from conf.settings import Accelerator, Settings, SparkSettings
+from conf.settings import Settings, SparkSettings
 from conf.tables import ACTION_SEQUENCES, TABLES
 from conf.taxonomy import load_taxonomy
-from etl import action_sequences, categories, clean_actions, index_job, poi_index
-from etl.contracts import conform, spark_schema
-from etl.session import compute_once, open_session
+from etl.delta.contracts import conform, spark_schema
+from etl.jobs import index_pois
+from etl.spark.session import compute_once, open_session
+from etl.tables import action_sequences, categories, clean_actions, poi_index
 from tests.bench.etl_town import DAY
 
 VERSION = 1
 
 
-def start(accelerator: Accelerator = "none") -> SparkSession:
+def start() -> SparkSession:
     """Opens a session as a night on two cores has it."""
-    settings = SparkSettings(driver_memory="4g", accelerator=accelerator)
+    settings = SparkSettings(driver_memory="4g")
     return open_session(Settings(spark=settings), "bench-etl")
 
 
@@ -60,7 +61,7 @@ def build_index(spark: SparkSession, folder: Path, settings: Settings) -> tuple[
     raw = spark.read.parquet(str(folder / "raw_pois.parquet"))
     index = _nothing(spark, "poi_index")
     judged = poi_index.judge_pois(raw, index, day=DAY, settings=settings.clean)
-    pois = compute_once(index_job.describe_pois(judged.where("status = 'accepted'")))
+    pois = compute_once(index_pois.describe_pois(judged.where("status = 'accepted'")))
     new_categories = compute_once(
         categories.build_categories(
             pois,

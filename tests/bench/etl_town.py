@@ -1,7 +1,7 @@
 """Input of the ETL measurements: raw actions and POIs of a simulated town, as Parquet, made by DuckDB in seconds.
 
 Skewed as the real thing is: few users and POIs have most actions. One row in fifty is dirty in one of the ways of
-`DIRT`; beside them come exact and conflicting redeliveries and repeated actions. What the city of `etl/synthetic.py`
+`DIRT`; beside them come exact and conflicting redeliveries and repeated actions. What the city of `etl/city/source.py`
 plants beyond that (homes, commutes, tastes) costs its time and changes no plan. Every row follows from its number.
 """
 

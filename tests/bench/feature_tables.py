@@ -14,12 +14,12 @@ from pyspark.sql.types import StructType
 from conf.cli import JobContext, JobSummary
 from conf.settings import Settings, SparkSettings, StorageSettings
 from conf.tables import TABLES
-from etl.contracts import spark_schema
-from etl.session import open_session
-from etl.storage import merge_rows, replace_day
+from etl.delta.contracts import spark_schema
+from etl.delta.storage import merge_rows, replace_day
+from etl.spark.session import open_session
 from tests.bench.serving_city import LAYOUT, random_histories
-from udfs.feature_night import WORKER_PROPERTIES
-from udfs.feature_run import run_features
+from udfs.features.run_context import WORKER_PROPERTIES
+from udfs.features.runner import run_features
 
 NUM_CORES = 2
 IntArray = NDArray[np.int64]

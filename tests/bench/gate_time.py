@@ -24,8 +24,8 @@ from conf.results import record
 from conf.settings import Settings, StorageSettings
 from conf.tables import TABLES
 from conf.tokens import TokenLayout
-from etl import storage, synthetic
-from etl.session import open_session
+from etl.delta import storage
+from etl.spark.session import open_session
 from models.config import DecoderConfig
 from tests.bench import night_cost, nights
 from tests.bench.serving_city import random_decoder, write_bundle
@@ -57,7 +57,7 @@ def settings_for(folder: Path, actions: int) -> Settings:
 def deliver_requests(spark: SparkSession, settings: Settings, day: date) -> int:
     """Delivers what is asked and shown on a day; returns the number of requests."""
     source = settings.source.model_copy(update={"since": day - timedelta(days=1)})
-    city = synthetic.SyntheticCity()
+    city = source.SyntheticCity()
     shown = city.read(spark, settings.model_copy(update={"source": source}), day=day)["raw_impressions"]
     requests = city.make_requests(shown, settings, day=day)
     for name, rows in (("raw_impressions", shown), ("ranking_requests", requests)):

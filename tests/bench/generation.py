@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from conf.results import record
 from conf.tokens import TokenLayout
 from conf.units import MS_PER_DAY
-from models.batch import collate_history, collate_requests
-from models.bundle import ModelBundle
-from models.catalogue import Catalogue
 from models.config import DecoderConfig
-from models.decoder import SpacetimeDecoder
-from models.inference import generate_candidates
+from models.data.batch import collate_history, collate_requests
+from models.data.catalogue import Catalogue
+from models.network.decoder import SpacetimeDecoder
+from models.serving.bundle import ModelBundle
+from models.serving.inference import generate_candidates
 from tests.bench.serving_city import START_MS, random_decoder, random_histories, random_requests
 
 COMMAND = "make bench-generation"

@@ -24,7 +24,7 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from conf.results import record
-from udfs.model_cache import task_device
+from udfs.features.model_cache import task_device
 
 COMMAND = "make bench-gpu"
 ADDRESSES = ("0", "3")

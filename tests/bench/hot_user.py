@@ -20,13 +20,14 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext
 from conf.results import record
 from conf.settings import CleanSettings, Settings, SparkSettings, StorageSettings
-from etl import index_job, nightly, storage
-from etl.session import open_session
+from etl.delta import storage
+from etl.jobs import index_pois, runner
+from etl.spark.session import open_session
 from tests.bench.etl_town import DAY, Town, write_town
 
 COMMAND = "make bench-scale"
 HOT_SHARE = 0.1
-JOBS = {"clean_actions": nightly.clean_day, "action_sequences": nightly.sequence_day}
+JOBS = {"clean_actions": runner.clean_day, "action_sequences": runner.sequence_day}
 
 
 def settings_for(root: Path) -> Settings:
@@ -45,7 +46,7 @@ def deliver(spark: SparkSession, town: Town, settings: Settings) -> None:
         for name in ("raw_actions", "raw_pois"):
             rows = spark.read.parquet(f"{folder}/{name}.parquet")
             storage.replace_day(rows, name, settings.storage.root, day=DAY, run_id="bench", job="bench")
-    index_job.index_pois(_context("poi_index", settings), spark)
+    index_pois.index_pois(_context("poi_index", settings), spark)
 
 
 def run_night(spark: SparkSession, settings: Settings) -> dict[str, float]:

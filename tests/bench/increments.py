@@ -26,9 +26,10 @@ from conf.errors import IndexOrderError
 from conf.results import record
 from conf.settings import Settings
 from conf.tables import ACTION_SEQUENCES
-from etl import action_sequences, contracts
-from etl.session import open_session
-from etl.storage import read_table
+from etl.delta import contracts
+from etl.delta.storage import read_table
+from etl.spark.session import open_session
+from etl.tables import action_sequences
 from tests.bench import nights
 
 NUM_USERS, NUM_ACTIONS, NUM_DAYS = 300, 12_000, 30

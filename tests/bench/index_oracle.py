@@ -16,8 +16,8 @@ from pyspark.sql import functions as F
 
 from conf.results import record
 from conf.settings import Settings, SparkSettings
-from etl import spacetime
-from etl.session import open_session
+from etl.columns import spacetime
+from etl.spark.session import open_session
 
 CELL_KM = 5.0
 NUM_POINTS = 1_000_000

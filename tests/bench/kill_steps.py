@@ -14,19 +14,20 @@ from pyspark.sql import SparkSession
 
 from conf.cli import JobContext
 from conf.settings import CitySettings, Settings, SparkSettings, StorageSettings
-from etl import catch_up, index_job, replay, sampling, synthetic
-from etl.session import open_session
+from etl.city import source
+from etl.jobs import index_pois, recompute, replay, samples
+from etl.spark.session import open_session
 
 DAYS = [date(2026, 1, 12) + timedelta(days=number) for number in range(3)]
 JOBS = {
-    "synthetic": synthetic.deliver,
-    "poi_index": index_job.index_pois,
-    "clean_actions": catch_up.clean_days,
-    "action_sequences": catch_up.sequence_days,
-    "pretrain_samples": sampling.sample_windows,
-    "training_others": sampling.count_others,
-    "ranking_samples": sampling.sample_requests,
-    "preference_pairs": sampling.sample_pairs,
+    "synthetic": source.deliver,
+    "poi_index": index_pois.index_pois,
+    "clean_actions": recompute.clean_days,
+    "action_sequences": recompute.sequence_days,
+    "pretrain_samples": samples.sample_windows,
+    "training_others": samples.count_others,
+    "ranking_samples": samples.sample_requests,
+    "preference_pairs": samples.sample_pairs,
     "replay": replay.replay_day,
 }
 NIGHT = ("synthetic", "poi_index", "clean_actions", "action_sequences")

@@ -19,10 +19,10 @@ from pyspark.sql import functions as F
 from conf.results import record
 from conf.settings import SampleSettings, SequenceSettings, Settings, SparkSettings
 from conf.tables import TABLES
-from etl.contracts import spark_schema
-from etl.profiles import profile_states
-from etl.ranking_samples import build_ranking_samples
-from etl.session import open_session
+from etl.delta.contracts import spark_schema
+from etl.spark.session import open_session
+from etl.tables.profiles import profile_states
+from etl.tables.ranking_samples import build_ranking_samples
 
 NUM_ROWS, NUM_USERS, NUM_DAYS = 100_000, 1_000, 12
 HISTORY = 20

@@ -19,9 +19,9 @@ from pyspark.sql import functions as F
 
 from conf.results import record
 from conf.settings import CitySettings, Settings, SparkSettings, StorageSettings
-from etl import storage, synthetic
-from etl.session import open_session
-from etl.synthetic_places import uniform
+from etl.city.geography import uniform
+from etl.delta import storage
+from etl.spark.session import open_session
 from tests.bench import nights
 
 ACTIVE_SHARE = 0.01
@@ -46,7 +46,7 @@ def settings_for(root: str, actions: int) -> Settings:
 def deliver(spark: SparkSession, settings: Settings, day: date, since: date | None) -> int:
     """Delivers what happened after `since`: all of it, or of a night what active users did; returns the actions."""
     source = settings.source.model_copy(update={"since": since})
-    told = synthetic.SyntheticCity().read(spark, settings.model_copy(update={"source": source}), day=day)
+    told = source.SyntheticCity().read(spark, settings.model_copy(update={"source": source}), day=day)
     root = settings.storage.root
     for name in nights.RAW_TABLES:
         rows = nights.shape(told[name], name)

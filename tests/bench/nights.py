@@ -16,16 +16,18 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext, JobSummary
 from conf.settings import CitySettings, Settings, SparkSettings, StorageSettings
 from conf.tables import TABLES
-from etl import catch_up, contracts, index_job, storage, synthetic
-from etl.session import compute_once
-from etl.spacetime import event_date
-from etl.synthetic_dirt import plant_dirty_pois
-from etl.synthetic_places import uniform
+from etl.city import source
+from etl.city.dirt import plant_dirty_pois
+from etl.city.geography import uniform
+from etl.columns.spacetime import event_date
+from etl.delta import contracts, storage
+from etl.jobs import index_pois, recompute
+from etl.spark.session import compute_once
 
 JOBS = {
-    "poi_index": index_job.index_pois,
-    "clean_actions": catch_up.clean_days,
-    "action_sequences": catch_up.sequence_days,
+    "poi_index": index_pois.index_pois,
+    "clean_actions": recompute.clean_days,
+    "action_sequences": recompute.sequence_days,
 }
 RAW_TABLES = ("raw_actions", "raw_pois", "raw_profiles")
 INDEX_TABLES = ("blocks", "categories", "poi_index")
@@ -68,7 +70,7 @@ def days_of(city: CitySettings) -> list[date]:
 def deliveries(spark: SparkSession, settings: Settings) -> Deliveries:
     """Spreads the city's rows over its days; every frame is computed once."""
     days = days_of(settings.city)
-    raw = synthetic.SyntheticCity().read(spark, settings, day=days[-1])
+    raw = source.SyntheticCity().read(spark, settings, day=days[-1])
     right = {
         "raw_actions": compute_once(_spread_actions(shape(raw["raw_actions"], "raw_actions"), days)),
         "raw_pois": compute_once(_spread_pois(spark, settings, days)),
@@ -147,7 +149,7 @@ def _spread_pois(spark: SparkSession, settings: Settings, days: Sequence[date]) 
     """Delivers the catalogue on the first day and its changes on theirs; some POIs are renamed or filed anew."""
     frames = []
     for before, day in zip([None, *days], days, strict=False):
-        told = synthetic.changed_pois(spark, settings, day, since=before)
+        told = source.changed_pois(spark, settings, day, since=before)
         dirty = plant_dirty_pois(told, city=settings.city, clean=settings.clean)
         # Each is computed by itself: the plans of all nights at once would take longer than their rows.
         frames.append(compute_once(shape(dirty, "raw_pois").withColumn("day", F.lit(day)).coalesce(1)))

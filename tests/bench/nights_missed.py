@@ -34,9 +34,10 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext
 from conf.results import record
 from conf.settings import Settings, SourceSettings, SparkSettings, StorageSettings
-from etl import catch_up, index_job, paper_actions
-from etl.session import open_session
-from etl.storage import read_table
+from etl.delta.storage import read_table
+from etl.jobs import index_pois, recompute
+from etl.sources import paper_actions
+from etl.spark.session import open_session
 
 COMMAND = "make bench-nights-missed"
 FIRST, NUM_NIGHTS, NUM_MISSED, KEPT_FILES, MAX_LATE = date(2026, 3, 1), 20, 6, 8, 5
@@ -45,9 +46,9 @@ LATE_SHARE, AGAIN_SHARE, BAD_SHARE, OTHER_SHARE = 0.08, 0.05, 0.04, 0.02
 CATEGORIES = ("food, cafe", "food, bakery", "sights, museum", "outdoors, park", "work, office")
 STEPS = {
     "actions": paper_actions.deliver,
-    "poi_index": index_job.index_pois,
-    "clean_actions": catch_up.clean_days,
-    "action_sequences": catch_up.sequence_days,
+    "poi_index": index_pois.index_pois,
+    "clean_actions": recompute.clean_days,
+    "action_sequences": recompute.sequence_days,
 }
 LEFT_OUT = {
     "cleaned_actions": ("day", "block_id", "inner_id", "category_id", "index_version"),

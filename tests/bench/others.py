@@ -17,16 +17,16 @@ import yaml
 
 from conf.results import record
 from conf.settings import Settings, load_settings
-from models.bundle import load_bundle
 from models.config import load_recipe
-from models.figures import rank_floors
-from models.generator_choice import rank_by_stage
-from models.held_out import read_evaluation_rows
-from models.metrics import Interval, bootstrap_mean, hit_values
-from models.ranks import Ranks
-from models.release_split import EvaluationRows
-from models.requests import BoolArray, FloatArray
-from models.training import open_training
+from models.data.ranks import Ranks
+from models.data.requests import BoolArray, FloatArray
+from models.evaluation.figures import rank_floors
+from models.evaluation.generator_choice import rank_by_stage
+from models.evaluation.metrics import Interval, bootstrap_mean, hit_values
+from models.evaluation.release_split import EvaluationRows
+from models.registry.held_out import read_evaluation_rows
+from models.serving.bundle import load_bundle
+from models.training.pipeline import open_training
 from tests.bench import small_city
 
 DAY = "2013-02-14"

@@ -24,10 +24,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from conf.results import record
-from models.report_data import load_releases
+from models.report.data import load_releases
 from tests.bench.own_miniatures import MINIATURES
-from udfs.read_release import read_release
-from udfs.release_log import read_arrow
+from udfs.releases.reader import read_release
+from udfs.releases.release_log import read_arrow
 
 PUBLIC = ("fsq_charlotte", "fsq_calgary", "gowalla_nyc", "gowalla_world", "gowalla_ca_exact")
 DEMOS = Path(".demo")

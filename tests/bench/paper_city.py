@@ -13,8 +13,8 @@ from pathlib import Path
 from pyspark.sql import functions as F
 
 from conf.settings import CONF_DIR, load_settings
-from etl.session import open_session
-from etl.synthetic import SyntheticCity
+from etl.city.source import SyntheticCity
+from etl.spark.session import open_session
 
 SETTINGS = CONF_DIR / "paper_city.yaml"
 CHECKINS, POIS = "checkins.parquet", "pois.parquet"

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from conf.results import record
-from models.paper_cells import CHECKIN_SETS, CellMaker
-from models.paper_page import Cells, compare_table7, describe_set
-from models.paper_variants import FULL, TABLE7_ROWS, VARIANTS, load_variant
+from tests.bench.paper.page import Cells, compare_table7, describe_set
+from tests.bench.paper.runs import CHECKIN_SETS, CellMaker
+from tests.bench.paper.variants import FULL, TABLE7_ROWS, VARIANTS, load_variant
 
 LOGGER = logging.getLogger(__name__)
 RECIPE = "conf/models/paper.yaml"
@@ -56,7 +56,7 @@ def write_page(makers: list[CellMaker], cells: list[Cells], page: Path) -> None:
         "# Tables 6 and 7 of the paper, measured again",
         "",
         f"Made by `{COMMAND}`; not written by hand. Every row is the recipe `{RECIPE}` with one thing changed "
-        "(`models/paper_variants.py`): the same training rows, batches, optimiser steps at most and selection on "
+        "(`tests/bench/paper/variants.py`): the same training rows, batches, optimiser steps at most and selection on "
         f"validation, {torch.get_num_threads()} CPU threads of torch. Rankings are full, over all POIs with a training "
         "check-in. `min` is the mean time of a training.",
         "",

@@ -21,14 +21,14 @@ import torch
 from conf.results import record
 from conf.tables import CANDIDATE_NAMES, HISTORY_NAMES
 from conf.tokens import TokenLayout
-from models.batch import CandidateBatch, collate_candidates, collate_history, collate_requests
-from models.bundle import ModelBundle
-from models.checkpoint import load_stage
-from models.click_scorer import INPUT_COLUMNS, OUTPUT_COLUMN, ClickScorer
 from models.config import DecoderConfig
-from models.decoder import SpacetimeDecoder
-from models.inference import score_candidates
-from models.sft_ranking import score_rows
+from models.data.batch import CandidateBatch, collate_candidates, collate_history, collate_requests
+from models.network.checkpoint import load_stage
+from models.network.decoder import SpacetimeDecoder
+from models.registry.click_scorer import INPUT_COLUMNS, OUTPUT_COLUMN, ClickScorer
+from models.serving.bundle import ModelBundle
+from models.serving.inference import score_candidates
+from models.training.sft_ranking import score_rows
 
 COMMAND = "make bench-parity"
 BAR = "<= 0.00001"

@@ -24,9 +24,9 @@ from pyspark.sql import functions as F
 
 from conf.results import record
 from conf.settings import Settings
-from etl.storage import read_table, table_location
+from etl.delta.storage import read_table, table_location
 from models.config import DecoderConfig
-from models.decoder import SpacetimeDecoder
+from models.network.decoder import SpacetimeDecoder
 from tests.bench.feature_tables import (
     IntArray,
     Users,
@@ -37,7 +37,7 @@ from tests.bench.feature_tables import (
     write,
 )
 from tests.bench.serving_city import random_decoder, write_bundle
-from udfs.user_embeddings import REASON
+from udfs.features.user_embeddings import REASON
 
 COMMAND = "make bench-poison"
 DAY = date(2026, 3, 1)

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from conf.tokens import TokenLayout
-from models.align_dpo import PAIR_COLUMNS, AlignStage, pair_log_probs, run_align_dpo
-from models.bundle import ModelBundle, load_bundle, save_bundle
-from models.checkpoint import load_stage
 from models.config import Recipe
-from models.dataset import read_table
-from models.multimodal import SlotVectors
-from models.posttraining import SampleSource, Splits, run_stage
-from models.pretrain import PretrainTables, build_decoder, load_pretrained, run_pretrain
-from models.sft_embedding import run_sft_embedding
-from models.sft_ranking import run_sft_ranking
-from models.stage import TrainResult
-from models.text_encoder import load_encoder
+from models.data.dataset import read_table
+from models.network.checkpoint import load_stage
+from models.serving.bundle import ModelBundle, load_bundle, save_bundle
+from models.serving.text_encoder import load_encoder
+from models.training.align_dpo import PAIR_COLUMNS, AlignStage, pair_log_probs, run_align_dpo
+from models.training.multimodal import SlotVectors
+from models.training.posttraining import SampleSource, Splits, run_stage
+from models.training.pretrain import PretrainTables, build_decoder, load_pretrained, run_pretrain
+from models.training.sft_embedding import run_sft_embedding
+from models.training.sft_ranking import run_sft_ranking
+from models.training.stage import TrainResult
 from tests.bench.posttraining_city import City
 
 LOGGER = logging.getLogger(__name__)

@@ -2,9 +2,9 @@
 
     python -m tests.bench.posttraining_checkins --data FOLDER --work FOLDER
 
-Nobody saw what the people of the check-ins were shown: the exposures follow the recall rule of `etl/impressions.py`,
-and the POI that was visited counts as clicked. So the figures say what features add where labels are visits, and there
-is no oracle. What is done is not done again.
+Nobody saw what the people of the check-ins were shown: the exposures follow the recall rule of
+`etl/tables/impressions.py`, and the POI that was visited counts as clicked. So the figures say what features add where
+labels are visits, and there is no oracle. What is done is not done again.
 """
 
 import argparse

@@ -25,8 +25,8 @@ import yaml
 from deltalake import DeltaTable, write_deltalake
 
 from conf.settings import Settings, load_model
-from models.catalogue import day_ms
-from models.dataset import TableAt, read_table
+from models.data.catalogue import day_ms
+from models.data.dataset import TableAt, read_table
 
 LOGGER = logging.getLogger(__name__)
 CONFIG = Path("conf/bench/posttraining.yaml")

@@ -10,10 +10,10 @@ from pathlib import Path
 from pyspark.sql import functions as F
 
 from conf.settings import load_settings
-from etl.session import open_session
-from etl.synthetic_impressions import build_exposures, click_logit
-from etl.synthetic_places import poi_id
-from etl.synthetic_users import build_users
+from etl.city.geography import poi_id
+from etl.city.shown import build_exposures, click_logit
+from etl.city.users import build_users
+from etl.spark.session import open_session
 
 
 def main() -> int:

@@ -11,25 +11,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from conf.units import HOURS_PER_DAY
-from etl.preference_pairs import MEAL_HOURS, MEAL_LEVELS
-from models.baselines import count_training
-from models.catalogue import CATALOGUE_COLUMNS, Catalogue, day_ms
-from models.checkpoint import load_stage
-from models.dataset import read_table
-from models.inference import (
-    encode_pois,
-    encode_user_requests,
-    generate_candidates,
-    rank_targets_by_model,
-    score_candidates,
-)
-from models.metrics import (
+from etl.tables.preference_pairs import MEAL_HOURS, MEAL_LEVELS
+from models.data.catalogue import CATALOGUE_COLUMNS, Catalogue, day_ms
+from models.data.dataset import read_table
+from models.data.requests import Visits, local_hours, previous_within
+from models.evaluation.baselines import count_training
+from models.evaluation.metrics import (
     FloatArray,
     bootstrap_auc_difference,
     bootstrap_mean,
     hit_values,
 )
-from models.ranker import (
+from models.lift.features import BASE_FEATURES, Exposures, History, build_base_features
+from models.lift.ranker import (
     NUM_RESAMPLES,
     Components,
     RankerConfig,
@@ -39,8 +33,14 @@ from models.ranker import (
     judge,
     train_ranker,
 )
-from models.ranker_features import BASE_FEATURES, Exposures, History, build_base_features
-from models.requests import Visits, local_hours, previous_within
+from models.network.checkpoint import load_stage
+from models.serving.inference import (
+    encode_pois,
+    encode_user_requests,
+    generate_candidates,
+    rank_targets_by_model,
+    score_candidates,
+)
 from tests.bench.posttraining_cells import ALIGNMENTS, SFT_KINDS, Cells
 from tests.bench.posttraining_city import MS_PER_DAY, SYNTHETIC, City, read_requests
 

@@ -23,12 +23,12 @@ import pyarrow as pa
 import torch
 
 from conf.results import record
-from models.batch import collate_candidates, collate_history, collate_requests
-from models.bundle import ModelBundle
-from models.decoder import CANDIDATE_TOKENS, REQUEST_TOKENS, SpacetimeDecoder
-from models.inference import score_candidates
-from models.states import Cache, CandidateStates, Prefix, past_of
-from models.steps import window_index
+from models.copying.steps import window_index
+from models.data.batch import collate_candidates, collate_history, collate_requests
+from models.network.decoder import CANDIDATE_TOKENS, REQUEST_TOKENS, SpacetimeDecoder
+from models.network.states import Cache, CandidateStates, Prefix, past_of
+from models.serving.bundle import ModelBundle
+from models.serving.inference import score_candidates
 from tests.bench.serving_city import SERVING, random_decoder, random_histories, random_requests
 
 COMMAND = "make bench-prefix"

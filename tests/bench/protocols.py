@@ -19,9 +19,9 @@ import torch
 
 from conf.results import record
 from models.config import load_recipe
-from models.evaluate import print_figures, save_figures
-from models.figures import Figures
-from models.protocol_run import MEAN, evaluate_protocol
+from models.evaluation.evaluate import print_figures, save_figures
+from models.evaluation.figures import Figures
+from models.protocols.run import MEAN, evaluate_protocol
 
 RECIPE = "conf/models/checkins.yaml"
 COMMAND = "make bench-protocols DATA=FOLDER"

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from conf.results import record
-from models import trainer
-from models.checkpoint import MODEL_FILE
+from models.network.checkpoint import MODEL_FILE
+from models.training import trainer
 from tests.bench.toy_town import NUM_STEPS, STAGES, train_stage, write_town
 
 KILLS_PER_STAGE = 10

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from conf.tables import ACTION_SEQUENCES, RANKING_SAMPLES, TableContract
 from conf.tokens import TokenLayout
-from models.bundle import STAGE_FOLDERS, ModelBundle, load_bundle, save_bundle
-from models.checkpoint import save_stage
 from models.config import DecoderConfig
-from models.decoder import SpacetimeDecoder
+from models.network.checkpoint import save_stage
+from models.network.decoder import SpacetimeDecoder
+from models.serving.bundle import STAGE_FOLDERS, ModelBundle, load_bundle, save_bundle
 
 DAY_MS, START_MS = 86_400_000, 1_767_225_600_000
 LAYOUT = TokenLayout(index_version=1, num_blocks=400, max_inner=256, num_categories=200)

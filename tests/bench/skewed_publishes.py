@@ -26,12 +26,12 @@ from conf.errors import AuditMissingError, ReleaseSkewError
 from conf.results import record
 from conf.settings import FeatureSettings, Settings, SparkSettings
 from conf.tables import FEATURE_TABLES
-from etl.session import open_session
-from etl.storage import read_table, replace_day, table_version
+from etl.delta.storage import read_table, replace_day, table_version
+from etl.spark.session import open_session
 from tests.udfs.conftest import make_bundle, open_town
 from tests.udfs.town import DAY_1, DAY_2, Town, action, sequence
-from udfs.audit_record import load_audit, save_audit
-from udfs.release_log import load_releases
+from udfs.releases.audit_record import load_audit, save_audit
+from udfs.releases.release_log import load_releases
 
 COMMAND = "make bench-skew"
 REFUSALS = (ReleaseSkewError, AuditMissingError)

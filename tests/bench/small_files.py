@@ -22,8 +22,8 @@ from pyspark.sql import functions as F
 from conf.results import record
 from conf.settings import Settings, SparkSettings, StorageSettings
 from conf.tables import TABLES, TableContract
-from etl import storage
-from etl.session import open_session
+from etl.delta import storage
+from etl.spark.session import open_session
 
 COMMAND = "make bench-scale"
 FIRST_DAY = date(2026, 1, 1)

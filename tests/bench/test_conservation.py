@@ -3,8 +3,8 @@
 from collections import Counter
 
 from conf.rules import RULES
-from etl.session import local_frame
-from etl.synthetic_dirt import NOT_PLANTED
+from etl.city.dirt import NOT_PLANTED
+from etl.spark.session import local_frame
 from tests.bench.conservation import compare, measure, settings_for
 
 

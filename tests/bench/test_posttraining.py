@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from models import ranker
 from models.config import Recipe
+from models.lift import ranker
 from tests.bench import posttraining_cells
 from tests.bench.posttraining_cells import Cells
 from tests.bench.posttraining_city import City, Days, _split, make_null_city, read_requests, stretch_of

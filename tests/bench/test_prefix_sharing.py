@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.bundle import ModelBundle
 from models.config import DecoderConfig
-from models.inference import score_candidates
+from models.serving.bundle import ModelBundle
+from models.serving.inference import score_candidates
 from tests.bench import prefix_sharing
 from tests.bench.serving_city import random_decoder, random_histories, random_requests
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from models.align_dpo import run_align_dpo
-from models.bundle import save_bundle
-from models.checkpoint import load_stage
 from models.config import Recipe
-from models.dataset import TableAt
-from models.pretrain import PretrainTables, run_pretrain
-from models.sft_embedding import run_sft_embedding
-from models.sft_ranking import run_sft_ranking
-from models.stage import TrainResult
+from models.data.dataset import TableAt
+from models.network.checkpoint import load_stage
+from models.serving.bundle import save_bundle
+from models.training.align_dpo import run_align_dpo
+from models.training.pretrain import PretrainTables, run_pretrain
+from models.training.sft_embedding import run_sft_embedding
+from models.training.sft_ranking import run_sft_ranking
+from models.training.stage import TrainResult
 from tests.models.conftest import DAY, block_rows, pair_rows, poi_rows, pretrain_rows, request_rows, to_arrow
 
 STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")

@@ -29,15 +29,15 @@ from pyspark.sql import functions as F
 from conf.results import record
 from conf.settings import Settings
 from conf.tables import HISTORY_NAMES
-from etl.storage import read_table
-from models.batch import HistoryBatch, collate_history
-from models.bundle import load_bundle
-from models.decoder import SpacetimeDecoder
-from models.inference import batch_by_length, history_lengths
+from etl.delta.storage import read_table
+from models.data.batch import HistoryBatch, collate_history
+from models.network.decoder import SpacetimeDecoder
+from models.serving.bundle import load_bundle
+from models.serving.inference import batch_by_length, history_lengths
 from tests.bench.feature_tables import NUM_CORES, Users, open_features, settings_for, write
 from tests.bench.serving_city import SERVING, random_decoder, write_bundle
-from udfs.model_cache import ServedModel, serve_model
-from udfs.user_embeddings import arrange_states, build_user_embeddings
+from udfs.features.model_cache import ServedModel, serve_model
+from udfs.features.user_embeddings import arrange_states, build_user_embeddings
 
 COMMAND = "make bench-udf"
 DAY = date(2026, 3, 1)

@@ -6,7 +6,7 @@ from pyspark.sql import SparkSession
 
 from conf.settings import FeatureSettings, Settings, StorageSettings
 from conf.tables import TABLES
-from etl.storage import create_if_missing
+from etl.delta.storage import create_if_missing
 from tests.udfs.conftest import make_bundle
 from tests.udfs.town import DAY_1, Town, sequence
 

@@ -49,7 +49,7 @@ def test_case(
     try:
         assert find_differences(name, place) == []
     finally:
-        from etl.session import open_session
+        from etl.spark.session import open_session
 
         # A script of a case opens the session with settings of its own.
         open_session(Settings(spark=spark_settings), "tests")

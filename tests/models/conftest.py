@@ -14,9 +14,9 @@ from deltalake import write_deltalake
 from conf.settings import MlflowSettings, Settings, StorageSettings
 from conf.tables import TABLES
 from conf.tokens import TokenLayout
-from models.catalogue import Catalogue
 from models.config import DecoderConfig
-from models.decoder import SpacetimeDecoder
+from models.data.catalogue import Catalogue
+from models.network.decoder import SpacetimeDecoder
 
 NUM_BLOCKS, POIS_PER_BLOCK, NUM_USERS, NUM_ACTIONS = 5, 8, 12, 60
 DAY = date(2026, 3, 1)

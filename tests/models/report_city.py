@@ -13,7 +13,7 @@ from deltalake import write_deltalake
 from conf.cli import JobContext
 from conf.settings import Settings
 from conf.tables import FEATURE_TABLES, TABLES
-from models.report import run_report
+from models.report.build import run_report
 
 DAY = date(2026, 3, 2)
 HOSTILE = "<script>alert('x')</script> > Caf\u00e9 & $\\frac{1}{0}$"
@@ -248,7 +248,7 @@ def text_of(page, key):
 
 
 def write_evaluation(artifacts):
-    """Floors and a model on the same rows, in the shape of models/figures.py."""
+    """Floors and a model on the same rows, in the shape of models/evaluation/figures.py."""
 
     def next_poi(first, later):
         figures = {f"hr_at_{k}": min(1.0, first + later * k**0.5 / 10) for k in (1, 5, 10, 20, 100)}

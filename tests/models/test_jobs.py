@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from conf.cli import main
 from conf.settings import Settings
 from models.__main__ import JOBS
-from models.bundle import load_bundle, resolve_model
-from models.inference import score_candidates
+from models.serving.bundle import load_bundle, resolve_model
+from models.serving.inference import score_candidates
 
 RECIPE = """
 name: test

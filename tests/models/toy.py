@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from conf.tokens import TokenLayout
-from models.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
 from models.config import DecoderConfig, MemoryConfig
-from models.decoder import SpacetimeDecoder
-from models.other_slots import NUM_BUCKETS
-from models.slots import AboutSlots, LiveSlots
+from models.copying.crowd_candidates import NUM_BUCKETS
+from models.data.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
+from models.data.live_slots import AboutSlots, LiveSlots
+from models.network.decoder import SpacetimeDecoder
 
 NUM_BLOCKS, MAX_INNER, NUM_CATEGORIES = 5, 7, 4
 FIRST_MS = 1_767_225_600_000  # 2026-01-01, a Thursday

@@ -31,10 +31,10 @@ def make_bundle(folder: Path, *, seed: int, copies_from_others: bool = False) ->
     import torch
 
     from conf.tokens import TokenLayout
-    from models.bundle import STAGE_FOLDERS, save_bundle
-    from models.checkpoint import save_stage
     from models.config import DecoderConfig, OthersConfig
-    from models.decoder import SpacetimeDecoder
+    from models.network.checkpoint import save_stage
+    from models.network.decoder import SpacetimeDecoder
+    from models.serving.bundle import STAGE_FOLDERS, save_bundle
 
     layout = TokenLayout(index_version=1, num_blocks=4, max_inner=8, num_categories=8)
     shape = DecoderConfig(
@@ -194,7 +194,7 @@ def run_isolated_counted() -> Callable[..., tuple[list[object], int]]:
     """Runs `run_isolated` over numbers and counts the rows that were computed."""
     import pyarrow as pa
 
-    from udfs.isolation import run_isolated
+    from udfs.features.isolation import run_isolated
 
     def run(
         numbers: Sequence[int], compute: Callable[[int], object], micro_batch: int

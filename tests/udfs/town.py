@@ -146,8 +146,8 @@ class Town:
         return Path(self.settings.storage.artifacts)
 
     def frame(self, name: str, rows: Sequence[Row]) -> object:
-        from etl.contracts import spark_schema
-        from etl.session import local_frame
+        from etl.delta.contracts import spark_schema
+        from etl.spark.session import local_frame
 
         schema = spark_schema(TABLES[name])
         return local_frame(
@@ -156,7 +156,7 @@ class Town:
 
     def deliver(self, day: date, **tables: Sequence[Row]) -> None:
         """Writes the day's rows of input tables."""
-        from etl.storage import merge_rows, replace_day
+        from etl.delta.storage import merge_rows, replace_day
 
         for name, rows in tables.items():
             write = merge_rows if TABLES[name].write == "merge" else replace_day
@@ -206,14 +206,14 @@ class Town:
 
     def read(self, name: str, day: date | None = None) -> list[Row]:
         """Reads a table, sorted by key."""
-        from etl.storage import read_table
+        from etl.delta.storage import read_table
 
         rows = [row.asDict() for row in read_table(self.spark, self.root, name).collect()]
         kept = [row for row in rows if day is None or row["day"] == day]
         return sorted(kept, key=lambda row: [str(row[key]) for key in TABLES[name].key])
 
     def digest(self, name: str) -> str:
-        from etl.contracts import digest_table
-        from etl.storage import read_table
+        from etl.delta.contracts import digest_table
+        from etl.delta.storage import read_table
 
         return digest_table(read_table(self.spark, self.root, name), TABLES[name])

@@ -21,7 +21,7 @@ import yaml
 
 from conf import results
 from conf.settings import load_settings
-from etl.session import open_session
+from etl.spark.session import open_session
 from tests.bench.delivered import second_parser, tables
 from tests.bench.delivered.asked import DAY as ASKED_DAY
 from tests.bench.delivered.asked import write_request_files

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from conf.errors import SpacetimeError
 from conf.results import record
-from etl.session import open_session
-from models.bundle import ModelBundle, load_bundle
+from etl.spark.session import open_session
 from models.config import load_recipe
-from models.gate import judge_bundle
-from models.held_out import find_evaluation_rows, read_impressions
-from models.impressions import Impressions
+from models.evaluation.impressions import Impressions
 from models.jobs import DEFAULT_RECIPE
-from models.training import open_training
+from models.registry.gate import judge_bundle
+from models.registry.held_out import find_evaluation_rows, read_impressions
+from models.serving.bundle import ModelBundle, load_bundle
+from models.training.pipeline import open_training
 from tests.bench.gates import input_mutants, model_mutants, night_mutants
 from tests.bench.gates.mutant_list import Mutant, read_mutants
 from tests.bench.gates.world import (

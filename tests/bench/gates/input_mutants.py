@@ -9,8 +9,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.units import MS_PER_DAY
-from etl import synthetic
-from etl.storage import read_table
+from etl.city import source
+from etl.delta.storage import read_table
 from tests.bench.gates.mutant_list import Mutant
 from tests.bench.gates.world import Change, World, day_of, tell_story
 
@@ -78,7 +78,7 @@ def _refiled(category: str) -> Callable[[Tables, Severity, World, SparkSession, 
 
     def plant(tables: Tables, severity: Severity, world: World, spark: SparkSession, seed: int) -> Tables:
         settings = world.settings
-        pois = synthetic.changed_pois(spark, settings, day_of(30), since=None)
+        pois = source.changed_pois(spark, settings, day_of(30), since=None)
         pois = tell_story({**tables, "raw_pois": pois}, settings.city, day_of(30))["raw_pois"]
         is_hit = _chance(seed, "poi_id") < severity["share"]
         told = pois.withColumn("category", F.when(is_hit, F.lit(category)).otherwise(F.col("category")))

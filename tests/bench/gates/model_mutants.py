@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.bundle import STAGE_FOLDERS, ModelBundle, load_bundle
-from models.checkpoint import save_stage
-from models.click_gate import measure_clicks
-from models.decoder import SpacetimeDecoder
-from models.embedding_gate import encode_both, find_clicks, rank_clicks
-from models.generator_choice import rank_by_stage, sample_rows
-from models.impressions import Impressions, score_by_embeddings
-from models.inference import score_candidates
-from models.metrics import auc, exact_mean, reciprocal_values
-from models.release_split import EvaluationRows
+from models.evaluation.generator_choice import rank_by_stage, sample_rows
+from models.evaluation.impressions import Impressions, score_by_embeddings
+from models.evaluation.metrics import auc, exact_mean, reciprocal_values
+from models.evaluation.release_split import EvaluationRows
+from models.network.checkpoint import save_stage
+from models.network.decoder import SpacetimeDecoder
+from models.registry.click_gate import measure_clicks
+from models.registry.embedding_gate import encode_both, find_clicks, rank_clicks
+from models.serving.bundle import STAGE_FOLDERS, ModelBundle, load_bundle
+from models.serving.inference import score_candidates
 from tests.bench.gates.mutant_list import Mutant
 
 EMBEDDING, RANKING = "sft_embedding", "sft_ranking"

@@ -10,8 +10,8 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from conf.tables import TABLES
-from etl.contracts import spark_schema
-from etl.storage import replace_day
+from etl.delta.contracts import spark_schema
+from etl.delta.storage import replace_day
 from tests.bench.gates.mutant_list import Mutant
 from tests.bench.gates.world import World
 

@@ -18,9 +18,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import CitySettings, Settings, load_settings
-from etl import synthetic
-from etl.session import compute_once
-from etl.spacetime import event_date
+from etl.city import source
+from etl.columns.spacetime import event_date
+from etl.spark.session import compute_once
 from tests.bench import small_city
 
 FIRST = date(2026, 1, 1)
@@ -113,19 +113,19 @@ def make_world(folder: Path) -> World:
 @contextlib.contextmanager
 def told(city: CitySettings, change: Change | None = None) -> Iterator[None]:
     """Has the synthetic source tell the story, and then a fault."""
-    read = synthetic.SyntheticCity.read
+    read = source.SyntheticCity.read
 
     def changed(
-        self: synthetic.SyntheticCity, spark: SparkSession, settings: Settings, *, day: date, **more: object
+        self: source.SyntheticCity, spark: SparkSession, settings: Settings, *, day: date, **more: object
     ) -> Mapping[str, DataFrame]:
         tables = tell_story(read(self, spark, settings, day=day, **more), city, day)  # type: ignore[arg-type]
         return change(tables, day) if change is not None else tables
 
-    synthetic.SyntheticCity.read = changed  # type: ignore[method-assign,assignment]
+    source.SyntheticCity.read = changed  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        synthetic.SyntheticCity.read = read  # type: ignore[method-assign]
+        source.SyntheticCity.read = read  # type: ignore[method-assign]
 
 
 def tell_story(tables: Mapping[str, DataFrame], city: CitySettings, day: date) -> dict[str, DataFrame]:

@@ -30,20 +30,36 @@ COMMAND, SEED = "make bench-sequences", 20261130
 STEPS = {
     "night": ["tests.bench.sequences.warehouse.replace_day", "tests.bench.sequences.warehouse.save_audit"],
     "publish": [
-        "udfs.publish.load_releases", "udfs.publish.refuse_skew", "udfs.publish.refuse_step_back",
-        "udfs.publish.append_release", "udfs.publish.append_log",
+        "udfs.releases.publish.load_releases",
+        "udfs.releases.publish.refuse_skew",
+        "udfs.releases.publish.refuse_step_back",
+        "udfs.releases.publish.append_release", "udfs.releases.publish.append_log",
     ],
     "rollback": [
-        "udfs.publish.load_releases", "udfs.publish.find_release", "udfs.publish.refuse_damaged",
-        "udfs.publish.append_release", "udfs.publish.append_log",
+        "udfs.releases.publish.load_releases",
+        "udfs.releases.publish.find_release",
+        "udfs.releases.publish.refuse_damaged",
+        "udfs.releases.publish.append_release", "udfs.releases.publish.append_log",
     ],
-    "vacuum": ["udfs.vacuum.load_releases", "udfs.vacuum.withdraw", "udfs.vacuum.vacuum_table"],
+    "vacuum": ["udfs.upkeep.vacuum.load_releases", "udfs.upkeep.vacuum.withdraw", "udfs.upkeep.vacuum.vacuum_table"],
     "erase": [
-        "udfs.erase.save_plan", "udfs.erase.keep_digests", "etl.erasure.delete_users", "etl.retention.show_version",
-        "etl.retention.start_history_anew", "etl.retention.vacuum_table", "etl.retention.forget_history",
-        "udfs.erase.append_release", "udfs.erase.withdraw", "udfs.erase.erase_files", "udfs.erase.end_plan",
+        "udfs.upkeep.erase.save_plan",
+        "udfs.upkeep.erase.keep_digests",
+        "etl.delta.erasure.delete_users",
+        "etl.delta.retention.show_version",
+        "etl.delta.retention.start_history_anew",
+        "etl.delta.retention.vacuum_table",
+        "etl.delta.retention.forget_history",
+        "udfs.upkeep.erase.append_release",
+        "udfs.upkeep.erase.withdraw",
+        "udfs.upkeep.erase.erase_files",
+        "udfs.upkeep.erase.end_plan",
     ],
-    "report": ["models.report.find_release", "models.report.build_report", "models.report.render_page"],
+    "report": [
+        "models.report.build.find_release",
+        "models.report.build.build_report",
+        "models.report.build.render_page",
+    ],
 }  # fmt: skip
 MOST_STEPS = {"night": 5, "publish": 5, "rollback": 5, "vacuum": 9, "erase": 30, "report": 3}
 """Calls of these functions in one operation, about."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from conf.errors import ReleaseWithdrawnError
 from tests.bench.sequences.warehouse import Content, Warehouse, Written, day_of, user_of
-from udfs.release_log import Release
+from udfs.releases.release_log import Release
 
 
 class UnsafeError(Exception):

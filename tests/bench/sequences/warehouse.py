@@ -20,15 +20,15 @@ import yaml
 from conf.cli import Job, JobContext, JobSummary, main
 from conf.errors import GateFailedError
 from conf.tables import FEATURE_TABLES, TABLES
-from etl.contracts import spark_schema
-from etl.session import local_frame, open_session
-from etl.storage import merge_rows, replace_day, table_version
+from etl.delta.contracts import spark_schema
+from etl.delta.erasure_plan import refuse_unfinished_erasure
+from etl.delta.storage import merge_rows, replace_day, table_version
+from etl.spark.session import local_frame, open_session
 from models.__main__ import JOBS as MODEL_JOBS
 from udfs.__main__ import JOBS as UDF_JOBS
-from udfs.audit_record import Audit, save_audit
-from udfs.erasure_plan import refuse_unfinished_erasure
-from udfs.read_release import read_release
-from udfs.release_log import Release, load_releases, read_arrow
+from udfs.releases.audit_record import Audit, save_audit
+from udfs.releases.reader import read_release
+from udfs.releases.release_log import Release, load_releases, read_arrow
 
 USERS = tuple(f"user-{name}" for name in ("anna", "bela", "cleo", "dora", "emil"))
 POIS = ("p1", "p2", "p3")

@@ -1,8 +1,8 @@
 from datetime import date
 
 from conf.settings import load_settings
-from etl.profiles import build_profile_ids, profile_states
-from etl.session import local_frame, open_session
+from etl.spark.session import local_frame, open_session
+from etl.tables.profiles import build_profile_ids, profile_states
 
 spark = open_session(load_settings([], ["spark.quick_start=true"]), "tie")
 rows = [(date(2026, 2, 22), "u1", "age_group", "18-24"), (date(2026, 2, 22), "u1", "age_group", "25-34")]

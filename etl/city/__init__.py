@@ -1,0 +1,1 @@
+"""The simulated city, with what is planted in it."""

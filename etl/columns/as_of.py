@@ -1,0 +1,40 @@
+"""As-of features: the one way in which a sample gets what was known of its user (actions: `etl/tables/histories.py`).
+
+A feature row of a day is made at the end of that day, so it is known from the next day on. What the first night hands
+over is the past as it was on that night, delivered at once, and counts as known before: else no sample of the history
+would have a home or a profile, and a model would meet them at serving for the first time.
+"""
+
+from datetime import date
+
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+ALWAYS = date(1970, 1, 1)
+
+
+def known_before(wanted: DataFrame, features: DataFrame, *, on: str, first_day: date) -> DataFrame:
+    """Finds the last feature row of the user that was known before a day began.
+
+    Args:
+        wanted: `user_id` and the day `on`, as often as it comes.
+        features: `user_id`, `day` (unique together) and the features.
+        on: name of the column of `wanted`, a date.
+        first_day: day of the first night; its rows and those before it count as known ever before.
+
+    Returns:
+        `user_id`, `on` and the features, one row per distinct pair; null where nothing was known.
+    """
+    names = [name for name in features.columns if name not in ("user_id", "day")]
+    known_from = F.when(F.col("day") <= F.lit(first_day), F.lit(ALWAYS)).otherwise(F.date_add("day", 1))
+    told = features.select(
+        "user_id", known_from.alias("at"), F.lit(0).alias("kind"), "day", F.struct(*names).alias("known")
+    )
+    asked = wanted.select("user_id", F.col(on).alias("at"), F.lit(1).alias("kind")).distinct()
+    # On one day what becomes known sorts before who asks.
+    in_order = Window.partitionBy("user_id").orderBy("at", "kind", "day")
+    last = F.last("known", ignorenulls=True).over(in_order.rowsBetween(Window.unboundedPreceding, 0))
+    events = told.unionByName(asked, allowMissingColumns=True).withColumn("known", last).where("kind = 1")
+    return events.select(
+        "user_id", F.col("at").alias(on), *(F.col(f"known.{name}").alias(name) for name in names)
+    )

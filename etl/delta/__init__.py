@@ -1,0 +1,1 @@
+"""The only package that knows Delta: contracts, reads, commits, old versions, erasure."""

@@ -1,0 +1,135 @@
+"""What the commits of a table tell: which days it holds, what each was made from, and which of them are behind.
+
+A day of `cleaned_actions` is made from the days before it too (redelivered ids, homes), one of `action_sequences` from
+the days up to it. So every commit notes the versions that it has read. A day is behind if a day that it is made from
+has been committed since: after a correction or a backfill of an older day, or after a kill between the two.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from etl.delta import storage
+
+NEVER = -1
+"""Version of a table that was not there."""
+SOURCES = {
+    "cleaned_actions": {"cleaned_actions": "before"},
+    "action_sequences": {"cleaned_actions": "up to", "raw_profiles": "up to"},
+}
+"""Table -> tables whose days before a day, or up to it, the day is made from."""
+
+
+@dataclass(frozen=True)
+class DayCommit:
+    """The last commit of one day of a table.
+
+    Attributes:
+        version: version of the table that it made.
+        read: version of every source that it was made from.
+        as_of: end of the catalogue that a replay was judged with; null for the day itself.
+    """
+
+    version: int
+    read: Mapping[str, int]
+    as_of: date | None
+
+
+@dataclass(frozen=True)
+class Commits:
+    """What the logs of a table and of its sources told at one moment.
+
+    Attributes:
+        name: the table.
+        days: days asked about that it holds rows of or was committed for, in order.
+        last: table -> day -> its last commit.
+    """
+
+    name: str
+    days: list[date]
+    last: Mapping[str, Mapping[date, DayCommit]]
+
+    def of_day(self, day: date) -> DayCommit | None:
+        """Returns the last commit of a day, None if the log does not know of any."""
+        return self.last[self.name].get(day)
+
+    def behind(self, days: Sequence[date]) -> list[date]:
+        """Returns those of the days that one of their sources has left behind, in order."""
+        return [day for day in sorted(days) if self._is_behind(day)]
+
+    def _is_behind(self, day: date) -> bool:
+        made = self.of_day(day)
+        for source, reach in SOURCES[self.name].items():
+            seen = NEVER if made is None else made.read.get(source, NEVER)
+            for other, commit in self.last.get(source, {}).items():
+                if commit.version > seen and (other < day or (other == day and reach == "up to")):
+                    return True
+        return False
+
+
+def table_version_of_day(spark: SparkSession, root: str, name: str, day: date) -> int:
+    """Returns the version of a table that runs strictly forward (`poi_index`) as it stood at the end of a day.
+
+    It is the version before the first commit of a later day; so a backfill sees what the night saw.
+    """
+    noted = F.get_json_object("userMetadata", "$.day").cast("date")
+    later = storage.table_history(spark, root, name).where(noted > F.lit(day))
+    row = later.agg(F.min("version").alias("version")).first()
+    first_later = None if row is None else row["version"]
+    return storage.table_version(spark, root, name) if first_later is None else max(int(first_later) - 1, 0)
+
+
+def note_of(spark: SparkSession, root: str, name: str, *, as_of: date | None = None) -> dict[str, object]:
+    """Returns what a commit of `name` has to note; taken before anything is read."""
+    read = {
+        source: storage.table_version(spark, root, source)
+        if storage.table_exists(spark, root, source)
+        else NEVER
+        for source in SOURCES[name]
+    }
+    return {"read": read, **({"as_of": str(as_of)} if as_of else {})}
+
+
+def read_commits(spark: SparkSession, root: str, name: str, *, since: date) -> Commits:
+    """Reads what the logs of `name` and its sources tell.
+
+    Args:
+        spark: session.
+        root: table root.
+        name: table that has sources.
+        since: first day that is asked about; without this or a later day in the table the sources are not looked at.
+    """
+    made, is_whole = _read_log(spark, root, name)
+    days = {day for day in made if day >= since}
+    if not is_whole and storage.table_exists(spark, root, name):
+        # Delta has dropped the oldest commits; the days themselves are still there.
+        of_day = storage.read_table(spark, root, name).where(F.col("day") >= since).select("day").distinct()
+        days |= {row["day"] for row in of_day.collect()}
+    others = [source for source in SOURCES[name] if source != name and days]
+    sources = {source: last_commits(spark, root, source) for source in others}
+    return Commits(name, sorted(days), {**sources, name: made})
+
+
+def last_commits(spark: SparkSession, root: str, name: str) -> dict[date, DayCommit]:
+    """Returns the last commit of every day, as far back as the table's log reaches; empty without the table."""
+    return _read_log(spark, root, name)[0]
+
+
+def _read_log(spark: SparkSession, root: str, name: str) -> tuple[dict[date, DayCommit], bool]:
+    """Returns the last commit of every day, and whether the log reaches back to the beginning."""
+    if not storage.table_exists(spark, root, name):
+        return {}, True
+    found: dict[date, DayCommit] = {}
+    history = storage.table_history(spark, root, name).select("version", "userMetadata").collect()
+    for row in sorted(history, key=lambda row: row["version"]):
+        if row["userMetadata"] is not None:
+            note = json.loads(row["userMetadata"])
+            as_of = note.get("as_of")
+            found[date.fromisoformat(note["day"])] = DayCommit(
+                row["version"], note.get("read", {}), date.fromisoformat(as_of) if as_of else None
+            )
+    return found, any(row["version"] == 0 for row in history)

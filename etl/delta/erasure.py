@@ -1,0 +1,231 @@
+"""Which rows tell of a user, and how they leave a table for good: from its rows, its old versions and its log.
+
+A table of the contract with a column `user_id` holds users; so does `quarantined_rows`, whose payload is the refused
+row. Raw rows name users as they were delivered, with blanks or broken characters around the id, or within a text that
+could not be parsed; those count too. The tables of places and of figures about tables hold no user.
+"""
+
+import contextlib
+import html
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from delta.tables import DeltaTable
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from conf.settings import CATALOG_PREFIX
+from conf.tables import QUARANTINED_ROWS, TABLES
+from etl.columns.judging import clean_id
+from etl.delta import retention, storage
+from etl.delta.contracts import spark_schema
+from etl.delta.erased_users import digest_user
+from etl.spark.session import local_frame
+
+FORMAT_CHECK = "spark.databricks.delta.formatCheck.enabled"
+"""Delta's guard against reading a Delta table as Parquet, which shows rows of all versions: here that is wanted."""
+UNPARSED, RECORD = "corrupt_record", "record"
+"""Columns of raw tables that hold a record as its file did: one that could not be parsed, and any."""
+STATISTICS_LENGTH = 32
+SHORTEST_PLAIN_ID = 5
+"""Shorter ids, and those of digits only, may be part of anything."""
+_BROKEN = r"[\p{C}\p{So}\s]"
+"""Control characters, the sign that stands for an undecodable byte, blanks."""
+_AROUND = r"[\p{C}\x{FFFD}\s\x{A0}\x{3000}]"
+"""What damage leaves around an id: the same, but for symbols, of which an id may consist."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a table names the users.
+
+    Attributes:
+        rows: rows of the latest version.
+        kept_rows: rows of all data files that lie there, whatever version they are of.
+        log_files: files of the log.
+        users: digests of those who were found.
+    """
+
+    rows: int = 0
+    kept_rows: int = 0
+    log_files: int = 0
+    users: tuple[str, ...] = ()
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.kept_rows or self.log_files)
+
+    def tell(self) -> dict[str, int]:
+        """Returns the counts, for summaries and records."""
+        return {"rows": self.rows, "kept_rows": self.kept_rows, "log_files": self.log_files}
+
+
+def user_tables() -> list[str]:
+    """Returns the tables that hold users, in the order of the contracts."""
+    return [
+        name
+        for name, table in TABLES.items()
+        if "user_id" in table.column_names or name == QUARANTINED_ROWS.name
+    ]
+
+
+def conditions(name: str) -> list[Column]:
+    """Returns the conditions under which a row names a user of `as_frame`; at most one of them holds.
+
+    They are apart, since equality is a hash join and a search in a text is not.
+    """
+    if name == QUARANTINED_ROWS.name:
+        fields = (F.get_json_object("payload", f"$.{field}") for field in ("user_id", UNPARSED, RECORD))
+        return _as_delivered(*fields)
+    if TABLES[name].raw:
+        known = TABLES[name].column_names
+        texts = (
+            F.col(field) if field in known else F.lit(None).cast("string") for field in (UNPARSED, RECORD)
+        )
+        return _as_delivered(F.col("user_id"), *texts)
+    # Normalised here too: an earlier version of the rules may have let padded ids into the table.
+    return [clean_id(F.col("user_id")) == F.col("erased_id")]
+
+
+def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> Found:
+    """Counts where a table names the users; `users` as `as_frame` makes it."""
+    path = retention.table_path(spark, root, name)
+    rows = storage.read_table(spark, root, name)
+    pattern = id_pattern(_as_in_statistics(rows, name, users))
+    with _as_parquet(spark):
+        kept = spark.read.option("__globPaths__", "false").schema(spark_schema(TABLES[name])).parquet(path)
+        kept_rows = _count(kept, name, users)
+        found = sorted(_named(kept, name, users)) if kept_rows else []
+    in_log = sum(bool(pattern.search(content)) for content in retention.read_log(path)) if pattern else 0
+    # The latest rows are among those that are kept.
+    return Found(_count(rows, name, users) if kept_rows else 0, kept_rows, in_log, tuple(found))
+
+
+def _as_in_statistics(rows: DataFrame, name: str, users: DataFrame) -> list[str]:
+    """Returns the ids as statistics hold them, cut to 32 characters, but for beginnings that others share."""
+    ids = [row["erased_id"] for row in users.collect()]
+    long = {user[:STATISTICS_LENGTH] for user in ids if len(user) > STATISTICS_LENGTH}
+    if long and "user_id" in TABLES[name].column_names:
+        others = rows.where(F.substring("user_id", 1, STATISTICS_LENGTH).isin(*long))
+        others = others.join(
+            F.broadcast(users), clean_id(F.col("user_id")) == F.col("erased_id"), "left_anti"
+        )
+        long -= {
+            row[0] for row in others.select(F.substring("user_id", 1, STATISTICS_LENGTH)).distinct().collect()
+        }
+    return sorted({user for user in ids if len(user) <= STATISTICS_LENGTH} | long)
+
+
+def id_pattern(users: Sequence[str]) -> re.Pattern[bytes] | None:
+    """Returns what finds ids in a text or a log, each as a word; None for no ids.
+
+    An id is found as it is and as JSON and HTML spell it. One that could be any number or word counts only after the
+    name of a column of users, in the group `said`.
+    """
+    if not users:
+        return None
+    plain = [user for user in users if len(user) >= SHORTEST_PLAIN_ID and not user.isdigit()]
+    others = sorted(set(users) - set(plain))
+    parts = [rb"(?<!\w)(?:" + _any_of(plain) + rb")(?!\w)"] if plain else []
+    # Up to the id the text may hold quotes, also as HTML spells them.
+    said = rb"(?P<said>(?:user|sample)_id(?:\W|&quot;|&#34;){1,24})"
+    parts += [said + rb"(?:" + _any_of(others) + rb")(?!\w)"] if others else []
+    return re.compile(b"|".join(parts))
+
+
+def delete_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> None:
+    """Deletes the rows that tell of the users; the ids come from a frame, so that no commit spells them out."""
+    location = storage.table_location(root, name)
+    is_named = root.startswith(CATALOG_PREFIX)
+    table = DeltaTable.forName(spark, location) if is_named else DeltaTable.forPath(spark, location)
+    for condition in conditions(name):
+        table.alias("target").merge(F.broadcast(users), condition).whenMatchedDelete().execute()
+
+
+def _any_of(users: Sequence[str]) -> bytes:
+    spellings = {spelling for user in users for spelling in _spellings(user)}
+    # The longer ones first: an alternative that begins another must not win.
+    return b"|".join(re.escape(text) for text in sorted(spellings, key=lambda text: (-len(text), text)))
+
+
+def _spell_in_json(text: str) -> set[str]:
+    """The id with and without escapes; a number also as records of earlier versions tell a float: 1.0126086E7."""
+    spelt = {json.dumps(text, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
+    if re.fullmatch(r"[1-9]\d{7,15}", text):
+        digits = text.rstrip("0")
+        spelt.add(f"{digits[0]}.{digits[1:] or '0'}E{len(text) - 1}")
+    return spelt
+
+
+def _spellings(user: str) -> set[bytes]:
+    """An id in UTF-8, in JSON with and without escapes, both within a text of JSON, and all of them in HTML."""
+    once = _spell_in_json(user)
+    plain = {user} | once | {text for spelling in once for text in _spell_in_json(spelling)}
+    return {text.encode() for text in plain | {html.escape(text) for text in plain}}
+
+
+def _count(rows: DataFrame, name: str, users: DataFrame) -> int:
+    parts = [
+        rows.join(F.broadcast(users), condition, "left_semi").select(F.lit(1))
+        for condition in conditions(name)
+    ]
+    return reduce(DataFrame.unionAll, parts).count()
+
+
+def _named(rows: DataFrame, name: str, users: DataFrame) -> set[str]:
+    """Returns the digests of those users of whom rows tell."""
+    found: set[str] = set()
+    for condition in conditions(name):
+        named = F.broadcast(users).join(rows, condition).select("user_digest").distinct()
+        found |= {row["user_digest"] for row in named.collect()}
+    return found
+
+
+def _as_delivered(user: Column, unparsed: Column, record: Column) -> list[Column]:
+    """The id with blanks around it; the id among broken characters, or in a record of which no user could be read."""
+    erased = F.col("erased_id")
+    in_text = (user.rlike(_BROKEN) & _names(user)) | _names(unparsed)
+    in_text |= user.isNull() & _names(record)
+    is_user = (clean_id(user) == erased) | (_bare(user) == erased)
+    return [_bare(user) == erased, (in_text | is_user) & ~_bare(user).eqNullSafe(erased)]
+
+
+def _bare(text: Column) -> Column:
+    """The id without blanks and without what damage leaves around it."""
+    return clean_id(F.regexp_replace(text, f"^{_AROUND}+|{_AROUND}+$", ""))
+
+
+def _names(text: Column) -> Column:
+    """Does the text hold the id as a word, literally, as it is or as JSON spells it."""
+    return text.isNotNull() & F.exists("spellings", lambda word: _has_word(text, word))
+
+
+def _has_word(text: Column, word: Column) -> Column:
+    literal = F.concat(F.lit(r"\Q"), F.replace(word, F.lit(r"\E"), F.lit(r"\E\\E\Q")), F.lit(r"\E"))
+    quoted = F.concat(F.lit(r"(?<![\p{L}\p{N}_])"), literal, F.lit(r"(?![\p{L}\p{N}_])"))
+    return F.regexp(text, quoted)
+
+
+@contextlib.contextmanager
+def _as_parquet(spark: SparkSession) -> Iterator[None]:
+    before = spark.conf.get(FORMAT_CHECK, None)
+    spark.conf.set(FORMAT_CHECK, "false")
+    try:
+        yield
+    finally:
+        if before is None:
+            spark.conf.unset(FORMAT_CHECK)
+        else:
+            spark.conf.set(FORMAT_CHECK, before)
+
+
+def as_frame(spark: SparkSession, users: Sequence[str]) -> DataFrame:
+    """Returns the ids as a frame, each once.
+
+    Columns: `erased_id`; `user_digest` as `erased_users` keeps it; `spellings`, how a record may write the id.
+    """
+    rows = [(user, digest_user(user), sorted({user, *_spell_in_json(user)})) for user in sorted(set(users))]
+    return local_frame(spark, rows, "erased_id string, user_digest string, spellings array<string>")

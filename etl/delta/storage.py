@@ -1,0 +1,416 @@
+"""The only file that knows Delta: reads a table at a version, replaces a day, merges by key, appends to a log.
+
+The contract of a table (`conf/tables.py`) becomes its schema, column comments, NOT NULL and CHECK constraints when the
+table is first written. Nothing is appended blindly: a rerun of a day gives the same table. The table root is a folder
+or URI, or `catalog:NAME` for tables of a metastore.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+
+from delta import exceptions as dx
+from delta.tables import DeltaTable
+from py4j.java_gateway import JavaObject
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from conf.errors import ConflictingWriteError, ContractViolatedError, DuplicateKeyError, MissingInputError
+from conf.settings import CATALOG_PREFIX
+from conf.tables import TABLES, TableContract
+from etl.delta.contracts import (
+    TABLE_PROPERTIES,
+    as_field,
+    check_constraints,
+    conform,
+    digest_table,
+    loosen_schema,
+)
+
+CONSTRAINT = "delta.constraints."
+"""What the name of a CHECK constraint becomes as a property of its table."""
+ATTEMPTS = 5
+"""Commits without rows are tried so often, if other runs commit at the same moment."""
+_NIL, _MANUAL_UPDATE = (
+    "scala.collection.immutable.Nil$",
+    "org.apache.spark.sql.delta.DeltaOperations$ManualUpdate$",
+)
+LAST_COMMIT = "spark.databricks.delta.lastCommitVersionInSession"
+"""Set by Delta after every commit of the session; asking the table's history instead takes a Spark job."""
+_CONFLICTS = (  # of other runs that committed first; Delta's Python classes have no common base
+    dx.DeltaConcurrentModificationException, dx.ConcurrentWriteException, dx.ConcurrentAppendException,
+    dx.ConcurrentDeleteReadException, dx.ConcurrentDeleteDeleteException, dx.ConcurrentTransactionException,
+    dx.MetadataChangedException, dx.ProtocolChangedException,
+)  # fmt: skip
+_VIOLATION = re.compile(r"(CHECK|NOT NULL) constraint [^\n]{1,400}", re.IGNORECASE)
+"""How Delta words a row that breaks a constraint; the rest of its message is a stack trace."""
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def table_location(root: str, name: str) -> str:
+    """Returns what a Delta reader takes: a path, or `catalog.table` for a root of the form `catalog:NAME`.
+
+    A relative folder is made absolute: Delta takes `warehouse/raw_pois` for the name of a table.
+    """
+    if root.startswith(CATALOG_PREFIX):
+        return f"{root.removeprefix(CATALOG_PREFIX)}.{name}"
+    return f"{root.rstrip('/') if '://' in root else Path(root).absolute()}/{name}"
+
+
+def table_exists(spark: SparkSession, root: str, name: str) -> bool:
+    """Tells whether the table has been written."""
+    location = table_location(root, name)
+    if root.startswith(CATALOG_PREFIX):
+        return spark.catalog.tableExists(location)
+    return DeltaTable.isDeltaTable(spark, location)
+
+
+def table_version(spark: SparkSession, root: str, name: str) -> int:
+    """Returns the latest version of the table; MissingInputError if there is none."""
+    _require(spark, root, name)
+    none = spark._jvm.scala.Option.empty()  # type: ignore[union-attr]
+    # Delta's Python knows no call for it but the history, which takes a Spark job.
+    return int(_delta_table(spark, root, name)._jdt.deltaLog().update(False, none, none).version())
+
+
+def table_history(spark: SparkSession, root: str, name: str) -> DataFrame:
+    """Returns the commits of a table that its log still holds: `version`, `userMetadata` and more."""
+    _require(spark, root, name)
+    return _delta_table(spark, root, name).history()
+
+
+def read_table(spark: SparkSession, root: str, name: str, *, version: int | None = None) -> DataFrame:
+    """Reads a table, at its latest version unless one is given.
+
+    A column of the contract that may be null, and that a table made before it does not have, is null.
+
+    Raises:
+        MissingInputError: the table has never been written.
+    """
+    _require(spark, root, name)
+    options = {} if version is None else {"versionAsOf": version}
+    reader = spark.read.format("delta").options(**options)
+    location = table_location(root, name)
+    frame = reader.table(location) if root.startswith(CATALOG_PREFIX) else reader.load(location)
+    known = {known.lower() for known in frame.columns}
+    missing = [column for column in TABLES[name].columns if column.nullable and column.name not in known]
+    return frame.withColumns({column.name: F.lit(None).cast(column.type) for column in missing})
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def replace_day(
+    frame: DataFrame,
+    name: str,
+    root: str,
+    *,
+    day: date,
+    run_id: str,
+    job: str,
+    where: str | None = None,
+    note: Mapping[str, object] | None = None,
+) -> int:
+    """Replaces the rows of one day by `frame` in one commit and returns the new version.
+
+    Args:
+        frame: the rows of the day, with the contract's columns in any order; `day` may be absent.
+        name: table of the contract, written by day.
+        root: table root.
+        day: the job's day; every row gets it.
+        run_id: kept in the commit, not in the rows.
+        job: kept in the commit.
+        where: replaces only the rows of the day that match this condition, as every row of `frame` must; for tables
+            that several jobs write.
+        note: further facts that the commit notes (`etl/delta/commits.py`).
+
+    Raises:
+        SchemaError: a column of the contract is missing.
+        ConflictingWriteError: another run replaced the same day at the same time.
+    """
+    only = f"day = DATE'{day}'" + (f" AND ({where})" if where else "")
+    note_of_commit = _commit_note(job, day, run_id, note)
+    return _replace_where(
+        frame.withColumn("day", F.lit(day)), name, root, day=day, only=only, note=note_of_commit
+    )
+
+
+def replace_days(
+    frame: DataFrame, name: str, root: str, *, first_day: date, day: date, run_id: str, job: str, where: str
+) -> int:
+    """Replaces the rows of several days that match a condition by `frame` in one commit and returns the new version.
+
+    Args:
+        frame: the rows, with the contract's columns in any order; their days lie between `first_day` and `day`.
+        name: table of the contract, written by day.
+        root: table root.
+        first_day: first of the days.
+        day: the job's day, the last of them.
+        run_id: kept in the commit, not in the rows.
+        job: kept in the commit.
+        where: condition that every row of `frame` matches.
+
+    Raises:
+        SchemaError: a column of the contract is missing.
+        ConflictingWriteError: another run replaced such rows at the same time.
+    """
+    # Not BETWEEN: Delta looks at the condition before Spark has replaced that.
+    only = f"day >= DATE'{first_day}' AND day <= DATE'{day}' AND ({where})"
+    return _replace_where(frame, name, root, day=day, only=only, note=_commit_note(job, day, run_id))
+
+
+def merge_rows(
+    frame: DataFrame,
+    name: str,
+    root: str,
+    *,
+    run_id: str,
+    job: str,
+    day: date,
+    delete_where: str | None = None,
+) -> int:
+    """Updates and inserts by the contract's key in one commit and returns the new version.
+
+    Args:
+        frame: the changed rows, at most one per key.
+        name: table of the contract, written by merge.
+        root: table root.
+        run_id: kept in the commit.
+        job: kept in the commit.
+        day: the job's day.
+        delete_where: condition on `target`; rows of the table that match it and have no row in `frame` are deleted.
+            A rerun names here what the run before it may have added.
+
+    Raises:
+        DuplicateKeyError: a key occurs twice in `frame`.
+    """
+    contract = TABLES[name]
+    assert contract.write == "merge", f"{name} is not written by merge"
+    spark = frame.sparkSession
+    rows = conform(frame, contract)
+    _refuse_duplicate_keys(rows, contract)
+    create_if_missing(spark, contract, root)
+    condition = " AND ".join(f"target.{key} = source.{key}" for key in contract.key)
+    changed = " OR ".join(f"NOT (target.{c} <=> source.{c})" for c in contract.business_columns)
+    merge = (
+        _delta_table(spark, root, name)
+        .alias("target")
+        .merge(rows.alias("source"), condition)
+        .whenMatchedUpdateAll(changed)
+        .whenNotMatchedInsertAll()
+    )
+    if delete_where is not None:
+        merge = merge.whenNotMatchedBySourceDelete(delete_where)
+    note = _commit_note(job, day, run_id)
+    return _with_commit_note(spark, note, lambda: _commit(spark, merge.execute, root, name, day))
+
+
+def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str, day: date) -> int:
+    """Appends rows with new keys to a log table and returns the new version.
+
+    A retry of the same run finds its rows there, equal in every column, and appends nothing; a key that is there with
+    other content is refused, never skipped.
+
+    Raises:
+        DuplicateKeyError: a key is there already with other content, or occurs twice.
+        ConflictingWriteError: another run appended at the same time.
+    """
+    contract = TABLES[name]
+    assert contract.write == "log", f"{name} is not a log"
+    spark, key = frame.sparkSession, list(contract.key)
+    rows = conform(frame.withColumn("run_id", F.lit(run_id)), contract)
+    create_if_missing(spark, contract, root)
+    stored = read_table(spark, root, name).select(*rows.columns)
+    if not _has_only_new_keys(rows, stored, contract):
+        known = rows.join(stored, key, "left_semi")
+        same_run = stored.where(F.col("run_id") == run_id).join(rows.select(*key), key, "left_semi")
+        if digest_table(same_run, contract) == digest_table(rows, contract):
+            return table_version(spark, root, name)
+        _refuse_duplicate_keys(rows.unionByName(known), contract)
+    # The write itself reads the table, so Delta sees a conflict if another run appends between the two.
+    new = rows.join(read_table(spark, root, name).select(*key), key, "left_anti").select(*rows.columns)
+    writer = new.write.format("delta").mode("append").option("userMetadata", _commit_note(job, day, run_id))
+    location = table_location(root, name)
+    save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
+    version = _commit(spark, lambda: save(location), root, name, day)
+    if not rows.join(read_table(spark, root, name), [*key, "run_id"], "left_anti").isEmpty():
+        raise ConflictingWriteError(table=name, day=str(day), cause="the keys were taken meanwhile")
+    return version
+
+
+# --- private ----------------------------------------------------------------------------------------------------------
+
+
+def _replace_where(frame: DataFrame, name: str, root: str, *, day: date, only: str, note: str) -> int:
+    contract = TABLES[name]
+    assert contract.write == "day", f"{name} is not written by day"
+    rows = conform(frame, contract)
+    create_if_missing(frame.sparkSession, contract, root)
+    if contract.cluster_by:
+        rows = rows.sortWithinPartitions(*contract.cluster_by)
+    writer = rows.write.format("delta").mode("overwrite").option("replaceWhere", only)
+    location = table_location(root, name)
+    save = writer.option("userMetadata", note)
+    write = save.saveAsTable if root.startswith(CATALOG_PREFIX) else save.save
+    return _commit(frame.sparkSession, lambda: write(location), root, name, day)
+
+
+def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:
+    find = DeltaTable.forName if root.startswith(CATALOG_PREFIX) else DeltaTable.forPath
+    return find(spark, table_location(root, name))
+
+
+def create_if_missing(spark: SparkSession, contract: TableContract, root: str) -> None:
+    """Makes a table without rows by its contract; one that is there is brought up to it (`update_table`)."""
+    if table_exists(spark, root, contract.name):
+        update_table(spark, contract, root)
+        return
+    location = table_location(root, contract.name)
+    builder = DeltaTable.createIfNotExists(spark).comment(contract.grain)
+    builder = (builder.tableName if root.startswith(CATALOG_PREFIX) else builder.location)(location)
+    for column in contract.columns:
+        field = as_field(column, contract)
+        builder = builder.addColumn(column.name, field.dataType, nullable=column.nullable, comment=column.doc)
+    if contract.partition_by:
+        builder = builder.partitionedBy(*contract.partition_by)
+    for constraint, condition in check_constraints(contract).items():
+        builder = builder.property(f"{CONSTRAINT}{constraint}", condition)
+    for key, value in TABLE_PROPERTIES.items():
+        builder = builder.property(key, value)
+    # Another run may make the table at this moment, by the same contract: then it is there.
+    with contextlib.suppress(*_CONFLICTS):
+        builder.execute()
+
+
+def update_table(spark: SparkSession, contract: TableContract, root: str) -> None:
+    """Brings a table made by an earlier contract up to what the contract allows now, in one commit without rows.
+
+    Columns that may be null are added; NOT NULL, of columns and of array elements, and our CHECK constraints are
+    dropped where the contract has them no more. Nothing is tightened, and nothing of a user's own is touched. Usually
+    nothing is to do, and then the cost is a look at the log.
+
+    Raises:
+        ConflictingWriteError: other runs kept committing meanwhile.
+    """
+    for attempt in range(ATTEMPTS):
+        log = _delta_table(spark, root, contract.name)._jdt.deltaLog()
+        none = spark._jvm.scala.Option.empty()  # type: ignore[union-attr]
+        found = log.update(False, none, none).metadata()
+        schema = StructType.fromJson(json.loads(found.schemaString()))
+        wanted, gone = loosen_schema(schema, contract), _dropped_constraints(spark, found, contract)
+        if wanted == schema and not gone:
+            return
+        # SQL has no command for it: ALTER TABLE cannot let elements of an array be null, and takes a commit a column.
+        transaction = log.startTransaction(none, none)
+        transaction.updateMetadata(_with_schema(found, wanted, gone), False)
+        try:
+            transaction.commit(
+                _scala(spark, _NIL), _scala(spark, _MANUAL_UPDATE), found.configuration().empty()
+            )
+            return
+        except Py4JJavaError as error:
+            if "oncurrent" not in str(error.java_exception) and "MetadataChanged" not in str(
+                error.java_exception
+            ):
+                raise
+            if attempt + 1 == ATTEMPTS:
+                raise ConflictingWriteError(
+                    table=contract.name, day="any day", cause="its columns were changed meanwhile"
+                ) from error
+
+
+def _dropped_constraints(spark: SparkSession, found: JavaObject, contract: TableContract) -> list[str]:
+    """Returns the properties of CHECK constraints that an earlier contract had made and this one has not."""
+    properties = spark._jvm.scala.jdk.javaapi.CollectionConverters.asJava(found.configuration())  # type: ignore[union-attr]
+    ours = {f"{column.name}_{kind}" for column in contract.columns for kind in ("range", "known", "lengths")}
+    return [
+        name
+        for name in properties
+        if name.startswith(CONSTRAINT)
+        and name.removeprefix(CONSTRAINT) in ours - check_constraints(contract).keys()
+    ]
+
+
+def _with_schema(found: JavaObject, schema: StructType, gone: list[str]) -> JavaObject:
+    """Returns the metadata of a table with another schema and without some properties."""
+    properties = found.configuration()
+    for name in gone:
+        properties = properties.removed(name)
+    return found.copy(
+        found.id(), found.name(), found.description(), found.format(), schema.json(),
+        found.partitionColumns(), properties, found.createdTime(),
+    )  # fmt: skip
+
+
+def _scala(spark: SparkSession, name: str) -> JavaObject:
+    """Returns an object of Scala."""
+    return getattr(getattr(spark._jvm, name), "MODULE$")
+
+
+def _has_only_new_keys(rows: DataFrame, stored: DataFrame, contract: TableContract) -> bool:
+    """Tells in one query whether there are rows and every key is there once, and not in the table."""
+    key = list(contract.key)
+    keys = rows.groupBy(*key).count().join(stored.select(*key, F.lit(1).alias("is_stored")), key, "left")
+    found = keys.agg(F.max("count").alias("most"), F.count("is_stored").alias("num_stored")).first()
+    return found is not None and found["most"] == 1 and not found["num_stored"]
+
+
+def _refuse_duplicate_keys(rows: DataFrame, contract: TableContract) -> None:
+    twice = rows.groupBy(*contract.key).count().where("count > 1")
+    example = twice.agg(
+        F.count("*").alias("n"), F.first(F.to_json(F.struct(*contract.key))).alias("key")
+    ).first()
+    assert example is not None
+    if example["n"]:
+        raise DuplicateKeyError(
+            table=contract.name, key=contract.key, example=example["key"], num_keys=example["n"]
+        )
+
+
+def _require(spark: SparkSession, root: str, name: str) -> None:
+    if not table_exists(spark, root, name):
+        raise MissingInputError(
+            what=f"table {name}",
+            where=table_location(root, name),
+            needed_by="The job",
+            remedy="Run the job that writes it first (python -m etl --help lists them), or check storage.root.",
+        )
+
+
+def _commit_note(job: str, day: date, run_id: str, note: Mapping[str, object] | None = None) -> str:
+    return json.dumps({"job": job, "day": str(day), "run_id": run_id, **(note or {})})
+
+
+def _with_commit_note(spark: SparkSession, note: str, write: Callable[[], int]) -> int:
+    """Runs a write whose API takes no option: Delta then reads the note from the session."""
+    key = "spark.databricks.delta.commitInfo.userMetadata"
+    spark.conf.set(key, note)
+    try:
+        return write()
+    finally:
+        spark.conf.unset(key)
+
+
+def _commit(spark: SparkSession, write: Callable[[], object], root: str, name: str, day: date) -> int:
+    """Runs a write and returns the table's version after it."""
+    spark.conf.unset(LAST_COMMIT)
+    try:
+        write()
+    except _CONFLICTS as error:
+        raise ConflictingWriteError(table=name, day=str(day), cause=type(error).__name__) from error
+    except (PySparkException, Py4JJavaError) as error:
+        violation = _VIOLATION.search(str(error))
+        if violation is None:
+            raise
+        raise ContractViolatedError(table=name, day=str(day), violation=violation.group(0)) from error
+    version = spark.conf.get(LAST_COMMIT, None)
+    # A merge that changed nothing commits nothing.
+    return table_version(spark, root, name) if version is None else int(version)

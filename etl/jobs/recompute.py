@@ -1,0 +1,112 @@
+"""Jobs `clean_actions` and `action_sequences` of a day, and of the later days that the day leaves behind.
+
+On a usual night no later day is there, and nothing is done twice. After a correction or a backfill the later days are
+made anew, oldest first, so in whatever order days are run, the tables are those of a run in order; and a kill in
+between is made good by the next run of the day, or of any earlier one. Days that are not behind are left alone, and a
+rerun that finds its rows stored already commits nothing: a backfill of many days in order makes each twice at most.
+
+Earlier days that were delivered and never cleaned, since their night failed after the delivery, are made first: no
+later delivery would bring their rows again. They are judged with the catalogue of the day that makes up for them, which
+has delivered their POIs.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import date
+
+from pyspark.sql import SparkSession
+
+from conf.cli import JobContext, JobSummary
+from etl.delta import commits
+from etl.jobs import runner
+
+LOGGER = logging.getLogger(__name__)
+
+
+def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None = None) -> JobSummary:
+    """Cleans the day, then the later days that were cleaned before it; see `nightly.clean_day`.
+
+    A later day that was replayed is judged with the catalogue of its replay again.
+    """
+    undone = [] if as_of else _undone_days(context, spark, "cleaned_actions", after="raw_actions")
+    for day in undone:
+        runner.clean_day(_of_day(context, day), spark, as_of=context.day, may_refuse_all=True)
+    is_current, later = _look_around(context, spark, "cleaned_actions", as_of=as_of)
+    # A replay looks for what has changed since; that nothing has is no news.
+    summary = runner.clean_day(
+        context, spark, as_of=as_of, skip_equal=is_current, may_refuse_all=as_of is not None
+    )
+    _tell_undone(summary, undone)
+    if not later:
+        return summary
+    seen = _read_commits(context, spark, "cleaned_actions")
+    behind = seen.behind(later)
+    # Whatever is made anew leaves all days after it behind.
+    due = [day for day in later if day >= behind[0]] if behind else []
+    made = {day: seen.of_day(day) for day in due}
+    as_of_days = {day: commit.as_of for day, commit in made.items() if commit is not None}
+    return _run_later(
+        context,
+        summary,
+        due,
+        lambda c: runner.clean_day(c, spark, as_of=as_of_days.get(c.day), may_refuse_all=True),
+    )
+
+
+def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
+    """Makes the sequences of the day, then of later days whose actions have changed; see `nightly.sequence_day`."""
+    undone = _undone_days(context, spark, "action_sequences", after="cleaned_actions")
+    for day in undone:
+        runner.sequence_day(_of_day(context, day), spark)
+    is_current, later = _look_around(context, spark, "action_sequences")
+    summary = runner.sequence_day(context, spark, skip_equal=is_current)
+    _tell_undone(summary, undone)
+    if not later:
+        return summary
+    due = _read_commits(context, spark, "action_sequences").behind(later)
+    return _run_later(context, summary, due, lambda c: runner.sequence_day(c, spark))
+
+
+def _look_around(
+    context: JobContext, spark: SparkSession, name: str, *, as_of: date | None = None
+) -> tuple[bool, list[date]]:
+    """Tells whether the day is there as asked for and not behind, and which later days are there (dry: none)."""
+    seen, day = _read_commits(context, spark, name), context.day
+    made = seen.of_day(day)
+    is_current = made is not None and made.as_of == as_of and not seen.behind([day])
+    return is_current, [] if context.dry_run else [other for other in seen.days if other > day]
+
+
+def _read_commits(context: JobContext, spark: SparkSession, name: str) -> commits.Commits:
+    return commits.read_commits(spark, context.settings.storage.root, name, since=context.day)
+
+
+def _run_later(
+    context: JobContext, summary: JobSummary, days: list[date], run: Callable[[JobContext], JobSummary]
+) -> JobSummary:
+    """Runs the job for the days and takes into the summary of the first which they were, and the versions."""
+    for day in days:
+        summary.tables |= run(_of_day(context, day)).tables
+    if days:
+        summary.notes["later_days"] = [str(day) for day in days]
+    return summary
+
+
+def _undone_days(context: JobContext, spark: SparkSession, name: str, *, after: str) -> list[date]:
+    """Returns the days before this one that table `after` was committed for and `name` was not (dry: none)."""
+    if context.dry_run:
+        return []
+    root = context.settings.storage.root
+    given, made = (commits.last_commits(spark, root, table) for table in (after, name))
+    return sorted(day for day in given if day < context.day and day not in made)
+
+
+def _tell_undone(summary: JobSummary, days: list[date]) -> None:
+    """Says in summary and log which earlier days were made up for."""
+    if days:
+        summary.notes["undone_days"] = [str(day) for day in days]
+        LOGGER.warning("delivered earlier and not done until now: %s", ", ".join(map(str, days)))
+
+
+def _of_day(context: JobContext, day: date) -> JobContext:
+    return JobContext(context.job, day, context.settings, context.run_id, context.dry_run, context.options)

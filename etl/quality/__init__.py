@@ -1,0 +1,1 @@
+"""Figures of a table's day and the rules that judge them."""

@@ -1,0 +1,1 @@
+"""Sessions: Java, Spark and what they are started with."""

@@ -1,0 +1,75 @@
+"""Is there a Java that Spark runs on, and which file names can it spell? `python -m etl.spark.java` answers the first.
+
+Standard library only, so that it can be asked before anything is installed.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conf.errors import JavaMissingError
+
+JAVA_VERSIONS = (17, 21)
+LOCALE_VARIABLES = ("LC_ALL", "LC_CTYPE", "LANG")
+"""What decides the encoding of file names; the first that is set and not empty counts."""
+UTF8_LOCALE = "C.UTF-8"
+
+
+def check_java() -> None:
+    """Raises JavaMissingError unless JAVA_HOME or PATH leads to a Java that Spark 4.1 runs on."""
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if java is None:
+        raise JavaMissingError(found="there is no java on PATH and JAVA_HOME is not set")
+    try:
+        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise JavaMissingError(found=f"{java} does not run ({error})") from error
+    match = re.search(r'version "(\d+)', answer.stderr + answer.stdout)
+    if match is None or int(match.group(1)) not in JAVA_VERSIONS:
+        version = match.group(1) if match else "unknown"
+        raise JavaMissingError(found=f"{java} is of version {version}")
+
+
+@contextmanager
+def utf8_locale() -> Iterator[None]:
+    """Sees to it that a JVM started meanwhile runs in a UTF-8 locale; one that is UTF-8 already stays as it is.
+
+    Java takes the encoding of file names from the locale (`sun.jnu.encoding`), and no option changes it. Bare
+    containers and schedulers run in POSIX, where a name with an umlaut is the name of no file.
+    """
+    variable = next((name for name in LOCALE_VARIABLES if os.environ.get(name)), "LC_CTYPE")
+    before = os.environ.get(variable)
+    if re.search(r"utf-?8", before or "", re.IGNORECASE):
+        yield
+        return
+    # LANG decides more than the encoding; LC_CTYPE goes before it.
+    changed = "LC_CTYPE" if variable == "LANG" else variable
+    before = os.environ.get(changed)
+    os.environ[changed] = UTF8_LOCALE
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[changed]
+        else:
+            os.environ[changed] = before
+
+
+def main() -> int:
+    """Prints what is missing, if anything, and returns the exit code."""
+    try:
+        check_java()
+    except JavaMissingError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

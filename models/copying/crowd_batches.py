@@ -1,0 +1,148 @@
+"""Slots of others for batches: Arrow rows and tensors in, `OtherSlots` out; between numpy and torch.
+
+The finder takes the requesting user's own training rows out of all counts, so it needs to know who asks.
+"""
+
+# Shape letters: B = sequences, W = actions of the window, Q = steps, C = slots, S = steps that ask.
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from conf.errors import MissingInputError
+from conf.tables import TRAINING_TRANSITIONS, TRAINING_VISITS
+from models.config import DecoderConfig, OthersConfig
+from models.copying.crowd_candidates import NEAR, Asked, SlotFinder
+from models.copying.steps import Steps, hide_times, steps_of, take_actions, window_index
+from models.data.batch import HistoryBatch, OtherSlots, RequestBatch, collate_history, collate_requests
+from models.data.features import split_time
+
+
+def add_to_history(
+    history: HistoryBatch, rows: pa.Table | pa.RecordBatch, finder: SlotFinder | None, config: DecoderConfig
+) -> HistoryBatch:
+    """Adds the slots of every loss target in the window; other steps have none, nor has a model that copies nothing.
+
+    Args:
+        history: of training samples.
+        rows: the samples themselves, with `user_id`.
+        finder: knows the training rows of all users.
+        config: says whether the model copies, how long the window is, and whether request times are hidden.
+
+    Raises:
+        MissingInputError: the model copies from others, and there is no finder.
+    """
+    if not config.others.enabled:
+        return history
+    index_BW, valid_BW = window_index(
+        history.lengths_B, history.timestamps_BL.shape[1], config.window_actions
+    )
+    asks_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
+    asks_BW = asks_BW & (index_BW >= history.num_context_B[:, None])
+    steps = steps_of(history, index_BW, hide_time=config.hide_request_time)
+    return history._replace(others=_find(history, steps, asks_BW, rows, finder, config.others))
+
+
+def collate_asked(
+    rows: pa.Table | pa.RecordBatch, finder: SlotFinder | None, config: DecoderConfig
+) -> RequestBatch:
+    """Collates one request per row, with the slots of others if the model copies from them; neutral ones have none.
+
+    Args:
+        rows: the request's columns, the history columns, and `user_id` if the model copies.
+        finder: knows the training rows of all users.
+        config: says whether the model copies, and whether request times are hidden.
+
+    Raises:
+        MissingInputError: the model copies from others, and there is no finder.
+    """
+    request = collate_requests(rows)
+    if not config.others.enabled:
+        return request
+    history = collate_history(rows)
+    steps = Steps(
+        history.lengths_B[:, None],
+        request.timestamps_B[:, None],
+        request.tz_offsets_B[:, None],
+        request.user_lonlat_B2[:, None],
+    )
+    if config.hide_request_time:
+        steps = hide_times(steps, history)
+    asks_BQ = ~request.is_neutral_B[:, None]
+    return request._replace(others=_find(history, steps, asks_BQ, rows, finder, config.others))
+
+
+def _find(
+    history: HistoryBatch,
+    steps: Steps,
+    asks_BQ: Tensor,
+    samples: pa.Table | pa.RecordBatch,
+    finder: SlotFinder | None,
+    sizes: OthersConfig,
+) -> OtherSlots:
+    """Looks up the slots of the steps that ask."""
+    if finder is None:
+        raise MissingInputError(
+            what="what others did", where=f"{TRAINING_VISITS.name} and {TRAINING_TRANSITIONS.name}",
+            needed_by="A decoder that copies from others (decoder.others)",
+            remedy=f"Run: python -m etl {TRAINING_VISITS.job} --day DAY, and have its tables read.",
+        )  # fmt: skip
+    users = np.asarray(samples["user_id"].to_pylist(), dtype=str)
+    rows = asks_BQ.nonzero()[:, 0].numpy()
+    last_block, last_inner = (
+        take_actions(ids, steps.num_past_BQ - 1, fill=-1)[asks_BQ].numpy()
+        for ids in (history.blocks_BL, history.inners_BL)
+    )
+    lonlat_S2 = steps.user_lonlat_BQ2[asks_BQ].numpy().astype(np.float64)
+    hour_BQ = split_time(steps.timestamps_BQ, steps.tz_offsets_BQ).hour
+    known = finder.statistics.find_users(users)
+    current = np.where(last_block >= 0, finder.catalogue.find_rows(last_block, last_inner), -1)
+    past_rows, past_places = _list_past(steps, asks_BQ, rows)
+    blocks, inners = history.blocks_BL.numpy(), history.inners_BL.numpy()
+    pois_BL = finder.catalogue.find_rows(blocks, inners)
+    asked = Asked(
+        users=known[rows],
+        current=current,
+        lons=lonlat_S2[:, 0],
+        lats=lonlat_S2[:, 1],
+        hours=hour_BQ[asks_BQ].numpy(),
+        past_requests=past_rows,
+        past_pois=pois_BL[rows[past_rows], past_places],
+    )
+    found = finder.find(asked, num_followers=sizes.num_followers, num_near=sizes.num_near)
+    catalogue = finder.catalogue
+    pois = np.maximum(found.pois, 0)
+    lists = np.zeros_like(pois)
+    lists[:, sizes.num_followers :] = NEAR
+    places = np.stack([catalogue.lons[pois], catalogue.lats[pois]], axis=-1).astype(np.float32)
+
+    def spread(values_SC: np.ndarray) -> Tensor:
+        return _scatter(torch.from_numpy(np.ascontiguousarray(values_SC)), asks_BQ)
+
+    return OtherSlots(
+        blocks_BQC=spread(catalogue.block_ids[pois]),
+        inners_BQC=spread(catalogue.inner_ids[pois]),
+        categories_BQC=spread(catalogue.category_ids[pois]),
+        lonlat_BQC2=spread(places),
+        lists_BQC=spread(lists),
+        count_BQC=spread(found.count),
+        share_BQC=spread(found.share),
+        lift_BQC=spread(found.lift),
+        popularity_BQC=spread(found.popularity),
+        similarity_BQC=spread(found.similarity),
+        is_real_BQC=spread(found.pois >= 0),
+    )
+
+
+def _list_past(steps: Steps, asks_BQ: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (asking step, place in its row's history) of every past action of every asking step."""
+    lengths = steps.num_past_BQ[asks_BQ].numpy()
+    asking = np.repeat(np.arange(len(rows)), lengths)
+    return asking, np.arange(len(asking)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _scatter(values_SC: Tensor, asks_BQ: Tensor) -> Tensor:
+    whole = values_SC.new_zeros(*asks_BQ.shape, *values_SC.shape[1:])
+    whole[asks_BQ] = values_SC
+    return whole

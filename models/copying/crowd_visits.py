@@ -1,0 +1,155 @@
+"""Visits of others, as requests look at them: popularity by hour, and who has a similar past.
+
+Every figure leaves the requesting user's own training rows out.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from conf.units import HOURS_PER_DAY
+from models.copying.crowd_statistics import OtherStatistics
+from models.data.requests import BoolArray, FloatArray, IntArray
+
+HOUR_KERNEL = {0: 10, 1: 6, 2: 3, 3: 1}
+"""How much a visit so many hours apart on the clock counts as popularity at an hour, in tenths: whole numbers, so that
+the sum of all visits less the own ones is exact."""
+ANY_HOUR = 1
+"""The same for a visit at any other hour."""
+TENTHS = 10
+WEIGHT_UNIT = 2.0**-12
+"""Weights are multiples of this, so that their sums are exact and no order of summing can change a list."""
+
+
+class OtherVisits:
+    """Popularity of POIs by hour, and every user's own part of it."""
+
+    def __init__(self, statistics: OtherStatistics) -> None:
+        self.num_pois, self.kernel = statistics.num_pois, _hour_kernel()
+        by_hour = np.zeros((self.num_pois, HOURS_PER_DAY))
+        np.add.at(by_hour, (statistics.visit_pois, statistics.visit_hours), statistics.visit_counts)
+        self.mean_kernel = self.kernel[0].mean() / TENTHS
+        self.at_hour, self.totals = by_hour @ self.kernel, by_hour.sum(axis=1)
+        self.mean_at_hour = max(float(self.at_hour.mean()) / TENTHS, 1e-9) if self.num_pois else 1.0
+        self.visit_hours, self.visit_counts = statistics.visit_hours, statistics.visit_counts
+        keys = statistics.visit_users * self.num_pois + statistics.visit_pois
+        # Visits lie by user, POI and hour, so those of one user to one POI are a stretch.
+        self.own_keys, firsts = np.unique(keys, return_index=True)
+        self.visit_starts = np.append(firsts, len(keys)).astype(np.int64)
+        owners = self.own_keys // max(self.num_pois, 1)
+        self.own_pois = self.own_keys % max(self.num_pois, 1)
+        self.own_starts = np.searchsorted(owners, np.arange(max(len(statistics.user_ids), 1) + 1))
+
+    def total_of_others(self, users: IntArray, pois: IntArray) -> FloatArray:
+        """Returns the visits of others, elementwise."""
+        return self.totals[pois] - self._sum_own(*self._find_own(users, pois))
+
+    def popularity(self, users: IntArray, pois: IntArray, hours: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Returns the popularity among others at the hour and at any hour, (requests, slots); 0 if empty."""
+        rows, columns = np.nonzero(pois >= 0)
+        asked, hour = pois[rows, columns], hours[rows]
+        place, is_own = self._find_own(users[rows], asked)
+        at_hour, at_all = np.zeros(pois.shape), np.zeros(pois.shape)
+        at_hour[rows, columns] = (self.at_hour[asked, hour] - self._sum_own(place, is_own, hour)) / TENTHS
+        at_all[rows, columns] = self.totals[asked] - self._sum_own(place, is_own)
+        return at_hour, at_all
+
+    def popularity_at(self, users: IntArray, pois: IntArray, hours: IntArray) -> FloatArray:
+        """Returns `popularity` at the hour for many POIs per request, whose rows lie in rising order."""
+        amounts = np.where(pois >= 0, self.at_hour[np.maximum(pois, 0), hours[:, None]], 0.0)
+        if not pois.size:
+            return amounts
+        known = np.maximum(users, 0)
+        lengths = np.where(users >= 0, self.own_starts[known + 1] - self.own_starts[known], 0)
+        rows, entries, _ = expand(self.own_starts[known], lengths)
+        flat = (np.arange(len(pois))[:, None] * (self.num_pois + 1) + pois + 1).ravel()
+        wanted = rows * (self.num_pois + 1) + self.own_pois[entries] + 1
+        place = np.minimum(np.searchsorted(flat, wanted), len(flat) - 1)
+        hit = flat[place] == wanted
+        amounts.ravel()[place[hit]] -= self._sum_own(entries[hit], hours=hours[rows[hit]])
+        return amounts / TENTHS
+
+    def _find_own(self, users: IntArray, pois: IntArray) -> tuple[IntArray, BoolArray]:
+        """Returns where the visits of each user to each POI are, and whether there are any."""
+        if not len(self.own_keys):
+            return np.zeros(len(pois), np.int64), np.zeros(len(pois), np.bool_)
+        keys = users * self.num_pois + pois
+        place = np.minimum(np.searchsorted(self.own_keys, keys), len(self.own_keys) - 1)
+        return place, (self.own_keys[place] == keys) & (users >= 0)
+
+    def _sum_own(
+        self, place: IntArray, is_own: BoolArray | None = None, hours: IntArray | None = None
+    ) -> FloatArray:
+        """Returns the own visits found by `_find_own`; with hours what they count there, in tenths."""
+        if not len(self.own_keys):
+            return np.zeros(len(place))
+        lengths = self.visit_starts[place + 1] - self.visit_starts[place]
+        rows, entries, _ = expand(self.visit_starts[place], lengths if is_own is None else lengths * is_own)
+        amounts = self.visit_counts[entries]
+        if hours is not None:
+            amounts = amounts * self.kernel[self.visit_hours[entries], hours[rows]]
+        return np.bincount(rows, weights=amounts, minlength=len(place)).astype(np.float64)
+
+
+class SimilarUsers:
+    """Scores POIs by the visits of users who share POIs with a past; rare POIs say more, busy users less."""
+
+    def __init__(self, statistics: OtherStatistics) -> None:
+        num_users, self.num_pois = len(statistics.user_ids), statistics.num_pois
+        keys = np.unique(statistics.visit_pois * max(num_users, 1) + statistics.visit_users)
+        pois, self.users = np.divmod(keys, max(num_users, 1))
+        self.starts = np.searchsorted(pois, np.arange(self.num_pois + 1))
+        visitors = np.maximum(np.diff(self.starts), 1)
+        self.poi_weights = _round(np.log(max(num_users, 1) / visitors))
+        visited = np.maximum(np.bincount(self.users, minlength=num_users), 1)
+        self.user_weights = _round(visited**-0.5)
+
+    def score_pois(self, users: IntArray, past_requests: IntArray, past_pois: IntArray) -> FloatArray:
+        """Returns (requests, POIs): visits by similar users, over the mean of the request's row.
+
+        Args:
+            users: who asks; own rows do not count.
+            past_requests: request of each POI of a past, once each.
+            past_pois: the POI.
+        """
+        num_users = len(self.user_weights)
+        if not num_users or not len(users) or not self.num_pois:
+            return np.zeros((len(users), self.num_pois))
+        lengths = self.starts[past_pois + 1] - self.starts[past_pois]
+        rows, entries, _ = expand(self.starts[past_pois], lengths)
+        flat = np.bincount(
+            self.users[entries] * len(users) + past_requests[rows],
+            weights=self.poi_weights[past_pois[rows]],
+            minlength=num_users * len(users),
+        ).astype(np.float64)  # without any entry bincount returns integers
+        affinity_US = flat.reshape(num_users, len(users)) * self.user_weights[:, None]
+        known = np.flatnonzero(users >= 0)
+        affinity_US[users[known], known] = 0.0
+        scores_NS = F.embedding_bag(
+            torch.from_numpy(self.users),
+            torch.from_numpy(affinity_US),
+            torch.from_numpy(self.starts[:-1].astype(np.int64)),
+            mode="sum",
+        ).numpy()
+        scores = np.ascontiguousarray(scores_NS.T)
+        means = scores.mean(axis=1, keepdims=True)
+        return scores / np.where(means > 0, means, 1.0)
+
+
+def _round(values: FloatArray) -> FloatArray:
+    rounded: FloatArray = np.round(values / WEIGHT_UNIT) * WEIGHT_UNIT
+    return rounded
+
+
+def _hour_kernel() -> FloatArray:
+    """Returns how much a visit at one hour counts at another, in tenths, (24, 24)."""
+    apart = np.abs(np.subtract.outer(np.arange(HOURS_PER_DAY), np.arange(HOURS_PER_DAY)))
+    apart = np.minimum(apart, HOURS_PER_DAY - apart)
+    return np.vectorize(lambda hours: HOUR_KERNEL.get(int(hours), ANY_HOUR))(apart).astype(np.float64)
+
+
+def expand(starts: IntArray, lengths: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Returns (row, entry) of every entry of every row's stretch, and where each row's stretch begins."""
+    firsts = np.cumsum(lengths) - lengths
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(len(rows)) - np.repeat(firsts - starts, lengths), firsts

@@ -1,0 +1,1 @@
+"""Rows in Arrow and NumPy, and the tensors of a batch; knows no module of the network."""

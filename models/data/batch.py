@@ -1,0 +1,262 @@
+"""Tensor contracts, and how Arrow rows become tensors.
+
+All tensors are padded on the right. Padding: ids and times 0, flags False, places NaN; whoever reads a field
+looks at the lengths first. Ids are the tables' own (from 0); the shift by `NUM_SPECIAL` happens inside the
+model only.
+"""
+
+# Shape letters: B = sequences, L = actions of the longest, P = profile attributes, C = candidates,
+# M = length of multimodal vectors, V = blocks, I = inner ids of a block.
+
+from typing import NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from conf.tables import HISTORY_NAMES
+
+HISTORY_INPUTS = (
+    "seq_len", "profile_ids", *(name for name in HISTORY_NAMES if name not in ("poi_ids", "is_interests",
+    "is_travels")),
+)  # fmt: skip
+"""Columns that say all that the model reads of a user's past."""
+
+
+class _Movable:
+    """Adds `to` to NamedTuples of tensors."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Returns the batch on another device."""
+        moved = (None if field is None else field.to(device) for field in self)  # type: ignore[attr-defined]
+        return type(self)(*moved)
+
+
+class _OtherSlots(NamedTuple):
+    blocks_BQC: Tensor
+    inners_BQC: Tensor
+    categories_BQC: Tensor
+    lonlat_BQC2: Tensor
+    lists_BQC: Tensor
+    count_BQC: Tensor
+    share_BQC: Tensor
+    lift_BQC: Tensor
+    popularity_BQC: Tensor
+    similarity_BQC: Tensor
+    is_real_BQC: Tensor
+
+
+class OtherSlots(_Movable, _OtherSlots):
+    """POIs that the rows of other users suggest for each step.
+
+    Attributes:
+        blocks_BQC, inners_BQC, categories_BQC: int64 ids.
+        lonlat_BQC2: float32, place of the POI.
+        lists_BQC: int64, which list of `models.copying.crowd_candidates` suggests it.
+        count_BQC, share_BQC, lift_BQC, popularity_BQC, similarity_BQC: int64 buckets, as in
+            `models.copying.crowd_candidates.SlotLists`.
+        is_real_BQC: bool, False = the slot is empty.
+    """
+
+    __slots__ = ()
+
+    def take_steps(self, index_BQ: Tensor) -> "OtherSlots":
+        """Returns the slots of some of the steps."""
+        rows = torch.arange(len(index_BQ), device=index_BQ.device)[:, None]
+        return OtherSlots(*(field[rows, index_BQ] for field in self))
+
+
+class _History(NamedTuple):
+    lengths_B: Tensor
+    num_context_B: Tensor
+    timestamps_BL: Tensor
+    tz_offsets_BL: Tensor
+    user_lonlat_BL2: Tensor
+    action_types_BL: Tensor
+    blocks_BL: Tensor
+    inners_BL: Tensor
+    poi_lonlat_BL2: Tensor
+    categories_BL: Tensor
+    is_targets_BL: Tensor
+    profile_ids_BP: Tensor
+    vectors_BLM: Tensor | None = None
+    others: OtherSlots | None = None
+
+
+class HistoryBatch(_Movable, _History):
+    """Pasts of users, oldest action first.
+
+    Attributes:
+        lengths_B: int64, actions of each user; may be 0.
+        num_context_B: int64, leading actions that are never targets.
+        timestamps_BL: int64, epoch milliseconds UTC.
+        tz_offsets_BL: int64, minutes to add for local time.
+        user_lonlat_BL2: float32, where the user was (never the action's own POI); NaN = unknown.
+        action_types_BL, blocks_BL, inners_BL, categories_BL: int64 ids.
+        poi_lonlat_BL2: float32, place of the POI.
+        is_targets_BL: bool, is the action a loss target.
+        profile_ids_BP: int64, 0 = padding.
+        vectors_BLM: float32, multimodal vectors of the POIs, or None.
+        others: slots of the steps of the transformer's window (Q = W), or None.
+    """
+
+    __slots__ = ()
+
+
+class _Request(NamedTuple):
+    timestamps_B: Tensor
+    tz_offsets_B: Tensor
+    user_lonlat_B2: Tensor
+    action_types_B: Tensor
+    is_neutral_B: Tensor
+    others: OtherSlots | None = None
+
+
+class RequestBatch(_Movable, _Request):
+    """When and where the user asks, and for which action.
+
+    Attributes:
+        timestamps_B: int64, epoch milliseconds UTC.
+        tz_offsets_B: int64, minutes to add for local time.
+        user_lonlat_B2: float32, NaN = unknown.
+        action_types_B: int64, the action to predict.
+        is_neutral_B: bool, True = there is no request: the other fields of the row are not looked at.
+        others: slots of the request (Q = 1), or None.
+    """
+
+    __slots__ = ()
+
+
+class _Candidates(NamedTuple):
+    lengths_B: Tensor
+    blocks_BC: Tensor
+    inners_BC: Tensor
+    lonlat_BC2: Tensor
+    categories_BC: Tensor
+    vectors_BCM: Tensor | None = None
+
+
+class CandidateBatch(_Movable, _Candidates):
+    """POIs to be scored for each request.
+
+    Attributes:
+        lengths_B: int64, candidates of each request; may be 0.
+        blocks_BC, inners_BC, categories_BC: int64 ids.
+        lonlat_BC2: float32, place of the POI.
+        vectors_BCM: float32, multimodal vectors of the POIs, or None.
+    """
+
+    __slots__ = ()
+
+
+def collate_history(rows: pa.RecordBatch | pa.Table) -> HistoryBatch:
+    """Makes a batch of rows that have the history columns of `conf.tables`.
+
+    `num_context`, `is_targets` and `profile_ids` may be absent: then nothing is context, nothing a target,
+    and there is no profile. Lengths may differ and be 0.
+    """
+    lengths = list_lengths(rows, "timestamps_ms")
+    names = rows.schema.names
+    num_context = (
+        column_to_tensor(rows, "num_context") if "num_context" in names else torch.zeros_like(lengths)
+    )
+    timestamps = pad_lists(rows, "timestamps_ms", torch.int64)
+    if "is_targets" in names:
+        is_targets = pad_lists(rows, "is_targets", torch.bool)
+    else:
+        is_targets = torch.zeros_like(timestamps, dtype=torch.bool)
+    no_profile = torch.zeros(len(lengths), 0, dtype=torch.int64)
+    return HistoryBatch(
+        lengths_B=lengths,
+        num_context_B=num_context,
+        timestamps_BL=timestamps,
+        tz_offsets_BL=pad_lists(rows, "tz_offsets_min", torch.int64),
+        user_lonlat_BL2=_pad_places(rows, "user_lons", "user_lats"),
+        action_types_BL=pad_lists(rows, "action_type_ids", torch.int64),
+        blocks_BL=pad_lists(rows, "block_ids", torch.int64),
+        inners_BL=pad_lists(rows, "inner_ids", torch.int64),
+        poi_lonlat_BL2=_pad_places(rows, "poi_lons", "poi_lats"),
+        categories_BL=pad_lists(rows, "category_ids", torch.int64),
+        is_targets_BL=is_targets,
+        profile_ids_BP=pad_lists(rows, "profile_ids", torch.int64) if "profile_ids" in names else no_profile,
+    )
+
+
+def collate_requests(rows: pa.RecordBatch | pa.Table) -> RequestBatch:
+    """Makes a batch of rows that have the request columns and `action_type_id`; null places become NaN."""
+    timestamps = column_to_tensor(rows, "request_ts_ms")
+    lon, lat = (torch.from_numpy(_to_numpy(rows, name, np.float32)) for name in ("user_lon", "user_lat"))
+    return RequestBatch(
+        timestamps_B=timestamps,
+        tz_offsets_B=column_to_tensor(rows, "tz_offset_min"),
+        user_lonlat_B2=torch.stack([lon, lat], dim=-1),
+        action_types_B=column_to_tensor(rows, "action_type_id"),
+        is_neutral_B=torch.zeros_like(timestamps, dtype=torch.bool),
+    )
+
+
+def collate_candidates(rows: pa.RecordBatch | pa.Table, prefix: str = "candidate") -> CandidateBatch:
+    """Makes a batch of list columns `{prefix}_block_ids`, `_inner_ids`, `_lons`, `_lats`, `_category_ids`."""
+    return CandidateBatch(
+        lengths_B=list_lengths(rows, f"{prefix}_block_ids"),
+        blocks_BC=pad_lists(rows, f"{prefix}_block_ids", torch.int64),
+        inners_BC=pad_lists(rows, f"{prefix}_inner_ids", torch.int64),
+        lonlat_BC2=_pad_places(rows, f"{prefix}_lons", f"{prefix}_lats"),
+        categories_BC=pad_lists(rows, f"{prefix}_category_ids", torch.int64),
+    )
+
+
+def column_to_tensor(rows: pa.RecordBatch | pa.Table, name: str) -> Tensor:
+    """Returns a column of integers as int64."""
+    return torch.from_numpy(_to_numpy(rows, name, np.int64))
+
+
+def list_lengths(rows: pa.RecordBatch | pa.Table, name: str) -> Tensor:
+    """Returns the number of elements of each list, int64."""
+    return torch.from_numpy(np.diff(_as_lists(rows, name).offsets.to_numpy()).astype(np.int64))
+
+
+def pad_lists(rows: pa.RecordBatch | pa.Table, name: str, dtype: torch.dtype, fill: float = 0) -> Tensor:
+    """Returns a list column as (B, longest), padded with `fill` on the right.
+
+    Goes by the offsets of the lists: they may differ in length, and a slice of a larger array starts
+    anywhere.
+    """
+    lists = _as_lists(rows, name)
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    lengths = np.diff(offsets)
+    flat = lists.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy(zero_copy_only=False)
+    longest = int(lengths.max(initial=0))
+    padded = torch.full((len(lengths), longest), fill, dtype=dtype)
+    is_real = torch.arange(longest)[None, :] < torch.from_numpy(lengths)[:, None]
+    padded[is_real] = torch.from_numpy(np.array(flat)).to(dtype)  # copied: Arrow's memory is read-only
+    return padded
+
+
+def _pad_places(rows: pa.RecordBatch | pa.Table, lons: str, lats: str) -> Tensor:
+    both = [pad_lists(rows, name, torch.float32, fill=float("nan")) for name in (lons, lats)]
+    return torch.stack(both, dim=-1)
+
+
+def _as_lists(rows: pa.RecordBatch | pa.Table, name: str) -> pa.ListArray:
+    column = rows.column(name)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # no chunk at all, or one for an empty table
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
+    if column.null_count:
+        raise ValueError(f"column {name} has {column.null_count} null lists; empty histories are empty lists")
+    return column
+
+
+def _to_numpy(rows: pa.RecordBatch | pa.Table, name: str, dtype: type[np.generic]) -> np.ndarray:
+    column = rows.column(name)
+    if column.null_count and np.issubdtype(dtype, np.integer):
+        raise ValueError(f"column {name} has {column.null_count} nulls where an integer is needed")
+    values = (
+        column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
+    )
+    return np.array(values, dtype=dtype)

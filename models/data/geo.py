@@ -1,0 +1,21 @@
+"""Distances on the globe, for NumPy arrays; `etl` has the same for columns, and a test compares them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conf.units import EARTH_RADIUS_KM
+from models.data.requests import FloatArray
+
+
+def distance_km(
+    lon: NDArray[np.floating], lat: NDArray[np.floating], other_lon: FloatArray, other_lat: FloatArray
+) -> FloatArray:
+    """Returns great-circle distances (haversine) in km; nan where a place is unknown."""
+    lon, lat, other_lon, other_lat = (
+        np.radians(np.asarray(value, np.float64)) for value in (lon, lat, other_lon, other_lat)
+    )
+    square = (
+        np.sin((other_lat - lat) / 2) ** 2
+        + np.cos(lat) * np.cos(other_lat) * np.sin((other_lon - lon) / 2) ** 2
+    )
+    return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(square, 1.0)))

@@ -1,0 +1,124 @@
+"""Pinned tables: which Delta version a training reads, how many rows, and a digest of what they say.
+
+A version alone does not tell whether a table changed: a job that is run again writes a new version with the
+same rows. So a pin holds a digest of the rows too, which depends on neither their order nor the files; a
+training that is started again keeps its pins as long as the digests agree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pds
+
+from conf.tables import TABLES
+from models.data.dataset import TableAt, open_table
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A table as a training reads it.
+
+    Attributes:
+        version: Delta version.
+        num_rows: rows of the day (of the whole table if it has no days).
+        num_simulated: those among them that a simulation made.
+        digest: 16 hex digits over the rows' business columns, whatever their order.
+    """
+
+    version: int
+    num_rows: int
+    num_simulated: int
+    digest: str
+
+
+def locate_table(root: str, name: str) -> str:
+    """Returns the folder or URI of a table."""
+    return f"{root.rstrip('/')}/{name}"
+
+
+def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
+    """Pins the newest version of a table, or keeps a known pin if the rows are still the same.
+
+    Args:
+        root: table root.
+        name: table name.
+        day: rows of this day are digested, where the table has days.
+        known: pin of an earlier start.
+
+    Raises:
+        MissingInputError: there is no such table.
+    """
+    location = locate_table(root, name)
+    remedy = f"Run: python -m etl {TABLES[name].job} --day {day}."
+    table = open_table(TableAt(location), needed_by="The training", remedy=remedy)
+    version = int(table.version())
+    if known is not None and known.version == version:
+        return known
+    contract = TABLES[name]
+    dataset = table.to_pyarrow_dataset()
+    wanted = None
+    if contract.write == "day":
+        wanted = pds.field("day") == pa.scalar(day).cast(dataset.schema.field("day").type)
+    columns = [column for column in contract.business_columns if column in dataset.schema.names]
+    num_rows, num_simulated, total = 0, 0, np.uint64(0)
+    with np.errstate(over="ignore"):
+        for batch in dataset.to_batches(columns=columns, filter=wanted):
+            num_rows += batch.num_rows
+            num_simulated += (
+                int(np.count_nonzero(batch.column("is_simulated"))) if "is_simulated" in columns else 0
+            )
+            total += _hash_rows(batch).sum(dtype=np.uint64)
+    digest = f"{int(total ^ np.uint64(num_rows)):016x}"
+    if known is not None and (known.digest, known.num_rows) == (digest, num_rows):
+        return known
+    return Pin(version, num_rows, num_simulated, digest)
+
+
+def _hash_rows(batch: pa.RecordBatch) -> np.ndarray:
+    """64-bit hash of each row, from the hashes of its columns."""
+    return _hash_fields(batch.columns, batch.num_rows)
+
+
+def _hash_fields(columns: Sequence[pa.Array], num_rows: int) -> np.ndarray:
+    hashed = np.zeros(num_rows, dtype=np.uint64)
+    for number, column in enumerate(columns):
+        own = _hash_column(column)
+        hashed = _scramble(hashed ^ (own + np.uint64(number + 1) * _MIX))
+    return hashed
+
+
+def _hash_column(column: pa.Array) -> np.ndarray:
+    """64-bit hash of each value; of a list, the sum over its elements hashed with their place; a struct is a row."""
+    if pa.types.is_struct(column.type):
+        return _hash_fields([column.is_valid(), *column.flatten()], len(column))
+    if not pa.types.is_list(column.type):
+        return _hash_values(column)
+    lengths = np.diff(column.offsets.to_numpy()).astype(np.int64)
+    elements = _hash_column(column.flatten())
+    place = np.arange(len(elements)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    summed = np.zeros(len(lengths), dtype=np.uint64)
+    np.add.at(
+        summed,
+        np.repeat(np.arange(len(lengths)), lengths),
+        _scramble(elements + place.astype(np.uint64) * _MIX),
+    )
+    return summed + lengths.astype(np.uint64)
+
+
+def _hash_values(values: pa.Array) -> np.ndarray:
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return pd.util.hash_array(values.to_numpy(zero_copy_only=False).astype(object), categorize=True)
+    if pa.types.is_date32(values.type):
+        values = values.cast(pa.int32())
+    plain = values.to_numpy(zero_copy_only=False)  # nulls of numbers become nan
+    return pd.util.hash_array(plain.astype(np.float64) if plain.dtype == object else plain)
+
+
+def _scramble(values: np.ndarray) -> np.ndarray:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return values ^ (values >> np.uint64(27))

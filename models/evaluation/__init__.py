@@ -1,0 +1,1 @@
+"""Figures of models and of baselines on held-out rows."""

@@ -1,0 +1,153 @@
+"""The floors that every model is printed beside: they need no training (design 5).
+
+- popularity: how often a POI was visited in the training period, by anyone;
+- visit counter: how often this user visited it before the request;
+- kernel counter: the same with every past visit weighted by age, clock and previous POI, plus a little of what others
+  do next.
+
+Each scores all POIs of a catalogue for a slice of requests, in float64: float32 would lose the tie-break of
+1e-9 x popularity. For ranking lists the floors are distance only and popularity only.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conf.units import HOURS_PER_DAY, MS_PER_HOUR
+from models.data.geo import distance_km
+from models.data.requests import FloatArray, IntArray, Requests, Visits, is_weekend, local_hours
+
+TIE_BREAK = 1e-9
+AGE_DAYS = 60.0
+AGE_FLOOR = 0.05
+CLOCK_HOURS = 1.5
+CLOCK_FLOOR = 0.05
+SAME_DAY_TYPE_BONUS = 1.5
+SAME_PREVIOUS_BONUS = 6.0
+TRANSITION_WEIGHT = 0.01
+CURRENT_POI_DAMPING = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingCounts:
+    """What the floors know of other users: counts over training rows only.
+
+    Attributes:
+        popularity: (POIs,), training visits of each POI.
+        next_starts: (POIs + 1,), where the followers of each POI start in `next_pois`.
+        next_pois: POIs that followed, grouped by the POI before.
+        next_probabilities: share of the visits to the POI before that were followed by it.
+    """
+
+    popularity: FloatArray
+    next_starts: IntArray
+    next_pois: IntArray
+    next_probabilities: FloatArray
+
+
+def count_training(visits: Visits, *, num_pois: int) -> TrainingCounts:
+    """Counts visits and transitions.
+
+    Args:
+        visits: training rows; a transition leads from `previous_pois` to `pois` (-1 on either side is
+            skipped).
+        num_pois: POIs in the catalogue.
+    """
+    popularity = np.bincount(visits.pois[visits.pois >= 0], minlength=num_pois).astype(np.float64)
+    known = (visits.pois >= 0) & (visits.previous_pois >= 0)
+    pairs, counts = np.unique(visits.previous_pois[known] * num_pois + visits.pois[known], return_counts=True)
+    before, after = np.divmod(pairs, num_pois)
+    leaving = np.bincount(before, weights=counts, minlength=num_pois)
+    starts = np.searchsorted(before, np.arange(num_pois + 1))
+    return TrainingCounts(popularity, starts.astype(np.int64), after, counts / leaving[before])
+
+
+def score_popularity(requests: Requests, counts: TrainingCounts) -> FloatArray:
+    """Scores every POI by its training visits; (requests, POIs). Ties stay ties."""
+    return np.broadcast_to(counts.popularity, (len(requests), len(counts.popularity)))
+
+
+def score_visits(requests: Requests, counts: TrainingCounts) -> FloatArray:
+    """Scores every POI by the user's own earlier visits, ties by popularity; (requests, POIs)."""
+    rows, past = requests.pairs()
+    scores = _sum_by_poi(requests, rows, past, np.ones(len(rows)), num_pois=len(counts.popularity))
+    return scores + TIE_BREAK * counts.popularity
+
+
+def score_kernel(
+    requests: Requests, counts: TrainingCounts, *, hide_request_time: bool = False
+) -> FloatArray:
+    """Scores every POI by the kernel counter (design 5); (requests, POIs).
+
+    Clock times are whole local hours, and all POIs outside the catalogue count as one POI when the action
+    before a visit is compared with the last action: both as in the published figures, which this reproduces.
+
+    Args:
+        requests: the rows to score.
+        counts: popularity and transitions of the training period.
+        hide_request_time: the hour and day type of the request are unknown, its age is measured from the last
+            action.
+    """
+    rows, past = requests.pairs()
+    current = requests.current_pois()
+    weights = _age_weight(requests, rows, past, hide_request_time)
+    weights *= CLOCK_FLOOR + 1.0 if hide_request_time else _clock_weight(requests, rows, past)
+    previous = requests.visits.previous_pois[past]
+    weights *= 1.0 + SAME_PREVIOUS_BONUS * (previous == current[rows])
+    scores = _sum_by_poi(requests, rows, past, weights, num_pois=len(counts.popularity))
+    _add_transitions(scores, current, counts)
+    known = np.flatnonzero(current >= 0)
+    scores[known, current[known]] *= CURRENT_POI_DAMPING
+    return scores + TIE_BREAK * counts.popularity
+
+
+def score_by_distance(
+    user_lon: NDArray[np.floating], user_lat: NDArray[np.floating], lons: FloatArray, lats: FloatArray
+) -> FloatArray:
+    """Scores candidates by minus their distance from the user in km; an unknown place makes all equal."""
+    distances = distance_km(user_lon, user_lat, lons, lats)
+    return -np.nan_to_num(distances, nan=0.0)
+
+
+def _age_weight(requests: Requests, rows: IntArray, past: IntArray, hide_request_time: bool) -> FloatArray:
+    visits = requests.visits
+    now = requests.timestamps_ms
+    if hide_request_time and len(visits):
+        now = visits.timestamps_ms[np.maximum(requests.stops - 1, 0)]
+    age_days = (now[rows] - visits.timestamps_ms[past]) / (MS_PER_HOUR * HOURS_PER_DAY)
+    return np.exp(-age_days / AGE_DAYS) + AGE_FLOOR
+
+
+def _clock_weight(requests: Requests, rows: IntArray, past: IntArray) -> FloatArray:
+    now = np.floor(local_hours(requests.timestamps_ms, requests.tz_offsets_min))
+    then = np.floor(local_hours(requests.visits.timestamps_ms, requests.visits.tz_offsets_min))
+    apart = np.abs(now[rows] - then[past]) % HOURS_PER_DAY
+    apart = np.minimum(apart, HOURS_PER_DAY - apart)
+    same_day_type = is_weekend(now)[rows] == is_weekend(then)[past]
+    return CLOCK_FLOOR + np.exp(-((apart / CLOCK_HOURS) ** 2)) * (1.0 + SAME_DAY_TYPE_BONUS * same_day_type)
+
+
+def _add_transitions(scores: FloatArray, current: IntArray, counts: TrainingCounts) -> None:
+    """Adds what others do after the current POI, in place."""
+    known = np.flatnonzero(current >= 0)
+    starts, stops = counts.next_starts[current[known]], counts.next_starts[current[known] + 1]
+    lengths = stops - starts
+    entries = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    scores[np.repeat(known, lengths), counts.next_pois[entries]] += (
+        TRANSITION_WEIGHT * counts.next_probabilities[entries]
+    )
+
+
+def _sum_by_poi(
+    requests: Requests, rows: IntArray, past: IntArray, weights: FloatArray, *, num_pois: int
+) -> FloatArray:
+    """Sums the weights of past visits by (request, POI)."""
+    pois = requests.visits.pois[past]
+    known = pois >= 0
+    flat = np.bincount(
+        rows[known] * num_pois + pois[known], weights=weights[known], minlength=len(requests) * num_pois
+    )
+    return flat.astype(np.float64).reshape(
+        len(requests), num_pois
+    )  # no visit at all makes bincount return integers

@@ -1,0 +1,237 @@
+"""Evaluates models beside their floors on the same rows: a table, JSON and MLflow.
+
+    python -m models evaluate --day D                                   held-out split of the day's samples
+    python -m models evaluate --protocol nyc-table6 --data FOLDER       a public protocol (models.protocols.run)
+
+Full ranking over all POIs live as of the request, never sampled; returns and discoveries apart; intervals by
+user. A bundle's ranking and embedding stages are evaluated on `ranking_samples` of the same split.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from conf.json_files import write_json
+from conf.tokens import ACTION_TYPES
+from models.data.ranks import Ranks
+from models.evaluation.baselines import score_by_distance
+from models.evaluation.figures import (
+    HIT_KS,
+    Figures,
+    compare_next_poi,
+    describe_next_poi,
+    describe_ranking,
+    rank_floors,
+    without_nan,
+)
+from models.evaluation.impressions import Impressions, score_by_embeddings
+from models.evaluation.metrics import FloatArray
+from models.evaluation.release_split import EvaluationRows
+from models.serving.bundle import ModelBundle
+from models.serving.inference import rank_targets_by_model, score_candidates
+from models.tracking import RunLog
+
+LOGGER = logging.getLogger(__name__)
+RELEASE_SPLIT = "release-split"
+ROWS_PER_BATCH = 2_048
+EVALUATION_FILE = "evaluation.json"
+LOG_WIDTH = 110
+"""Columns of a table that is not printed in a terminal."""
+
+
+def evaluate_next_poi(
+    rows: EvaluationRows, bundle: ModelBundle | None, *, seed: int = 0, device: str = "cpu"
+) -> Figures:
+    """Ranks the targets by every floor and by every generating stage of the bundle."""
+    ranks = rank_floors(rows.requests, rows.counts, catalogue=rows.catalogue)
+    stages = [stage for stage in ("pretrain", "align_dpo") if bundle and stage in bundle.stage_names]
+    for stage in stages:
+        assert bundle is not None
+        LOGGER.info("ranking %d targets by %s", len(rows.requests), stage)
+        ranks[stage] = _rank_by_stage(rows, bundle, stage, device)
+    figures = describe_next_poi(rows.requests, ranks, seed=seed)
+    figures["not_live"] = rows.num_not_live
+    figures["action_type"] = ACTION_TYPES[rows.action_type_id]
+    figures["is_simulated"] = rows.is_simulated
+    figures["minus_kernel_counter"] = {
+        stage: compare_next_poi(rows.requests, ranks[stage], ranks["kernel_counter"], seed=seed)
+        for stage in stages
+    }
+    return figures
+
+
+def evaluate_ranking(
+    samples: pa.Table,
+    popularity: Mapping[str, float],
+    bundle: ModelBundle | None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Figures:
+    """Scores the impressions of ranking samples by the floors and by the SFT stages of the bundle.
+
+    Args:
+        samples: `ranking_samples` of one split.
+        popularity: training visits by POI id.
+        bundle: its `sft_ranking` and `sft_embedding` stages are scored, as far as there are any.
+        seed: of the bootstrap.
+        device: of the models.
+    """
+    shown = Impressions.from_samples(samples)
+    poi_ids = shown.flat("candidate_poi_ids")
+    scores = {
+        "distance": score_by_distance(
+            _as_floats(shown.per_request("user_lon")), _as_floats(shown.per_request("user_lat")),
+            shown.flat("candidate_lons").astype(np.float64), shown.flat("candidate_lats").astype(np.float64),
+        ),
+        "popularity": np.array([popularity.get(poi_id, 0.0) for poi_id in poi_ids]),
+    }  # fmt: skip
+    probabilities = None
+    if bundle and "sft_embedding" in bundle.stage_names:
+        scores["sft_embedding"] = score_by_embeddings(shown, bundle, device)
+    if bundle and "sft_ranking" in bundle.stage_names:
+        batch = samples.combine_chunks().to_batches()
+        logits = [
+            np.concatenate(score_candidates(bundle, part, device=device)) for part in batch if part.num_rows
+        ]
+        scores["sft_ranking"] = np.concatenate(logits).astype(np.float64)
+        probabilities = 1.0 / (1.0 + np.exp(-scores["sft_ranking"]))
+    row_ids = [
+        f"{request}|{poi}" for request, poi in zip(shown.per_request("request_id"), poi_ids, strict=True)
+    ]
+    users = shown.per_request("user_id").astype(str)
+    figures = describe_ranking(row_ids, users, shown.labels, scores, probabilities=probabilities, seed=seed)
+    figures["requests"] = samples.num_rows
+    figures["is_simulated"] = any(samples["is_simulated"].to_pylist())
+    return figures
+
+
+def print_figures(evaluation: Figures, console: Console | None = None) -> None:
+    """Prints one table per task, floors first."""
+    console = console or Console(stderr=True, width=None if sys.stderr.isatty() else LOG_WIDTH)
+    next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
+    if isinstance(next_poi, dict):
+        label = _label_simulated(next_poi)
+        for group, count in next_poi["rows_by_group"].items():
+            title = f"next POI, {evaluation['protocol']}, {evaluation['split']}{label}: {group}, {count} rows"
+            console.print(_next_poi_table(title, next_poi, group))
+        console.print(f"{next_poi['rows']} rows of {next_poi['users']} users, digest {next_poi['digest']}")
+        for method, differences in next_poi.get("minus_kernel_counter", {}).items():
+            console.print(f"{method} minus kernel counter, same rows: {_tell_differences(differences)}")
+    if isinstance(ranking, dict):
+        label = _label_simulated(ranking)
+        console.print(
+            _ranking_table(f"clicks, {evaluation['split']}{label}: {ranking['rows']} impressions", ranking)
+        )
+        console.print(
+            f"{ranking['rows']} impressions of {ranking['users']} users, digest {ranking['digest']}"
+        )
+
+
+def save_figures(evaluation: Figures, path: Path) -> Path:
+    """Writes the figures as JSON (nan becomes null)."""
+    write_json(path, without_nan(evaluation))
+    return path
+
+
+def log_figures(evaluation: Figures, log: RunLog) -> None:
+    """Logs the figures of all rows to MLflow as `test/METHOD/hr_at_1` and so on."""
+    split = str(evaluation["split"])
+    metrics: dict[str, float] = {}
+    next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
+    if isinstance(next_poi, dict):
+        for method, groups in next_poi["methods"].items():
+            figures = {name: value for name, value in groups["all"].items() if isinstance(value, float)}
+            metrics |= {f"{split}/{method}/{name}": value for name, value in figures.items()}
+    if isinstance(ranking, dict):
+        for method, figures in ranking["methods"].items():
+            metrics |= {
+                f"{split}/{method}/auc": figures["auc"]["value"],
+                f"{split}/{method}/gauc": figures["gauc"],
+            }
+    log.log_metrics({name: value for name, value in metrics.items() if not np.isnan(value)})
+    log.log_tags(
+        {
+            "simulated": str(bool(evaluation.get("is_simulated"))).lower(),
+            "protocol": str(evaluation["protocol"]),
+        }
+    )
+    log.flush()
+
+
+def headline(evaluation: Figures) -> dict[str, object]:
+    """The few figures worth a line."""
+    found: dict[str, object] = {"not_evaluated": evaluation["skipped"]} if evaluation.get("skipped") else {}
+    next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
+    if isinstance(next_poi, dict):
+        found["digest"] = next_poi["digest"]
+        found |= {
+            f"{method}_acc1": _round(own["all"]["hr_at_1"]) for method, own in next_poi["methods"].items()
+        }
+    if isinstance(ranking, dict):
+        found |= {f"{method}_auc": _round(own["auc"]["value"]) for method, own in ranking["methods"].items()}
+    return found
+
+
+def _round(figure: float) -> float | None:
+    """Rounds a figure; None if it cannot be had, as JSON has no nan."""
+    return None if np.isnan(figure) else round(figure, 4)
+
+
+def _rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str, device: str) -> Ranks:
+    higher, equal = np.zeros(len(rows.requests), np.int64), np.ones(len(rows.requests), np.int64)
+    model = bundle.model(stage, device)
+    for own, batch in rows.batches(ROWS_PER_BATCH):
+        found = rank_targets_by_model(
+            model, batch, rows.requests.targets[own], rows.catalogue, device=device, finder=rows.finder
+        )
+        higher[own], equal[own] = found.num_higher, found.num_equal
+    return Ranks(higher, equal)
+
+
+def _label_simulated(figures: dict) -> str:
+    """Says of each task whether its rows are simulated: clicks on real check-ins' POIs may be, the visits are not."""
+    return " (simulated)" if figures.get("is_simulated") else ""
+
+
+def _next_poi_table(title: str, figures: dict[str, dict], group: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    for name in (*(f"Acc@{k}" for k in HIT_KS), "MRR", "Acc@1, 95 %"):
+        table.add_column(name, justify="right")
+    for method, groups in figures["methods"].items():
+        own = groups[group]
+        interval = own.get("hr_at_1_interval")
+        told = f"{interval['low']:.3f} to {interval['high']:.3f}" if interval else ""
+        values = [own[f"hr_at_{k}"] for k in HIT_KS] + [own["mrr"]]
+        table.add_row(method, *(f"{value:.4f}" for value in values), told)
+    return table
+
+
+def _tell_differences(differences: Mapping[str, Mapping[str, float]]) -> str:
+    return ", ".join(
+        f"{name} {own['value']:+.4f} ({own['low']:+.4f} to {own['high']:+.4f})"
+        for name, own in differences.items()
+    )
+
+
+def _ranking_table(title: str, figures: dict[str, dict]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("method", "AUC", "AUC, 95 %", "GAUC"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for method, own in figures["methods"].items():
+        auc = own["auc"]
+        table.add_row(
+            method, f"{auc['value']:.4f}", f"{auc['low']:.3f} to {auc['high']:.3f}", f"{own['gauc']:.4f}"
+        )
+    return table
+
+
+def _as_floats(values: np.ndarray) -> FloatArray:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

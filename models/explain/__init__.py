@@ -1,0 +1,1 @@
+"""Why a request got its answer, as text and picture."""

@@ -1,0 +1,299 @@
+"""Why one request gets the POIs it gets: block map, top POIs, and the past actions that the prediction leans on.
+
+The model mixes its generator with copies of the past (`models.network.history_copy`), so a prediction can be taken
+apart exactly. In the block's prediction past action j has the share
+
+    e^{s_j} / (1 + sum e^{s})           and the generator 1 / (1 + sum e^{s});
+
+in the POI's prediction, which draws a block and then an inner id, the shares inside each block count with
+P(block). Both add up to 1 over generator, slots of others and past actions. What P(POI) has from the user's
+own visits is the sum of the POI shares of the visits to it.
+"""
+
+# Shape letters: L = past actions, X = copies (L, then slots of others), V = blocks, K = blocks looked into.
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from models.copying.crowd_batches import collate_asked
+from models.copying.crowd_candidates import SlotFinder
+from models.data.batch import collate_history
+from models.data.catalogue import Catalogue
+from models.data.geo import distance_km
+from models.data.requests import FloatArray, IntArray
+from models.network.copies import gather_copies
+from models.network.decoder import SpacetimeDecoder
+from models.network.history_copy import BLOCK, INNER, log_mass
+from models.network.states import RequestState
+from models.serving.top_k import find_top_pois
+
+Place = tuple[float, float]
+"""Longitude and latitude, degrees."""
+NOWHERE = (float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Who makes a prediction: parts that add up to 1.
+
+    Attributes:
+        generator: part of the transformer's own softmax.
+        others: part of slots that other users suggest.
+        actions: part of each past action, (L,); 0 where it cannot be copied, or the memory is off.
+    """
+
+    generator: float
+    others: float
+    actions: FloatArray
+
+
+@dataclass(frozen=True)
+class PastActions:
+    """The user's actions before the request, oldest first; all (L,).
+
+    Attributes:
+        poi_ids: catalogue id of the POI.
+        block_ids: block of the slot that the POI had.
+        inner_ids: inner id of the slot.
+        timestamps_ms: epoch milliseconds UTC.
+        tz_offsets_min: minutes to add for local time.
+        lons: longitude of the POI, degrees.
+        lats: latitude of the POI, degrees.
+    """
+
+    poi_ids: tuple[str, ...]
+    block_ids: IntArray
+    inner_ids: IntArray
+    timestamps_ms: IntArray
+    tz_offsets_min: IntArray
+    lons: FloatArray
+    lats: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.poi_ids)
+
+
+@dataclass(frozen=True)
+class BlockChance:
+    """A block and how probable it is; `place` is its centre, nan where unknown."""
+
+    block_id: int
+    probability: float
+    place: Place
+
+
+@dataclass(frozen=True)
+class PoiChance:
+    """A POI and how probable it is.
+
+    Attributes:
+        poi_id: catalogue id.
+        block_id: its block.
+        probability: P(POI).
+        from_visits: part of the probability that copies the user's own visits, 0 to 1.
+        place: where it is.
+        distance_km: from the user; nan = nobody knows where the user is.
+        num_visits: of the user before the request.
+    """
+
+    poi_id: str
+    block_id: int
+    probability: float
+    from_visits: float
+    place: Place
+    distance_km: float
+    num_visits: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One request, taken apart.
+
+    Attributes:
+        user_id: who asks.
+        timestamp_ms: when, epoch milliseconds UTC.
+        tz_offset_min: minutes to add for local time.
+        place: where the user is; nan = unknown.
+        past: what came before.
+        has_memory: can the model copy the past at all.
+        block_shares: who makes the block's prediction.
+        poi_shares: who makes the POI's.
+        blocks: every block that can be predicted, most probable first.
+        pois: the most probable POIs, best first.
+    """
+
+    user_id: str
+    timestamp_ms: int
+    tz_offset_min: int
+    place: Place
+    past: PastActions
+    has_memory: bool
+    block_shares: Shares
+    poi_shares: Shares
+    blocks: tuple[BlockChance, ...]
+    pois: tuple[PoiChance, ...]
+
+    def leaned_on(self, most: int) -> IntArray:
+        """Returns the places in `past` of the actions with the largest shares, largest first; none without."""
+        both = self.block_shares.actions + self.poi_shares.actions
+        order = np.argsort(-both, kind="stable")[:most]
+        return order[both[order] > 0]
+
+
+@torch.inference_mode()
+def explain_request(
+    model: SpacetimeDecoder,
+    request: pa.RecordBatch,
+    catalogue: Catalogue,
+    centers: Mapping[int, Place],
+    *,
+    top_k: int,
+    finder: SlotFinder | None = None,
+) -> Explanation:
+    """Takes the prediction for one request apart.
+
+    Args:
+        model: in evaluation mode.
+        request: one row: `user_id`, the history columns with `poi_ids`, and the request's columns.
+        catalogue: slots of the model's index version.
+        centers: where blocks lie.
+        top_k: POIs to list; fewer where fewer are live.
+        finder: slots of others, for a model that copies from them.
+
+    Raises:
+        ValueError: there is more than one row, or none.
+    """
+    if request.num_rows != 1:
+        raise ValueError(f"one request is explained at a time, not {request.num_rows}")
+    asked = collate_asked(request, finder, model.config)
+    timestamp_ms = int(asked.timestamps_B[0])
+    live = catalogue.live_slots(
+        timestamp_ms, num_blocks=model.config.num_blocks, max_inner=model.config.max_inner
+    )
+    state = model.request_state(model.encode_prefix(collate_history(request)), asked, live)
+    past = _read_past(request)
+    place = (_number(request, "user_lon"), _number(request, "user_lat"))
+    poi_shares = share_pois(model, state, len(past))
+    return Explanation(
+        user_id=str(request.column("user_id")[0]),
+        timestamp_ms=timestamp_ms,
+        tz_offset_min=int(asked.tz_offsets_B[0]),
+        place=place,
+        past=past,
+        has_memory=model.memory is not None,
+        block_shares=share_block(model, state, len(past)),
+        poi_shares=poi_shares,
+        blocks=list_blocks(model, state, centers),
+        pois=list_pois(model, state, catalogue, past, poi_shares, place, top_k=top_k),
+    )
+
+
+def share_block(model: SpacetimeDecoder, state: RequestState, num_actions: int) -> Shares:
+    """Returns who makes the block's prediction of one request with `num_actions` past actions."""
+    copies = gather_copies(model.memory, model.others, BLOCK, state.state_BD[:, None], state.sources)
+    if copies is None:
+        return Shares(1.0, 0.0, np.zeros(num_actions))
+    scores_X = copies.scores_BQX[0, 0].double()
+    mass = log_mass(scores_X)
+    shares_X = (scores_X - mass).exp().numpy()
+    return _split_shares(model, float((-mass).exp()), shares_X, num_actions)
+
+
+def share_pois(model: SpacetimeDecoder, state: RequestState, num_actions: int) -> Shares:
+    """Returns who makes the POI's prediction: the shares inside each block, averaged by P(block)."""
+    at_block = gather_copies(model.memory, model.others, BLOCK, state.state_BD[:, None], state.sources)
+    if at_block is None:
+        return Shares(1.0, 0.0, np.zeros(num_actions))
+    can_copy_X = ~at_block.scores_BQX[0, 0].isneginf()
+    blocks_1K = torch.unique(at_block.blocks_BQX[0, 0][can_copy_X])[None]
+    if blocks_1K.shape[1] == 0:
+        return Shares(1.0, 0.0, np.zeros(num_actions))
+    states_1KD = model.look_into(state, blocks_1K)
+    copies = gather_copies(model.memory, model.others, INNER, states_1KD, state.sources)
+    assert copies is not None
+    scores_KX = copies.inside(blocks_1K).scores_BQX[0].double()
+    mass_K = log_mass(scores_KX)
+    block_V = model.block_log_probs(state)[0].double().exp()
+    block_K = block_V[blocks_1K[0]]
+    shares_X = (block_K[:, None] * (scores_KX - mass_K[:, None]).exp()).sum(dim=0).numpy()
+    # Blocks without anything to copy are the generator's alone.
+    inside = float((block_K * (-mass_K).exp()).sum())
+    block_V[blocks_1K[0]] = 0.0
+    return _split_shares(model, inside + float(block_V.sum()), shares_X, num_actions)
+
+
+def list_blocks(
+    model: SpacetimeDecoder, state: RequestState, centers: Mapping[int, Place]
+) -> tuple[BlockChance, ...]:
+    """Lists the blocks that have any probability, most probable first, ties by number."""
+    probabilities_V = model.block_log_probs(state)[0].double().exp().numpy()
+    order = np.argsort(-probabilities_V, kind="stable")
+    return tuple(
+        BlockChance(int(block), float(probabilities_V[block]), centers.get(int(block), NOWHERE))
+        for block in order
+        if probabilities_V[block] > 0
+    )
+
+
+def list_pois(
+    model: SpacetimeDecoder,
+    state: RequestState,
+    catalogue: Catalogue,
+    past: PastActions,
+    shares: Shares,
+    place: Place,
+    *,
+    top_k: int,
+) -> tuple[PoiChance, ...]:
+    """Lists the most probable live POIs, exactly."""
+    top = find_top_pois(model, state, top_k=top_k)
+    is_found = ~top.log_probs_BN[0].isneginf()
+    blocks, inners = (ids[0][is_found].numpy() for ids in (top.blocks_BN, top.inners_BN))
+    probabilities = top.log_probs_BN[0][is_found].exp().numpy()
+    found = []
+    for row, probability in zip(catalogue.find_rows(blocks, inners), probabilities, strict=True):
+        poi_id, block = str(catalogue.poi_ids[row]), int(catalogue.block_ids[row])
+        # A POI that has moved has visits in its old slot too; those are no copies of this one.
+        is_copy = (past.block_ids == block) & (past.inner_ids == catalogue.inner_ids[row])
+        copied = shares.actions[is_copy].sum()
+        where = (float(catalogue.lons[row]), float(catalogue.lats[row]))
+        km = distance_km(np.array(place[0]), np.array(place[1]), np.array(where[0]), np.array(where[1]))
+        part = min(1.0, float(copied / probability)) if probability > 0 else 0.0
+        found.append(
+            PoiChance(poi_id, block, float(probability), part, where, float(km), past.poi_ids.count(poi_id))
+        )
+    return tuple(found)
+
+
+def _split_shares(
+    model: SpacetimeDecoder, generator: float, shares_X: FloatArray, num_actions: int
+) -> Shares:
+    """Tells own past and slots of others apart; the own past comes first, if there is a memory."""
+    if model.memory is None:
+        return Shares(generator, float(shares_X.sum()), np.zeros(num_actions))
+    return Shares(generator, float(shares_X[num_actions:].sum()), shares_X[:num_actions])
+
+
+def _read_past(request: pa.RecordBatch) -> PastActions:
+    values = {
+        name: np.array(request.column(name)[0].as_py())
+        for name in ("block_ids", "inner_ids", "timestamps_ms", "tz_offsets_min", "poi_lons", "poi_lats")
+    }
+    return PastActions(
+        poi_ids=tuple(request.column("poi_ids")[0].as_py()),
+        block_ids=values["block_ids"].astype(np.int64),
+        inner_ids=values["inner_ids"].astype(np.int64),
+        timestamps_ms=values["timestamps_ms"].astype(np.int64),
+        tz_offsets_min=values["tz_offsets_min"].astype(np.int64),
+        lons=values["poi_lons"].astype(np.float64),
+        lats=values["poi_lats"].astype(np.float64),
+    )
+
+
+def _number(request: pa.RecordBatch, name: str) -> float:
+    value = request.column(name)[0].as_py()
+    return float("nan") if value is None else float(value)

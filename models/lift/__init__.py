@@ -1,0 +1,1 @@
+"""The ranking team's model, with and without our features."""

@@ -1,0 +1,1 @@
+"""The decoder and its parts, every `nn.Module`, and how weights are kept."""

@@ -1,0 +1,60 @@
+"""The click head of ranking SFT (paper 3.3.2): log-odds of a click from the state at a candidate's inner token.
+
+Beside the paper it reads what the memory of places and the match of taste know of the candidate, where the model has
+them: linear terms, which start at zero.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.config import DecoderConfig
+from models.network.history_copy import NUM_MEMORY_FEATURES
+from models.network.interest_match import NUM_MATCHES
+from models.network.states import CandidateStates
+
+NUM_EVIDENCE = 2 + NUM_MATCHES
+LEAST_LOG = -20.0
+"""Log probability at least: of a POI newer than the generator it is -inf, of which no linear map makes sense."""
+
+
+class ClickHead(nn.Module):
+    """One linear map of everything that is known of a candidate.
+
+    Shape:
+        returns: float32, (B, C).
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.state = nn.Linear(config.hidden_dim, 1)
+        self.memory = nn.Linear(NUM_MEMORY_FEATURES, 1, bias=False)
+        self.evidence = nn.Linear(NUM_EVIDENCE, 1, bias=False) if config.taste.enabled else None
+
+    def reset_start(self) -> None:
+        """Starts with the state alone."""
+        nn.init.zeros_(self.memory.weight)
+        if self.evidence is not None:
+            nn.init.zeros_(self.evidence.weight)
+
+    def forward(self, candidates: CandidateStates) -> Tensor:
+        logits = self.state(candidates.states_BCD) + self.memory(candidates.memory_BC2)
+        if self.evidence is not None and candidates.evidence_BC4 is not None:
+            logits = logits + self.evidence(candidates.evidence_BC4.to(logits.dtype))
+        return logits[..., 0].float()
+
+    @torch.no_grad()
+    def rescale(self, scale: float, shift: float) -> None:
+        """Makes every logit `scale` times what it was, plus `shift`."""
+        for part in (self.state, self.memory, self.evidence):
+            if part is not None:
+                part.weight.mul_(scale)
+        self.state.bias.mul_(scale).add_(shift)
+
+
+def gather_evidence(
+    log_block_BC: Tensor, log_inner_BC: Tensor, match_BC2: Tensor, config: DecoderConfig
+) -> Tensor:
+    """Returns the evidence of taste, (B, C, 4): log P(block) and log P(POI) over those of chance, and the match."""
+    block = log_block_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.num_blocks)).log()
+    inner = log_inner_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.max_inner)).log()
+    return torch.cat([torch.stack([block, block + inner], dim=-1), match_BC2.float()], dim=-1)

@@ -1,0 +1,282 @@
+"""Copying from others: slots of POIs that other users' training rows suggest, scored beside the own past.
+
+Score of slot c, for the block and for the inner id apart: f_c = start + gate(h) + q(h) . k_c / sqrt(d) + tables;
+e^{f_c} enters the mixture of `models.network.history_copy` as one more copy. Slots come from
+`models.copying.crowd_candidates`.
+"""
+
+# Shape letters: B = sequences, Q = steps, C = slots of a step, L = past actions, X = copies (L + C),
+# D = model width, K = key width, U = distinct slots, R = table rows.
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from conf.units import HOURS_PER_DAY
+from models.config import DecoderConfig
+from models.copying.crowd_candidates import NUM_BUCKETS, NUM_LISTS
+from models.copying.pairs import NUM_DISTANCES, NUM_GAPS, Past, bucket_distance, bucket_step_gap, name_slots
+from models.copying.steps import Steps, take_actions
+from models.data.batch import OtherSlots
+from models.data.features import split_time
+from models.data.live_slots import LiveSlots
+from models.network.embedding import TokenEmbedding
+from models.network.history_copy import BLOCK, INNER, Bank, PairBias, PlaceMemory, SumRows, Which, mix_target
+from models.network.layers import RMSNorm
+
+NUM_OWN_VISITS = 4
+NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
+"""Buckets of a user's taste for new POIs, and the actions it is judged by."""
+NUM_TASTES = 12
+"""Buckets of a user's visits to a category."""
+
+
+class SlotBank(NamedTuple):
+    """Slots of steps, and the part of their scores that does not depend on hidden states.
+
+    Attributes:
+        blocks_BQC, inners_BQC: int64.
+        may_copy_BQC: bool, is there a slot, within the model's capacities, and live.
+        keys_BQC2K: float, keys of both predictions.
+        bias_BQC2: float, sum of the tables.
+    """
+
+    blocks_BQC: Tensor
+    inners_BQC: Tensor
+    may_copy_BQC: Tensor
+    keys_BQC2K: Tensor
+    bias_BQC2: Tensor
+
+
+class Sources(NamedTuple):
+    """Where copies come from: the own past, compared with the steps, and the slots of others."""
+
+    bank: Bank | None
+    pairs: PairBias | None
+    slots: SlotBank | None
+
+
+class Copies(NamedTuple):
+    """Everything that may be copied into the distribution of a step: own past, then slots of others.
+
+    Attributes:
+        scores_BQX: float32, -inf where nothing may be copied.
+        blocks_BQX, inners_BQX: int64.
+    """
+
+    scores_BQX: Tensor
+    blocks_BQX: Tensor
+    inners_BQX: Tensor
+
+    def inside(self, blocks_BQ: Tensor) -> "Copies":
+        """Keeps the copies that lie in one block per step."""
+        outside = self.blocks_BQX != blocks_BQ[..., None]
+        return self._replace(scores_BQX=self.scores_BQX.masked_fill(outside, -torch.inf))
+
+    def mix_target(self, log_gen_BQ: Tensor, is_target_BQX: Tensor) -> Tensor:
+        """Returns the mixture's log probability of one id per step; `is_target` = the copy's id is that id."""
+        return mix_target(log_gen_BQ, self.scores_BQX, is_target_BQX)
+
+
+class OthersMemory(nn.Module):
+    """Scores of the slots of others."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        own = config.others
+        self.num_blocks, self.max_inner = config.num_blocks, config.max_inner
+        self.num_categories, self.num_slots = max(config.num_categories, 1), own.num_slots
+        self.start, self.key_dim = own.start, config.memory.key_dim
+        D = config.hidden_dim
+        self.norm, self.dropout = RMSNorm(D, config.norm_eps), nn.Dropout(config.memory.dropout)
+        self.key = nn.Linear(D, 2 * self.key_dim, bias=False)
+        self.query = nn.ModuleList(nn.Linear(D, self.key_dim, bias=False) for _ in (BLOCK, INNER))
+        self.gate = nn.ModuleList(nn.Linear(D, 1) for _ in (BLOCK, INNER))
+        self.small = nn.Parameter(torch.zeros(sum(self._small_sizes), 2))
+        self.large = nn.Parameter(torch.zeros(sum(self._large_sizes), 2))
+        self.poi = nn.Parameter(torch.zeros(max(config.poi_rows, 1), 2))
+
+    def reset_start(self) -> None:
+        """Starts with slots that hardly count: gates 0, the same constant for every slot."""
+        for gate in self.gate:
+            assert isinstance(gate, nn.Linear)
+            nn.init.zeros_(gate.weight)
+            nn.init.constant_(gate.bias, self.start)
+
+    @property
+    def _small_sizes(self) -> tuple[int, ...]:
+        """Rows of the tables, in the order of `_rows`; those of buckets have one per list of slots."""
+        return (
+            self.num_slots,
+            NUM_BUCKETS,
+            NUM_BUCKETS,
+            NUM_BUCKETS * NUM_LISTS,
+            NUM_BUCKETS * NUM_LISTS,
+            NUM_BUCKETS * NUM_LISTS,
+            NUM_OWN_VISITS * NUM_LISTS,
+            NUM_DISTANCES * NUM_GAPS * NUM_LISTS,
+            NUM_NOVELTIES * NUM_GAPS,
+            NUM_TASTES * NUM_TASTES * NUM_LISTS,
+        )
+
+    @property
+    def _large_sizes(self) -> tuple[int, ...]:
+        """Rows: category x hour, category x category of the current POI."""
+        return (self.num_categories * HOURS_PER_DAY, self.num_categories**2)
+
+    def look_up(
+        self, slots: OtherSlots, past: Past, steps: Steps, embedding: TokenEmbedding, live: LiveSlots | None
+    ) -> SlotBank:
+        """Makes keys of the slots' input embeddings and looks up all tables."""
+        with torch.no_grad():
+            small, large = self._rows(slots, past, steps)
+            rows, has_row = self._poi_rows(slots, embedding)
+        shape = slots.blocks_BQC.shape
+        bias = SumRows.apply(self.small, small.flatten(0, -2)) + SumRows.apply(
+            self.large, large.flatten(0, -2)
+        )
+        bias = bias.view(*shape, 2) + (
+            SumRows.apply(self.poi, rows.view(-1, 1)).view(*shape, 2) * has_row[..., None]
+        )
+        may_copy = (
+            slots.is_real_BQC & (slots.blocks_BQC < self.num_blocks) & (slots.inners_BQC < self.max_inner)
+        )
+        if live is not None:
+            may_copy = may_copy & live.contains(slots.blocks_BQC, slots.inners_BQC)
+        return SlotBank(slots.blocks_BQC, slots.inners_BQC, may_copy, self._keys(slots, embedding), bias)
+
+    def score(self, which: Which, states_BQD: Tensor, bank: SlotBank) -> Tensor:
+        """Returns f_c, (B, Q, C) float32; -inf where there is nothing to copy. Q of the bank may be 1."""
+        query = self.query[which](states_BQD)
+        keys = bank.keys_BQC2K[..., which, :]
+        content = (query[:, :, None] * keys).sum(dim=-1) / math.sqrt(self.key_dim)
+        scores = (content + self.gate[which](states_BQD)).float() + bank.bias_BQC2[..., which]
+        return scores.masked_fill(~bank.may_copy_BQC, -torch.inf)
+
+    def _keys(self, slots: OtherSlots, embedding: TokenEmbedding) -> Tensor:
+        """Embeds every distinct slot of the batch once."""
+        names = name_slots(slots.blocks_BQC, slots.inners_BQC).flatten()
+        _, place = torch.unique(names, return_inverse=True)
+        first = names.new_full((int(place.max()) + 1 if len(place) else 0,), len(names))
+        first.scatter_reduce_(0, place, torch.arange(len(names), device=names.device), reduce="amin")
+        embedded = embedding.embed_inners(
+            slots.blocks_BQC.flatten()[first],
+            slots.inners_BQC.flatten()[first],
+            slots.categories_BQC.flatten()[first],
+            slots.lonlat_BQC2.flatten(0, -2)[first],
+        )
+        keys_U2K = self.key(self.dropout(self.norm(embedded))).unflatten(-1, (2, self.key_dim))
+        return F.embedding(place, keys_U2K.flatten(1)).view(*slots.blocks_BQC.shape, 2, self.key_dim)
+
+    def _rows(self, slots: OtherSlots, past: Past, steps: Steps) -> tuple[Tensor, Tensor]:
+        """Returns the rows of the small and of the large tables, (B, Q, C, tables)."""
+        lists = slots.lists_BQC
+        gap = bucket_step_gap(past, steps)[..., None]
+        own = self._count_own(slots, past, steps)
+        near = bucket_distance(steps.user_lonlat_BQ2[:, :, None], slots.lonlat_BQC2)
+        place = torch.arange(lists.shape[-1], device=lists.device).clamp(max=self.num_slots - 1)
+        small = (
+            place.expand_as(lists),
+            slots.count_BQC,
+            slots.share_BQC,
+            slots.lift_BQC * NUM_LISTS + lists,
+            slots.popularity_BQC * NUM_LISTS + lists,
+            slots.similarity_BQC * NUM_LISTS + lists,
+            own * NUM_LISTS + lists,
+            (near * NUM_GAPS + gap) * NUM_LISTS + lists,
+            (bucket_novelty(past, steps)[..., None] * NUM_GAPS + gap).expand_as(lists),
+            self._bucket_taste(slots, past, steps) * NUM_LISTS + lists,
+        )
+        last = self._known_category(take_actions(past.categories_BL, steps.num_past_BQ - 1, fill=0))
+        category = self._known_category(slots.categories_BQC)
+        hour = split_time(steps.timestamps_BQ, steps.tz_offsets_BQ).hour[..., None]
+        large = (category * HOURS_PER_DAY + hour, category * self.num_categories + last[..., None])
+        return _offset(small, self._small_sizes), _offset(large, self._large_sizes)
+
+    def _known_category(self, categories: Tensor) -> Tensor:
+        return torch.where(categories < self.num_categories, categories, 0)
+
+    def _count_own(self, slots: OtherSlots, past: Past, steps: Steps) -> Tensor:
+        """Returns the log bucket of the user's own earlier visits to each slot's POI."""
+        names_BL = name_slots(past.blocks_BL, past.inners_BL)
+        counts = count_before(names_BL, name_slots(slots.blocks_BQC, slots.inners_BQC), steps.num_past_BQ)
+        return (counts + 1).float().log2().long().clamp(max=NUM_OWN_VISITS - 1)
+
+    def _bucket_taste(self, slots: OtherSlots, past: Past, steps: Steps) -> Tensor:
+        """Returns buckets of the user's earlier visits to the slot's category, and of all earlier visits."""
+        counts = count_before(past.categories_BL, slots.categories_BQC, steps.num_past_BQ)
+        counts = counts * (slots.categories_BQC > 0)
+        buckets = [
+            (1.5 * (values + 1).float().log2()).long().clamp(max=NUM_TASTES - 1)
+            for values in (counts, steps.num_past_BQ[..., None])
+        ]
+        return buckets[0] * NUM_TASTES + buckets[1]
+
+    def _poi_rows(self, slots: OtherSlots, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
+        """Returns the row of the POI's own constant and whether there is one."""
+        if embedding.poi_vectors is None:
+            nothing = torch.zeros_like(slots.blocks_BQC)
+            return nothing, nothing.bool()
+        return embedding.poi_vectors.rows(slots.blocks_BQC, slots.inners_BQC)
+
+
+def gather_copies(
+    memory: PlaceMemory | None,
+    others: OthersMemory | None,
+    which: Which,
+    states_BQD: Tensor,
+    sources: Sources,
+) -> Copies | None:
+    """Scores everything that may be copied; None if there is no source of copies."""
+    (B, Q, _), (bank, pairs, slots) = states_BQD.shape, sources
+    parts: list[Copies] = []
+    if memory is not None and bank is not None and pairs is not None:
+        blocks, inners = (ids[:, None].expand(B, Q, -1) for ids in (bank.past.blocks_BL, bank.past.inners_BL))
+        parts.append(Copies(memory.score(which, states_BQD, bank, pairs), blocks, inners))
+    if others is not None and slots is not None:
+        blocks, inners = (ids.expand(B, Q, -1) for ids in (slots.blocks_BQC, slots.inners_BQC))
+        parts.append(Copies(others.score(which, states_BQD, slots), blocks, inners))
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return Copies(*(torch.cat(fields, dim=-1) for fields in zip(*parts, strict=True)))
+
+
+def count_before(names_BL: Tensor, wanted_BQC: Tensor, num_past_BQ: Tensor) -> Tensor:
+    """Counts how often each wanted name (from 0) is among the names before each step, (B, Q, C)."""
+    L = names_BL.shape[1]
+    # Sorted by name, then time, so that two look-ups bracket the actions before the step.
+    keys_BL = (names_BL * (L + 1) + torch.arange(L, device=names_BL.device)).sort(dim=1).values
+    first_BQC = wanted_BQC * (L + 1)
+    last_BQC = first_BQC + num_past_BQ[..., None]
+    stops, starts = (torch.searchsorted(keys_BL, part.flatten(1)) for part in (last_BQC, first_BQC))
+    return (stops - starts).view(first_BQC.shape)
+
+
+def bucket_novelty(past: Past, steps: Steps) -> Tensor:
+    """Returns which share of the last actions before each step were first visits, in buckets, (B, Q).
+
+    The last bucket is for steps without any past.
+    """
+    slots_BL = name_slots(past.blocks_BL, past.inners_BL)
+    ordered, order = slots_BL.sort(dim=1, stable=True)
+    is_new = torch.ones_like(ordered)
+    is_new[:, 1:] = (ordered.diff(dim=1) != 0).long()
+    is_first_BL = torch.zeros_like(ordered).scatter_(1, order, is_new)
+    until_BL1 = F.pad(is_first_BL.cumsum(dim=1), (1, 0))
+    stops = steps.num_past_BQ
+    starts = (stops - NOVELTY_ACTIONS).clamp(min=0)
+    counts = until_BL1.gather(1, stops) - until_BL1.gather(1, starts)
+    bucket = counts * (NUM_NOVELTIES - 1) // (stops - starts + 1)
+    return torch.where(stops > 0, bucket, NUM_NOVELTIES - 1)
+
+
+def _offset(rows: tuple[Tensor, ...], sizes: tuple[int, ...]) -> Tensor:
+    """Stacks the rows of several tables that lie one after the other."""
+    first, moved = 0, []
+    for row, size in zip(rows, sizes, strict=True):
+        moved.append(row + first)
+        first += size
+    return torch.stack(moved, dim=-1)

@@ -1,0 +1,239 @@
+"""The memory of places (design 4, ours): copies the user's own past POIs into the generator's distribution.
+
+For a step being predicted and each past action j of the user, a score s_j = c + gate(h) + q(h) . k_j /
+sqrt(d) + tables over pair features. With the generator normalised first,
+
+    P(block)         = (P_gen(block) + sum_j e^{s_j} [block_j = block]) / (1 + sum_j e^{s_j})
+    P(inner | block) = the same over the past actions inside that block
+
+so it stays one exact distribution. The block's and the inner id's scores have maps and table columns of
+their own.
+"""
+
+# Shape letters: B = sequences, Q = steps, L = past actions, D = model width, K = key width, V = ids of a
+# vocabulary, R = table rows, P = pairs, F = tables.
+
+import math
+from collections.abc import Sequence
+from typing import Final, Generic, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import DecoderConfig
+from models.copying.pair_tables import Features, PairTable, select_tables, start_table
+from models.copying.pairs import Past, compare_pairs
+from models.copying.routines import ROUTINE_TABLES, compare_routines
+from models.copying.steps import Steps
+from models.data.live_slots import LiveSlots
+from models.network.layers import RMSNorm
+
+LARGE_TABLE_ROWS = 1000
+BLOCK: Final = 0
+INNER: Final = 1
+"""Which prediction a score serves: the column of tables, and of the content maps."""
+
+NUM_MEMORY_FEATURES = 2
+_SMALLEST_SHARE = 1e-4
+
+Which = Literal[0, 1]
+Pair = tuple[Tensor, Tensor]
+"""Something for the block, and the same for the inner id."""
+
+
+class Bank(NamedTuple):
+    """What the memory keeps of a user's past.
+
+    Attributes:
+        past: raw features of the actions.
+        can_copy_BL: bool, has the action a slot within the model's capacities.
+        content_BLE: float, (B, L, 3 D), normed input embeddings of the action and of the POI before it.
+        keys_BL2K: float, keys of both predictions.
+    """
+
+    past: Past
+    can_copy_BL: Tensor
+    content_BLE: Tensor
+    keys_BL2K: Tensor
+
+
+class PairBias(NamedTuple):
+    """The part of the scores that does not depend on hidden states.
+
+    Attributes:
+        bias_BQL2: float, sum of the tables, per prediction.
+        may_copy_BQL: bool, is the action strictly before the step, and its slot live.
+    """
+
+    bias_BQL2: Tensor
+    may_copy_BQL: Tensor
+
+
+class PlaceMemory(nn.Module):
+    """Scores of copying past actions."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.num_blocks, self.max_inner = config.num_blocks, config.max_inner
+        self.key_dim = config.memory.key_dim
+        D = config.hidden_dim
+        self.spacetime_norm, self.inner_norm = RMSNorm(D, config.norm_eps), RMSNorm(D, config.norm_eps)
+        self.dropout = nn.Dropout(config.memory.dropout)
+        self.key = nn.Linear(3 * D, 2 * self.key_dim, bias=False)
+        self.query = nn.ModuleList(nn.Linear(D, self.key_dim, bias=False) for _ in (BLOCK, INNER))
+        self.gate = nn.ModuleList(nn.Linear(D, 1) for _ in (BLOCK, INNER))
+        self.value = nn.Linear(3 * D, D, bias=False)
+        tables = select_tables(
+            clock_tables=config.memory.clock_tables, hide_request_time=config.hide_request_time
+        )
+        self.small = PairTables([table for table in tables if table.num_rows <= LARGE_TABLE_ROWS])
+        self.large = PairTables([table for table in tables if table.num_rows > LARGE_TABLE_ROWS])
+        self.routines = PairTables(ROUTINE_TABLES) if config.memory.routine_tables else None
+
+    def reset_gates(self) -> None:
+        """Starts at the kernel counter: gates 0, constant 1."""
+        for gate in self.gate:
+            assert isinstance(gate, nn.Linear)
+            nn.init.zeros_(gate.weight)
+            nn.init.ones_(gate.bias)
+
+    def remember(self, past: Past, spacetime_BLD: Tensor, inner_BLD: Tensor) -> Bank:
+        """Makes keys of the *input* embeddings, so the memory costs no pass through the transformer."""
+        inner = self.inner_norm(inner_BLD)
+        before = F.pad(inner, (0, 0, 1, 0))[:, : inner.shape[1]]
+        content = torch.cat([self.spacetime_norm(spacetime_BLD), inner, before], dim=-1)
+        content = self.dropout(content)
+        keys = self.key(content).unflatten(-1, (2, self.key_dim))
+        can_copy = (past.blocks_BL < self.num_blocks) & (past.inners_BL < self.max_inner)
+        return Bank(past, can_copy, content, keys)
+
+    def compare(self, bank: Bank, steps: Steps, live: LiveSlots | None) -> PairBias:
+        """Looks up all tables for all pairs of a step and an action."""
+        features = compare_pairs(bank.past, steps)
+        shape = (*steps.num_past_BQ.shape, bank.past.blocks_BL.shape[1])
+        bias = self.small(features, shape) + self.large(features, shape)
+        if self.routines is not None:
+            bias = bias + self.routines(compare_routines(bank.past, steps), shape)
+        is_past = (
+            torch.arange(bank.past.blocks_BL.shape[1], device=bias.device) < steps.num_past_BQ[..., None]
+        )
+        can_copy = bank.can_copy_BL
+        if live is not None:
+            can_copy = can_copy & live.contains(bank.past.blocks_BL, bank.past.inners_BL)
+        return PairBias(bias, is_past & can_copy[:, None])
+
+    def score(self, which: Which, states_BQD: Tensor, bank: Bank, pairs: PairBias) -> Tensor:
+        """Returns s_j, (B, Q, L) float32; -inf where the action may not be copied. Q of `pairs` may be 1."""
+        query = self.query[which](states_BQD)
+        content = query @ bank.keys_BL2K[:, :, which].transpose(1, 2) / math.sqrt(self.key_dim)
+        scores = (content + self.gate[which](states_BQD)).float() + pairs.bias_BQL2[..., which]
+        return scores.masked_fill(~pairs.may_copy_BQL, -torch.inf)
+
+    def score_inside(self, states_BKD: Tensor, blocks_BK: Tensor, bank: Bank, pairs: PairBias) -> Tensor:
+        """Returns the inner scores of the past actions inside each block, (B, K, L); -inf outside."""
+        scores = self.score(INNER, states_BKD, bank, pairs)
+        return scores.masked_fill(bank.past.blocks_BL[:, None] != blocks_BK[..., None], -torch.inf)
+
+    def log_shares(
+        self, states: Pair, blocks_BC: Tensor, inners_BC: Tensor, bank: Bank, pairs: PairBias
+    ) -> Tensor:
+        """Returns the log share of each candidate's POI and block in the memory, (B, C, 2).
+
+        Args:
+            states: at the request's action token, (B, 1, D), and at each candidate's block token, (B, C, D).
+            blocks_BC: of the candidates.
+            inners_BC: of the candidates.
+            bank: the user's past.
+            pairs: the request against it.
+        """
+        same_block = bank.past.blocks_BL[:, None] == blocks_BC[..., None]
+        same_poi = same_block & (bank.past.inners_BL[:, None] == inners_BC[..., None])
+        block_scores = self.score(BLOCK, states[BLOCK], bank, pairs)
+        inner_scores = self.score_inside(states[INNER], blocks_BC, bank, pairs)
+        block_share = (block_scores - log_mass(block_scores)[..., None]).exp()
+        inner_share = (inner_scores - log_mass(inner_scores)[..., None]).exp()
+        of_block = (block_share * same_block).sum(dim=-1)
+        of_poi = of_block * (inner_share * same_poi).sum(dim=-1)
+        return torch.stack([of_poi, of_block], dim=-1).add(_SMALLEST_SHARE).log()
+
+    def pool(self, scores_BQL: Tensor, bank: Bank) -> Tensor:
+        """Returns the memory's values averaged by softmax over (nothing, actions), (B, Q, D)."""
+        weights = F.pad(scores_BQL, (1, 0)).softmax(dim=-1)[..., 1:]
+        return weights.to(bank.content_BLE.dtype) @ self.value(bank.content_BLE)
+
+
+class PairTables(nn.Module, Generic[Features]):
+    """Some pair tables in one parameter, a column for each prediction."""
+
+    def __init__(self, tables: Sequence[PairTable[Features]]) -> None:
+        super().__init__()
+        self.tables = tables
+        starts = [start_table(table) for table in tables]
+        rows = torch.cat(starts) if starts else torch.zeros(0)
+        self.weight = nn.Parameter(rows[:, None].repeat(1, 2))
+
+    def forward(self, features: Features, shape: tuple[int, int, int]) -> Tensor:
+        """Returns the sum of one row of each table, (B, Q, L, 2); `shape` is (B, Q, L)."""
+        first, chosen = 0, []
+        for table in self.tables:
+            chosen.append((table.row(features) + first).expand(shape))
+            first += table.num_rows
+        if not chosen:
+            return self.weight.new_zeros(*shape, 2)
+        rows_PF = torch.stack(chosen, dim=-1).view(-1, len(chosen))
+        summed: Tensor = SumRows.apply(self.weight, rows_PF)
+        return summed.view(*shape, 2)
+
+
+class SumRows(torch.autograd.Function):
+    """Sum of table rows, (R, 2) and (P, F) -> (P, 2); the gradient is a histogram, which is fast."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, weight_R2: Tensor, rows_PF: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_R2, rows_PF)
+        return F.embedding_bag(rows_PF, weight_R2, mode="sum")
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_P2: Tensor) -> tuple[Tensor, None]:
+        weight_R2, rows_PF = ctx.saved_tensors  # type: ignore[attr-defined]
+        rows, tables = rows_PF.flatten(), rows_PF.shape[1]
+        columns = [
+            torch.bincount(rows, g.repeat_interleave(tables), len(weight_R2)) for g in grad_P2.unbind(1)
+        ]
+        return torch.stack(columns, dim=-1).to(grad_P2.dtype), None
+
+
+def mix_target(log_gen_BQ: Tensor, scores_BQL: Tensor, is_target_BQL: Tensor) -> Tensor:
+    """Returns the mixture's log probability of one id per step; `is_target` = the action's id is that id."""
+    hits = scores_BQL.masked_fill(~is_target_BQL, -torch.inf)
+    numerator = torch.cat([log_gen_BQ[..., None], hits], dim=-1).logsumexp(dim=-1)
+    return numerator - log_mass(scores_BQL)
+
+
+def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids: Tensor) -> Tensor:
+    """Returns the mixture's log probability of every id, (B, Q, V); scores of -inf copy nothing.
+
+    Args:
+        log_gen_BQV: the generator's, normalised.
+        scores_BQL: of the copies.
+        ids: their ids, (B, L) where they are the same for all steps, or (B, Q, L).
+    """
+    largest = F.pad(scores_BQL, (1, 0)).amax(dim=-1, keepdim=True)  # the generator's own score is 0
+    mass = (scores_BQL - largest).exp()
+    ids = (ids[:, None] if ids.dim() == 2 else ids).clamp(max=log_gen_BQV.shape[-1] - 1)
+    ids = ids.expand_as(scores_BQL)
+    numerator = (log_gen_BQV - largest).exp().scatter_add(2, ids, mass)
+    # Where nothing is copied the generator's log is kept as it is: the round trip through exp would lose
+    # small ones.
+    copied = torch.zeros_like(numerator).scatter_add(2, ids, mass)
+    is_copied = copied > 0
+    # The log of an unused 0 has an infinite gradient, which torch.where would turn into nan.
+    log_mixed = torch.where(is_copied, numerator, 1.0).log() + largest
+    mixed = torch.where(is_copied, log_mixed, log_gen_BQV)
+    return mixed - log_mass(scores_BQL)[..., None]
+
+
+def log_mass(scores_BQL: Tensor) -> Tensor:
+    """Returns log(1 + sum_j e^{s_j}), the generator counting 1; (B, Q)."""
+    return F.pad(scores_BQL, (1, 0)).logsumexp(dim=-1)

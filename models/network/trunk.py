@@ -1,0 +1,220 @@
+"""The transformer itself: embedded tokens -> states, over whole windows or below a cache.
+
+Tokens: a user token and profile tokens (all at position 0), then four tokens per action from position 1.
+"""
+
+# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, N = new tokens,
+# D = model width.
+
+import torch
+from torch import Tensor, nn
+
+from conf.tokens import TOKENS_PER_ACTION
+from models.config import DecoderConfig
+from models.copying.steps import Steps, take_actions, take_rows
+from models.data.batch import CandidateBatch, HistoryBatch
+from models.network.embedding import TokenEmbedding
+from models.network.interest_match import Content
+from models.network.layers import DecoderLayer, KeyValues, RMSNorm, Rotation, rotate_positions
+from models.network.masks import build_causal_mask, build_extension_mask
+from models.network.states import Cache, valid_user
+
+
+def build_layers(config: DecoderConfig) -> nn.ModuleList:
+    """Builds the decoder's layers, in order."""
+    return nn.ModuleList(
+        DecoderLayer(
+            hidden_dim=config.hidden_dim,
+            ffn_dim=config.ffn_dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            norm_eps=config.norm_eps,
+            dropout=config.dropout,
+        )
+        for _ in range(config.num_layers)
+    )
+
+
+class Trunk(nn.Module):
+    """Token embeddings, layers, final norm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = build_layers(config)
+        self.norm = RMSNorm(config.hidden_dim, config.norm_eps)
+
+    def embed_history(self, history: HistoryBatch) -> tuple[Tensor, Tensor]:
+        """Embeds the spacetime and inner tokens of all actions: the memory reads more than the window."""
+        gaps, has_previous = _gaps(history)
+        spacetime = self.embedding.embed_spacetime(
+            history.timestamps_BL, history.tz_offsets_BL, gaps, has_previous, history.user_lonlat_BL2
+        )
+        inner = self.embedding.embed_inners(
+            history.blocks_BL,
+            history.inners_BL,
+            history.categories_BL,
+            history.poi_lonlat_BL2,
+            history.vectors_BLM,
+        )
+        return spacetime, inner
+
+    def embed_requests(self, history: HistoryBatch, spacetime_BLD: Tensor) -> Tensor:
+        """Returns the spacetime tokens as the steps see them that predict the actions.
+
+        They are the actions' own (trap 2), unless the time of a request is hidden: then the clock and the
+        gap are those of the action before.
+        """
+        if not self.config.hide_request_time:
+            return spacetime_BLD
+        gaps, has_previous = _gaps(history)
+        return self.embedding.embed_spacetime(
+            _shift_right(history.timestamps_BL),
+            _shift_right(history.tz_offsets_BL),
+            _shift_right(gaps),
+            _shift_right(has_previous),
+            history.user_lonlat_BL2,
+        )
+
+    def embed_request(self, history: HistoryBatch, steps: Steps) -> Tensor:
+        """Embeds the spacetime token of one request per user, (B, D); its time is hidden already."""
+        num_past_B = history.lengths_B
+        known, back = 1, steps.timestamps_BQ[:, 0]
+        if self.config.hide_request_time:  # the gap is that of the action before, too
+            known, back = 2, take_actions(history.timestamps_BL, num_past_B[:, None] - 1, fill=0)[:, 0]
+        previous = take_actions(history.timestamps_BL, num_past_B[:, None] - known, fill=0)[:, 0]
+        return self.embedding.embed_spacetime(
+            steps.timestamps_BQ[:, 0],
+            steps.tz_offsets_BQ[:, 0],
+            back - previous,
+            num_past_B >= known,
+            steps.user_lonlat_BQ2[:, 0],
+        )
+
+    def embed_candidates(self, candidates: CandidateBatch) -> Tensor:
+        """Embeds the candidates' inner tokens, (B, C, D)."""
+        return self.embedding.embed_inners(
+            candidates.blocks_BC,
+            candidates.inners_BC,
+            candidates.categories_BC,
+            candidates.lonlat_BC2,
+            candidates.vectors_BCM,
+        )
+
+    def history_content(self, history: HistoryBatch, inner_BLD: Tensor) -> tuple[Content, Tensor]:
+        """Returns what is known of the POIs of all actions, embedded already, and which actions are real, (B, L)."""
+        given = self.embedding.look_up_vectors(history.blocks_BL, history.inners_BL, history.vectors_BLM)
+        steps = torch.arange(inner_BLD.shape[1], device=inner_BLD.device)
+        return Content(inner_BLD, given), steps < history.lengths_B[:, None]
+
+    def candidate_content(self, candidates: CandidateBatch, inner_BCD: Tensor) -> Content:
+        """Returns what is known of the candidates' POIs, embedded already."""
+        given = self.embedding.look_up_vectors(
+            candidates.blocks_BC, candidates.inners_BC, candidates.vectors_BCM
+        )
+        return Content(inner_BCD, given)
+
+    def read_window(
+        self,
+        history: HistoryBatch,
+        spacetime_BLD: Tensor,
+        inner_BLD: Tensor,
+        index_BW: Tensor,
+        wanted_BN: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[KeyValues, ...]]:
+        """Runs the layers over user tokens and window; returns the states of the window's tokens.
+
+        With `wanted_BN`, places among the window's tokens, only their states: the last layer skips the rest.
+        """
+        embedded, positions, mask = self._embed_window(history, spacetime_BLD, inner_BLD, index_BW)
+        num_user = embedded.shape[1] - TOKENS_PER_ACTION * index_BW.shape[1]
+        if wanted_BN is not None:
+            return self.run(embedded, positions, mask, None, wanted_BN + num_user)
+        states, layers = self.run(embedded, positions, mask, None)
+        return states[:, num_user:], layers
+
+    def remember_window(
+        self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
+    ) -> tuple[KeyValues, ...]:
+        """Returns keys and values of user tokens and window: of its last layer nobody reads the states."""
+        embedded, positions, mask = self._embed_window(history, spacetime_BLD, inner_BLD, index_BW)
+        rotation, x, caches = self._rotate(positions), self.embedding_dropout(embedded), []
+        for layer in self.layers[:-1]:
+            x, cache = layer(x, rotation, mask)
+            caches.append(cache)
+        last = self.layers[-1]
+        assert isinstance(last, DecoderLayer)
+        return (*caches, last.key_values(x, rotation))
+
+    def _embed_window(
+        self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns user tokens and window, (B, T, D), their positions and who sees whom (None = causal)."""
+        user = self.embedding.embed_user(history.profile_ids_BP)
+        tokens = [
+            take_rows(spacetime_BLD, index_BW),
+            self.embedding.embed_actions(history.action_types_BL.gather(1, index_BW)),
+            self.embedding.embed_blocks(history.blocks_BL.gather(1, index_BW)),
+            take_rows(inner_BLD, index_BW),
+        ]
+        embedded = torch.cat([user, torch.stack(tokens, dim=2).flatten(1, 2)], dim=1)
+        num_user, num_window = user.shape[1], embedded.shape[1] - user.shape[1]
+        steps = torch.arange(1, num_window + 1, device=embedded.device)
+        positions = torch.cat([steps.new_zeros(num_user), steps])[None]
+        mask = None
+        if num_user > 1:  # profile tokens are padded in the middle; otherwise causal is all there is
+            valid = torch.cat([valid_user(history), valid_user(history)[:, :1].expand(-1, num_window)], dim=1)
+            mask = build_causal_mask(valid)
+        return embedded, positions, mask
+
+    def read_below(
+        self, cache: Cache, embedded_BND: Tensor, offsets_N: Tensor, own_NN: Tensor
+    ) -> tuple[Tensor, tuple[KeyValues, ...]]:
+        """Reads new tokens below a cache, which stays as it is.
+
+        Args:
+            cache: what they all see.
+            embedded_BND: the new tokens.
+            offsets_N: their positions, counted from the first free one.
+            own_NN: which of them see which.
+        """
+        mask = build_extension_mask(cache.valid_BT, own_NN)
+        return self.run(embedded_BND, cache.next_positions_B[:, None] + offsets_N, mask, cache.layers)
+
+    def run(
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        past: tuple[KeyValues, ...] | None,
+        wanted_BN: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[KeyValues, ...]]:
+        """Runs tokens through the layers; returns normed states, and keys and values of the new tokens.
+
+        The states are those of `wanted_BN`, or of all tokens: no later layer reads what the last one makes of
+        the others.
+        """
+        rotation, x, caches = self._rotate(positions), self.embedding_dropout(embedded), []
+        for number, layer in enumerate(self.layers):
+            wanted = wanted_BN if number + 1 == len(self.layers) else None
+            x, cache = layer(x, rotation, mask, None if past is None else past[number], wanted)
+            caches.append(cache)
+        return self.norm(x), tuple(caches)
+
+    def _rotate(self, positions: Tensor) -> Rotation:
+        head_dim = self.config.hidden_dim // self.config.num_heads
+        return rotate_positions(positions, head_dim=head_dim, theta=self.config.rope_theta)
+
+
+def _gaps(history: HistoryBatch) -> tuple[Tensor, Tensor]:
+    """Returns the time since each action's previous one, and whether there is one."""
+    num_actions = history.timestamps_BL.shape[1]
+    gaps = nn.functional.pad(history.timestamps_BL.diff(dim=1), (1, 0))[:, :num_actions]
+    return gaps, (torch.arange(num_actions, device=gaps.device) > 0).expand_as(gaps)
+
+
+def _shift_right(values_BL: Tensor) -> Tensor:
+    """Returns the value of the action before; 0 at the first."""
+    return nn.functional.pad(values_BL, (1, 0))[:, : values_BL.shape[1]]

@@ -1,0 +1,1 @@
+"""Public check-in data under published protocols."""

@@ -1,0 +1,200 @@
+"""Trains the decoder on a public protocol and ranks its scored rows beside the floors.
+
+    python -m models evaluate --protocol nyc-table6 --data FOLDER --seeds 0,1,2
+
+One training per seed, pre-training only, through the one trainer; the checkpoint is the one of the lowest
+validation loss. A trained model stays in the work folder under a name made of its recipe, seed and training
+rows, so that protocols which score other rows of the same training share it, and a second run ranks only.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from models.config import Recipe
+from models.copying.crowd_candidates import SlotFinder
+from models.data.ranks import Ranks
+from models.data.requests import IntArray
+from models.evaluation.baselines import count_training
+from models.evaluation.figures import (
+    Figures,
+    average_methods,
+    compare_next_poi,
+    describe_next_poi,
+    rank_floors,
+)
+from models.evaluation.release_split import EvaluationRows
+from models.network.checkpoint import load_stage
+from models.network.decoder import SpacetimeDecoder
+from models.protocols.splits import PROTOCOLS, Protocol, build_rows
+from models.protocols.tables import (
+    DAY,
+    ProtocolTables,
+    build_evaluation_rows,
+    build_tables,
+    count_training_others,
+    keep_memory,
+    write_samples,
+)
+from models.serving.inference import rank_targets_by_model
+from models.training.pretrain import run_pretrain
+
+LOGGER = logging.getLogger(__name__)
+ROWS_PER_BATCH = 2_048
+MEAN = "model_mean"
+"""Name of the mean over seeds among the methods."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model trained on the training rows of a protocol.
+
+    Attributes:
+        model: in evaluation mode, with the weights of the best validation.
+        seconds: of the training.
+        val_loss: lowest validation loss, nats per target.
+        best_step: its step.
+        steps: optimiser steps of the training.
+    """
+
+    model: SpacetimeDecoder
+    seconds: float
+    val_loss: float
+    best_step: int
+    steps: int
+
+
+def evaluate_protocol(
+    name: str,
+    folder: Path,
+    *,
+    split: str = "test",
+    recipe: Recipe | None = None,
+    seeds: Sequence[int] = (),
+    work: Path = Path("work"),
+) -> Figures:
+    """Builds the rows of a public protocol and scores its floors, and one model per seed.
+
+    Args:
+        name: of the protocol.
+        folder: with `checkins.parquet`, and for models `pois.parquet`.
+        split: rows to score; select on `val` only.
+        recipe: decoder and pre-training; needed with seeds.
+        seeds: one model each; none = floors only.
+        work: where samples and trained models are kept.
+
+    Raises:
+        MissingInputError: the folder lacks a file.
+        CorruptInputError: a file cannot be read.
+    """
+    protocol = PROTOCOLS[name]
+    built = build_rows(protocol, folder)
+    requests = built.requests[split]
+    counts = count_training(built.training_visits, num_pois=len(built.poi_ids))
+    ranks = rank_floors(requests, counts, hide_request_time=protocol.hides_request_time)
+    trainings: dict[str, object] = {}
+    if seeds:
+        assert recipe is not None, "a model needs a recipe"
+        recipe = fit_recipe(recipe, protocol)
+        tables = build_tables(built, folder)
+        rows, finder = build_evaluation_rows(tables, split), build_finder(tables, recipe)
+        for seed in seeds:
+            trained = train_on_protocol(tables, recipe, seed=seed, work=work, finder=finder)
+            ranks[f"model_seed_{seed}"] = rank_rows(rows, trained.model, finder)
+            trainings[f"model_seed_{seed}"] = {
+                "seconds": trained.seconds,
+                "val_loss": trained.val_loss,
+                "best_step": trained.best_step,
+            }
+    figures = describe_next_poi(requests, ranks)
+    figures["rows_by_split"] = dict(built.num_rows)
+    figures["published_digest"] = protocol.digest if split == "test" else ""
+    if seeds:
+        models = [ranks[method] for method in trainings]
+        average_methods(figures, list(trainings), MEAN)
+        figures["trainings"] = trainings
+        figures["minus_kernel_counter"] = {MEAN: compare_next_poi(requests, models, ranks["kernel_counter"])}
+    return figures
+
+
+def fit_recipe(recipe: Recipe, protocol: Protocol) -> Recipe:
+    """Returns the recipe with what the protocol says about the request."""
+    decoder = recipe.decoder.model_copy(update={"hide_request_time": protocol.hides_request_time})
+    return recipe.model_copy(update={"decoder": decoder})
+
+
+def build_finder(tables: ProtocolTables, recipe: Recipe) -> SlotFinder | None:
+    """Counts the training rows of others; None if the model does not copy from others."""
+    if not recipe.decoder.others.enabled:
+        return None
+    return SlotFinder(count_training_others(tables), tables.index.catalogue)
+
+
+def train_on_protocol(
+    tables: ProtocolTables, recipe: Recipe, *, seed: int, work: Path, finder: SlotFinder | None
+) -> TrainedModel:
+    """Trains one model, or reads it where it was trained before."""
+    recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"seed": seed})})
+    folder = work / "trainings" / f"{tables.digest}-{_fingerprint(recipe)}"
+    result_file = folder / "result.json"
+    if not result_file.is_file():
+        samples = samples_folder(tables, recipe, work)
+        LOGGER.info("training seed %d in %s", seed, folder)
+        result = run_pretrain(
+            write_samples(tables, samples, window_actions=recipe.decoder.window_actions),
+            day=DAY.isoformat(),
+            recipe=recipe,
+            layout=None,
+            folder=folder,
+            log=lambda metrics, step: None,
+            finder=finder,
+        )
+        result_file.write_text(json.dumps(asdict(result), indent=1))
+    found = json.loads(result_file.read_text())
+    return TrainedModel(
+        load_stage(folder / "model"),
+        found["seconds"],
+        found["best_value"],
+        found["best_step"],
+        found["steps"],
+    )
+
+
+def samples_folder(tables: ProtocolTables, recipe: Recipe, work: Path) -> Path:
+    """Returns the folder of the samples that a training reads; trainings of equal rows share it."""
+    return work / "samples" / f"{tables.digest}-{recipe.decoder.window_actions}-patterns"
+
+
+def rank_rows(rows: EvaluationRows, model: SpacetimeDecoder, finder: SlotFinder | None) -> Ranks:
+    """Ranks every target among all POIs of the catalogue."""
+
+    def rank(batch: pa.RecordBatch, targets: IntArray) -> Ranks:
+        return rank_targets_by_model(model, batch, targets, rows.catalogue, finder=finder)
+
+    return rank_in_batches(rows, rank, window_actions=model.config.window_actions)
+
+
+def rank_in_batches(
+    rows: EvaluationRows, rank: Callable[[pa.RecordBatch, IntArray], Ranks], *, window_actions: int
+) -> Ranks:
+    """Ranks every target by a function of requests and targets, with as much history as in training."""
+    higher, equal = np.zeros(len(rows.requests), np.int64), np.ones(len(rows.requests), np.int64)
+    for own, batch in keep_memory(rows, window_actions=window_actions).batches(ROWS_PER_BATCH):
+        found = rank(batch, rows.requests.targets[own])
+        higher[own], equal[own] = found.num_higher, found.num_equal
+    return Ranks(higher, equal)
+
+
+def _fingerprint(recipe: Recipe) -> str:
+    """Names a training: everything in the recipe that pre-training reads."""
+    content = {
+        "decoder": recipe.decoder.model_dump(mode="json"),
+        "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"device", "checkpoint_every"}),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

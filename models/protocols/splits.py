@@ -1,0 +1,233 @@
+"""Public next-POI protocols: which rows of a check-in folder are trained on, and which are scored.
+
+A folder holds `checkins.parquet` (user, POI, UTC time, offset; see README, "own data"). A protocol orders it
+by user and time, drops what it drops, cuts trajectories, splits by time, and names the rows to score; nothing
+else is removed. A target counts if its user and its POI both occur among training rows that are not the first
+of their trajectory. The digest of the scored row ids (`user_id|unix second|poi_id`) proves that two runs, or
+two programs, scored the same rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from conf.errors import CorruptInputError, MissingInputError
+from models.data.requests import BoolArray, IntArray, Requests, Visits, previous_within
+
+TRAJECTORY_GAP_H = 24
+GETNEXT_FIRST_VALIDATION = pd.Timestamp("2012-11-09 21:54:47", tz="UTC")
+"""First validation row of the published split; rows before it are training rows."""
+
+Frame: TypeAlias = pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way to make training and scored rows from a check-in folder.
+
+    Attributes:
+        prepare: ordered check-ins -> the rows of the protocol with `trajectory` and `split` (empty = history
+            only).
+        is_last_only: score the last check-in of each trajectory instead of all but its first.
+        hides_request_time: the hour, weekday and gap of the target are unknown.
+        digest: digest of the scored test rows on the data the protocol was defined on; empty = none
+            published.
+    """
+
+    prepare: Callable[[Frame], Frame]
+    is_last_only: bool = False
+    hides_request_time: bool = False
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class ProtocolRows:
+    """What a protocol makes of a folder.
+
+    Attributes:
+        poi_ids: the catalogue: POIs with a training check-in, sorted.
+        visits: all rows of the protocol, by user, then time.
+        users: user of each visit.
+        visit_poi_ids: POI of each visit, those outside the catalogue too.
+        splits: split of each visit.
+        requests: the scored rows by split (`val`, `test`).
+        selection_rows: visits by which checkpoints are selected: every validation check-in that may be a
+            target, whichever of them the protocol scores.
+        num_rows: rows of each split.
+    """
+
+    poi_ids: list[str]
+    visits: Visits
+    users: NDArray[np.str_]
+    visit_poi_ids: NDArray[np.object_]
+    splits: NDArray[np.object_]
+    requests: dict[str, Requests]
+    selection_rows: IntArray
+    num_rows: dict[str, int]
+
+    @property
+    def is_training(self) -> BoolArray:
+        """Tells which visits are training rows."""
+        return self.splits == "train"
+
+    @property
+    def training_visits(self) -> Visits:
+        rows = self.is_training
+        return Visits(*(values[rows] for values in vars(self.visits).values()))
+
+
+def build_rows(protocol: Protocol, folder: Path) -> ProtocolRows:
+    """Builds the rows of a protocol from a check-in folder.
+
+    Raises:
+        MissingInputError: the folder has no `checkins.parquet`.
+        CorruptInputError: the file lacks what the protocol needs.
+    """
+    frame = protocol.prepare(_read_checkins(folder)).reset_index(drop=True)
+    is_training = (frame["split"] == "train").to_numpy()
+    poi_ids = sorted(set(frame.loc[is_training, "poi_id"]))
+    rows_of = {poi_id: row for row, poi_id in enumerate(poi_ids)}
+    pois = np.array([rows_of.get(poi_id, -1) for poi_id in frame["poi_id"]], dtype=np.int64)
+    users = frame["user_id"].to_numpy(dtype=str)
+    visits = Visits(
+        pois=pois,
+        previous_pois=previous_within(pois, users),
+        timestamps_ms=frame["ts_ms"].to_numpy(np.int64),
+        tz_offsets_min=frame["tz_offset_min"].fillna(0).to_numpy(np.int64),
+    )
+    return ProtocolRows(
+        poi_ids=poi_ids,
+        visits=visits,
+        users=users,
+        visit_poi_ids=frame["poi_id"].to_numpy(dtype=object),
+        splits=frame["split"].to_numpy(dtype=object),
+        requests={split: _requests(frame, visits, users, split, protocol) for split in ("val", "test")},
+        selection_rows=_scored_rows(frame, "val", is_last_only=False),
+        num_rows=frame["split"].value_counts().to_dict(),
+    )
+
+
+def _read_checkins(folder: Path) -> Frame:
+    path = folder / "checkins.parquet"
+    if not path.is_file():
+        raise MissingInputError(
+            what="the check-in file",
+            where=str(path),
+            needed_by="evaluate --protocol",
+            remedy="Give its folder with --data.",
+        )
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise CorruptInputError(
+            path=str(path), expected="a Parquet file of check-ins", cause=str(error)
+        ) from error
+    frame["ts_ms"] = frame["utc_time"].astype("datetime64[us, UTC]").astype(np.int64) // 1000
+    if frame["user_id"].str.isdigit().all():  # numeric ids keep the order of the published files
+        return frame.assign(order=frame["user_id"].astype(np.int64)).sort_values(
+            ["order", "ts_ms"], kind="stable"
+        )
+    return frame.sort_values(["user_id", "ts_ms"], kind="stable")
+
+
+def _requests(frame: Frame, visits: Visits, users: np.ndarray, split: str, protocol: Protocol) -> Requests:
+    rows = _scored_rows(frame, split, is_last_only=protocol.is_last_only)
+    starts, stops = _strictly_earlier(users, visits.timestamps_ms, rows)
+    seconds = visits.timestamps_ms[rows] // 1000
+    row_ids = [
+        f"{users[row]}|{second}|{frame['poi_id'].iat[row]}" for row, second in zip(rows, seconds, strict=True)
+    ]
+    return Requests(
+        row_ids=np.array(row_ids, dtype=str),
+        users=users[rows],
+        timestamps_ms=visits.timestamps_ms[rows],
+        tz_offsets_min=visits.tz_offsets_min[rows],
+        targets=visits.pois[rows],
+        starts=starts,
+        stops=stops,
+        visits=visits,
+    )
+
+
+def _scored_rows(frame: Frame, split: str, *, is_last_only: bool) -> IntArray:
+    """Scored rows of a split: last, or all but the first, of a trajectory, by a known user at a known POI."""
+    trajectory = frame["trajectory"]
+    known = frame[(frame["split"] == "train") & (trajectory == trajectory.shift())]
+    scored = trajectory != trajectory.shift(-1) if is_last_only else trajectory == trajectory.shift()
+    scored &= frame["split"] == split
+    scored &= frame["user_id"].isin(set(known["user_id"])) & frame["poi_id"].isin(set(known["poi_id"]))
+    return np.flatnonzero(scored)
+
+
+def _strictly_earlier(
+    users: np.ndarray, timestamps_ms: IntArray, rows: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Start and stop of each row's history: its user's rows with a smaller time."""
+    first_of_user = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
+    starts = first_of_user[np.searchsorted(first_of_user, rows, side="right") - 1]
+    stops = [
+        start + np.searchsorted(timestamps_ms[start : row + 1], timestamps_ms[row], side="left")
+        for start, row in zip(starts, rows, strict=True)
+    ]
+    return starts, np.array(stops, dtype=np.int64)
+
+
+def _with_trajectories(frame: Frame, *, min_length: int) -> Frame:
+    """Cuts trajectories at gaps over 24 h and keeps those of at least `min_length` check-ins."""
+    is_new_user = frame["user_id"] != frame["user_id"].shift()
+    is_gap = frame["ts_ms"].diff() > TRAJECTORY_GAP_H * 3_600_000
+    frame = frame.assign(trajectory=(is_new_user | is_gap).cumsum())
+    return frame[frame.groupby("trajectory")["ts_ms"].transform("size") >= min_length]
+
+
+def _getnext_split(frame: Frame) -> Frame:
+    """The cut behind the paper's Table 6; a trajectory that crosses a split's border is two."""
+    frame = _with_trajectories(frame.drop_duplicates(["user_id", "poi_id", "utc_time"]), min_length=3)
+    is_training = frame["utc_time"] < GETNEXT_FIRST_VALIDATION
+    published = frame["getnext_split"].fillna("")
+    frame = frame.assign(split=np.where(is_training, "train", published))
+    frame = frame[frame["split"] != ""]
+    return frame.assign(trajectory=frame.groupby(["trajectory", "split"], sort=False).ngroup())
+
+
+def _lim_split(frame: Frame) -> Frame:
+    """The rows and trajectories of less-is-more, split 80/10/10 by time."""
+    frame = frame[frame["lim_traj_id"].notna()]
+    return _split_by_time(frame.assign(trajectory=frame["lim_traj_id"]))
+
+
+def _city_split(frame: Frame) -> Frame:
+    """Consecutive check-ins at one POI collapsed, trajectories of 2 or more, split 80/10/10 by time."""
+    is_repeat = (frame["user_id"] == frame["user_id"].shift()) & (frame["poi_id"] == frame["poi_id"].shift())
+    return _split_by_time(_with_trajectories(frame[~is_repeat], min_length=2))
+
+
+def _split_by_time(frame: Frame) -> Frame:
+    """First 80 % of the check-ins by time, next 10 %, last 10 %; counts are rounded down."""
+    order = frame["ts_ms"].rank(method="first").to_numpy() - 1
+    first_val, first_test = int(0.8 * len(frame)), int(0.9 * len(frame))
+    return frame.assign(
+        split=np.where(order < first_val, "train", np.where(order < first_test, "val", "test"))
+    )
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "nyc-table6": Protocol(_getnext_split, is_last_only=True, digest="bbbda6f1e83e8a21"),
+    "nyc-table6-all": Protocol(_getnext_split, digest="252b8674516db305"),
+    "nyc-lim-all": Protocol(_lim_split, digest="3f6237d609d0c3fb"),
+    "nyc-lim-last": Protocol(_lim_split, is_last_only=True),
+    "charlotte": Protocol(_city_split, digest="82302839a3428b70"),
+    "calgary": Protocol(_city_split, digest="cf7c87e4622026c5"),
+    "gowalla-nyc": Protocol(_city_split, digest="7c2eca81b31ff403"),
+    "synthetic-city": Protocol(_city_split),
+    "nyc-table6-notime": Protocol(
+        _getnext_split, is_last_only=True, hides_request_time=True, digest="bbbda6f1e83e8a21"
+    ),
+    "nyc-table6-all-notime": Protocol(_getnext_split, hides_request_time=True, digest="252b8674516db305"),
+    "nyc-lim-all-notime": Protocol(_lim_split, hides_request_time=True, digest="3f6237d609d0c3fb"),
+}

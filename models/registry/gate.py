@@ -1,0 +1,76 @@
+"""The gate of a new model: what held-out rows say of everything that its features are made of.
+
+Three halves on the same training's validation rows: generated POIs (`next_poi_gate`), click probabilities
+(`click_gate`), user and POI vectors (`embedding_gate`). A model becomes champion only if none of them has anything
+against it.
+"""
+
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+
+from models.evaluation.generator_choice import GeneratorChoice
+from models.evaluation.release_split import EvaluationRows
+from models.registry.champions import Champions
+from models.registry.click_gate import ClickVerdict, judge_clicks
+from models.registry.embedding_gate import EmbeddingVerdict, judge_embeddings
+from models.registry.next_poi_gate import GateVerdict, judge_next_poi
+from models.serving.bundle import ModelBundle
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all halves of the gate found; None = the bundle makes nothing of that kind.
+
+    Attributes:
+        next_poi: on generated POIs.
+        clicks: on click probabilities.
+        embeddings: on user and POI vectors.
+    """
+
+    next_poi: GateVerdict
+    clicks: ClickVerdict | None = None
+    embeddings: EmbeddingVerdict | None = None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the model is not promoted; empty = it is."""
+        halves = (self.next_poi, self.clicks, self.embeddings)
+        return tuple(reason for half in halves if half is not None for reason in half.reasons)
+
+    def tags(self) -> dict[str, object]:
+        """Returns what the registry keeps of it, as tags of the version."""
+        tags: dict[str, object] = {f"gate_{key}": value for key, value in asdict(self.next_poi).items()}
+        tags["gate_reasons"] = self.reasons
+        if self.clicks is not None:
+            tags |= {
+                "gate_click_auc": self.clicks.auc,
+                "gate_calibration_error": self.clicks.calibration_error,
+            }
+        if self.embeddings is not None:
+            tags |= {"gate_embedding_mrr": self.embeddings.mrr, "gate_embedding_auc": self.embeddings.auc}
+        return {key: value for key, value in tags.items() if value is not None}
+
+
+def judge_bundle(
+    rows: EvaluationRows | None,
+    samples: pa.Table | None,
+    challenger: ModelBundle,
+    champions: Champions,
+    *,
+    choice: GeneratorChoice | None = None,
+) -> Verdict:
+    """Judges a new bundle on held-out rows.
+
+    Args:
+        rows: requests of the validation split; None = there are none.
+        samples: `ranking_samples` of the validation split; None = there are none.
+        challenger: the new bundle.
+        champions: those in use now and before, for the same index version.
+        choice: made of the same rows just before; spares ranking them by the challenger once more.
+    """
+    return Verdict(
+        judge_next_poi(rows, challenger, champions, choice=choice),
+        judge_clicks(samples, challenger, champions),
+        judge_embeddings(rows, samples, challenger, champions),
+    )

@@ -1,0 +1,92 @@
+"""Held-out rows of a training's day, as its pinned tables have them: requests, what others did, impressions."""
+
+import logging
+from dataclasses import replace
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.dataset as pds
+
+from conf.errors import MissingInputError, NoTrainingDataError
+from models.copying.crowd_tables import OTHER_TABLES, OthersAt, open_finder, read_catalogue
+from models.data.dataset import TableAt, read_table
+from models.data.pins import locate_table
+from models.evaluation.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
+from models.serving.bundle import ModelBundle
+from models.training.pipeline import Training
+from models.training.sft_ranking import RANKING_COLUMNS
+
+LOGGER = logging.getLogger(__name__)
+
+
+def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle) -> EvaluationRows:
+    """Reads the requests of a split of the day's samples, with what the bundle needs to answer them.
+
+    Raises:
+        NoTrainingDataError: the split has no row.
+        MissingInputError: a table is not there.
+    """
+    samples = _table(training, "pretrain_samples")
+    of_day = pds.field("day") == date.fromisoformat(training.day)
+    names = ("user_id", "num_context", "is_targets", "poi_ids", "is_simulated", "profile_ids", *MODEL_COLUMNS)
+    train, held_out = (
+        read_table(samples, names, of_day & (pds.field("split") == name)) for name in ("train", split)
+    )
+    if held_out.num_rows == 0:
+        raise _no_rows(training, split)
+    catalogue = read_catalogue(_table(training, "poi_index"), bundle.layout.index_version)
+    rows = build_rows(train, held_out, catalogue, action_type_id=bundle.action_type_id)
+    if not len(rows.requests):  # none of the targets was live on its day
+        raise _no_rows(training, f"live {split}")
+    return add_finder(rows, training, bundle)
+
+
+def find_evaluation_rows(training: Training, split: str, bundle: ModelBundle) -> EvaluationRows | None:
+    """Reads as `read_evaluation_rows`; None where the split has no row and the training may do without."""
+    try:
+        return read_evaluation_rows(training, split, bundle)
+    except NoTrainingDataError:
+        if training.needs_validation:
+            raise
+        return None
+
+
+def add_finder(rows: EvaluationRows, training: Training, bundle: ModelBundle | None) -> EvaluationRows:
+    """Adds what others did in the training period, if the bundle copies from them and the rows have it not yet.
+
+    Raises:
+        MissingInputError: the tables of others are not there, or have no row of the day.
+    """
+    if rows.finder is not None or bundle is None or not bundle.copies_from_others:
+        return rows
+    visits, transitions = (_table(training, name) for name in OTHER_TABLES)
+    others = OthersAt(visits, transitions, training.day, bundle.layout.index_version)
+    return replace(rows, finder=open_finder(others, rows.catalogue))
+
+
+def read_impressions(training: Training, split: str) -> pa.Table | None:
+    """Reads the ranking samples of a split; None where there are none."""
+    condition = (pds.field("day") == date.fromisoformat(training.day)) & (pds.field("split") == split)
+    try:
+        table = _table(training, "ranking_samples")
+        columns = ("request_id", "candidate_poi_ids", "is_simulated", *RANKING_COLUMNS)
+        found = read_table(table, columns, condition)
+    except MissingInputError as error:
+        LOGGER.warning("clicks are not evaluated: %s", error)
+        return None
+    return found if found.num_rows else None
+
+
+def _no_rows(training: Training, split: str) -> NoTrainingDataError:
+    return NoTrainingDataError(
+        table="pretrain_samples", split=split, day=training.day,
+        remedy=f"Raise samples.{split.split()[-1]}_days or deliver more days; or, if the model need not be judged, "
+        "train with --allow-unvalidated.",
+    )  # fmt: skip
+
+
+def _table(training: Training, name: str) -> TableAt:
+    """The table as the training pinned it, else its newest version."""
+    if name in training.pins:
+        return training.table(name)
+    return TableAt(locate_table(training.settings.storage.root, name))

@@ -1,0 +1,149 @@
+"""The report of a release: one self-contained HTML page on how its data, model and features look.
+
+In: tables at the versions of the release, the training's metrics and evaluation, the audit record. Out:
+`{storage.artifacts}/reports/release-{id}.html`, which loads nothing from anywhere. An input that is not there, or that
+cannot be read, leaves a note in its section; only a release that is missing or withdrawn is an error, and then the page
+that is there stays. The same inputs give the same bytes. Run it with `python -m models report --day D` (the last
+release of the day) or with `--release ID`.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from deltalake.exceptions import DeltaError
+
+from conf.cli import JobContext, JobSummary
+from conf.settings import Settings
+from models.report.accuracy import ACCURACY, build_accuracy
+from models.report.data import NothingToShowError, Release, ReleaseTables, find_release
+from models.report.drift import DRIFT, build_drift
+from models.report.features import CALIBRATION, EMBEDDINGS, build_calibration, build_projection
+from models.report.funnel import FUNNEL, build_funnel
+from models.report.lineage import LINEAGE, build_lineage
+from models.report.page import Headline, Section, Topic, render_page
+from models.report.sequences import MAP, SEQUENCES, build_map, build_sequences
+from models.report.training import TRAINING, build_curves
+
+LOGGER = logging.getLogger(__name__)
+UNREADABLE = (OSError, DeltaError, pa.ArrowException)
+"""What a table raises of which a file or a log entry is gone or cut."""
+
+
+@dataclass
+class BuiltReport:
+    """The finished page and what is worth a glance about how it was made."""
+
+    html: str
+    empty_sections: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_report(context: JobContext) -> JobSummary:
+    """Writes the report of the day's last release, or of the one asked for.
+
+    Raises:
+        NoReleaseError: there is no such release.
+        ReleaseWithdrawnError: it can no longer be read; its page, if there is one, stays as it is.
+    """
+    settings = context.settings
+    wanted = getattr(context.options, "release", None)
+    release, before = find_release(settings.storage.root, day=context.day, release_id=wanted)
+    path = Path(settings.storage.artifacts) / "reports" / f"release-{release.release_id}.html"
+    report = build_report(settings, release, before, path)
+    if not context.dry_run:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(report.html, encoding="utf-8")
+        unfinished.replace(path)
+        LOGGER.info("report of release %d: %s, %.1f MB", release.release_id, path, len(report.html) / 1e6)
+    notes = {
+        "report": str(path),
+        "release_id": release.release_id,
+        "bytes": len(report.html.encode()),
+        "empty_sections": report.empty_sections,
+    }
+    return JobSummary(notes=notes, steps=report.seconds)
+
+
+def build_report(settings: Settings, release: Release, before: Release | None, path: Path) -> BuiltReport:
+    """Builds the page of a release.
+
+    Args:
+        settings: where everything is.
+        release: what is reported.
+        before: the release that it is compared with.
+        path: where the page will be; links are relative to its folder.
+    """
+    tables = ReleaseTables(settings.storage.root, release)
+    report = BuiltReport("")
+    sections = []
+    for topic, build in plan_sections(tables, before, settings, path):
+        started = time.perf_counter()
+        try:
+            sections.append(build())
+        except NothingToShowError as missing:
+            sections.append(Section(topic, notes=(str(missing),)))
+            report.empty_sections.append(topic.key)
+        except UNREADABLE as error:
+            LOGGER.warning("section %s is empty: %s", topic.key, error)
+            sections.append(Section(topic, notes=(f"What it shows can no longer be read: {error}",)))
+            report.empty_sections.append(topic.key)
+        report.seconds[topic.key] = time.perf_counter() - started
+    report.html = render_page(build_headline(tables), sections)
+    return report
+
+
+def plan_sections(
+    tables: ReleaseTables, before: Release | None, settings: Settings, path: Path
+) -> list[tuple[Topic, Callable[[], Section]]]:
+    """Lists topics and what builds them, in the order of the page."""
+    release, artifacts = tables.release, Path(settings.storage.artifacts)
+    return [
+        (FUNNEL, lambda: build_funnel(tables)),
+        (MAP, lambda: build_map(tables, settings)),
+        (SEQUENCES, lambda: build_sequences(tables, settings)),
+        (TRAINING, lambda: build_curves(settings, release)),
+        (ACCURACY, lambda: build_accuracy(settings, release)),
+        (CALIBRATION, lambda: build_calibration(tables)),
+        (EMBEDDINGS, lambda: build_projection(tables)),
+        (DRIFT, lambda: build_drift(tables, before)),
+        (LINEAGE, lambda: build_lineage(tables, artifacts=artifacts, page=path)),
+    ]
+
+
+def build_headline(tables: ReleaseTables) -> Headline:
+    """Builds the band on top."""
+    release = tables.release
+    facts = (
+        ("day", str(release.day)),
+        ("model", release.model_version),
+        ("index version", str(release.index_version)),
+        ("published", f"{release.published:%Y-%m-%d %H:%M} UTC"),
+        ("run", release.run_id),
+    )
+    back = "" if release.rollback_of is None else f"This release takes back release {release.rollback_of}."
+    return Headline(f"Release {release.release_id}", facts, _find_simulation(tables), back)
+
+
+def _find_simulation(tables: ReleaseTables) -> str:
+    """Says what in the release was simulated; empty if nothing was."""
+    simulated = tables.until & ds.field("is_simulated")
+    try:
+        actions, impressions = (tables.count(name, simulated) for name in ("raw_actions", "raw_impressions"))
+    except (NothingToShowError, *UNREADABLE):
+        return "What of this release is simulated is not known: the raw tables can no longer be read."
+    if actions:
+        return "Actions and impressions of this release are simulated, and so is whatever was made from them."
+    if impressions:
+        return (
+            "Actions are real. Impressions are simulated, and so are all figures about clicks; vectors, scores and "
+            "the aligned generator have learned from them."
+        )
+    if tables.release.is_simulated:
+        return "The model of this release has learned from simulated data."
+    return ""

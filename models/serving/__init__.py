@@ -1,0 +1,1 @@
+"""A trained model in use: bundles, vectors, scores, the most probable POIs."""

@@ -1,0 +1,267 @@
+"""What the feature jobs call: Arrow rows in, numpy out; no Spark, no files but the bundle's.
+
+Rows are batched by history length and put back in the order in which they came, so a figure depends on its own row
+only: batch size and row order move it by float32 rounding, nothing else. Columns are those of the contracts in
+`conf/tables.py`. For incremental use every function may be called on any subset of rows.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from models.copying.crowd_batches import collate_asked
+from models.copying.crowd_candidates import SlotFinder
+from models.data.batch import HISTORY_INPUTS, collate_candidates, collate_history, collate_requests
+from models.data.catalogue import Catalogue
+from models.data.ranks import Ranks
+from models.network.decoder import SpacetimeDecoder
+from models.network.states import Prefix, RequestState, take_sequences
+from models.serving.bundle import ModelBundle, Serving, load_bundle
+from models.serving.top_k import find_top_pois, rank_pois
+
+__all__ = [
+    "Catalogue",
+    "ModelBundle",
+    "encode_pois",
+    "encode_user_requests",
+    "encode_users",
+    "generate_candidates",
+    "load_bundle",
+    "rank_targets_by_model",
+    "score_candidates",
+]
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+POI_COLUMNS = {
+    "block_id": "candidate_block_ids",
+    "inner_id": "candidate_inner_ids",
+    "poi_lon": "candidate_lons",
+    "poi_lat": "candidate_lats",
+    "category_id": "candidate_category_ids",
+}
+
+
+@torch.inference_mode()
+def encode_users(
+    bundle: ModelBundle, sequences: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
+) -> FloatArray:
+    """Returns unit vectors of users as of their last action (neutral request), (rows, embedding_dim)."""
+    model = bundle.model("sft_embedding", device)
+    vectors = np.zeros((sequences.num_rows, bundle.embedding_dim), dtype=np.float32)
+    for rows in batch_by_length(
+        history_lengths(sequences), micro_batch, max_actions=bundle.serving.max_actions
+    ):
+        history = collate_history(sequences.take(pa.array(rows))).to(device)
+        with bundle.autocast(device):
+            vectors[rows] = model.user_state(model.encode_prefix(history)).cpu().numpy()
+    return vectors
+
+
+@torch.inference_mode()
+def encode_user_requests(
+    bundle: ModelBundle, requests: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
+) -> FloatArray:
+    """Returns unit vectors of users at the time and place of a request, (rows, embedding_dim)."""
+    model = bundle.model("sft_embedding", device)
+    vectors = np.zeros((requests.num_rows, bundle.embedding_dim), dtype=np.float32)
+    for rows in batch_by_length(
+        history_lengths(requests), micro_batch, max_actions=bundle.serving.max_actions
+    ):
+        part = requests.take(pa.array(rows))
+        with bundle.autocast(device):
+            prefix = encode_shared(model, part, device)
+            vectors[rows] = model.user_state(prefix, collate_requests(part).to(device)).cpu().numpy()
+    return vectors
+
+
+@torch.inference_mode()
+def encode_pois(
+    bundle: ModelBundle, pois: pa.RecordBatch, *, micro_batch: int = 1024, device: str = "cpu"
+) -> FloatArray:
+    """Returns unit vectors of POIs, (rows, embedding_dim); columns as in `poi_index`."""
+    model = bundle.model("sft_embedding", device)
+    vectors = np.zeros((pois.num_rows, bundle.embedding_dim), dtype=np.float32)
+    for start in range(0, pois.num_rows, micro_batch):
+        part = pois.slice(start, micro_batch)
+        single = pa.array(np.arange(part.num_rows + 1, dtype=np.int32))
+        lists = {
+            new: pa.ListArray.from_arrays(single, pa.concat_arrays([part.column(old)]))
+            for old, new in POI_COLUMNS.items()
+        }
+        candidates = collate_candidates(pa.record_batch(lists)).to(device)
+        with bundle.autocast(device):
+            made = model.poi_state(candidates)[:, 0]
+        vectors[start : start + part.num_rows] = made.cpu().numpy()
+    return vectors
+
+
+@torch.inference_mode()
+def score_candidates(
+    bundle: ModelBundle, requests: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
+) -> list[FloatArray]:
+    """Returns the click logits of each request's candidates, in their order."""
+    model = bundle.model("sft_ranking", device)
+    scores: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * requests.num_rows
+    for rows in batch_by_length(
+        history_lengths(requests), micro_batch, max_actions=bundle.serving.max_actions
+    ):
+        part = requests.take(pa.array(rows))
+        candidates = collate_candidates(part).to(device)
+        with bundle.autocast(device):
+            prefix = encode_shared(model, part, device)
+            states = model.candidate_states(prefix, collate_requests(part).to(device), candidates)
+            logits = model.click_logits(states).cpu().numpy()
+        for row, own, length in zip(rows, logits, candidates.lengths_B.tolist(), strict=True):
+            scores[row] = own[:length]
+    return scores
+
+
+@torch.inference_mode()
+def generate_candidates(
+    bundle: ModelBundle,
+    requests: pa.RecordBatch,
+    catalogue: Catalogue,
+    *,
+    top_k: int,
+    micro_batch: int = 64,
+    device: str = "cpu",
+    finder: SlotFinder | None = None,
+) -> list[tuple[IntArray, FloatArray]]:
+    """Returns per request its `top_k` most probable live POIs (rows of the catalogue) and log probabilities.
+
+    The list is exact, best first, and shorter than `top_k` only if fewer POIs are live. A model that copies from others
+    needs the `finder`, and `user_id` in the requests.
+    """
+    model = bundle.model(bundle.generator_stage, device)
+    found: list[tuple[IntArray, FloatArray]] = [
+        (np.zeros(0, np.int64), np.zeros(0, np.float32))
+    ] * requests.num_rows
+    with bundle.autocast(device):
+        for rows, state in _request_states(
+            model, requests, catalogue, micro_batch, device, finder, max_actions=bundle.serving.max_actions
+        ):
+            top = find_top_pois(model, state, top_k=top_k)
+            pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
+            log_probs = top.log_probs_BN.cpu().numpy()
+            for row, own_pois, own_log_probs in zip(rows, pois, log_probs, strict=True):
+                is_found = own_log_probs > -np.inf
+                found[row] = (own_pois[is_found], own_log_probs[is_found].astype(np.float32))
+    return found
+
+
+@torch.inference_mode()
+def rank_targets_by_model(
+    model: SpacetimeDecoder,
+    requests: pa.RecordBatch,
+    targets: IntArray,
+    catalogue: Catalogue,
+    *,
+    micro_batch: int = 64,
+    device: str = "cpu",
+    finder: SlotFinder | None = None,
+    max_actions: int = Serving.max_actions,
+) -> Ranks:
+    """Returns the exact rank of each target (a row of the catalogue) among all POIs live on its day.
+
+    A model that copies from others needs the `finder`, and `user_id` in the requests. A batch has at most `max_actions`
+    past actions, padding included.
+    """
+    higher, equal = np.zeros(requests.num_rows, np.int64), np.ones(requests.num_rows, np.int64)
+    for rows, state in _request_states(
+        model, requests, catalogue, micro_batch, device, finder, max_actions=max_actions
+    ):
+        blocks, inners = (
+            torch.from_numpy(ids[targets[rows]]).to(device)
+            for ids in (catalogue.block_ids, catalogue.inner_ids)
+        )
+        ranks = rank_pois(model, state, blocks, inners)
+        higher[rows], equal[rows] = ranks.num_higher, ranks.num_equal
+    return Ranks(higher, equal)
+
+
+def history_lengths(rows: pa.RecordBatch) -> IntArray:
+    """Returns the number of past actions of each row."""
+    column = rows.column("timestamps_ms")
+    return np.diff(column.offsets.to_numpy()).astype(np.int64)
+
+
+def batch_by_length(
+    lengths: IntArray, size: int, groups: IntArray | None = None, *, max_actions: int = Serving.max_actions
+) -> Iterator[IntArray]:
+    """Yields row numbers of one group at a time, short histories first: little padding.
+
+    Args:
+        lengths: past actions of each row.
+        size: rows of a batch, at most.
+        groups: rows of different groups do not meet; None = all are one.
+        max_actions: rows of a batch times the longest of them, at most; a row alone may have more.
+    """
+    groups = np.zeros(len(lengths), np.int64) if groups is None else groups
+    order = np.lexsort((lengths, groups))
+    for group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        start = 0
+        while start < len(group):
+            longest = lengths[group[start : start + size]]
+            fits = np.arange(1, len(longest) + 1) * longest <= max_actions
+            stop = start + max(1, int(fits.sum()))
+            yield group[start:stop]
+            start = stop
+
+
+def encode_shared(model: SpacetimeDecoder, requests: pa.RecordBatch, device: str) -> Prefix:
+    """Reads each distinct history once; requests of one user and day share its keys and values."""
+    first, place = find_histories(requests)
+    prefix = model.encode_prefix(collate_history(requests.take(pa.array(first))).to(device))
+    if len(first) == requests.num_rows:
+        return prefix
+    shared: Prefix = take_sequences(prefix, torch.from_numpy(place).to(device))
+    return shared
+
+
+def find_histories(rows: pa.RecordBatch) -> tuple[IntArray, IntArray]:
+    """Finds the rows with equal histories, by content.
+
+    Returns:
+        The first row of each distinct history, and for every row the place of its history among them.
+    """
+    parts = [_list_bytes(rows.column(name)) for name in HISTORY_INPUTS if name in rows.schema.names]
+    places: dict[tuple[bytes, ...], int] = {}
+    place = np.array([places.setdefault(key, len(places)) for key in zip(*parts, strict=True)], np.int64)
+    return np.unique(place, return_index=True)[1].astype(np.int64), place
+
+
+def _list_bytes(column: pa.Array) -> list[bytes]:
+    """Returns the values of each row of a column of numbers, or of lists of numbers, as bytes."""
+    if not pa.types.is_list(column.type):
+        return [value.tobytes() for value in column.to_numpy(zero_copy_only=False)]
+    offsets = column.offsets.to_numpy()
+    values = column.values.to_numpy(zero_copy_only=False)
+    return [values[start:stop].tobytes() for start, stop in itertools.pairwise(offsets)]
+
+
+def _request_states(
+    model: SpacetimeDecoder,
+    requests: pa.RecordBatch,
+    catalogue: Catalogue,
+    micro_batch: int,
+    device: str,
+    finder: SlotFinder | None = None,
+    *,
+    max_actions: int,
+) -> Iterator[tuple[IntArray, RequestState]]:
+    """Yields (rows, their request states); rows of one batch see one set of live slots."""
+    times = requests.column("request_ts_ms").to_numpy().astype(np.int64)
+    epochs = catalogue.live_epochs(times)
+    capacities = {"num_blocks": model.config.num_blocks, "max_inner": model.config.max_inner}
+    for rows in batch_by_length(history_lengths(requests), micro_batch, epochs, max_actions=max_actions):
+        part = requests.take(pa.array(rows))
+        live = catalogue.live_slots(int(times[rows[0]]), **capacities).to(device)
+        request = collate_asked(part, finder, model.config)
+        prefix = encode_shared(model, part, device)
+        yield rows, model.request_state(prefix, request.to(device), live)

@@ -1,0 +1,1 @@
+"""The four stages, and the loop, losses and steps that they share."""

@@ -1,0 +1,171 @@
+"""Losses of the stages, in nats, summed; the trainer divides by the number of targets."""
+
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from models.config import PreferenceKind
+from models.network.states import StepLogProbs
+
+
+def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
+    """Sums the cross-entropy of block and inner tokens over the loss targets (paper 3.2.2).
+
+    Returns:
+        The summed negative log-likelihood of the target POIs, and how many there are.
+    """
+    loss = -(log_probs.block_BQ.sum() + log_probs.inner_BQ.sum())
+    return loss, int(torch.count_nonzero(log_probs.is_target_BQ))
+
+
+def info_nce_loss(
+    users_BE: Tensor,
+    pois_BCE: Tensor,
+    labels_BC: Tensor,
+    poi_keys_BC: Tensor,
+    temperature: Tensor | float,
+    log_expected_BC: Tensor | None = None,
+    *,
+    own: slice = slice(None),
+) -> tuple[Tensor, int]:
+    """Sums InfoNCE: each clicked POI against the unclicked ones of its request and the batch's other clicks.
+
+    A click of another request is no negative where this request shows that POI itself; a POI clicked by
+    several others counts once.
+
+    Args:
+        users_BE: unit vectors of the requests; with `own`, of those only.
+        pois_BCE: unit vectors of the exposed POIs.
+        labels_BC: 1 clicked, 0 shown, negative = padding.
+        poi_keys_BC: a number per POI, equal for equal POIs.
+        temperature: tau; similarities are divided by it.
+        log_expected_BC: log of how often each POI is expected among the clicks of a batch; taken off the logit of
+            an in-batch negative (sampling correction: popular POIs would be pushed away for being popular). None
+            = no correction. Exposed POIs are not sampled, so theirs are not corrected.
+        own: requests whose clicks are summed over, where several processes share a batch; negatives are of all.
+
+    Returns:
+        The summed negative log-likelihood of the clicks, and how many there are.
+    """
+    own_BC = (users_BE[:, None] * pois_BCE[own]).sum(dim=-1) / temperature
+    is_click_BC = labels_BC == 1
+    first_N, other_keys_N = _distinct(poi_keys_BC[is_click_BC])
+    others_NE = pois_BCE[is_click_BC][first_N]
+    own_labels_BC = labels_BC[own]
+    is_shown_BC = (own_labels_BC >= 0)[..., None]
+    is_shown_here_BN = ((poi_keys_BC[own][..., None] == other_keys_N) & is_shown_BC).any(dim=1)
+    others_BN = users_BE @ others_NE.T / temperature
+    if log_expected_BC is not None:
+        others_BN = others_BN - log_expected_BC[is_click_BC][first_N]
+    others_BN = others_BN.masked_fill(is_shown_here_BN, -torch.inf)
+    unclicked_BC = own_BC.masked_fill(own_labels_BC != 0, -torch.inf)
+    negatives_B = torch.cat([unclicked_BC, others_BN], dim=1).logsumexp(dim=1)
+    clicks = (own_labels_BC == 1).nonzero(as_tuple=True)
+    positives, against = own_BC[clicks], negatives_B[clicks[0]]
+    return (torch.logaddexp(positives, against) - positives).sum(), len(positives)
+
+
+def click_loss(logits_BC: Tensor, labels_BC: Tensor) -> tuple[Tensor, int]:
+    """Sums the binary cross-entropy of clicks over candidates; negative labels are padding."""
+    is_real_BC = labels_BC >= 0
+    logits, labels = logits_BC[is_real_BC], labels_BC[is_real_BC]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, labels.to(logits.dtype), reduction="sum"
+    )
+    return loss, int(is_real_BC.sum())
+
+
+class PreferenceLogProbs(NamedTuple):
+    """log P(POI) of chosen and rejected POIs by one model.
+
+    Attributes:
+        chosen_B: (B,), nats.
+        rejected_BC: (B, C), nats; anything where `is_rejected_BC` of the loss is False.
+    """
+
+    chosen_B: Tensor
+    rejected_BC: Tensor
+
+
+class PreferenceLoss(NamedTuple):
+    """Sums over pairs of a request with its rejected POIs.
+
+    Attributes:
+        loss: summed loss.
+        num_pairs: requests that count: the reference can produce the chosen POI and at least one rejected
+            one.
+        margin: summed mean reward of chosen minus rejected, beta-scaled.
+        accuracy: summed share of rejected POIs with a smaller reward than the chosen one.
+    """
+
+    loss: Tensor
+    num_pairs: int
+    margin: Tensor
+    accuracy: Tensor
+
+
+def preference_loss(
+    policy: PreferenceLogProbs,
+    reference: PreferenceLogProbs,
+    is_rejected_BC: Tensor,
+    *,
+    beta: float,
+    kind: PreferenceKind,
+) -> PreferenceLoss:
+    """Sums the losses of requests over pairs of chosen and rejected POIs.
+
+    - `dpo`: each rejected POI is a pair, averaged per request (paper 3.4);
+    - `s-dpo`: all rejected POIs of a request in one softmax;
+    - `ipo`: squared distance of a pair's log ratio from 1 / (2 beta), averaged per request (arXiv 2310.12036,
+      equation 17). It pulls as hard at a ratio of 0 as anywhere else, so that pairs of both ways round hold what they
+      say nothing about, which DPO's flat start does not.
+
+    POIs that the reference cannot produce (newer than its capacities) have no log ratio and are left out.
+
+    Args:
+        policy: of the model in training.
+        reference: of the frozen one.
+        is_rejected_BC: False = padding.
+        beta: strength of the pull towards the reference.
+        kind: which loss.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in get_args(PreferenceKind):
+        raise ValueError(f"preference loss {kind!r} is none of {get_args(PreferenceKind)}")
+    can_choose_B = reference.chosen_B.isfinite()
+    counts_BC = is_rejected_BC & reference.rejected_BC.isfinite() & can_choose_B[:, None]
+    counts_B = counts_BC.any(dim=1)
+    chosen_B = beta * _log_ratio(policy.chosen_B, reference.chosen_B, counts_B)
+    rejected_BC = beta * _log_ratio(policy.rejected_BC, reference.rejected_BC, counts_BC)
+    gaps_BC = chosen_B[:, None] - rejected_BC
+    shares_BC = counts_BC / counts_BC.sum(dim=1, keepdim=True).clamp(min=1)
+    if kind == "s-dpo":
+        worst_B = (-gaps_BC).masked_fill(~counts_BC, -torch.inf)[counts_B].logsumexp(dim=1)
+        loss = -torch.nn.functional.logsigmoid(-worst_B).sum()
+    elif kind == "ipo":
+        loss = ((gaps_BC / beta - 1 / (2 * beta)).square() * shares_BC).sum()
+    else:
+        loss = -(torch.nn.functional.logsigmoid(gaps_BC) * shares_BC).sum()
+    return PreferenceLoss(
+        loss=loss,
+        num_pairs=int(counts_B.sum()),
+        margin=(gaps_BC * shares_BC).sum().detach(),
+        accuracy=((gaps_BC > 0) * shares_BC).sum().detach(),
+    )
+
+
+def _log_ratio(policy: Tensor, reference: Tensor, counts: Tensor) -> Tensor:
+    """Log ratio where it counts, else 0; infinities elsewhere must not reach the gradient."""
+    return torch.where(counts, policy, 0.0) - torch.where(counts, reference, 0.0)
+
+
+def _distinct(keys_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the place of the first of each key, and the keys."""
+    keys, inverse = torch.unique(keys_N, return_inverse=True)
+    first = torch.full_like(keys, len(keys_N)).scatter_reduce_(
+        0, inverse, torch.arange(len(keys_N), device=keys_N.device), reduce="amin"
+    )
+    return first, keys

@@ -1,0 +1,101 @@
+"""POI vectors meet the decoder: from the table `poi_vectors` to a model that carries them.
+
+The post-training stages start from the pre-trained weights; with vectors the model gets a projection beside
+them, at zero, so that it starts as the pre-trained one and learns how much of the text to take in.
+"""
+
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pds
+import torch
+from torch import Tensor, nn
+
+from models.data.dataset import TableAt, read_table
+from models.network.decoder import SpacetimeDecoder
+from models.training.pretrain import load_pretrained
+
+_PLACE_BUFFERS = ("block_centers_V2", "starts_V1")
+"""Buffers that say where blocks and the rows of POI vectors lie: geography, not weights."""
+
+
+class SlotVectors(NamedTuple):
+    """Vectors of slots: block and inner ids (N,), int64, and vectors (N, M), float32."""
+
+    block_ids: Tensor
+    inner_ids: Tensor
+    vectors_NM: Tensor
+
+
+def read_slot_vectors(
+    vectors: TableAt, poi_index: TableAt, *, day: str, index_version: int, encoder: str | None = None
+) -> SlotVectors:
+    """Reads the newest vector of every POI up to a day, for every slot that the POI has had.
+
+    Args:
+        vectors: `poi_vectors`.
+        poi_index: the slots.
+        day: last day whose rows are known, YYYY-MM-DD.
+        index_version: of the slots.
+        encoder: name of the encoder; None = the one that the newest rows are of.
+
+    Raises:
+        MissingInputError: there is no such table.
+    """
+    until = date.fromisoformat(day)
+    rows = read_table(vectors, ("poi_id", "day", "encoder", "vector"), pds.field("day") <= until)
+    rows = rows.sort_by([("day", "ascending"), ("poi_id", "ascending")])
+    if rows.num_rows:
+        wanted = encoder or rows["encoder"][-1].as_py()
+        rows = rows.filter(pds.field("encoder") == wanted)
+    newest = {poi_id: row for row, poi_id in enumerate(rows["poi_id"].to_pylist())}
+    condition = (pds.field("index_version") == index_version) & (pds.field("indexed_day") <= until)
+    slots = read_table(poi_index, ("poi_id", "block_id", "inner_id"), condition)
+    known = [poi_id in newest for poi_id in slots["poi_id"].to_pylist()]
+    slots = slots.filter(pa.array(known, pa.bool_()))
+    taken = rows["vector"].take(
+        pa.array([newest[poi_id] for poi_id in slots["poi_id"].to_pylist()], pa.int64())
+    )
+    flat = (
+        np.array(taken.combine_chunks().flatten(), dtype=np.float32)
+        if len(taken)
+        else np.zeros(0, np.float32)
+    )
+    ids = [torch.from_numpy(slots[name].to_numpy().astype(np.int64)) for name in ("block_id", "inner_id")]
+    return SlotVectors(ids[0], ids[1], torch.from_numpy(flat.reshape(slots.num_rows, -1)))
+
+
+def start_posttraining(
+    pretrained: Path, *, vectors: SlotVectors | None = None, from_scratch: bool = False
+) -> SpacetimeDecoder:
+    """Returns the model that a post-training stage starts from.
+
+    Args:
+        pretrained: folder of the pre-training stage.
+        vectors: of POIs, fused through a new projection; None = without.
+        from_scratch: new weights in the shape of the pre-trained model, for comparison.
+    """
+    model = load_pretrained(pretrained)
+    config = model.config
+    if vectors is not None and len(vectors.block_ids):
+        rows, dim = vectors.vectors_NM.shape
+        config = config.model_copy(update={"multimodal_dim": dim, "multimodal_rows": rows})
+    if config is model.config and not from_scratch:
+        return model
+    fresh = SpacetimeDecoder(config)
+    learned = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not from_scratch or name.endswith(_PLACE_BUFFERS)
+    }
+    fresh.load_state_dict(learned, strict=False)
+    embedding = fresh.trunk.embedding
+    if vectors is not None and embedding.given_vectors is not None and embedding.multimodal is not None:
+        embedding.given_vectors.set_vectors(*vectors)
+        nn.init.zeros_(embedding.multimodal.weight)
+        if fresh.taste is not None:
+            fresh.taste.start_texts(embedding.given_vectors.vectors_RM[: len(vectors.block_ids)])
+    return fresh

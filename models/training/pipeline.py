@@ -1,0 +1,295 @@
+"""One training: its folder, its pinned tables, its stages in order, and the bundle made of them.
+
+    {storage.artifacts}/training/{day}/
+        training.json           pins, and what each stage was made of
+        mlflow_run.json         parent run
+        pretrain/ sft_embedding/ sft_ranking/ align_dpo/       model/ and checkpoints/ of each stage
+        bundle/                 what is registered
+        evaluation.json
+
+A training that is started again goes on where it stopped. A stage whose recipe or rows have changed since is
+trained anew, and with it the stages that start from it. A stage without data is skipped by `train`, with a
+warning that the bundle records.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from conf.errors import MissingInputError, NoTrainingDataError, SpacetimeError
+from conf.json_files import ERASURES_FILE, read_json, write_json
+from conf.settings import Settings
+from models.config import Recipe
+from models.copying.crowd_candidates import SlotFinder
+from models.copying.crowd_tables import OTHER_TABLES, OthersAt, open_finder, read_catalogue
+from models.data.dataset import TableAt
+from models.data.parallel import tell_all
+from models.data.pins import Pin, locate_table, pin_table
+from models.network.checkpoint import load_stage, read_config
+from models.tracking import RunLog, TableInput, open_stage_run
+from models.training.align_dpo import run_align_dpo
+from models.training.multimodal import SlotVectors, read_slot_vectors
+from models.training.pretrain import PretrainTables, last_index_version, run_pretrain
+from models.training.sft_embedding import run_sft_embedding
+from models.training.sft_ranking import run_sft_ranking
+from models.training.stage import Log, TrainResult
+from models.training.stage_tables import STAGE_TABLES, VECTOR_TABLES, fuses_vectors, tables_of
+
+LOGGER = logging.getLogger(__name__)
+TRAINING_FILE = "training.json"
+MAX_TAG = 500
+"""Characters of a tag, a limit of MLflow's older stores."""
+
+
+@dataclass
+class Training:
+    """A training of one day.
+
+    Attributes:
+        folder: of the training.
+        day: YYYY-MM-DD.
+        recipe: decoder and stages.
+        settings: where tables and the tracking store are.
+        pins: tables pinned so far.
+        made_of: digest of everything that each stage depends on.
+        skipped: why a stage was left out.
+        needs_validation: are empty validation and test splits an error; else the model is trained and not judged.
+    """
+
+    folder: Path
+    day: str
+    recipe: Recipe
+    settings: Settings
+    pins: dict[str, Pin] = field(default_factory=dict)
+    made_of: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    needs_validation: bool = True
+
+    def take(self, content: Mapping[str, Any]) -> None:
+        """Takes what was pinned and done, as `training.json` tells it."""
+        self.pins = {name: Pin(**pin) for name, pin in content["pins"].items()}
+        self.made_of, self.skipped = content["made_of"], content["skipped"]
+
+    def table(self, name: str) -> TableAt:
+        """Returns a pinned table."""
+        return TableAt(locate_table(self.settings.storage.root, name), self.pins[name].version)
+
+    def stage_folder(self, stage: str) -> Path:
+        """Returns the folder of a stage."""
+        return self.folder / stage
+
+    def is_trained(self, stage: str) -> bool:
+        """Tells whether a stage has left a model."""
+        return (self.stage_folder(stage) / "model").is_dir()
+
+    @property
+    def bundle_folder(self) -> Path:
+        """Folder of the bundle."""
+        return self.folder / "bundle"
+
+    @property
+    def is_simulated(self) -> bool:
+        """Is any row that the training read made by a simulation."""
+        return any(pin.num_simulated for pin in self.pins.values())
+
+
+def open_training(settings: Settings, day: str, recipe: Recipe, *, needs_validation: bool = True) -> Training:
+    """Opens the training of a day, one begun earlier if there is one."""
+    folder = Path(settings.storage.artifacts) / "training" / day
+    training = Training(folder, day, recipe, settings, needs_validation=needs_validation)
+    path = folder / TRAINING_FILE
+    if path.is_file():
+        training.take(read_json(path, expected="the record of a training"))
+    return training
+
+
+def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
+    """Trains one stage in an MLflow run of its own, nested in the training's.
+
+    Raises:
+        MissingInputError: a table, or the pre-trained model, is not there.
+        NoTrainingDataError: the stage has no sample.
+    """
+    try:
+        prepare_stage(training, stage)
+    except SpacetimeError as error:
+        tell_all({"refused": str(error)})
+        raise
+    tell_all(_describe(training))
+    started = time.perf_counter()
+    with open_stage_run(training.settings.mlflow, parent, stage=stage) as log:
+        log.log_params({"stage": stage, "day": training.day, "made_of": training.made_of[stage]})
+        log.log_params({"train": getattr(training.recipe, stage).model_dump(mode="json")})
+        log.log_tables(_table_inputs(training, stage))
+        log.log_tags({"simulated": str(training.is_simulated).lower()})
+        result = run_stage(training, stage, log.log_metrics)
+        best = {} if result.best_value is None else {"best/val_loss": result.best_value}
+        log.log_metrics({**best, "seconds": time.perf_counter() - started}, result.steps)
+        log.log_tags({"validated": str(result.best_value is not None).lower()})
+    training.skipped.pop(stage, None)
+    _save_training(training)
+    return result
+
+
+def train_all(training: Training, parent: RunLog) -> dict[str, TrainResult]:
+    """Trains every stage; those after pre-training are skipped where they have no data."""
+    results = {"pretrain": train_stage(training, "pretrain", parent)}
+    for stage in list(STAGE_TABLES)[1:]:
+        try:
+            results[stage] = train_stage(training, stage, parent)
+        except (NoTrainingDataError, MissingInputError) as error:
+            LOGGER.warning("stage %s is skipped: %s", stage, error)
+            training.skipped[stage] = str(error)
+            parent.log_tags({f"skipped.{stage}": str(error)[:MAX_TAG]})
+            shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
+            _save_training(training)
+    return results
+
+
+def prepare_stage(training: Training, stage: str) -> None:
+    """Pins the stage's tables; removes what an earlier start left of it if recipe or rows have changed.
+
+    Raises:
+        MissingInputError: a table is not there, or the stage starts from a model that is not.
+    """
+    if stage != "pretrain" and not training.is_trained("pretrain"):
+        raise MissingInputError(
+            what="the pre-trained model",
+            where=str(training.stage_folder("pretrain")),
+            needed_by=f"Stage {stage}",
+            remedy=f"Run: python -m models pretrain --day {training.day}, or python -m models train.",
+        )
+    for name in tables_of(stage, training.recipe):
+        root = training.settings.storage.root
+        training.pins[name] = pin_table(root, name, training.day, training.pins.get(name))
+    made_of = _describe_stage(training, stage)
+    before = training.made_of.get(stage)
+    if before is not None and before != made_of:
+        LOGGER.warning("stage %s is trained anew: its recipe or its rows have changed", stage)
+        shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
+    training.made_of[stage] = made_of
+    _save_training(training)
+
+
+def _run_pretrain(training: Training, log: Log) -> TrainResult:
+    tables = _index_tables(training)
+    version = last_index_version(tables.poi_index)
+    return run_pretrain(
+        tables, day=training.day, recipe=training.recipe, layout=None, log=log,
+        folder=training.stage_folder("pretrain"), finder=_open_finder(training, version),
+        needs_validation=training.needs_validation,
+    )  # fmt: skip
+
+
+def _run_sft(stage: str, training: Training, log: Log) -> TrainResult:
+    run = {"sft_embedding": run_sft_embedding, "sft_ranking": run_sft_ranking}[stage]
+    return run(
+        training.table("ranking_samples"), day=training.day, recipe=training.recipe,
+        pretrained=training.stage_folder("pretrain"), folder=training.stage_folder(stage), log=log,
+        vectors=_read_vectors(training), needs_validation=training.needs_validation,
+    )  # fmt: skip
+
+
+def _run_align_dpo(training: Training, log: Log) -> TrainResult:
+    pretrained = training.stage_folder("pretrain")
+    finder = _open_finder(training, read_config(pretrained / "model").index_version)
+    return run_align_dpo(
+        training.table("preference_pairs"), _index_tables(training), day=training.day, recipe=training.recipe,
+        pretrained=pretrained, folder=training.stage_folder("align_dpo"), log=log, finder=finder,
+        needs_validation=training.needs_validation,
+    )  # fmt: skip
+
+
+def run_stage(training: Training, stage: str, log: Log) -> TrainResult:
+    """Trains a prepared stage; raises as its own `run_...`."""
+    return _RUNNERS[stage](training, log)
+
+
+_RUNNERS: dict[str, Callable[[Training, Log], TrainResult]] = {
+    "pretrain": _run_pretrain,
+    "sft_embedding": partial(_run_sft, "sft_embedding"),
+    "sft_ranking": partial(_run_sft, "sft_ranking"),
+    "align_dpo": _run_align_dpo,
+}
+
+
+def _read_vectors(training: Training) -> SlotVectors | None:
+    """Reads the vectors of POIs, if the recipe fuses them."""
+    if not training.recipe.fuse_poi_vectors:
+        return None
+    version = load_stage(training.stage_folder("pretrain") / "model").config.index_version
+    vectors, index = (training.table(name) for name in VECTOR_TABLES)
+    return read_slot_vectors(vectors, index, day=training.day, index_version=version)
+
+
+def _open_finder(training: Training, index_version: int) -> SlotFinder | None:
+    """Reads what others did, if the decoder copies from them."""
+    if not training.recipe.decoder.others.enabled:
+        return None
+    visits, transitions = map(training.table, OTHER_TABLES)
+    others = OthersAt(visits, transitions, training.day, index_version)
+    return open_finder(others, read_catalogue(training.table("poi_index"), index_version))
+
+
+def _index_tables(training: Training) -> PretrainTables:
+    return PretrainTables(
+        training.table("pretrain_samples"), training.table("poi_index"), training.table("blocks")
+    )
+
+
+def _describe_stage(training: Training, stage: str) -> str:
+    """Digest of recipe and rows of a stage, and of the pre-training it starts from."""
+    recipe = training.recipe.model_dump(mode="json")
+    content = {
+        "decoder": recipe["decoder"],
+        "stage": recipe[stage],
+        "fuses": fuses_vectors(stage, training.recipe),
+        "rows": {name: training.pins[name].digest for name in tables_of(stage, training.recipe)},
+        "from": "" if stage == "pretrain" else training.made_of.get("pretrain", ""),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _table_inputs(training: Training, stage: str) -> list[TableInput]:
+    root = training.settings.storage.root
+    return [
+        TableInput(name, locate_table(root, name), pin.version, pin.num_rows, pin.digest)
+        for name, pin in ((name, training.pins[name]) for name in tables_of(stage, training.recipe))
+    ]
+
+
+def refuse_erased(training: Training) -> None:
+    """Raises MissingInputError if users were erased from the rows that the training has read."""
+    path = training.folder / ERASURES_FILE
+    if not path.is_file():
+        return
+    for run_id, erasure in read_json(path, expected="a list of erasures").items():
+        pinned = {name: pin.version for name, pin in training.pins.items()}
+        gone = sorted(name for name, version in erasure["versions"].items() if pinned.get(name) == version)
+        if gone:
+            raise MissingInputError(
+                what=f"the rows that the training of {training.day} has read ({', '.join(gone)})",
+                where=training.settings.storage.root,
+                needed_by="The job",
+                remedy=f"Erasure {run_id} has taken users out of them since, and their versions are gone. Train again: "
+                f"python -m models train --day {training.day}.",
+            )
+
+
+def _save_training(training: Training) -> None:
+    write_json(training.folder / TRAINING_FILE, _describe(training))
+
+
+def _describe(training: Training) -> dict[str, object]:
+    return {
+        "pins": {name: asdict(pin) for name, pin in training.pins.items()},
+        "made_of": training.made_of,
+        "skipped": training.skipped,
+    }

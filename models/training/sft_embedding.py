@@ -1,0 +1,208 @@
+"""Stage 2a: embedding SFT (paper 3.3.1): the one decoder as two towers, InfoNCE.
+
+User tower: profile, history and request; POI tower: the POI's tokens alone; unit vectors. Each clicked POI is
+told from the unclicked POIs of its request and from the other clicks of the batch. A share of the training
+requests is made neutral, so that the vector of a user as of the last action, without a request, is trained
+too. Reads `ranking_samples` at a pinned version; starts from the pre-trained weights.
+
+    python -m models sft_embedding --day 2026-01-31
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pds
+import torch
+from torch import Tensor, nn
+
+from models.config import EmbeddingSftConfig, Recipe
+from models.data.batch import collate_candidates, collate_history, collate_requests, pad_lists
+from models.data.dataset import TableAt, read_table
+from models.evaluation.metrics import auc, gauc
+from models.network.decoder import SpacetimeDecoder
+from models.training.losses import info_nce_loss
+from models.training.multimodal import SlotVectors, start_posttraining
+from models.training.posttraining import (
+    NO_LABEL,
+    SampleSource,
+    Splits,
+    flatten_by_label,
+    require_clicks,
+    run_stage,
+)
+from models.training.sft_ranking import RANKING_COLUMNS
+from models.training.stage import Log, TrainResult
+
+LOWEST_TEMPERATURE = 0.01
+_INNER_BITS = 24
+COUNTED = ("labels", "candidate_block_ids", "candidate_inner_ids")
+
+
+class TwoTowers(nn.Module):
+    """The decoder with a temperature beside it; only the decoder is saved."""
+
+    def __init__(self, decoder: SpacetimeDecoder, *, temperature: float, is_learned: bool) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=is_learned)
+
+    @property
+    def temperature(self) -> Tensor:
+        """InfoNCE tau; never so small that one pair takes all gradient."""
+        return self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
+
+    @property
+    def rate_scales(self) -> Mapping[str, float]:
+        """Learning rates of the decoder's parts, as the trainer asks for them."""
+        return {f"decoder.{name}": scale for name, scale in self.decoder.rate_scales.items()}
+
+
+class ClickFrequencies:
+    """How often each POI is clicked per training request; for the sampling correction."""
+
+    def __init__(self, samples: pa.Table) -> None:
+        """Counts the clicks of `labels`, `candidate_block_ids` and `candidate_inner_ids`."""
+        candidates = {name: samples[name].combine_chunks().flatten().to_numpy() for name in COUNTED}
+        is_click = candidates["labels"] == 1
+        blocks, inners = (candidates[name][is_click].astype(np.int64) for name in COUNTED[1:])
+        keys, counts = np.unique((blocks << _INNER_BITS) | inners, return_counts=True)
+        self.keys, self.rates = torch.from_numpy(keys), torch.from_numpy(counts / samples.num_rows).float()
+
+    def log_expected(self, keys_BC: Tensor, num_requests: int) -> Tensor:
+        """Returns the log of the clicks expected on each POI in a batch; one never clicked counts as one click."""
+        known, rates = self.keys.to(keys_BC.device), self.rates.to(keys_BC.device)
+        place = torch.searchsorted(known, keys_BC).clamp(max=len(known) - 1)
+        found = torch.where(known[place] == keys_BC, rates[place], rates.min())
+        return (num_requests * found).log()
+
+
+class EmbeddingStage:
+    """Batches and loss of embedding SFT."""
+
+    name = "sft_embedding"
+
+    def __init__(
+        self, splits: Splits, config: EmbeddingSftConfig, frequencies: "ClickFrequencies | None" = None
+    ) -> None:
+        self.splits, self.config, self.frequencies = splits, config, frequencies
+
+    def num_batches(self) -> int:
+        """Returns the batches of an epoch."""
+        return self.splits.num_batches()
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
+        """Yields the batches of an epoch from the `start`-th on."""
+        return self.splits.train_batches(epoch, start)
+
+    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+        """Returns the summed InfoNCE and the number of clicks; some requests are made neutral."""
+        return self.loss_of_share(model, rows, slice(0, rows.num_rows))
+
+    def loss_of_share(
+        self, model: nn.Module, rows: pa.Table, own: slice
+    ) -> tuple[Tensor, int, dict[str, float]]:
+        """Returns the same summed over some requests of a batch; the clicks of all are negatives."""
+        assert isinstance(model, TwoTowers)
+        users, pois, labels, keys = embed_rows(
+            model.decoder, rows, drop_request=self.config.drop_request, own=own
+        )
+        expected = self.frequencies.log_expected(keys, rows.num_rows) if self.frequencies else None
+        loss, count = info_nce_loss(users, pois, labels, keys, model.temperature, expected, own=own)
+        return loss, count, {"train/temperature": float(model.temperature.detach()) * count}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Returns loss per click, and AUC and GAUC of the dot product; nothing without validation rows."""
+        if self.splits.val is None:
+            return {}
+        assert isinstance(model, TwoTowers)
+        total, count, scored = 0.0, 0, []
+        for rows in self.splits.val_batches():
+            users, pois, labels, keys = embed_rows(model.decoder, rows)
+            loss, num_clicks = info_nce_loss(users, pois, labels, keys, model.temperature)
+            total, count = total + float(loss), count + num_clicks
+            similarity = (users[:, None] * pois).sum(dim=-1)
+            scored.append(
+                (similarity.float().cpu().numpy(), labels.cpu().numpy(), rows["user_id"].to_pylist())
+            )
+        scores, flat_labels, user_ids = flatten_by_label(scored)
+        metrics = {"val/loss": total / max(count, 1), "val/auc": auc(scores, flat_labels),
+                   "val/gauc": gauc(scores, flat_labels, user_ids)}  # fmt: skip
+        return {name: value for name, value in metrics.items() if not np.isnan(value)}
+
+
+def embed_rows(
+    decoder: SpacetimeDecoder, rows: pa.Table, *, drop_request: float = 0.0, own: slice | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns user vectors (B, E), POI vectors (B, C, E), labels and POI keys (B, C) of ranking samples.
+
+    Users are those of `own` only, if it is given; POIs are those of all rows.
+    """
+    device = next(decoder.parameters()).device
+    users_rows = rows if own is None else rows.slice(own.start, own.stop - own.start)
+    requests = collate_requests(users_rows)
+    if drop_request:
+        requests = requests._replace(is_neutral_B=torch.rand(users_rows.num_rows) < drop_request)
+    candidates = collate_candidates(rows).to(device)
+    prefix = decoder.encode_prefix(collate_history(users_rows).to(device))
+    users = decoder.user_state(prefix, requests.to(device))
+    labels = pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
+    keys = (candidates.blocks_BC << _INNER_BITS) | candidates.inners_BC
+    return users, decoder.poi_state(candidates), labels, keys
+
+
+def run_sft_embedding(
+    samples: TableAt,
+    *,
+    day: str,
+    recipe: Recipe,
+    pretrained: Path,
+    folder: Path,
+    log: Log,
+    vectors: SlotVectors | None = None,
+    from_scratch: bool = False,
+    needs_validation: bool = True,
+) -> TrainResult:
+    """Trains the embedding stage from pre-trained weights; leaves it in `folder/model`.
+
+    Args:
+        samples: `ranking_samples` at a pinned version.
+        day: day as of which the samples were made, YYYY-MM-DD.
+        recipe: how to train.
+        pretrained: folder of the pre-training stage.
+        folder: of this stage.
+        log: takes metrics and their step.
+        vectors: of POIs, to be fused; None = without.
+        from_scratch: start from new weights, for comparison.
+        needs_validation: an empty validation split is an error; else the last weights are kept.
+
+    Raises:
+        NoTrainingDataError: a split has no sample, or no training request has a click.
+    """
+    config = recipe.sft_embedding
+    source = SampleSource(samples, day, "request_id", RANKING_COLUMNS)
+    require_clicks(samples, day)
+    splits = Splits(source, config, folder / "scratch", needs_validation=needs_validation)
+    torch.manual_seed(config.seed)
+    towers = TwoTowers(
+        start_posttraining(pretrained, vectors=vectors, from_scratch=from_scratch),
+        temperature=config.temperature,
+        is_learned=config.learn_temperature,
+    )
+    frequencies = None
+    if config.sampling_correction:
+        of_training = (pds.field("day") == date.fromisoformat(day)) & (pds.field("split") == "train")
+        frequencies = ClickFrequencies(read_table(samples, COUNTED, of_training))
+    return run_stage(
+        EmbeddingStage(splits, config, frequencies),
+        splits,
+        towers,
+        config,
+        folder=folder,
+        log=log,
+        made_of=[asdict(samples), day, from_scratch],
+    )

@@ -1,0 +1,279 @@
+"""The one training loop of all stages: step, accumulate, clip, schedule, average, validate, checkpoint, resume.
+
+A stage says what a batch is and what its loss; the loop owns everything else. Interrupted at any step and
+started again, it goes on to the same weights, bit by bit on a CPU: weights, optimiser, random state and
+place in the data come back from the last checkpoint, and the order of the data depends on seed and epoch
+alone. Several processes share every batch (`models.data.parallel`).
+"""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from conf.errors import LossNotFiniteError
+from models.config import TrainConfig
+from models.data.parallel import (
+    num_processes,
+    own_rows,
+    own_share,
+    process_rank,
+    sum_gradients,
+    sum_over_processes,
+    wait_for_all,
+)
+from models.network.checkpoint import CheckpointStore, Snapshot, TrainState
+from models.training.optimizer import build_optimizer, load_optimizer, read_optimizer, scale_rate
+from models.training.progress import StepProgress
+from models.training.stage import ComparingStage, Log, Stage, TrainResult
+
+LOGGER = logging.getLogger(__name__)
+LOG_EVERY_STEPS = 20
+VALIDATION_KEY = "val/loss"
+
+
+def train(
+    stage: Stage,
+    model: nn.Module,
+    config: TrainConfig,
+    folder: str | Path,
+    log: Log,
+    *,
+    fingerprint: str = "",
+) -> TrainResult:
+    """Trains a model in place and leaves it with the weights of the best validation.
+
+    Args:
+        stage: data and loss.
+        model: on any device; moved to the configured one.
+        config: of the stage.
+        folder: for checkpoints; a training found there is continued.
+        log: takes metrics and their step.
+        fingerprint: what else must be equal for a resume to make sense (token layout, data versions).
+
+    Raises:
+        LossNotFiniteError: the loss became NaN; the batch is in the folder.
+        DamagedCheckpointError, FingerprintError: the training in the folder cannot be continued.
+    """
+    return _Training(stage, model, config, Path(folder), log, fingerprint).run()
+
+
+def pick_device(config: TrainConfig) -> torch.device:
+    """Returns the configured device; `auto` is CUDA where there is some."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+class _Training:
+    """One sitting of a training."""
+
+    def __init__(
+        self, stage: Stage, model: nn.Module, config: TrainConfig, folder: Path, log: Log, fingerprint: str
+    ) -> None:
+        self.stage, self.config, self.folder, self.log = stage, config, folder, log
+        self.device = pick_device(config)
+        self.model = model.to(self.device)
+        self.optimizer = build_optimizer(model, config)
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.store = CheckpointStore(folder / "checkpoints", _fingerprint_training(config, fingerprint))
+        self.state = TrainState()
+        self.num_batches = stage.num_batches()
+        self.num_steps = config.max_steps or config.epochs * self.num_batches
+        self.sums: dict[str, float] = {}
+
+    def run(self) -> TrainResult:
+        is_resumed = self._start()
+        started = time.perf_counter() - self.state.seconds
+        with StepProgress(self.stage.name, self.num_steps) as advance:
+            if self.config.validate_start and self.state.step == 0 and self.state.best_value is None:
+                self._validate()
+            while not self.state.is_finished and self.state.step < self.num_steps:
+                for rows in self.stage.train_batches(self.state.epoch, self.state.position):
+                    self._step(rows)
+                    self.state.seconds = time.perf_counter() - started
+                    advance(self.state.step, self.state.best_value)
+                    if self.state.is_finished or self.state.step >= self.num_steps:
+                        break
+                else:
+                    assert self.state.position == 0, "the stage yields fewer batches than it says"
+        return self._finish(is_resumed)
+
+    def _start(self) -> bool:
+        """Seeds, or goes on from the last checkpoint; tells which."""
+        torch.manual_seed(self.config.seed + process_rank())
+        snapshot = self.store.load_last()
+        wait_for_all()  # nobody writes before everybody has read
+        if snapshot is None:
+            return False
+        self.state = snapshot.state
+        self.model.load_state_dict(snapshot.model)
+        load_optimizer(self.optimizer, snapshot.optimizer)
+        if self.average is not None:
+            self.average.load_state_dict(snapshot.average)
+        _restore_random(snapshot.random)
+        LOGGER.info("%s goes on at step %d of %d", self.stage.name, self.state.step, self.num_steps)
+        return True
+
+    def _step(self, rows: pa.Table) -> None:
+        """One optimiser step, and what is due after it."""
+        rate = scale_rate(self.config, self.state.step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.model.train()
+        loss, num_targets = self._accumulate(rows)
+        norm = torch.nan_to_num(self._normalise_gradients(num_targets), nan=math.inf)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._refuse_batch(rows)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        state = self.state
+        state.step, state.position = state.step + 1, state.position + 1
+        if state.position == self.num_batches:
+            state.epoch, state.position = state.epoch + 1, 0
+        self._log_training(loss, num_targets, float(norm), rate)
+        every = self.config.val_every
+        is_due = state.step % every == 0 if every else state.position == 0
+        if is_due or state.step == self.num_steps:
+            self._validate()
+        if state.step % self.config.checkpoint_every == 0:
+            self._save()
+
+    def _accumulate(self, rows: pa.Table) -> tuple[float, int]:
+        """Adds up gradients of the summed loss, so that micro-batches make no difference."""
+        own = own_share(rows)
+        size = self.config.micro_batch_size or max(own.num_rows, 1)
+        total, num_targets, told = 0.0, 0, Counter[str]()
+        for first in range(0, own.num_rows, size):
+            with self._autocast():
+                loss, count, sums = self._loss(rows, own.slice(first, size))
+            if loss.requires_grad:
+                loss.backward()
+            total, num_targets = total + float(loss.detach()), num_targets + count
+            told.update(sums)
+        total, all_targets = sum_over_processes(total, num_targets)
+        for name, value in told.items():  # what is told beside the loss is of the own share, scaled up
+            self.sums[name] = self.sums.get(name, 0.0) + value * (all_targets / max(num_targets, 1))
+        return total, int(all_targets)
+
+    def _loss(self, batch: pa.Table, part: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+        """Returns the stage's loss of a part; where rows are compared, they are all of the batch unless it is split."""
+        own = own_rows(batch.num_rows)
+        is_share = num_processes() > 1 and part.num_rows == own.stop - own.start
+        if is_share and isinstance(self.stage, ComparingStage):
+            return self.stage.loss_of_share(self.model, batch, own)
+        return self.stage.loss(self.model, part)
+
+    def _normalise_gradients(self, num_targets: int) -> Tensor:
+        """Turns gradients of the sum into those of the mean, clips them, and returns their norm before."""
+        sum_gradients([parameter for parameter in self.model.parameters() if parameter.requires_grad])
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.div_(max(num_targets, 1))
+        return nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+
+    def _autocast(self) -> torch.autocast:
+        wants = self.config.dtype == "bfloat16"
+        can = self.device.type == "cpu" or torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wants and can)
+
+    def _refuse_batch(self, rows: pa.Table) -> None:
+        path = self.folder / f"not-finite-step-{self.state.step}.arrow"
+        if process_rank() == 0:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+                writer.write_table(rows)
+        raise LossNotFiniteError(stage=self.stage.name, step=self.state.step, batch_file=path)
+
+    def _log_training(self, loss: float, num_targets: int, norm: float, rate: float) -> None:
+        for name, value in (("train/loss", loss), ("targets", num_targets), ("steps", 1)):
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if self.state.step % LOG_EVERY_STEPS and self.state.position:
+            return
+        targets = max(self.sums.pop("targets"), 1.0)
+        steps = self.sums.pop("steps")
+        means = {name: value / targets for name, value in self.sums.items()}
+        means["train/grad_norm"], means["train/learning_rate"] = norm, rate
+        means["train/targets_per_step"] = targets / steps
+        self.log(means, self.state.step)
+        self.sums = {}
+
+    def _validate(self) -> None:
+        state = self.state
+        model = self.model if self.average is None else self.average.module
+        model.eval()
+        with torch.no_grad():
+            metrics = self.stage.validate(model)
+        if not metrics:  # no validation rows: the weights of the last step are those that stay
+            state.best_step = state.step
+            self._save_best(model)
+            return
+        state.validations.append({"step": float(state.step), **metrics})
+        self.log(metrics, state.step)
+        value = metrics[VALIDATION_KEY]
+        if state.best_value is None or value < state.best_value:
+            state.best_value, state.best_step, state.bad_validations = value, state.step, 0
+            self._save_best(model)
+        else:
+            state.bad_validations += 1
+            state.is_finished = state.bad_validations >= self.config.patience
+        LOGGER.info("%s step %d: %s", self.stage.name, state.step, _format(metrics))
+
+    def _save_best(self, model: nn.Module) -> None:
+        if process_rank() == 0:
+            self.store.save_best(self.state.step, model.state_dict())
+        wait_for_all()
+
+    def _save(self) -> None:
+        if process_rank() == 0:
+            optimizer = read_optimizer(self.optimizer)
+            average = {} if self.average is None else self.average.state_dict()
+            self.store.save(Snapshot(self.state, self.model.state_dict(), optimizer, _read_random(), average))
+        wait_for_all()
+
+    def _finish(self, is_resumed: bool) -> TrainResult:
+        state = self.state
+        if not state.is_finished or state.step % self.config.checkpoint_every:
+            state.is_finished = True
+            self._save()
+        self.model.load_state_dict(self.store.load_best(state.best_step))
+        self.model.eval()
+        return TrainResult(
+            state.step, state.best_value, state.best_step, list(state.validations), state.seconds, is_resumed
+        )
+
+
+def _fingerprint_training(config: TrainConfig, fingerprint: str) -> str:
+    """Names what must be equal for a resume; where and how often to save may change."""
+    content = config.model_dump(mode="json", exclude={"device", "checkpoint_every", "in_memory_rows"})
+    return hashlib.sha256(json.dumps([content, fingerprint], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_random() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _restore_random(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and "cuda0" in states:
+        torch.cuda.set_rng_state_all([states[f"cuda{number}"] for number in range(len(states) - 1)])
+
+
+def _format(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

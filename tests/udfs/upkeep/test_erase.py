@@ -1,0 +1,185 @@
+"""Erasure; the bench `make bench-erasure` searches a whole city, these are the parts that it does not reach."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from conf.errors import ErasureUnfinishedError
+from conf.settings import Settings
+from conf.tables import TABLES
+from etl.delta.erasure import as_frame, delete_users, find_users, user_tables
+from tests.udfs.town import DAY_1, DAY_2, Town
+from udfs.releases.reader import read_release
+from udfs.upkeep.erase_files import erase_files, find_files
+
+NO_USERS = {"raw_pois", "blocks", "categories", "poi_index", "poi_vectors", "poi_embeddings", "table_statistics",
+            "releases", "withdrawals", "erased_users"}  # fmt: skip
+
+
+def test_every_table_either_is_searched_or_is_known_to_hold_no_user() -> None:
+    assert set(user_tables()) | NO_USERS == set(TABLES)
+    assert not set(user_tables()) & NO_USERS
+
+
+def test_texts_are_blackened_and_explanations_removed(tmp_path: Path) -> None:
+    audit, page = tmp_path / "audit.json", tmp_path / "page.html"
+    audit.write_text('{"failures": ["1 key twice, for example {\\"user_id\\":\\"47\\"}"], "rows": 47}')
+    page.write_text("<b>user-12</b> user-123 user_id&quot;:&quot;47&quot; took 47 s")
+    (tmp_path / "2026-03-01-47-1700000000000.png").write_bytes(b"picture")
+    (tmp_path / "2026-03-47-48-1700000000000.png").write_bytes(b"another user's")
+    users = ["user-12", "47"]
+
+    erase_files(find_files([tmp_path], users), users)
+
+    assert (
+        audit.read_text()
+        == '{"failures": ["1 key twice, for example {\\"user_id\\":\\"[erased]\\"}"], "rows": 47}'
+    )
+    assert page.read_text() == "<b>[erased]</b> user-123 user_id&quot;:&quot;[erased]&quot; took 47 s"
+    assert [path.name for path in tmp_path.glob("*.png")] == ["2026-03-47-48-1700000000000.png"]
+    assert not len(find_files([tmp_path], users))
+
+
+@pytest.mark.spark
+def test_an_erased_user_is_gone_and_a_second_run_changes_nothing(published_twice: Town) -> None:
+    town = published_twice
+    options = {"user": ["u1"], "users": None}
+
+    done = town.run("erase", DAY_2, **options)
+
+    users = read_release(town.spark, town.root, "user_embeddings").collect()
+    assert {row["user_id"] for row in users} == {"u2", "u3"}
+    assert done.notes["withdrawn"] == [1, 2]
+    assert town.run("erase", DAY_2, **options).tables == {}
+    assert [row["day"] for row in town.read("releases")[2:]] == [DAY_1, DAY_2]  # 1 and 2 again, without u1
+
+
+class KilledError(BaseException):
+    """Ends a process where it stands."""
+
+
+@pytest.mark.operations("5")
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("step", "call"),
+    [("etl.delta.retention.start_history_anew", 3), ("etl.delta.retention.vacuum_table", 2)],
+)
+def test_a_killed_erasure_is_ended_by_the_same_command(
+    published_twice: Town, monkeypatch: pytest.MonkeyPatch, step: str, call: int
+) -> None:
+    town = published_twice
+    town.run("rollback", DAY_2, run_id="back")  # the current release shows versions that are not the latest
+    before = vectors(town)
+    options = {"user": ["u1"], "users": None}
+    module, _, name = step.rpartition(".")
+    real, calls = getattr(importlib.import_module(module), name), iter(range(1, call))
+
+    def dies(*words: object, **named: object) -> object:
+        if next(calls, None) is None:
+            raise KilledError
+        return real(*words, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, dies)
+        try:
+            town.run("erase", DAY_2, run_id="first", **options)
+        except KilledError:
+            with pytest.raises(ErasureUnfinishedError, match="the erasure first of 1 users"):
+                town.run("publish", DAY_2, run_id="meanwhile")
+
+    done = town.run("erase", DAY_2, run_id="second", **options)
+
+    assert vectors(town) == {user: vector for user, vector in before.items() if user != "u1"}
+    assert done.notes["after"] == {"tables": 0, "files": 0}
+    record = json.loads((town.artifacts / "erasures" / "first.json").read_text())
+    assert record["is_complete"]
+    assert record["before"]["tables"]["user_embeddings"]["rows"] == 1
+    assert list(town.artifacts.glob("erasures/unfinished*")) == []
+
+
+def vectors(town: Town) -> dict[str, list[float]]:
+    rows = read_release(None, town.root, "user_embeddings").to_pylist()
+    return {row["user_id"]: row["embedding"] for row in rows}
+
+
+ODD_IDS = ("ann", "Ann", "++x++", "a.b", "ü", "7", "x" * 60, r"a\Eb", 'say "so"', "a|b")
+
+
+@pytest.mark.operations("3")
+@pytest.mark.spark
+def test_an_id_is_taken_letter_by_letter(made: Settings, spark: object) -> None:
+    town, root = Town(spark, made, Path()), made.storage.root
+    rows = [
+        {
+            "action_id": f"{spelling}{number}",
+            "user_id": written,
+            "poi_id": "p",
+            "record": record,
+            "is_simulated": False,
+        }
+        for number, user in enumerate(ODD_IDS)
+        for spelling, written, record in (
+            ("as it is", user, f"<{user}>"),
+            ("padded", f" {user}\u00a0", "padded"),
+            ("damaged", f"\ufffd{user}", "damaged"),
+            ("torn", None, json.dumps({"user": user, "time": "torn"})),
+        )
+    ]
+    town.deliver(DAY_1, raw_actions=rows)
+
+    found = {user: find_users(spark, root, "raw_actions", as_frame(spark, [user])).rows for user in ODD_IDS}
+    delete_users(spark, root, "raw_actions", as_frame(spark, ODD_IDS[1:]))
+
+    assert found == dict.fromkeys(ODD_IDS, 4)
+    left = [row["user_id"] for row in town.read("raw_actions")]
+    assert sorted(left, key=str) == [" ann\u00a0", None, "ann", "\ufffdann"]
+
+
+@pytest.mark.spark
+def test_a_number_is_found_as_records_of_a_float_have_told_it(made: Settings, spark: object) -> None:
+    town, root = Town(spark, made, Path()), made.storage.root
+    records = ['{"user_id":1.0126086E7}', '{"user_id":"10126086"}', '{"user_id":1.01260861E8}']
+    rows = [
+        {"action_id": str(number), "user_id": None, "record": record, "is_simulated": False}
+        for number, record in enumerate(records)
+    ]
+    town.deliver(DAY_1, raw_actions=rows)
+
+    assert find_users(spark, root, "raw_actions", as_frame(spark, ["10126086"])).rows == 2
+
+
+@pytest.mark.spark
+@pytest.mark.operations("6")
+def test_releases_of_two_models_are_carried_from_their_own_versions(
+    published_twice: Town, other_bundle: Path
+) -> None:
+    """Another model makes the second day anew, is published and taken back; then a user is erased."""
+    town = published_twice
+    shown = {day: vectors(town) for day in ("second",)}
+    town.run("features", DAY_2, run_id="other", model=str(other_bundle))
+    town.run("audit", DAY_2, run_id="other", model=str(other_bundle))
+    town.run("publish", DAY_2, run_id="other")
+    assert vectors(town) != shown["second"]
+    town.run("rollback", DAY_2, run_id="back")
+    assert vectors(town) == shown["second"]
+
+    town.run("erase", DAY_2, run_id="erase", user=["u1"], users=None)
+
+    assert vectors(town) == {user: vector for user, vector in shown["second"].items() if user != "u1"}
+
+
+@pytest.mark.operations("4")
+@pytest.mark.spark
+def test_a_list_with_a_byte_order_mark_and_strangers(published_twice: Town, tmp_path: Path, caplog) -> None:
+    town = published_twice
+    asked = tmp_path / "users.txt"
+    asked.write_bytes("\ufeffu1\r\n\u00a0u2 \r\n\r\nnobody\r\n".encode())
+
+    done = town.run("erase", DAY_2, user=[], users=asked)
+
+    assert set(vectors(town)) == {"u3"}
+    assert done.notes["not_found"] == 1
+    assert "no table holds user 'nobody'" in caplog.text
+    assert "u1" not in json.dumps(done.notes)

@@ -1,0 +1,355 @@
+"""Runs the feature jobs of a night: pins inputs, checks model against index, computes, counts, writes.
+
+Every job is one line of `FEATURE_JOBS`; the runner does the rest. Units in = units done + units refused is
+checked before anything is committed, and a night in which too many rows make the model fail stops instead of
+publishing gaps.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from conf.cli import JobContext, JobSummary
+from conf.errors import ConflictingWriteError, GateFailedError, IndexVersionError, RowsLostError
+from conf.rules import rules_of
+from conf.tables import QUARANTINED_ROWS, RANKING_REQUESTS
+from etl.columns import request_rules
+from etl.columns.refusal import count_rows, tally, to_quarantine
+from etl.delta.contracts import conform, digest_table
+from etl.delta.storage import (
+    ATTEMPTS,
+    replace_day,
+    table_location,
+)
+from etl.spark.session import compute_once
+from models.copying.crowd_tables import OTHER_TABLES, last_others
+from udfs.features import poi_candidates, poi_embeddings, ranking_scores, user_embeddings
+from udfs.features.outcomes import FeatureBuild, build_refused, keep_accepted
+from udfs.features.requests import judge_requests_of
+from udfs.features.run_context import Night, open_night
+from udfs.features.skipped_features import save_skipped, skip_feature
+
+LOGGER = logging.getLogger(__name__)
+REQUEST_REASONS = tuple(
+    rule.code for rule in rules_of(RANKING_REQUESTS.name, "refuse") if rule.code.startswith("request_")
+)
+"""Why a request as a whole is refused, by whichever job reads it."""
+
+
+@dataclass(frozen=True)
+class FeatureJob:
+    """One feature table.
+
+    Attributes:
+        inputs: tables that are read whatever the model.
+        source_table: where the rows that may be refused come from.
+        reasons: all reason codes of the job.
+        model_failure: the reason code of rows that made the model fail.
+        build: plans the rows of a night.
+        copied: tables that are read too if the model copies from others.
+        stage: of the model, that makes it; empty for the one that generates, which every model has.
+    """
+
+    inputs: tuple[str, ...]
+    source_table: str
+    reasons: tuple[str, ...]
+    model_failure: str
+    build: Callable[[Night], FeatureBuild]
+    copied: tuple[str, ...] = ()
+    stage: str = ""
+
+
+def plan_user_embeddings(night: Night) -> FeatureBuild:
+    """Plans `user_embeddings` from the tables of a night."""
+    root = night.settings.storage.root
+    return user_embeddings.build_user_embeddings(
+        night.read("action_sequences"),
+        user_embeddings.mark_current(night.read_output("user_embeddings"), root),
+        day=night.day,
+        model=night.model,
+        run_id=night.run_id,
+        micro_batch=night.settings.features.micro_batch,
+        num_partitions=night.settings.spark.shuffle_partitions,
+    )
+
+
+def plan_poi_embeddings(night: Night) -> FeatureBuild:
+    """Plans `poi_embeddings` from the tables of a night."""
+    return poi_embeddings.build_poi_embeddings(
+        night.read("poi_index"),
+        night.read_output("poi_embeddings"),
+        day=night.day,
+        model=night.model,
+        run_id=night.run_id,
+        micro_batch=night.settings.features.micro_batch,
+        num_partitions=night.settings.spark.shuffle_partitions,
+    )
+
+
+def judge_night(night: Night) -> DataFrame:
+    """Judges the requests of a night, once for all that is made of them."""
+    requests = night.read("ranking_requests")
+    return compute_once(judge_requests_of(requests, day=night.day, settings=night.settings.clean))
+
+
+def plan_ranking_scores(night: Night) -> FeatureBuild:
+    """Plans `ranking_scores` from the tables of a night."""
+    return ranking_scores.build_ranking_scores(
+        judge_night(night),
+        night.read("action_sequences"),
+        night.read("poi_index"),
+        day=night.day,
+        model=night.model,
+        run_id=night.run_id,
+        micro_batch=night.settings.features.micro_batch,
+        num_partitions=night.settings.spark.shuffle_partitions,
+        max_text_length=night.settings.clean.max_text_length,
+    )
+
+
+def open_places(night: Night) -> poi_candidates.Places:
+    """Sends the catalogue to the workers, and tells them where they find what others did, if the model copies."""
+    catalogue = poi_candidates.ship_catalogue(
+        night.spark, night.read("poi_index"), day=night.day, index_version=night.model.index_version
+    )
+    if not night.model.copies_from_others:
+        return poi_candidates.Places(catalogue)
+    visits, transitions = (night.locate(name) for name in OTHER_TABLES)
+    others = last_others(visits, transitions, night.day, night.model.index_version)
+    return poi_candidates.Places(catalogue, others)
+
+
+def plan_poi_candidates(night: Night) -> FeatureBuild:
+    """Plans `poi_candidates` from the tables of a night."""
+    return poi_candidates.build_poi_candidates(
+        judge_night(night),
+        night.read("action_sequences"),
+        open_places(night),
+        day=night.day,
+        model=night.model,
+        run_id=night.run_id,
+        micro_batch=night.settings.features.micro_batch,
+        num_partitions=night.settings.spark.shuffle_partitions,
+        top_k=night.settings.features.top_k,
+    )
+
+
+FEATURE_JOBS: dict[str, FeatureJob] = {
+    "user_embeddings": FeatureJob(
+        inputs=("action_sequences", "poi_index"),
+        source_table="action_sequences",
+        reasons=(user_embeddings.REASON,),
+        model_failure=user_embeddings.REASON,
+        build=plan_user_embeddings,
+        stage="sft_embedding",
+    ),
+    "poi_embeddings": FeatureJob(
+        inputs=("poi_index",),
+        source_table="poi_index",
+        reasons=(poi_embeddings.REASON,),
+        model_failure=poi_embeddings.REASON,
+        build=plan_poi_embeddings,
+        stage="sft_embedding",
+    ),
+    "ranking_scores": FeatureJob(
+        inputs=("ranking_requests", "action_sequences", "poi_index"),
+        source_table="ranking_requests",
+        reasons=ranking_scores.REASONS,
+        model_failure=ranking_scores.REASON,
+        build=plan_ranking_scores,
+        stage="sft_ranking",
+    ),
+    "poi_candidates": FeatureJob(
+        inputs=("ranking_requests", "action_sequences", "poi_index"),
+        source_table="ranking_requests",
+        reasons=poi_candidates.REASONS,
+        model_failure=poi_candidates.REASON,
+        build=plan_poi_candidates,
+        copied=OTHER_TABLES,
+    ),
+}
+
+
+def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
+    """Runs feature jobs one after another in one session with one model and sums them up."""
+    started = time.perf_counter()
+    jobs = [FEATURE_JOBS[name] for name in names]
+    inputs = sorted({table for job in jobs for table in job.inputs})
+    copied = sorted({table for job in jobs for table in job.copied})
+    night = open_night(context, inputs, copied)
+    total = JobSummary(steps={"open": time.perf_counter() - started})
+    for name in names:
+        started = time.perf_counter()
+        summary = run_feature(night, name)
+        total.rows_in += summary.rows_in
+        total.rows_out += summary.rows_out
+        total.rows_refused += summary.rows_refused
+        total.rows_dropped += summary.rows_dropped
+        total.tables |= summary.tables
+        total.notes |= summary.notes
+        total.steps[name] = time.perf_counter() - started
+    total.notes |= {
+        "model_version": night.model.model_version,
+        "index_version": night.model.index_version,
+        "model_loads": night.model.loads.value,
+        "inputs": night.versions,
+    }
+    return total
+
+
+def run_feature(night: Night, name: str) -> JobSummary:
+    """Computes and writes one feature table for the night's day.
+
+    Raises:
+        IndexVersionError: histories were made with another index version.
+        GateFailedError: too many rows made the model fail.
+        RowsLostError: units in are not units done + refused.
+    """
+    started = time.perf_counter()
+    job = FEATURE_JOBS[name]
+    if job.stage in night.model.missing_stages:
+        return skip_feature(night, name, stage=job.stage)
+    build = job.build(night)
+    check_versions(night, build.index_versions)
+    # On disk, since they are large and what a GPU has made is not to be made twice.
+    outcomes = compute_once(build.outcomes, StorageLevel.DISK_ONLY)
+    counts = count_outcomes(outcomes, build.unit, job)
+    rows_in = build.todo.count()
+    summary = JobSummary(rows_in=rows_in, rows_out=counts["rows"], rows_refused=counts["refused"])
+    _count_requests(night, build, summary)
+    if rows_in != counts["done"] + counts["refused"]:
+        raise RowsLostError(
+            table=name,
+            day=str(night.day),
+            rows_in=rows_in,
+            rows_out=counts["done"],
+            rows_refused=counts["refused"],
+            rows_dropped=0,
+        )
+    if not night.dry_run:
+        _write_refused(night, job, build, outcomes, name)
+        _stop_if_model_fails(night, job, name, failed=counts["failed"], rows_in=rows_in)
+        summary.tables[name] = replace_day(
+            keep_accepted(outcomes), name, night.settings.storage.root,
+            day=night.day, run_id=night.run_id, job=name, note={"read": dict(night.versions)},
+        )  # fmt: skip
+        save_skipped(None, night.settings.storage.artifacts, name, day=night.day)
+    LOGGER.info(
+        "%s %s: %d in, %d rows out, %d refused, model %s, %.1f s",
+        name, night.day, rows_in, counts["rows"], counts["refused"], night.model.model_version,
+        time.perf_counter() - started,
+    )  # fmt: skip
+    return summary
+
+
+def check_versions(night: Night, index_versions: DataFrame) -> None:
+    """Checks that histories were made with the model's index; `index_versions` has one column.
+
+    Raises:
+        IndexVersionError: some were not.
+    """
+    for row in index_versions.collect():
+        if row["index_version"] != night.model.index_version:
+            raise IndexVersionError(
+                model_uri=night.model.uri, trained_on=night.model.index_version, found=row["index_version"]
+            )
+
+
+def count_outcomes(outcomes: DataFrame, unit: Sequence[str], job: FeatureJob) -> dict[str, int]:
+    """Counts rows written, units done, units refused and units that made the model fail, in one pass."""
+    is_good = F.col("reason").isNull()
+    key = F.struct(*unit)
+    row = outcomes.agg(
+        F.count_if(is_good).alias("rows"),
+        F.count_distinct(F.when(is_good, key)).alias("done"),
+        F.count_distinct(F.when(~is_good, key)).alias("refused"),
+        F.count_distinct(F.when(F.col("reason") == job.model_failure, key)).alias("failed"),
+    ).first()
+    assert row is not None
+    return {name: int(value) for name, value in row.asDict().items()}
+
+
+def refused_where(job: FeatureJob) -> str:
+    """Returns the condition that tells a job's rows of `quarantined_rows` from those of other jobs.
+
+    Requests that no job works on are everybody's: each job that reads requests writes them, all the same rows.
+    """
+    shared = REQUEST_REASONS if job.source_table == RANKING_REQUESTS.name else ()
+    reasons = ", ".join(f"'{reason}'" for reason in (*job.reasons, *shared))
+    return f"source_table = '{job.source_table}' AND reason IN ({reasons})"
+
+
+def _count_requests(night: Night, build: FeatureBuild, summary: JobSummary) -> None:
+    """Adds the requests that are not worked on to the summary, by reason.
+
+    Raises:
+        RowsLostError: requests delivered are not accepted + refused + dropped.
+    """
+    if build.judged is None:
+        return
+    delivered = night.read(RANKING_REQUESTS.name).where(F.col("day") == F.lit(night.day)).count()
+    counts = tally(count_rows(build.judged).collect())
+    statuses = counts["statuses"]
+    if delivered != sum(statuses.values()):
+        raise RowsLostError(
+            table=RANKING_REQUESTS.name, day=str(night.day), rows_in=delivered, rows_out=statuses["accepted"],
+            rows_refused=statuses["refused"], rows_dropped=statuses["dropped"],
+        )  # fmt: skip
+    summary.rows_in += statuses["refused"] + statuses["dropped"]
+    summary.rows_refused += statuses["refused"]
+    summary.rows_dropped += statuses["dropped"]
+    summary.notes["requests"] = {
+        "delivered": delivered, **statuses, "reasons": counts["reasons"], "repairs": counts["repairs"]
+    }  # fmt: skip
+
+
+def _write_refused(
+    night: Night, job: FeatureJob, build: FeatureBuild, outcomes: DataFrame, name: str
+) -> None:
+    """Replaces what this job refused on the day; no commit where the quarantine holds just that.
+
+    Two jobs that read the requests may run at once and write the refused ones both. Delta lets one of them commit;
+    the other looks again, and finds them there.
+    """
+    refused = build_refused(outcomes, day=night.day, source_table=job.source_table)
+    if build.judged is not None:
+        requests = to_quarantine(
+            build.judged.where("status = 'refused'"),
+            source_table=job.source_table, payload_columns=request_rules.PAYLOAD_COLUMNS,
+        )  # fmt: skip
+        refused = refused.unionByName(requests.withColumn("day", F.lit(night.day)))
+    rows = compute_once(conform(refused, QUARANTINED_ROWS))
+    expected = digest_table(rows, QUARANTINED_ROWS)
+    for attempt in range(ATTEMPTS):
+        stored = night.read_output(QUARANTINED_ROWS.name).where(F.col("day") == F.lit(night.day))
+        if digest_table(stored.where(refused_where(job)), QUARANTINED_ROWS) == expected:
+            return
+        try:
+            replace_day(
+                rows, QUARANTINED_ROWS.name, night.settings.storage.root,
+                day=night.day, run_id=night.run_id, job=name, where=refused_where(job),
+            )  # fmt: skip
+            return
+        except ConflictingWriteError:
+            if attempt + 1 == ATTEMPTS:
+                raise
+            LOGGER.info(
+                "%s %s: another job wrote refused rows at the same time; looking again", name, night.day
+            )
+
+
+def _stop_if_model_fails(night: Night, job: FeatureJob, name: str, *, failed: int, rows_in: int) -> None:
+    limit = night.settings.features.max_failed_share
+    if failed > limit * rows_in:
+        raise GateFailedError(
+            table=name,
+            day=str(night.day),
+            failures=[f"{failed} of {rows_in} rows made the model fail ({job.model_failure}), "
+                      f"more than features.max_failed_share={limit} allows"],
+            docs=table_location(night.settings.storage.root, "quarantined_rows"),
+        )  # fmt: skip

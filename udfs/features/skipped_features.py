@@ -1,0 +1,69 @@
+"""What a feature job leaves where the model cannot make its table: a record of the reason, for the audit.
+
+One JSON file per day and table, `{storage.artifacts}/skipped_features/{day}/{table}.json`, there only as long as the
+last run of the table left it out. An empty commit would say the same, but Delta makes none where nothing changes.
+"""
+
+import logging
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+from conf.cli import JobSummary
+from conf.json_files import read_json, write_json
+from etl.delta.storage import replace_day
+from udfs.features.run_context import Night
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SkippedFeature:
+    """A feature table that was left out on a day.
+
+    Attributes:
+        reason: why, as the training tells it.
+        model_version: the model that cannot make it.
+        index_version: of that model.
+        is_simulated: was that model trained on simulated rows.
+    """
+
+    reason: str
+    model_version: str
+    index_version: int
+    is_simulated: bool
+
+
+def skip_feature(night: Night, name: str, *, stage: str) -> JobSummary:
+    """Empties the day of a table whose stage the model was trained without; summary and record say why."""
+    model, reason = night.model, night.model.missing_stages[stage]
+    LOGGER.warning("%s %s is not made: the model has no stage %s (%s)", name, night.day, stage, reason)
+    summary = JobSummary(notes={f"{name}_skipped": reason})
+    if not night.dry_run:
+        nothing, root = night.read_output(name).limit(0), night.settings.storage.root
+        summary.tables[name] = replace_day(nothing, name, root, day=night.day, run_id=night.run_id, job=name)
+        skipped = SkippedFeature(reason, model.model_version, model.index_version, model.is_simulated)
+        save_skipped(skipped, night.settings.storage.artifacts, name, day=night.day)
+    return summary
+
+
+def save_skipped(skipped: SkippedFeature | None, artifacts: str, name: str, *, day: date) -> None:
+    """Writes the record of a table, or removes it if the table was made."""
+    path = _folder(artifacts, day) / f"{name}.json"
+    if skipped is None:
+        path.unlink(missing_ok=True)
+        return
+    write_json(path, asdict(skipped))
+
+
+def load_skipped(artifacts: str, *, day: date) -> dict[str, SkippedFeature]:
+    """Returns what was left out on a day, by table."""
+    files = sorted(_folder(artifacts, day).glob("*.json"))
+    return {
+        path.stem: SkippedFeature(**read_json(path, expected="the record of a table left out"))
+        for path in files
+    }
+
+
+def _folder(artifacts: str, day: date) -> Path:
+    return Path(artifacts) / "skipped_features" / str(day)

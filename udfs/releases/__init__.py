@@ -1,0 +1,1 @@
+"""From feature tables to what readers see: audit, publication, reading, export."""

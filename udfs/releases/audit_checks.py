@@ -1,0 +1,285 @@
+"""What an audit counts across tables: rows that are missing, stale, not live, of several models or indexes.
+
+Everything is read at Delta versions that are pinned when the audit starts. Each check counts what must not be
+there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import cached_property, reduce
+from types import MappingProxyType
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from conf.gates import GENERATED, LIVE, VISITED, VISITED_FOUND, gates_of
+from conf.settings import CleanSettings
+from conf.tables import FEATURE_TABLES, TABLE_STATISTICS, TABLES
+from etl.delta.contracts import spark_schema
+from etl.delta.storage import read_table, table_exists, table_version
+from etl.spark.session import compute_once, local_frame
+from udfs.features.poi_embeddings import pending_pois
+from udfs.features.requests import judge_requests_of, prepare_requests
+from udfs.features.run_context import pin_version
+from udfs.features.runner import FEATURE_JOBS, refused_where
+from udfs.features.skipped_features import SkippedFeature
+from udfs.features.slots import is_live, keep_known
+from udfs.features.user_embeddings import mark_current, pending_users
+
+ROUNDING = 1e-4
+UPSTREAM_TABLES = ("cleaned_actions", "poi_index", "action_sequences", "ranking_requests")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must not be there: `found` of it, 0 allowed."""
+
+    table: str
+    name: str
+    found: int
+
+    @property
+    def is_passed(self) -> bool:
+        return self.found == 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """A check to make: the rows that must not be there."""
+
+    table: str
+    name: str
+    rows: DataFrame
+
+
+class AuditedDay:
+    """The tables of one day at pinned versions."""
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        root: str,
+        day: date,
+        skipped: Mapping[str, SkippedFeature] = MappingProxyType({}),
+        clean: CleanSettings | None = None,
+    ) -> None:
+        """Pins the tables; `skipped` are those that the day's model cannot make, `clean` judges the requests."""
+        self.spark, self.root, self.day = spark, root, day
+        self._frames: dict[str, DataFrame] = {}
+        self.clean = clean or CleanSettings()
+        self.versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
+        self.versions |= {name: pin_version(spark, root, name, day) for name in UPSTREAM_TABLES}
+        self.skipped = skipped
+        eve = day - timedelta(days=1)
+        self.versions_before = {
+            name: pin_version(spark, root, name, eve) for name in self.versions if gates_of(name).frozen
+        }
+
+    def read(self, name: str) -> DataFrame:
+        """Reads a table at its pinned version; opened once, since finding a version takes longer than small tables."""
+        if name not in self._frames:
+            self._frames[name] = read_table(self.spark, self.root, name, version=self.versions[name])
+        return self._frames[name]
+
+    def rows(self, name: str) -> DataFrame:
+        """Reads the day's rows of a table; all rows of one that is not written by day."""
+        rows = self.read(name)
+        return rows.where(F.col("day") == F.lit(self.day)) if TABLES[name].write == "day" else rows
+
+    @cached_property
+    def judged_requests(self) -> DataFrame:
+        """The requests of the day, judged once for all that looks at them."""
+        return compute_once(
+            judge_requests_of(self.read("ranking_requests"), day=self.day, settings=self.clean)
+        )
+
+    def requests(self, *, action_type_id: int = 0) -> DataFrame:
+        """Reads the requests of the day that are to be answered; those refused as a whole are left out."""
+        return prepare_requests(self.judged_requests, action_type_id=action_type_id)
+
+    def before_the_night(self) -> dict[str, DataFrame]:
+        """Reads the tables with columns that never change as they stood before the day's night."""
+        return {
+            name: read_table(self.spark, self.root, name, version=version)
+            for name, version in self.versions_before.items()
+        }
+
+    def eve(self) -> dict[str, DataFrame]:
+        """Reads the delivery of the day before, of the tables that watch for what is sent again."""
+        eve = F.col("day") == F.lit(self.day - timedelta(days=1))
+        return {
+            name: self.read(name).where(eve) for name in self.versions if gates_of(name).repeated_after_days
+        }
+
+    def earlier_statistics(self, days: int) -> DataFrame:
+        """Reads the figures that the audits of so many days before the day have counted."""
+        if not table_exists(self.spark, self.root, TABLE_STATISTICS.name):
+            return local_frame(self.spark, [], spark_schema(TABLE_STATISTICS))
+        first = F.lit(self.day - timedelta(days=days))
+        rows = read_table(self.spark, self.root, TABLE_STATISTICS.name)
+        return rows.where((F.col("day") >= first) & (F.col("day") < F.lit(self.day)))
+
+    def refused(self, job: str) -> DataFrame:
+        """Reads what a feature job refused on the day; the quarantine is not pinned, it is only counted."""
+        if not table_exists(self.spark, self.root, "quarantined_rows"):
+            return local_frame(self.spark, [], spark_schema(TABLES["quarantined_rows"]))
+        rows = read_table(self.spark, self.root, "quarantined_rows").where(F.col("day") == F.lit(self.day))
+        return rows.where(refused_where(FEATURE_JOBS[job]))
+
+
+def find_stamps(audited: AuditedDay) -> list[tuple[str, int, bool]]:
+    """Returns the pairs of model and index version in the day's feature rows, and if any are simulated."""
+    stamps = [
+        audited.rows(name).select("model_version", "index_version", "is_simulated") for name in FEATURE_TABLES
+    ]
+    grouped = (
+        reduce(DataFrame.union, stamps)
+        .groupBy("model_version", "index_version")
+        .agg(F.bool_or("is_simulated").alias("is_simulated"))
+    )
+    found = sorted(
+        (row["model_version"], row["index_version"], row["is_simulated"]) for row in grouped.collect()
+    )
+    if not found and audited.skipped:
+        # No vectors, and a day without requests: only the records tell of the model.
+        left = audited.skipped.values()
+        return sorted({(each.model_version, each.index_version, each.is_simulated) for each in left})
+    return found
+
+
+def check_stamps(stamps: Sequence[tuple[str, int, bool]]) -> list[Check]:
+    """Checks that the day has rows, all of one model on one index."""
+    return [
+        Check("feature tables", "missing: no row of the day in any of them", int(not stamps)),
+        Check("feature tables", "pairs of model and index version too many", max(len(stamps) - 1, 0)),
+    ]
+
+
+def check_across_tables(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Check]:
+    """Counts what must not be there when all tables of the day are put beside each other, in one Spark action."""
+    searches = [
+        *find_missing_vectors(audited, model_version=model_version, index_version=index_version),
+        *find_wrong_scores(audited),
+        *find_wrong_candidates(audited, index_version=index_version),
+    ]
+    numbered = [search.rows.select(F.lit(number).alias("check")) for number, search in enumerate(searches)]
+    counts = reduce(DataFrame.unionAll, numbered).groupBy("check").count().collect()
+    found = {row["check"]: row["count"] for row in counts}
+    return [Check(search.table, search.name, found.get(number, 0)) for number, search in enumerate(searches)]
+
+
+def find_missing_vectors(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Search]:
+    """Finds users and live POIs whose vector is missing or stale, unless it was refused."""
+    done = (F.col("model_version") == model_version) & (F.col("day") <= F.lit(audited.day))
+    embedded = mark_current(audited.read("user_embeddings").where(done), audited.root)
+    users = pending_users(audited.read("action_sequences"), embedded, day=audited.day)
+    slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
+    pois = pending_pois(slots, audited.read("poi_embeddings").where(done), day=audited.day)
+    searches = []
+    for table, key, pending in (("user_embeddings", "user_id", users), ("poi_embeddings", "poi_id", pois)):
+        if table in audited.skipped:
+            continue
+        refused = audited.refused(table).select(F.get_json_object("payload", f"$.{key}").alias(key))
+        missing = pending.join(refused, key, "left_anti")
+        searches.append(Search(table, f"{key}s without a vector as of the day", missing))
+    return searches
+
+
+def find_wrong_scores(audited: AuditedDay) -> list[Search]:
+    """Finds candidates of the day that are neither scored nor refused, and scores of no candidate."""
+    if "ranking_scores" in audited.skipped:
+        return []
+    # A candidate that is null has to be refused, too.
+    asked = audited.requests().select(
+        "request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")
+    )
+    delivered = asked.fillna("", ["poi_id"])
+    refused = audited.refused("ranking_scores").select(
+        F.get_json_object("payload", "$.request_id").alias("request_id"),
+        F.coalesce(F.get_json_object("payload", "$.poi_id"), F.lit("")).alias("poi_id"),
+    )
+    scored = audited.rows("ranking_scores").select("request_id", "poi_id")
+    key = ["request_id", "poi_id"]
+    # The logistic function as the job wrote it, to float32's rounding.
+    said = 1 / (1 + F.exp(-F.col("click_logit").cast("double")))
+    unlike = ~F.coalesce(F.abs(F.col("score") - said) <= ROUNDING, F.lit(False))
+    return [
+        Search("ranking_scores", "scores that are not the probability of their click_logit",
+               audited.rows("ranking_scores").where(unlike)),
+        Search("ranking_scores", "candidates neither scored nor refused",
+               delivered.join(scored.unionByName(refused), key, "left_anti")),
+        Search("ranking_scores", "scores of pairs that nobody asked for",
+               scored.join(delivered, key, "left_anti")),
+    ]  # fmt: skip
+
+
+def measure_candidates(audited: AuditedDay, *, index_version: int) -> DataFrame:
+    """Counts what generated POIs are worth on the day itself, as figures (`etl/quality/table_statistics.py`).
+
+    Visits of users to POIs of interest after they asked, on the same day, and how many were on their list; live POIs,
+    and how many of them are on any list.
+    """
+    day, generated = F.lit(audited.day), audited.rows("poi_candidates").select("request_id", "poi_id")
+    requests = audited.requests().select("request_id", "user_id", "request_ts_ms")
+    actions = audited.rows("cleaned_actions").where(F.col("is_interest") & (F.col("event_date") == day))
+    visited = (
+        requests.join(actions.select("user_id", "poi_id", "action_ts_ms"), "user_id")
+        .where("action_ts_ms > request_ts_ms")
+        .select("request_id", "poi_id")
+        .distinct()
+    )
+    on_list = generated.distinct().withColumn("is_found", F.lit(True))
+    found = visited.join(on_list, ["request_id", "poi_id"], "left").agg(
+        F.count("*").alias(VISITED), F.count("is_found").alias(VISITED_FOUND)
+    )
+    slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
+    live = slots.where(is_live(day)).select("poi_id").distinct()
+    used = generated.select("poi_id").distinct().withColumn("is_generated", F.lit(True))
+    spread = live.join(used, "poi_id", "left").agg(
+        F.count("*").alias(LIVE), F.count("is_generated").alias(GENERATED)
+    )
+    return _as_figures(found, "request_id").unionAll(_as_figures(spread, "poi_id"))
+
+
+def _as_figures(counts: DataFrame, column: str) -> DataFrame:
+    stacked = ", ".join(f"'{name}', double({name})" for name in counts.columns)
+    return counts.selectExpr(f"stack({len(counts.columns)}, {stacked}) AS (statistic, value)").selectExpr(
+        "'poi_candidates' AS table_name", f"'{column}' AS column_name", "statistic", "value",
+        "string(NULL) AS example",
+    )  # fmt: skip
+
+
+def find_wrong_candidates(audited: AuditedDay, *, index_version: int) -> list[Search]:
+    """Finds requests without generated POIs, and generated POIs that are not live as of their request."""
+    requests = audited.requests()
+    generated = audited.rows("poi_candidates").select("request_id", "rank", "poi_id", "log_probability")
+    refused = audited.refused("poi_candidates").select(
+        F.get_json_object("payload", "$.request_id").alias("request_id")
+    )
+    answered = generated.select("request_id").union(refused)
+    slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
+    live = (
+        requests.select("request_id", "request_date")
+        .join(generated, "request_id")
+        .join(slots.select("poi_id", "valid_from", "valid_to"), "poi_id")
+        .where(is_live(F.col("request_date")))
+    )
+    by_rank = F.array_sort(F.collect_list(F.struct("rank", "log_probability")))["log_probability"]
+    ranks = generated.groupBy("request_id").agg(
+        F.max("rank").alias("last"),
+        F.count("*").alias("n"),
+        by_rank.alias("logs"),
+        F.sum(F.exp("log_probability")).alias("total"),
+    )
+    rises = F.expr(f"exists(sequence(1, n - 1), i -> n > 1 AND logs[int(i)] > logs[int(i - 1)] + {ROUNDING})")
+    return [
+        Search("poi_candidates", "requests neither answered nor refused",
+               requests.join(answered, "request_id", "left_anti")),
+        Search("poi_candidates", "generated POIs that are not live as of the request",
+               generated.join(live, ["request_id", "rank"], "left_anti")),
+        Search("poi_candidates", "requests with gaps in their ranks", ranks.where("last <> n")),
+        Search("poi_candidates", "requests whose POIs are not in order of their probability", ranks.where(rises)),
+        Search("poi_candidates", "requests whose probabilities sum to more than 1",
+               ranks.where(f"total > 1 + {ROUNDING * 10}")),
+    ]  # fmt: skip

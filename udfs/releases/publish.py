@@ -1,0 +1,320 @@
+"""Makes an audited night visible by one commit of one row to `releases`, and takes one back in the same way.
+
+Only what a passed audit looked at, at exactly those Delta versions, can be published. Publishing the same content again
+changes nothing, and neither does a run that is repeated under its id, even after other releases. An older day
+than readers see, or content that was rolled back, is published only with `--replace`. A rollback appends a row that
+points at the older versions, so the log tells the whole story; it looks first whether their files are there. Run with
+`python -m udfs publish --day D [--replace]`, `python -m udfs rollback [--to N]`, `python -m udfs releases`.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import date
+from functools import reduce
+
+from deltalake.exceptions import DeltaError
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from conf.cli import JobContext, JobSummary
+from conf.errors import (
+    AuditMissingError,
+    ConflictingWriteError,
+    DuplicateKeyError,
+    ReleaseDamagedError,
+    ReleaseOrderError,
+    ReleaseSkewError,
+)
+from conf.tables import FEATURE_TABLES, RELEASES, TABLES
+from etl.delta.contracts import digest_table, spark_schema
+from etl.delta.erasure_plan import refuse_unfinished_erasure
+from etl.delta.retention import missing_files
+from etl.delta.storage import append_log, read_table, table_version
+from etl.spark.session import local_frame, open_session
+from udfs.releases.audit_record import Audit, audit_path, load_audit
+from udfs.releases.reader import VECTOR_KEYS, keep_released
+from udfs.releases.release_log import (
+    Release,
+    find_current,
+    find_previous,
+    find_release,
+    find_taken_back,
+    load_releases,
+)
+
+LOGGER = logging.getLogger(__name__)
+
+
+def run_publish(context: JobContext) -> JobSummary:
+    """Publishes the audited tables of the day.
+
+    Raises:
+        ReleaseSkewError: the tables were not made by one model on one index.
+        AuditMissingError: no passed audit looked at the tables as they are now.
+        ReleaseOrderError: readers see a newer day, or this content was rolled back, and `--replace` was not given.
+        ConflictingWriteError: another run published at the same moment.
+        ErasureUnfinishedError: an erasure was begun and has not ended.
+    """
+    settings = context.settings
+    root = settings.storage.root
+    refuse_unfinished_erasure(settings.storage.artifacts)
+    spark = open_session(settings, f"spacetime-gr publish {context.day}")
+    releases = load_releases(spark, root)
+    if (known := find_published(releases, context)) is not None:
+        LOGGER.info("run %s has published release %d before; nothing to publish", context.run_id, known)
+        return JobSummary(notes={"release_id": known, "is_new": False})
+    versions = {name: table_version(spark, root, name) for name in FEATURE_TABLES}
+    stamps = refuse_skew(spark, root, versions, day=context.day)
+    audit = require_passed_audit(settings.storage.artifacts, versions, day=context.day)
+    if stamps and (audit.model_version, audit.index_version) not in stamps:
+        ((model_version, index_version),) = stamps
+        found = (
+            f"the rows are by model {model_version} on index {index_version}, but the audit tells of model "
+        )
+        raise ReleaseSkewError(
+            day=str(context.day), found=f"{found}{audit.model_version} on index {audit.index_version}"
+        )
+    assert audit.model_version is not None, "a passed audit has found exactly one model"
+    assert audit.index_version is not None, "and one index version"
+    release = Release(
+        release_id=max((release.release_id for release in releases), default=0) + 1,
+        day=context.day,
+        published_ts_ms=0,
+        table_versions=audit.table_versions,
+        model_version=audit.model_version,
+        index_version=audit.index_version,
+        rollback_of=None,
+        run_id=context.run_id,
+        is_simulated=audit.is_simulated,
+    )
+    if releases and has_same_rows(spark, root, releases[-1], release):
+        LOGGER.info("release %d already shows these rows; nothing to publish", releases[-1].release_id)
+        return JobSummary(notes={"release_id": releases[-1].release_id, "is_new": False})
+    if not context.options.replace:
+        refuse_step_back(spark, root, releases, release)
+    return append_release(spark, context, release)
+
+
+def find_published(releases: Sequence[Release], context: JobContext) -> int | None:
+    """Returns the release that this run has published already, if the day was not audited again since.
+
+    A scheduler repeats a run that it believes lost; a day that was cleared and made again keeps its run id, too, but
+    has another audit.
+    """
+    audit = load_audit(context.settings.storage.artifacts, context.day)
+    for release in releases:
+        if (
+            release.run_id == context.run_id
+            and release.rollback_of is None
+            and release.day == context.day
+            and audit is not None
+            and audit.table_versions == release.table_versions
+        ):
+            return release.release_id
+    return None
+
+
+def refuse_step_back(spark: SparkSession, root: str, releases: Sequence[Release], release: Release) -> None:
+    """Refuses to show readers an older day, or rows that were rolled back.
+
+    Raises:
+        ReleaseOrderError: as said.
+    """
+    current = find_current(releases)
+    if current is not None and release.day < current.day:
+        problem = f"readers see release {current.release_id} of {current.day}, a newer day"
+        raise ReleaseOrderError(day=str(release.day), problem=problem)
+    for taken_back in find_taken_back(releases):
+        if taken_back.withdrawn and is_of_same_night(taken_back, release):
+            problem = (
+                f"release {taken_back.release_id} of this day and model was rolled back, and is withdrawn since, so "
+                "that nobody can tell whether these rows are others"
+            )
+            raise ReleaseOrderError(day=str(release.day), problem=problem)
+        if not taken_back.withdrawn and has_same_rows(spark, root, taken_back, release):
+            problem = f"these rows are those of release {taken_back.release_id}, which was rolled back"
+            raise ReleaseOrderError(day=str(release.day), problem=problem)
+
+
+def run_rollback(context: JobContext) -> JobSummary:
+    """Goes back to the release before the current one, or to `--to N`, by publishing its versions again.
+
+    Raises:
+        NoReleaseError: there is no such release.
+        ReleaseDamagedError: files of the release to go back to are gone.
+        ConflictingWriteError: another run published at the same moment.
+        ErasureUnfinishedError: an erasure was begun and has not ended.
+    """
+    root = context.settings.storage.root
+    refuse_unfinished_erasure(context.settings.storage.artifacts)
+    spark = open_session(context.settings, "spacetime-gr rollback")
+    releases = load_releases(spark, root)
+    current = find_release(releases, root)
+    for release in releases:
+        if release.run_id == context.run_id and release.rollback_of is not None:
+            LOGGER.info("run %s has rolled back before: release %d", context.run_id, release.release_id)
+            return JobSummary(notes={"release_id": release.release_id, "is_new": False})
+    wanted = context.options.to
+    target = find_previous(releases, root) if wanted is None else find_release(releases, root, wanted)
+    if target.has_content_of(current):
+        LOGGER.info("release %d already shows what release %d does", current.release_id, target.release_id)
+        return JobSummary(notes={"release_id": current.release_id, "is_new": False})
+    refuse_damaged(spark, root, target)
+    release = replace(
+        target,
+        release_id=max(release.release_id for release in releases) + 1,
+        rollback_of=current.release_id,
+        run_id=context.run_id,
+    )
+    return append_release(spark, context, release)
+
+
+def refuse_damaged(spark: SparkSession, root: str, release: Release) -> None:
+    """Checks that every file of the table versions that a release shows is there, in full length.
+
+    Raises:
+        ReleaseDamagedError: one is not.
+    """
+    for name in (*FEATURE_TABLES, "poi_index"):
+        version = release.table_versions[name]
+        try:
+            gone = missing_files(spark, root, name, version)
+        except DeltaError as error:
+            raise ReleaseDamagedError(
+                release_id=release.release_id, table=name, version=version, problem=str(error).splitlines()[0]
+            ) from error
+        if gone:
+            raise ReleaseDamagedError(
+                release_id=release.release_id, table=name, version=version,
+                problem=f"{len(gone)} files are gone or cut, for example {gone[0]}",
+            )  # fmt: skip
+
+
+def refuse_skew(
+    spark: SparkSession, root: str, versions: dict[str, int], *, day: date
+) -> set[tuple[str, int]]:
+    """Checks that the day's rows of all feature tables, and the vectors beside them, are of one model.
+
+    Returns:
+        The pair of model and index version behind the day's rows; empty if there is no row.
+
+    Raises:
+        ReleaseSkewError: they are not.
+    """
+    stamps: dict[tuple[str, int], set[str]] = {}
+    of_tables = [
+        read_table(spark, root, name, version=versions[name])
+        .where(F.col("day") == F.lit(day))
+        .select(F.lit(name).alias("table"), "model_version", "index_version")
+        for name in FEATURE_TABLES
+    ]
+    for row in reduce(DataFrame.unionAll, of_tables).distinct().collect():
+        stamps.setdefault((row["model_version"], row["index_version"]), set()).add(row["table"])
+    if len(stamps) > 1:
+        found = "; ".join(
+            f"{', '.join(sorted(names))} by model {model} on index {index}"
+            for (model, index), names in sorted(stamps.items())
+        )
+        raise ReleaseSkewError(day=str(day), found=found)
+    for model_version, _ in stamps:
+        _refuse_vectors_of_others(spark, root, versions, day=day, model_version=model_version)
+    return set(stamps)
+
+
+def require_passed_audit(artifacts: str, versions: dict[str, int], *, day: date) -> Audit:
+    """Returns the audit of the day, if it passed and looked at these versions of the feature tables.
+
+    Raises:
+        AuditMissingError: there is none.
+    """
+    path = audit_path(artifacts, str(day))
+    audit = load_audit(artifacts, day)
+    if audit is None:
+        raise AuditMissingError(day=str(day), record=path, problem="the day was never audited")
+    if audit.day != str(day):
+        raise AuditMissingError(day=str(day), record=path, problem=f"the record is of {audit.day}")
+    changed = [name for name in FEATURE_TABLES if audit.table_versions.get(name) != versions[name]]
+    if changed:
+        raise AuditMissingError(
+            day=str(day), record=path, problem=f"{', '.join(changed)} changed after the audit looked at them"
+        )
+    if not audit.is_passed:
+        raise AuditMissingError(
+            day=str(day), record=path, problem=f"the audit failed: {'; '.join(audit.failures)}"
+        )
+    return audit
+
+
+def has_same_rows(spark: SparkSession, root: str, one: Release, other: Release) -> bool:
+    """Tells whether readers see the same rows through two releases, whatever the Delta versions are called.
+
+    A night that was cleared and rerun writes equal rows under new versions; releasing it twice would tell
+    readers of a change that is none.
+    """
+    if not is_of_same_night(one, other):
+        return False
+    names = [name for name in FEATURE_TABLES if one.table_versions[name] != other.table_versions[name]]
+    if one.table_versions["poi_index"] != other.table_versions["poi_index"]:
+        names.append("poi_embeddings")  # it shows POIs that are live
+    return all(_digest(spark, root, one, name) == _digest(spark, root, other, name) for name in names)
+
+
+def is_of_same_night(one: Release, other: Release) -> bool:
+    """Tells whether two releases are of one day, by one model on one index."""
+    stamps = [(release.day, release.model_version, release.index_version) for release in (one, other)]
+    return stamps[0] == stamps[1]
+
+
+def append_release(spark: SparkSession, context: JobContext, *releases: Release) -> JobSummary:
+    """Appends releases, stamped with the clock: the one moment at which the last of them becomes the current one.
+
+    Raises:
+        ConflictingWriteError: another run has taken the number, so what this one compared with is no longer current.
+    """
+    release = releases[-1]
+    summary = JobSummary(
+        rows_out=1, notes={"release_id": release.release_id, "is_new": True, "day": str(release.day)}
+    )
+    if context.dry_run:
+        return summary
+    now = time.time_ns() // 1_000_000
+    rows = [asdict(replace(each, published_ts_ms=now)) for each in releases]
+    columns = RELEASES.column_names
+    frame = local_frame(
+        spark, [tuple(row[column] for column in columns) for row in rows], spark_schema(RELEASES)
+    )
+    root = context.settings.storage.root
+    try:
+        version = append_log(frame, "releases", root, run_id=context.run_id, job=context.job, day=release.day)
+    except DuplicateKeyError as error:
+        raise ConflictingWriteError(
+            table="releases",
+            day=str(release.day),
+            cause=f"release {release.release_id} was published meanwhile",
+        ) from error
+    summary.tables["releases"] = version
+    LOGGER.info(
+        "release %d shows the tables of %s, model %s", release.release_id, release.day, release.model_version
+    )
+    return summary
+
+
+def _digest(spark: SparkSession, root: str, release: Release, name: str) -> str:
+    rows = read_table(spark, root, name, version=release.table_versions[name])
+    slots = read_table(spark, root, "poi_index", version=release.table_versions["poi_index"])
+    return digest_table(keep_released(rows, slots, release, name), TABLES[name])
+
+
+def _refuse_vectors_of_others(
+    spark: SparkSession, root: str, versions: dict[str, int], *, day: date, model_version: str
+) -> None:
+    """Refuses a night whose model has made none of the vectors of a table that holds vectors."""
+    for name in VECTOR_KEYS:
+        rows = read_table(spark, root, name, version=versions[name]).where(F.col("day") <= F.lit(day))
+        models = {row["model_version"] for row in rows.select("model_version").distinct().collect()}
+        if models and model_version not in models:
+            others = ", ".join(sorted(models))
+            found = f"{name} holds vectors of model {others} only, the day's rows are of {model_version}"
+            raise ReleaseSkewError(day=str(day), found=found)

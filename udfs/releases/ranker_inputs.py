@@ -1,0 +1,82 @@
+"""Our features as a ranking team joins them: one release, looked up for shown POIs, without Spark.
+
+    inputs = read_ranker_inputs("warehouse", request_ids, user_ids, poi_ids)
+    features = np.column_stack([base, inputs.click_logits, (inputs.users * inputs.pois).sum(axis=1)])
+
+`models.lift.ranker` trains on such columns. What the release does not hold is NaN: trees take that as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from udfs.releases.reader import read_release
+from udfs.releases.release_log import find_release, load_releases
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RankerInputs:
+    """Features of a release for shown POIs.
+
+    Attributes:
+        release_id: the one release that everything is of.
+        click_logits: (rows,), calibrated log-odds of a click; NaN = not scored.
+        users: (rows, E), vector of the user; NaN = none.
+        pois: (rows, E), vector of the POI; NaN = none.
+    """
+
+    release_id: int
+    click_logits: FloatArray
+    users: FloatArray
+    pois: FloatArray
+
+
+def read_ranker_inputs(
+    root: str,
+    request_ids: Sequence[str],
+    user_ids: Sequence[str],
+    poi_ids: Sequence[str],
+    *,
+    release: int | None = None,
+) -> RankerInputs:
+    """Looks up shown POIs in one release.
+
+    Args:
+        root: table root.
+        request_ids: request of each row.
+        user_ids: user of each row.
+        poi_ids: POI of each row.
+        release: number of the release; the current one if None.
+
+    Raises:
+        NoReleaseError: there is no such release.
+    """
+    # Resolved once: a release that is published between two reads must not be mixed in.
+    number = find_release(load_releases(None, root), root, release).release_id
+    scores = read_release(None, root, "ranking_scores", release=number)
+    keys = zip(scores["request_id"].to_pylist(), scores["poi_id"].to_pylist(), strict=True)
+    logits = dict(zip(keys, scores["click_logit"].to_pylist(), strict=True))
+    shown = zip(request_ids, poi_ids, strict=True)
+    return RankerInputs(
+        release_id=number,
+        click_logits=np.array([logits.get(key, np.nan) for key in shown], dtype=np.float64),
+        users=_look_up(read_release(None, root, "user_embeddings", release=number), "user_id", user_ids),
+        pois=_look_up(read_release(None, root, "poi_embeddings", release=number), "poi_id", poi_ids),
+    )
+
+
+def _look_up(vectors: pa.Table, key: str, wanted: Sequence[str]) -> FloatArray:
+    """Returns the vector of each key, (rows, E); NaN where there is none."""
+    place = {name: row for row, name in enumerate(vectors[key].to_pylist())}
+    flat = vectors["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    matrix = flat.reshape(vectors.num_rows, -1).astype(np.float64)
+    rows = np.array([place.get(name, -1) for name in wanted], dtype=np.int64)
+    if not len(matrix):
+        return np.full((len(rows), 1), np.nan)
+    found: FloatArray = np.where((rows >= 0)[:, None], matrix[rows], np.nan)
+    return found

@@ -1,0 +1,47 @@
+"""Releases that can no longer be read, and why: rows of the log table `withdrawals`.
+
+A release is withdrawn when table versions that it pins are gone, after an erasure or by retention. The log of releases
+itself never changes a row, so it still tells what was published when.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from pyspark.sql import SparkSession
+
+from conf.cli import JobContext
+from conf.tables import WITHDRAWALS
+from etl.delta.contracts import spark_schema
+from etl.delta.storage import append_log
+from etl.spark.session import local_frame
+from udfs.releases.release_log import Release
+
+LOGGER = logging.getLogger(__name__)
+
+
+def withdraw(spark: SparkSession, context: JobContext, releases: Sequence[Release], reason: str) -> list[int]:
+    """Notes that releases can no longer be read; those that are withdrawn already keep their reason.
+
+    Returns:
+        The numbers of the releases that are withdrawn now and were not before.
+    """
+    now = time.time_ns() // 1_000_000
+    rows = [
+        (release.release_id, now, reason, context.run_id) for release in releases if not release.withdrawn
+    ]
+    if rows:
+        frame = local_frame(spark, rows, spark_schema(WITHDRAWALS))
+        root, day = context.settings.storage.root, releases[-1].day
+        append_log(frame, WITHDRAWALS.name, root, run_id=context.run_id, job=context.job, day=day)
+        LOGGER.warning("releases %s are withdrawn: %s", ", ".join(str(row[0]) for row in rows), reason)
+    return [row[0] for row in rows]
+
+
+def pinned_before(releases: Sequence[Release], first_kept: Mapping[str, int]) -> list[Release]:
+    """Returns the releases that pin a version of a table older than the first one that is kept of it."""
+    return [
+        release
+        for release in releases
+        if any(release.table_versions.get(name, start) < start for name, start in first_kept.items())
+    ]

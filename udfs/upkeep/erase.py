@@ -1,0 +1,294 @@
+"""Removes users from everything that is kept: tables with all their versions, quarantine, audits, reports, artefacts.
+
+    python -m udfs erase --user ID [--user ID] [--users FILE]
+
+Every table that names them loses their rows; then a version without them becomes its first one, since Delta's old files
+and its log would still hold the ids (`etl/delta/retention.py`). The current release and the one before it are published
+again, each from the table versions that it showed, so readers see the same rows but for the erased; what older releases
+pinned is gone, so they are withdrawn. In the end everything is searched again, and what was found before and after is
+kept as `{storage.artifacts}/erasures/RUN_ID.json`, without the ids.
+
+What is to be done is written down first (`etl/delta/erasure_plan.py`): a run that was killed is ended by the same
+command, and the record covers all attempts together. The digests of the ids stay in `erased_users`, so that an export
+which still holds the users does not bring them back. What models have learnt stays in their weights: the record names
+the trainings that read the rows, and the folder of each says so.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from conf.cli import JobContext, JobSummary
+from conf.errors import (
+    CorruptInputError,
+    ErasureIncompleteError,
+    MissingInputError,
+    NoReleaseError,
+    SettingsError,
+)
+from conf.json_files import ERASURES_FILE, read_json, write_json
+from conf.tables import ERASED_USERS, FEATURE_TABLES, TABLES
+from etl.delta import erasure, retention
+from etl.delta.contracts import spark_schema
+from etl.delta.erased_users import clean_text, digest_user
+from etl.delta.erasure_plan import Plan, end_plan, load_plan, save_plan
+from etl.delta.storage import append_log, read_table, table_exists, table_version
+from etl.spark.session import local_frame, open_session
+from udfs.releases.publish import append_release
+from udfs.releases.release_log import Release, find_current, find_previous, load_releases
+from udfs.releases.withdrawals import pinned_before, withdraw
+from udfs.upkeep.erase_files import FoundFiles, erase_files, find_files
+
+LOGGER = logging.getLogger(__name__)
+Places = dict[str, erasure.Found]
+"""By table, where it tells of the users."""
+CARRIED = tuple(name for name in FEATURE_TABLES if "user_id" in TABLES[name].column_names)
+"""Tables of which a release keeps the versions that it shows; of those it was made from it pins the newest."""
+
+
+def run_erase(context: JobContext) -> JobSummary:
+    """Erases users and proves it.
+
+    Raises:
+        SettingsError: no user was named.
+        ErasureUnfinishedError: an erasure of other users was begun and has not ended.
+        ErasureIncompleteError: something that is kept still tells of them.
+    """
+    users, settings = read_users(context), context.settings
+    root, artifacts = settings.storage.root, settings.storage.artifacts
+    plan = load_plan(artifacts, [digest_user(user) for user in users], run_id=context.run_id)
+    context = replace(context, run_id=plan.run_id)
+    spark = open_session(settings, "spacetime-gr erase")
+    frame = erasure.as_frame(spark, users).localCheckpoint()
+    folders = kept_folders(context)
+    extend_plan(spark, root, plan, search(spark, root, frame), find_files(folders, users))
+    summary = JobSummary(
+        rows_in=len(users), rows_dropped=sum(found["rows"] for found in plan.before.values())
+    )
+    summary.notes |= {
+        "users": len(users),
+        "not_found": tell_unknown(users, plan),
+        "before": {"tables": plan.before, "files": plan.files},
+        "attempts": plan.attempts,
+    }
+    if context.dry_run:
+        return summary
+    save_plan(artifacts, plan)
+    keep_digests(spark, context, users)
+    erase_tables(spark, context, plan, frame)
+    publish_carried(spark, context, plan)
+    for name in plan.tables:
+        gone = retention.forget_history(spark, root, name, plan.starts[name])
+        LOGGER.info("%d old files of %s are deleted", gone, name)
+    files = find_files(folders, users)
+    erase_files(files, users)
+    summary.tables = {name: plan.versions[name][str(plan.latest[name])] for name in plan.tables}
+    if plan.releases:
+        summary.notes["release_id"] = plan.releases[-1]["release_id"]
+        summary.notes["withdrawn"] = plan.withdrawn
+    after, left = search(spark, root, frame), find_files(folders, users)
+    places = [f"table {name} ({found.tell()})" for name, found in after.items() if not found.is_clean]
+    places += [str(path) for path in (*left.explanations, *left.texts, *left.others)]
+    summary.notes |= {
+        "after": {"tables": sum(not found.is_clean for found in after.values()), "files": len(left)}
+    }
+    summary.notes["trainings"] = mark_trainings(context, plan)
+    record = Path(artifacts) / "erasures" / f"{plan.run_id}.json"
+    content = {"run_id": plan.run_id, "is_complete": not places, "versions": summary.tables, **summary.notes}
+    write_json(record, content)
+    end_plan(artifacts)
+    if places:
+        raise ErasureIncompleteError(run_id=plan.run_id, places=places, record=record)
+    return summary
+
+
+def read_users(context: JobContext) -> list[str]:
+    """Returns the ids given on the command line and in the file, normalised, each once.
+
+    Raises:
+        MissingInputError: there is no such file.
+        CorruptInputError: the file is no text in UTF-8.
+        SettingsError: no user was named.
+    """
+    users, path = list(context.options.user), context.options.users
+    if path is not None:
+        if not path.is_file():
+            raise MissingInputError(what="the list of users", where=str(path), needed_by="The erasure",
+                                    remedy="Check --users; it is a text with one id a line.")  # fmt: skip
+        try:
+            # Editors put a byte order mark before the first id; only line ends part ids, not what Python takes for one.
+            users += path.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise CorruptInputError(
+                path=str(path), expected="a text in UTF-8 with one id a line", cause=str(error)
+            ) from error
+    named = sorted({clean_text(user) for user in users} - {""})
+    if not named:
+        raise SettingsError(where="the command line", key="--user", problem="no user is named")
+    return named
+
+
+def search(spark: SparkSession, root: str, users: DataFrame) -> Places:
+    """Looks for the users in every table that can hold one and has been written."""
+    names = [name for name in erasure.user_tables() if table_exists(spark, root, name)]
+    return {name: erasure.find_users(spark, root, name, users) for name in names}
+
+
+def extend_plan(spark: SparkSession, root: str, plan: Plan, found: Places, files: FoundFiles) -> None:
+    """Takes into the plan what is there; what an earlier attempt has found stays as it was counted then."""
+    plan.attempts += 1
+    plan.files = max(plan.files, len(files))
+    plan.found = sorted({*plan.found, *(user for places in found.values() for user in places.users)})
+    for name, places in found.items():
+        plan.before.setdefault(name, places.tell())
+        if not places.is_clean and name not in plan.tables:
+            plan.tables.append(name)
+    for name in plan.tables:
+        plan.latest.setdefault(name, table_version(spark, root, name))
+    if plan.attempts == 1 and plan.tables:
+        plan.carried = [asdict(release) for release in releases_to_carry(spark, root)]
+
+
+def tell_unknown(users: Sequence[str], plan: Plan) -> int:
+    """Logs the users that no table holds, and returns how many they are; what is kept has counts only."""
+    unknown = [user for user in users if digest_user(user) not in plan.found]
+    for user in unknown:
+        LOGGER.warning(
+            "no table holds user %r: ids are compared letter by letter, without blanks around them", user
+        )
+    return len(unknown)
+
+
+def releases_to_carry(spark: SparkSession, root: str) -> list[Release]:
+    """Returns the release that a rollback would go to, if there is one, and the current one."""
+    releases = load_releases(spark, root)
+    current = find_current(releases)
+    if current is None:
+        return []
+    try:
+        return [find_previous(releases, root), current]
+    except NoReleaseError:
+        return [current]
+
+
+def keep_digests(spark: SparkSession, context: JobContext, users: Sequence[str]) -> None:
+    """Notes the digests of users who are not noted yet, so that no later delivery brings them back."""
+    root = context.settings.storage.root
+    noted = set()
+    if table_exists(spark, root, ERASED_USERS.name):
+        noted = {row["user_digest"] for row in read_table(spark, root, ERASED_USERS.name).collect()}
+    new = sorted({digest_user(user) for user in users} - noted)
+    if new:
+        now = time.time_ns() // 1_000_000
+        rows = [(digest, now, context.run_id) for digest in new]
+        frame = local_frame(spark, rows, spark_schema(ERASED_USERS))
+        day = datetime.now(UTC).date()
+        append_log(frame, ERASED_USERS.name, root, run_id=context.run_id, job=context.job, day=day)
+
+
+def erase_tables(spark: SparkSession, context: JobContext, plan: Plan, users: DataFrame) -> None:
+    """Erases the users from every table of the plan, the versions that carried releases show included."""
+    root = context.settings.storage.root
+    for name in plan.tables:
+        if name in plan.starts:
+            continue
+        latest = plan.latest[name]
+        # Each version without the users is made before the new history starts, since the commit that makes it tells
+        # of what it removes; afterwards the clean versions are shown once more, and those commits name no user.
+        clean: dict[int, int] = {}
+        for version in (*shown_versions(plan, name), latest):
+            if version != table_version(spark, root, name):
+                retention.show_version(spark, root, name, version)
+            erasure.delete_users(spark, root, name, users)
+            clean[version] = table_version(spark, root, name)
+        start = retention.start_history_anew(spark, root, name)
+        again = {
+            version: retention.show_version(spark, root, name, clean[version])
+            for version in clean
+            if version != latest
+        }
+        again[latest] = retention.show_version(spark, root, name, start) if again else start
+        plan.versions[name] = {str(version): shown for version, shown in again.items()}
+        plan.starts[name] = start
+        save_plan(context.settings.storage.artifacts, plan)
+        LOGGER.info("users are erased from %s; its history starts with version %d", name, start)
+
+
+def shown_versions(plan: Plan, name: str) -> list[int]:
+    """Returns the versions of a table that carried releases show and that are not the latest one, oldest first."""
+    shown = {release["table_versions"][name] for release in plan.carried} if name in CARRIED else set()
+    return sorted(shown - {plan.latest[name]})
+
+
+def publish_carried(spark: SparkSession, context: JobContext, plan: Plan) -> None:
+    """Publishes the carried releases with the versions that show them now, and withdraws those that pin old ones."""
+    if not plan.tables or not plan.carried:
+        return
+    root = context.settings.storage.root
+    releases = load_releases(spark, root)
+    own = [load_release(row) for row in plan.releases]
+    known = {release.release_id: release for release in releases}
+    is_published = all(
+        release.release_id in known and release.has_content_of(known[release.release_id]) for release in own
+    )
+    if not own or not is_published:
+        first = max(release.release_id for release in releases) + 1
+        own = [
+            repin(load_release(row), plan, release_id=first + number)
+            for number, row in enumerate(plan.carried)
+        ]
+        plan.releases = [asdict(release) for release in own]
+        save_plan(context.settings.storage.artifacts, plan)
+        append_release(spark, context, *own)
+    reason = f"users were erased from {', '.join(plan.tables)}; release {own[-1].release_id} shows the rest"
+    plan.withdrawn = sorted(
+        {*plan.withdrawn, *withdraw(spark, context, pinned_before(releases, plan.starts), reason)}
+    )
+    save_plan(context.settings.storage.artifacts, plan)
+
+
+def load_release(row: Mapping[str, Any]) -> Release:
+    """Reads a release from a plan."""
+    return Release(**{**row, "day": date.fromisoformat(str(row["day"]))})
+
+
+def repin(release: Release, plan: Plan, *, release_id: int) -> Release:
+    """Returns the release under another number, with the versions that show its rows now."""
+    pinned = dict(release.table_versions)
+    for name in plan.tables:
+        if name in pinned:
+            shown = plan.versions[name]
+            pinned[name] = shown.get(str(pinned[name]), shown[str(plan.latest[name])])
+    return replace(
+        release, release_id=release_id, table_versions=pinned, rollback_of=None, run_id=plan.run_id
+    )
+
+
+def kept_folders(context: JobContext) -> list[Path]:
+    """Returns the folders beside the tables that are searched: artefacts, and those of runs where they lie in files."""
+    settings = context.settings
+    return [
+        Path(name)
+        for name in (settings.storage.artifacts, settings.mlflow.artifact_root)
+        if "://" not in name
+    ]
+
+
+def mark_trainings(context: JobContext, plan: Plan) -> list[str]:
+    """Marks the trainings that pinned a table in which the users were found, and returns their days."""
+    folder, days = Path(context.settings.storage.artifacts) / "training", []
+    for path in sorted(folder.glob("*/training.json")):
+        pins = read_json(path, expected="the record of a training")["pins"]
+        versions = {name: pins[name]["version"] for name in sorted(set(pins) & set(plan.tables))}
+        if versions:
+            mark = path.with_name(ERASURES_FILE)
+            earlier = read_json(mark, expected="a list of erasures") if mark.is_file() else {}
+            write_json(mark, {**earlier, plan.run_id: {"versions": versions, "users": len(plan.users)}})
+            days.append(path.parent.name)
+    return days
