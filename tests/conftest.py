@@ -11,9 +11,8 @@ import pytest
 from filelock import FileLock
 
 from conf.settings import Settings, SparkSettings, StorageSettings
+from tests.build_once import BuildOnce
 
-BuildOnce = Callable[[str, Callable[[Path], object]], Path]
-"""Name of a folder, and what fills it -> the folder, filled."""
 LONGEST_FIRST = ("airflow_dags", "cases", "udfs", "etl", "bench", "models", "conf")
 """Folders in the order of their longest file: what runs last should be short, or one process waits for the other."""
 
@@ -21,7 +20,8 @@ LONGEST_FIRST = ("airflow_dags", "cases", "udfs", "etl", "bench", "models", "con
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts long files first, and marks what asks for the Spark session, so that `make test-fast` can leave it out."""
     order = {name: number for number, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: order.get(item.path.relative_to(tests).parts[0], len(order)))
     for item in items:
         if "spark" in getattr(item, "fixturenames", ()):
             item.add_marker("spark")

@@ -28,8 +28,7 @@ from conf.settings import FeatureSettings, Settings, SparkSettings
 from conf.tables import FEATURE_TABLES
 from etl.delta.storage import read_table, replace_day, table_version
 from etl.spark.session import open_session
-from tests.udfs.conftest import make_bundle, open_town
-from tests.udfs.town import DAY_1, DAY_2, Town, action, sequence
+from tests.udfs.town import DAY_1, DAY_2, Town, action, make_bundle, open_town, sequence
 from udfs.releases.audit_record import load_audit, save_audit
 from udfs.releases.release_log import load_releases
 

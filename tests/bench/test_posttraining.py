@@ -18,7 +18,7 @@ from tests.bench.posttraining_city import City, Days, _split, make_null_city, re
 from tests.bench.posttraining_page import write_page
 from tests.bench.posttraining_scores import measure_meal_rule, measure_table4, measure_table8, measure_table9
 from tests.bench.posttraining_tables import record_null, record_tables
-from tests.models.conftest import (
+from tests.models.planted_city import (
     FIRST_MS,
     HOUR_MS,
     block_rows,

@@ -19,7 +19,15 @@ from models.training.pretrain import PretrainTables, run_pretrain
 from models.training.sft_embedding import run_sft_embedding
 from models.training.sft_ranking import run_sft_ranking
 from models.training.stage import TrainResult
-from tests.models.conftest import DAY, block_rows, pair_rows, poi_rows, pretrain_rows, request_rows, to_arrow
+from tests.models.planted_city import (
+    DAY,
+    block_rows,
+    pair_rows,
+    poi_rows,
+    pretrain_rows,
+    request_rows,
+    to_arrow,
+)
 
 STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
 NUM_STEPS = 30

@@ -7,8 +7,7 @@ from pyspark.sql import SparkSession
 from conf.settings import FeatureSettings, Settings, StorageSettings
 from conf.tables import TABLES
 from etl.delta.storage import create_if_missing
-from tests.udfs.conftest import make_bundle
-from tests.udfs.town import DAY_1, Town, sequence
+from tests.udfs.town import DAY_1, Town, make_bundle, sequence
 
 ASKING_USERS = ("u0000370", "u0000014")
 """Users of the requests in the cases, who came from the demo's city."""

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from conf.settings import Settings, SparkSettings
+from tests.build_once import BuildOnce
 from tests.cases.foreign_cases import CASES, FOLDER, Place, find_differences
-from tests.conftest import BuildOnce
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,8 @@ from conf.settings import Settings
 from models.__main__ import JOBS
 from models.serving.bundle import load_bundle, resolve_model
 from models.serving.inference import score_candidates
+from tests.models.planted_city import RECIPE
 
-RECIPE = """
-name: test
-decoder: {hidden_dim: 16, ffn_dim: 32, num_layers: 1, num_heads: 2, num_kv_heads: 2, window_actions: 20,
-          embedding_dim: 8, geo_buckets: 64, dropout: 0.0, embedding_dropout: 0.0,
-          others: {enabled: true, num_followers: 2, num_near: 3}}
-pretrain: {epochs: 3, batch_size: 4, warmup_steps: 5}
-sft_embedding: {epochs: 2, batch_size: 8, warmup_steps: 2}
-sft_ranking: {epochs: 2, batch_size: 8, warmup_steps: 2}
-align_dpo: {epochs: 2, batch_size: 8, warmup_steps: 2, learning_rate: 1.0e-3}
-"""
 Run = Callable[..., tuple[int, dict]]
 
 

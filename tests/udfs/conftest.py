@@ -1,14 +1,13 @@
 """Fixtures of the feature jobs: small bundles with random weights, and towns to run the jobs in."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from conf.settings import FeatureSettings, Settings, SparkSettings, StorageSettings
-from tests.conftest import BuildOnce
-from tests.udfs.town import DAY_1, DAY_2, NUM_POIS, Town
+from conf.settings import FeatureSettings, Settings, SparkSettings
+from tests.build_once import BuildOnce
+from tests.udfs.town import DAY_1, DAY_2, Town, copy_tables, make_bundle, open_town
 
 
 @pytest.fixture(scope="session")
@@ -21,31 +20,6 @@ def bundle(build_once: BuildOnce) -> Path:
 def other_bundle(build_once: BuildOnce) -> Path:
     """A bundle with other weights, so another model version."""
     return build_once("other", lambda folder: make_bundle(folder, seed=2)) / "bundle"
-
-
-def make_bundle(folder: Path, *, seed: int, copies_from_others: bool = False) -> Path:
-    """Writes a bundle of all stages with random weights for an index of two blocks.
-
-    A model that copies from others has most of every prediction from their slots.
-    """
-    import torch
-
-    from conf.tokens import TokenLayout
-    from models.config import DecoderConfig, OthersConfig
-    from models.network.checkpoint import save_stage
-    from models.network.decoder import SpacetimeDecoder
-    from models.serving.bundle import STAGE_FOLDERS, save_bundle
-
-    layout = TokenLayout(index_version=1, num_blocks=4, max_inner=8, num_categories=8)
-    shape = DecoderConfig(
-        hidden_dim=16, ffn_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, embedding_dim=8,
-        others=OthersConfig(enabled=copies_from_others, num_followers=2, num_near=2, start=6.0),
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    model = SpacetimeDecoder(shape.with_layout(layout, num_pois=NUM_POIS))
-    stage = save_stage(folder / "stage", model)
-    content = {"embedding_dim": shape.embedding_dim, "is_simulated": False}
-    return save_bundle(folder / "bundle", dict.fromkeys(STAGE_FOLDERS, stage), layout=layout, content=content)
 
 
 @pytest.fixture(scope="session")
@@ -175,18 +149,6 @@ def other_town(
 ) -> Town:
     """Another town with the inputs of DAY_1."""
     return open_town(spark, night_settings, copy_tables(delivered_folder, tmp_path / "other"), bundle)
-
-
-def open_town(spark: object, settings: Settings, folder: Path, bundle: Path) -> Town:
-    """Returns a town whose tables and artifacts lie in a folder."""
-    storage = StorageSettings(root=str(folder / "warehouse"), artifacts=str(folder / "artifacts"))
-    return Town(spark, settings.model_copy(update={"storage": storage}), bundle)
-
-
-def copy_tables(source: Path, target: Path) -> Path:
-    """Copies all tables and artifacts of a town into a folder and returns it."""
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    return target
 
 
 @pytest.fixture

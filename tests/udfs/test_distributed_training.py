@@ -6,8 +6,8 @@ import pytest
 
 from conf.cli import main
 from models.__main__ import JOBS as MODEL_JOBS
-from tests.models.conftest import town_root, town_settings, town_tables, tracking_settings  # noqa: F401
-from tests.models.test_jobs import RECIPE
+from tests.models.fixtures import town_root, town_settings, town_tables, tracking_settings  # noqa: F401
+from tests.models.planted_city import RECIPE
 from udfs.__main__ import JOBS
 
 

@@ -1,13 +1,14 @@
 """A town of eight POIs in two blocks, three users and a few requests: small enough to check by hand."""
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 from conf.cli import JobContext, JobSummary
-from conf.settings import Settings
+from conf.settings import Settings, StorageSettings
 from conf.tables import TABLES
 
 DAY_1, DAY_2 = date(2026, 3, 1), date(2026, 3, 2)
@@ -217,3 +218,40 @@ class Town:
         from etl.delta.storage import read_table
 
         return digest_table(read_table(self.spark, self.root, name), TABLES[name])
+
+
+def make_bundle(folder: Path, *, seed: int, copies_from_others: bool = False) -> Path:
+    """Writes a bundle of all stages with random weights for an index of two blocks.
+
+    A model that copies from others has most of every prediction from their slots.
+    """
+    import torch
+
+    from conf.tokens import TokenLayout
+    from models.config import DecoderConfig, OthersConfig
+    from models.network.checkpoint import save_stage
+    from models.network.decoder import SpacetimeDecoder
+    from models.serving.bundle import STAGE_FOLDERS, save_bundle
+
+    layout = TokenLayout(index_version=1, num_blocks=4, max_inner=8, num_categories=8)
+    shape = DecoderConfig(
+        hidden_dim=16, ffn_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, embedding_dim=8,
+        others=OthersConfig(enabled=copies_from_others, num_followers=2, num_near=2, start=6.0),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = SpacetimeDecoder(shape.with_layout(layout, num_pois=NUM_POIS))
+    stage = save_stage(folder / "stage", model)
+    content = {"embedding_dim": shape.embedding_dim, "is_simulated": False}
+    return save_bundle(folder / "bundle", dict.fromkeys(STAGE_FOLDERS, stage), layout=layout, content=content)
+
+
+def open_town(spark: object, settings: Settings, folder: Path, bundle: Path) -> Town:
+    """Returns a town whose tables and artifacts lie in a folder."""
+    storage = StorageSettings(root=str(folder / "warehouse"), artifacts=str(folder / "artifacts"))
+    return Town(spark, settings.model_copy(update={"storage": storage}), bundle)
+
+
+def copy_tables(source: Path, target: Path) -> Path:
+    """Copies all tables and artifacts of a town into a folder and returns it."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return target

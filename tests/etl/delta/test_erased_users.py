@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
-from tests.etl.test_checkins import CHECKINS, FIRST, SECOND, deliver, write_folder
 
 from conf.settings import Settings
 from conf.tables import ERASED_USERS
@@ -12,6 +11,7 @@ from etl.delta.contracts import spark_schema
 from etl.delta.erased_users import digest_user
 from etl.delta.storage import append_log, read_table
 from etl.spark.session import local_frame
+from tests.etl.checkin_folder import CHECKINS, FIRST, SECOND, deliver, write_folder
 
 pytestmark = pytest.mark.spark
 

@@ -8,11 +8,11 @@ from pyspark.sql import functions as F
 
 from conf.cli import JobContext
 from conf.errors import EmptyDeliveryError, IndexFullError, IndexOrderError, MissingInputError
-from conf.settings import load_settings
 from etl.delta.digests import digest_tables
 from etl.delta.storage import read_table, replace_day, table_version
 from etl.jobs import index_pois, runner
 from etl.jobs.replay import replay_day
+from tests.etl.contexts import context_of
 from tests.rows import DAY, HOUR_MS, NOON_MS, action, frame_of, poi
 
 MADE = 0
@@ -31,13 +31,6 @@ STEPS = {
     "clean_actions": runner.clean_day,
     "action_sequences": runner.sequence_day,
 }
-
-
-def context_of(settings, job, day=DAY, *, overrides=(), dry_run=False):
-    if overrides:
-        storage = (f"storage.root={settings.storage.root}", f"storage.artifacts={settings.storage.artifacts}")
-        settings = load_settings(overrides=(*storage, *overrides))
-    return JobContext(job, day, settings, "test-run", dry_run, argparse.Namespace())
 
 
 def deliver(spark, settings, *, actions=(), pois=(), day=DAY):

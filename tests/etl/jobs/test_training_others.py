@@ -6,7 +6,6 @@ from datetime import timedelta
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.etl.test_nightly import context_of
 
 from conf.settings import load_settings
 from etl.delta.digests import digest_tables
@@ -19,6 +18,7 @@ from models.copying.crowd_statistics import count_others
 from models.copying.crowd_tables import OthersAt, read_others
 from models.data.catalogue import Catalogue
 from models.data.dataset import TableAt
+from tests.etl.contexts import context_of
 from tests.rows import DAY, HOUR_MS, NOON_MS, cleaned, frame_of
 
 DAY_MS = 24 * HOUR_MS

@@ -6,7 +6,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.etl.test_checkins import CHECKINS, FIRST, POIS
 
 from conf.cli import JobContext
 from conf.errors import SchemaError
@@ -15,6 +14,7 @@ from etl.delta import storage
 from etl.sources import checkins, paper_actions, public_files
 from etl.sources.files import FilePart
 from etl.sources.schema_drift import require_kinds
+from tests.etl.checkin_folder import CHECKINS, FIRST, POIS
 
 JOBS = {
     "checkins": checkins.deliver,

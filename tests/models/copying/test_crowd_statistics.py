@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.models.test_place_index import some_pois
 
 from models.copying.crowd_candidates import Asked, SlotFinder
 from models.copying.crowd_statistics import count_others
@@ -13,6 +12,7 @@ from models.copying.crowd_visits import HOUR_KERNEL, OtherVisits
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
 from models.protocols.place_index import build_index
+from tests.models.planted_city import some_pois
 
 HOUR_MS = 3_600_000
 NUM_POIS = 30

@@ -13,7 +13,7 @@ from models.copying.crowd_tables import OTHER_TABLES, OthersAt, last_others, ope
 from models.data.dataset import TableAt
 from models.serving.bundle import ModelBundle
 from models.serving.inference import generate_candidates, rank_targets_by_model
-from tests.models.conftest import DAY, NUM_USERS, other_rows, to_arrow, user_history
+from tests.models.planted_city import DAY, NUM_USERS, other_rows, to_arrow, user_history
 
 
 def others_of(root, day: str = DAY.isoformat(), index_version: int = 1) -> OthersAt:

@@ -9,7 +9,7 @@ from models.data.requests import Visits
 from models.evaluation.baselines import count_training
 from models.lift.features import BASE_FEATURES, EventLog, Exposures, History, build_base_features
 from models.lift.ranker import Components, RankerConfig, Rows, embedding_features, judge, train_ranker
-from tests.models.conftest import FIRST_MS, HOUR_MS, poi_rows, request_rows
+from tests.models.planted_city import FIRST_MS, HOUR_MS, poi_rows, request_rows
 
 DAY_MS = 24 * HOUR_MS
 NOON = FIRST_MS + 40 * DAY_MS + 12 * HOUR_MS

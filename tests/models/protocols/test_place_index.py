@@ -1,22 +1,10 @@
 """Blocks and inner ids from places alone: the curve, the cells, and no dependence on the order of rows."""
 
 import numpy as np
-import pandas as pd
 
 from models.data.geo import distance_km
 from models.protocols.place_index import UNKNOWN_BLOCK, build_index, find_cells, hilbert_numbers
-
-
-def some_pois(num: int = 60, seed: int = 0) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    return pd.DataFrame(
-        {
-            "poi_id": [f"p{n:03d}" for n in range(num)],
-            "longitude": -74.0 + 0.2 * rng.random(num),
-            "latitude": 40.6 + 0.2 * rng.random(num),
-            "category": [None if n % 7 == 0 else ("Bar", "Cafe", "Gym")[n % 3] for n in range(num)],
-        }
-    )
+from tests.models.planted_city import some_pois
 
 
 def test_the_curve_visits_every_cell_once_and_only_steps_to_neighbours():

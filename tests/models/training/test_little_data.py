@@ -13,7 +13,6 @@ import pytest
 import torch
 from deltalake import write_deltalake
 from mlflow import MlflowClient
-from tests.models.test_trainer import CONFIG, ToyStage, ignore, make_model, weights
 
 from conf.cli import main
 from conf.settings import Settings
@@ -23,6 +22,7 @@ from models.network.checkpoint import read_config
 from models.registry.next_poi_gate import UNJUDGED, judge_next_poi
 from models.serving.bundle import load_bundle
 from models.training.trainer import train
+from tests.models.training.small_stage import CONFIG, ToyStage, ignore, make_model, weights
 
 RECIPE = """
 name: little

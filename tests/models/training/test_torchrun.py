@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from conf.settings import Settings
-from tests.models.test_jobs import RECIPE
+from tests.models.planted_city import RECIPE
 
 STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
 PAIR_TABLES = ("memory.", "others.small", "others.large", "others.poi")

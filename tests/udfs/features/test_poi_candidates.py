@@ -6,8 +6,7 @@ import pytest
 
 from conf.errors import MissingInputError
 from etl.delta.storage import table_history
-from tests.udfs.conftest import make_bundle
-from tests.udfs.town import DAY_1, DAY_2, Town, request, transition, visit
+from tests.udfs.town import DAY_1, DAY_2, Town, make_bundle, request, transition, visit
 
 pytestmark = pytest.mark.spark
 

@@ -13,8 +13,7 @@ from conf.errors import CapacityError, GateFailedError, IndexVersionError, Missi
 from conf.tables import FEATURE_TABLES, TABLES
 from etl.delta.storage import table_location
 from models.serving.bundle import digest_folder
-from tests.udfs.conftest import make_bundle
-from tests.udfs.town import DAY_1, DAY_2, request, sequence, slot
+from tests.udfs.town import DAY_1, DAY_2, make_bundle, request, sequence, slot
 from udfs.features import model_cache
 
 pytestmark = pytest.mark.spark
