@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -224,6 +224,9 @@ bench-erasure: setup ## Erases 100 users of a simulated city: are their ids left
 
 bench-sequences: setup ## 500 random sequences by two operators, killed and disturbed: what may readers see? [MINUTES=N]
 	@$(PY) -m tests.bench.sequences $(if $(MINUTES),--minutes $(MINUTES))
+
+bench-structure: setup ## Import floors and circles of the rooms, lines, lengths of functions, comments
+	@$(PY) -m tests.bench.structure
 
 bench-rates: setup ## Rows per core second of each stage, and docs/scale.md computed from them [after make bench-train]
 	@$(PY) -m tests.bench.scale_rates

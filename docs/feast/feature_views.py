@@ -15,9 +15,10 @@ from feast import Entity, FeatureView, Field, ValueType
 from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 from feast.types import Array, Float32, Int32, String
 
+from conf.releases import find_release
 from conf.tables import TABLES
 from etl.delta.storage import table_location
-from udfs.releases.release_log import find_release, load_releases
+from udfs.releases.release_log import load_releases
 
 FEAST_TYPES = {"string": String, "int": Int32, "float": Float32, "array<float>": Array(Float32)}
 ROOT = os.environ["SPACETIME_ROOT"]

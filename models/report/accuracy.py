@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from conf.releases import Release
 from conf.settings import Settings
-from models.report.data import NothingToShowError, Release
+from models.report.data import NothingToShowError
 from models.report.page import Figure, Section, TableView, Tile, Topic, format_count, format_figure
 from models.report.plots import FLOOR_SERIES, SERIES, draw_bars, draw_reliability
 from models.report.training import find_training

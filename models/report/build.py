@@ -18,9 +18,10 @@ import pyarrow.dataset as ds
 from deltalake.exceptions import DeltaError
 
 from conf.cli import JobContext, JobSummary
+from conf.releases import Release, find_before, find_release, find_release_of_day, load_releases
 from conf.settings import Settings
 from models.report.accuracy import ACCURACY, build_accuracy
-from models.report.data import NothingToShowError, Release, ReleaseTables, find_release
+from models.report.data import NothingToShowError, ReleaseTables
 from models.report.drift import DRIFT, build_drift
 from models.report.features import CALIBRATION, EMBEDDINGS, build_calibration, build_projection
 from models.report.funnel import FUNNEL, build_funnel
@@ -52,7 +53,12 @@ def run_report(context: JobContext) -> JobSummary:
     """
     settings = context.settings
     wanted = getattr(context.options, "release", None)
-    release, before = find_release(settings.storage.root, day=context.day, release_id=wanted)
+    root, releases = settings.storage.root, load_releases(settings.storage.root)
+    if wanted is None:
+        release = find_release_of_day(releases, root, context.day)
+    else:
+        release = find_release(releases, root, wanted)
+    before = find_before(releases, release)
     path = Path(settings.storage.artifacts) / "reports" / f"release-{release.release_id}.html"
     report = build_report(settings, release, before, path)
     if not context.dry_run:

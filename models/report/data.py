@@ -11,7 +11,7 @@ why, and the section prints it.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -23,36 +23,12 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from conf.errors import MissingInputError, NoReleaseError, ReleaseWithdrawnError
-from conf.settings import CATALOG_PREFIX
+from conf.releases import Release, table_location
 from conf.tables import TABLES
 
 
 class NothingToShowError(Exception):
     """An input of one section is not there; the text is printed in the section's place."""
-
-
-@dataclass(frozen=True)
-class Release:
-    """One row of `releases`.
-
-    Attributes:
-        table_versions: Delta version of every table that the release was made from or consists of.
-        published: when it became visible, UTC.
-        rollback_of: the release that this one takes back, if any.
-        withdrawn: why it can no longer be read; empty if it can.
-    """
-
-    release_id: int
-    day: date
-    published: datetime
-    table_versions: dict[str, int]
-    model_version: str
-    index_version: int
-    rollback_of: int | None
-    run_id: str
-    is_simulated: bool
-    withdrawn: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,88 +42,18 @@ class Commit:
     run_id: str
 
 
-def load_releases(root: str) -> list[Release]:
-    """Returns all releases, oldest first; none if the table has never been written."""
-    table = open_table(root, "releases")
-    if table is None:
-        return []
-    rows = table.to_pyarrow_table().sort_by("release_id").to_pylist()
-    withdrawals = open_table(root, "withdrawals")
-    withdrawn = withdrawals.to_pyarrow_table().to_pylist() if withdrawals else []
-    reasons = {row["release_id"]: row["reason"] for row in withdrawn}
-    return [
-        Release(
-            release_id=row["release_id"],
-            day=row["day"],
-            published=datetime.fromtimestamp(row["published_ts_ms"] / 1000, tz=UTC),
-            table_versions=dict(row["table_versions"]),
-            model_version=row["model_version"],
-            index_version=row["index_version"],
-            rollback_of=row["rollback_of"],
-            run_id=row["run_id"],
-            is_simulated=row["is_simulated"],
-            withdrawn=reasons.get(row["release_id"], ""),
-        )
-        for row in rows
-    ]
-
-
-def find_release(root: str, *, day: date, release_id: int | None = None) -> tuple[Release, Release | None]:
-    """Finds a release and the one before it that can still be read.
-
-    Args:
-        root: table root.
-        day: take the last release of this day that can be read, unless `release_id` is given.
-        release_id: take this release.
-
-    Raises:
-        NoReleaseError: there is none.
-        ReleaseWithdrawnError: there was, and it can no longer be read.
-    """
-    releases = load_releases(root)
-    wanted = [
-        release
-        for release in releases
-        if (release.day == day if release_id is None else release.release_id == release_id)
-    ]
-    if not wanted:
-        name = f"a release of {day}" if release_id is None else f"release {release_id}"
-        raise NoReleaseError(root=root, wanted=name, known=[release.release_id for release in releases])
-    readable = [release for release in wanted if not release.withdrawn]
-    if not readable:
-        last = wanted[-1]
-        raise ReleaseWithdrawnError(root=root, release_id=last.release_id, reason=last.withdrawn)
-    before = [
-        release
-        for release in releases
-        if release.release_id < readable[-1].release_id and not release.withdrawn
-    ]
-    return readable[-1], before[-1] if before else None
-
-
 def open_table(root: str, name: str, version: int | None = None) -> DeltaTable | None:
     """Opens a table at a version (None = the latest); None if it has never been written.
 
     Raises:
-        MissingInputError: the root is a catalog, which only Spark can resolve.
+        MissingInputError: the root is a metastore, which only Spark can open.
     """
-    return DeltaTable(_locate(root, name), version=version) if is_written(root, name) else None
+    return DeltaTable(table_location(root, name), version=version) if is_written(root, name) else None
 
 
 def is_written(root: str, name: str) -> bool:
     """Tells whether a table has been written; raises as `open_table`."""
-    return DeltaTable.is_deltatable(_locate(root, name))
-
-
-def _locate(root: str, name: str) -> str:
-    if root.startswith(CATALOG_PREFIX):
-        raise MissingInputError(
-            what="a folder of Delta tables",
-            where=root,
-            needed_by="The report",
-            remedy="Give the folder or URI under the catalog with --set storage.root=PATH.",
-        )
-    return f"{root.rstrip('/')}/{name}"
+    return DeltaTable.is_deltatable(table_location(root, name))
 
 
 @dataclass(frozen=True)

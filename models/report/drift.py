@@ -6,7 +6,8 @@ In: the tables of a release and of the one before. Out: one section.
 import numpy as np
 from numpy.typing import NDArray
 
-from models.report.data import NothingToShowError, Release, ReleaseTables, sample_keys
+from conf.releases import Release
+from models.report.data import NothingToShowError, ReleaseTables, sample_keys
 from models.report.features import load_scores, read_vectors
 from models.report.page import Figure, Section, TableView, Tile, Topic, format_count, format_figure
 from models.report.plots import SERIES, draw_histogram

@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from conf.releases import Release
 from conf.tables import FEATURE_TABLES
-from models.report.data import NothingToShowError, Release, ReleaseTables, known_tables
+from models.report.data import NothingToShowError, ReleaseTables, known_tables
 from models.report.page import Section, TableView, Tile, Topic, format_count
 
 LINEAGE = Topic(

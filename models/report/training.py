@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.json_files import read_json
+from conf.releases import Release
 from conf.settings import MlflowSettings, Settings
-from models.report.data import NothingToShowError, Release
+from models.report.data import NothingToShowError
 from models.report.page import Figure, Section, TableView, Tile, Topic, format_figure
 from models.report.plots import SERIES, draw_curves
 

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from conf.releases import load_releases
+from conf.releases import read_table as read_arrow
 from conf.results import record
-from models.report.data import load_releases
 from tests.bench.own_miniatures import MINIATURES
 from udfs.releases.reader import read_release
-from udfs.releases.release_log import read_arrow
 
 PUBLIC = ("fsq_charlotte", "fsq_calgary", "gowalla_nyc", "gowalla_world", "gowalla_ca_exact")
 DEMOS = Path(".demo")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from conf.errors import ReleaseWithdrawnError
+from conf.releases import Release
 from tests.bench.sequences.expected import Expected, Operation, Shown, UnsafeError
 from tests.bench.sequences.warehouse import USERS, Content, day_of, make_night
-from udfs.releases.release_log import Release
 
 NIGHTS = {
     number: make_night(number, number + 1.0, "m/1", USERS, is_whole=number == 0) for number in (0, 1, 2)

@@ -10,7 +10,7 @@ from conf.tokens import TokenLayout
 from models.config import DecoderConfig
 from models.data.catalogue import Catalogue
 from models.network.decoder import SpacetimeDecoder
-from tests.models.fixtures import town_root, town_settings, town_tables, tracking_settings  # noqa: F401, F811
+from tests.models.fixtures import town_root, town_settings, town_tables, tracking_settings  # noqa: F401
 from tests.models.planted_city import NUM_BLOCKS, POIS_PER_BLOCK, request_rows, to_arrow
 
 

@@ -28,10 +28,11 @@ from pyspark.sql import SparkSession
 from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError, SettingsError
 from conf.out_folder import check_out_folder, fill_out_folder
+from conf.releases import Release, find_release
 from conf.tables import FEATURE_TABLES, TABLES
 from etl.spark.session import open_session
 from udfs.releases.reader import read_release
-from udfs.releases.release_log import Release, find_release, load_releases
+from udfs.releases.release_log import load_releases
 
 LOGGER = logging.getLogger(__name__)
 DESCRIPTION, INDEX_FILE = "release.json", "poi_embeddings.faiss"

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import StaleReleaseError
+from conf.releases import Release, find_current, find_release
 from conf.settings import CATALOG_PREFIX
 from etl.spark.session import open_session
-from udfs.releases.release_log import Release, find_current, find_release, load_releases
+from udfs.releases.release_log import load_releases
 
 LOG_WIDTH = 140
 """Columns of the table where it is not printed in a terminal."""

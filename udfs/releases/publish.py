@@ -27,6 +27,7 @@ from conf.errors import (
     ReleaseOrderError,
     ReleaseSkewError,
 )
+from conf.releases import Release, find_current, find_previous, find_release, find_taken_back
 from conf.tables import FEATURE_TABLES, RELEASES, TABLES
 from etl.delta.contracts import digest_table, spark_schema
 from etl.delta.erasure_plan import refuse_unfinished_erasure
@@ -35,14 +36,7 @@ from etl.delta.storage import append_log, read_table, table_version
 from etl.spark.session import local_frame, open_session
 from udfs.releases.audit_record import Audit, audit_path, load_audit
 from udfs.releases.reader import VECTOR_KEYS, keep_released
-from udfs.releases.release_log import (
-    Release,
-    find_current,
-    find_previous,
-    find_release,
-    find_taken_back,
-    load_releases,
-)
+from udfs.releases.release_log import load_releases
 
 LOGGER = logging.getLogger(__name__)
 

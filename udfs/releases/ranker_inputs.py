@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from conf.releases import find_release
 from udfs.releases.reader import read_release
-from udfs.releases.release_log import find_release, load_releases
+from udfs.releases.release_log import load_releases
 
 FloatArray = NDArray[np.float64]
 

@@ -16,10 +16,12 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from conf.releases import Release, find_release
+from conf.releases import read_table as read_arrow
 from conf.tables import FEATURE_TABLES
 from etl.delta.storage import read_table
 from udfs.features.slots import is_live, keep_known
-from udfs.releases.release_log import Release, find_release, load_releases, read_arrow
+from udfs.releases.release_log import load_releases
 
 VECTOR_KEYS = {"user_embeddings": "user_id", "poi_embeddings": "poi_id"}
 """Tables whose rows of several days complete each other, and what a vector belongs to."""

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pyspark.sql import SparkSession
 
 from conf.cli import JobContext
+from conf.releases import Release
 from conf.tables import WITHDRAWALS
 from etl.delta.contracts import spark_schema
 from etl.delta.storage import append_log
 from etl.spark.session import local_frame
-from udfs.releases.release_log import Release
 
 LOGGER = logging.getLogger(__name__)
 

@@ -33,6 +33,7 @@ from conf.errors import (
     SettingsError,
 )
 from conf.json_files import ERASURES_FILE, read_json, write_json
+from conf.releases import Release, find_current, find_previous
 from conf.tables import ERASED_USERS, FEATURE_TABLES, TABLES
 from etl.delta import erasure, retention
 from etl.delta.contracts import spark_schema
@@ -41,7 +42,7 @@ from etl.delta.erasure_plan import Plan, end_plan, load_plan, save_plan
 from etl.delta.storage import append_log, read_table, table_exists, table_version
 from etl.spark.session import local_frame, open_session
 from udfs.releases.publish import append_release
-from udfs.releases.release_log import Release, find_current, find_previous, load_releases
+from udfs.releases.release_log import load_releases
 from udfs.releases.withdrawals import pinned_before, withdraw
 from udfs.upkeep.erase_files import FoundFiles, erase_files, find_files
 

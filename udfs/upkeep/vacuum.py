@@ -13,12 +13,13 @@ from pathlib import Path
 
 from conf.cli import JobContext, JobSummary
 from conf.json_files import read_json
+from conf.releases import Release
 from conf.tables import TABLES
 from etl.delta.erasure_plan import refuse_unfinished_erasure
 from etl.delta.retention import vacuum_table
 from etl.delta.storage import table_exists
 from etl.spark.session import open_session
-from udfs.releases.release_log import Release, load_releases
+from udfs.releases.release_log import load_releases
 from udfs.releases.withdrawals import withdraw
 
 LOGGER = logging.getLogger(__name__)

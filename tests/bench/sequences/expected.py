@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from conf.errors import ReleaseWithdrawnError
+from conf.releases import Release
 from tests.bench.sequences.warehouse import Content, Warehouse, Written, day_of, user_of
-from udfs.releases.release_log import Release
 
 
 class UnsafeError(Exception):

@@ -19,6 +19,8 @@ import yaml
 
 from conf.cli import Job, JobContext, JobSummary, main
 from conf.errors import GateFailedError
+from conf.releases import Release
+from conf.releases import read_table as read_arrow
 from conf.tables import FEATURE_TABLES, TABLES
 from etl.delta.contracts import spark_schema
 from etl.delta.erasure_plan import refuse_unfinished_erasure
@@ -28,7 +30,7 @@ from models.__main__ import JOBS as MODEL_JOBS
 from udfs.__main__ import JOBS as UDF_JOBS
 from udfs.releases.audit_record import Audit, save_audit
 from udfs.releases.reader import read_release
-from udfs.releases.release_log import Release, load_releases, read_arrow
+from udfs.releases.release_log import load_releases
 
 USERS = tuple(f"user-{name}" for name in ("anna", "bela", "cleo", "dora", "emil"))
 POIS = ("p1", "p2", "p3")

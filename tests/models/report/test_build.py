@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from conf.errors import NoReleaseError, ReleaseWithdrawnError
-from models.report.data import ReleaseTables, find_release, sample_keys
+from conf.releases import find_release_of_day, load_releases
+from models.report.data import ReleaseTables, sample_keys
 from models.report.drift import compute_overlap, compute_psi
 from models.report.features import mean_cosine
 from models.report.funnel import count_funnels, count_repeats
@@ -42,7 +43,7 @@ def page(city):
 
 
 def test_funnel_adds_up_on_the_day_and_up_to_it(city):
-    release, _ = find_release(city.storage.root, day=DAY)
+    release = find_release_of_day(load_releases(city.storage.root), city.storage.root, DAY)
 
     today, until = count_funnels(ReleaseTables(city.storage.root, release))
 
@@ -75,7 +76,7 @@ def test_a_refused_row_without_id_and_with_nan_is_matched_with_its_delivery(tmp_
     write(root, "cleaned_actions", [{"day": DAY, "action_id": "made-up", "user_id": "u0"}])
     write(root, "releases", [publish(root, 1)])
 
-    today, _ = count_funnels(ReleaseTables(root, find_release(root, day=DAY)[0]))
+    today, _ = count_funnels(ReleaseTables(root, find_release_of_day(load_releases(root), root, DAY)))
 
     assert (today.delivered, today.accepted, today.num_refused, today.duplicates) == (3, 1, 1, 1)
 

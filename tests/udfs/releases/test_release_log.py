@@ -7,8 +7,8 @@ from datetime import date, datetime
 import pytest
 
 from conf.errors import AuditMissingError, NoReleaseError, ReleaseWithdrawnError, StaleReleaseError
+from conf.releases import Release, find_previous, find_release, find_taken_back
 from udfs.releases.list_releases import refuse_old
-from udfs.releases.release_log import Release, find_previous, find_release, find_taken_back
 
 
 def release(release_id: int, version: int, rollback_of: int | None = None) -> Release:
