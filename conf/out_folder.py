@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from conf.errors import SettingsError
+from conf.files import write_whole
 
 MANIFEST, LOCK, UNFINISHED = ".spacetime-gr.json", ".spacetime-gr.lock", ".unfinished-"
 OWN = {MANIFEST, f"{MANIFEST}.tmp", LOCK}
+DRAFT = f".{MANIFEST}."
+"""What the list of files begins with while it is written."""
 
 
 def check_out_folder(out: Path) -> None:
@@ -27,7 +30,7 @@ def check_out_folder(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise _refusal(f"{out} is a file")
-    unknown = sorted(_found(out) - _listed(out) - OWN)
+    unknown = sorted(name for name in _found(out) - _listed(out) - OWN if not name.startswith(DRAFT))
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise _refusal(
@@ -108,9 +111,7 @@ def _listed(out: Path) -> set[str]:
 
 def _list(out: Path, job: str, files: set[str], unfinished: str | None = None) -> None:
     content = {"job": job, "files": sorted(files), "unfinished": unfinished}
-    fresh = out / f"{MANIFEST}.tmp"
-    fresh.write_text(json.dumps(content, indent=1) + "\n")
-    fresh.replace(out / MANIFEST)
+    write_whole(out / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def _remove(out: Path, files: set[str]) -> None:

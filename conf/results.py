@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+from conf.files import write_whole
+
 FOLDER = Path("results")
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 BAR = re.compile(r"(>=|<=|==|<|>) (-?\d+(?:\.\d+)?)")
@@ -121,11 +123,7 @@ def record(
     )
     content = asdict(result)
     parse(content, name)
-    target = Path(folder) / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_suffix(f".{os.getpid()}.draft")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
-    draft.replace(target)
+    write_whole(Path(folder) / f"{name}.json", json.dumps(content, indent=2) + "\n")
     return result
 
 

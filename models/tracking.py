@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from conf.errors import MissingInputError
-from conf.json_files import read_json, write_json
+from conf.files import read_json, write_json
 from conf.settings import MlflowSettings
 
 RUN_FILE = "mlflow_run.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import ErasureUnfinishedError
-from conf.json_files import read_json, write_json
+from conf.files import read_json, write_json
 
 UNFINISHED = "unfinished.json"
 

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError
+from conf.files import write_whole
 from conf.settings import Settings
 from etl.columns.spacetime import event_date, is_on_earth
 from etl.sources.checkins import FileSource
@@ -200,7 +201,7 @@ def write_layer(path: Path, settings: Settings, plan: Plan) -> None:
         "samples": {"val_days": plan.val_days, "test_days": plan.test_days},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(layer, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(layer, allow_unicode=True, sort_keys=False))
 
 
 def tell(notes: Mapping[str, object]) -> list[str]:

@@ -17,6 +17,7 @@ from models.copying.crowd_candidates import NEAR, Asked, SlotFinder
 from models.copying.steps import Steps, hide_times, steps_of, take_actions, window_index
 from models.data.batch import HistoryBatch, OtherSlots, RequestBatch, collate_history, collate_requests
 from models.data.features import split_time
+from models.data.ragged import rows_and_places
 
 
 def add_to_history(
@@ -137,9 +138,7 @@ def _find(
 
 def _list_past(steps: Steps, asks_BQ: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (asking step, place in its row's history) of every past action of every asking step."""
-    lengths = steps.num_past_BQ[asks_BQ].numpy()
-    asking = np.repeat(np.arange(len(rows)), lengths)
-    return asking, np.arange(len(asking)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return rows_and_places(steps.num_past_BQ[asks_BQ].numpy())
 
 
 def _scatter(values_SC: Tensor, asks_BQ: Tensor) -> Tensor:

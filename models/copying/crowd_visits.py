@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from conf.units import HOURS_PER_DAY
 from models.copying.crowd_statistics import OtherStatistics
+from models.data.ragged import rows_and_places
 from models.data.requests import BoolArray, FloatArray, IntArray
 
 HOUR_KERNEL = {0: 10, 1: 6, 2: 3, 3: 1}
@@ -150,6 +151,5 @@ def _hour_kernel() -> FloatArray:
 
 def expand(starts: IntArray, lengths: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """Returns (row, entry) of every entry of every row's stretch, and where each row's stretch begins."""
-    firsts = np.cumsum(lengths) - lengths
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    return rows, np.arange(len(rows)) - np.repeat(firsts - starts, lengths), firsts
+    rows, places = rows_and_places(lengths)
+    return rows, places + starts[rows], np.cumsum(lengths) - lengths

@@ -15,6 +15,7 @@ from torch import Tensor
 from conf.units import EARTH_RADIUS_KM, MS_PER_HOUR, MS_PER_MINUTE
 from models.copying.steps import Steps, shift_right, take_actions
 from models.data.features import Clock, is_known_place, place_on_sphere, split_time
+from models.data.slot_keys import pack_slots
 
 NUM_AGES, NUM_MATCHES, NUM_GAPS, NUM_DISTANCES, NUM_COUNTS, NUM_FINE_GAPS, NUM_SIGNED = (
     32,
@@ -68,7 +69,7 @@ class PairFeatures(NamedTuple):
 @torch.no_grad()
 def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
     """Compares every step with every past action."""
-    slots_BL = name_slots(past.blocks_BL, past.inners_BL)
+    slots_BL = pack_slots(past.blocks_BL, past.inners_BL)
     clock_q = _view_clock(split_time(steps.timestamps_BQ, steps.tz_offsets_BQ), dim=2)
     clock_j = _view_clock(split_time(past.timestamps_BL, past.tz_offsets_BL), dim=1)
     day_relation = _relate_days(clock_q.weekday, clock_j.weekday)
@@ -96,11 +97,6 @@ def compare_pairs(past: Past, steps: Steps) -> PairFeatures:
         previous_clock=_half_hours(_signed_minutes(clock_q, previous)) * 3
         + _relate_days(clock_q.weekday, previous.weekday),
     )
-
-
-def name_slots(block_ids: Tensor, inner_ids: Tensor) -> Tensor:
-    """Returns one number per (block, inner)."""
-    return block_ids * 2**24 + inner_ids
 
 
 def bucket_step_gap(past: Past, steps: Steps) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from conf.units import MS_PER_DAY, MS_PER_MINUTE
 from models.copying.pair_tables import PairTable
-from models.copying.pairs import NUM_COUNTS, Past, bucket_visits, group_equal, name_slots
+from models.copying.pairs import NUM_COUNTS, Past, bucket_visits, group_equal
 from models.copying.steps import Steps, shift_right, take_actions
+from models.data.slot_keys import pack_slots
 
 MOST_EQUAL, MOST_OF_DAY, MOST_TODAY = 5, 5, 2
 
@@ -43,7 +44,7 @@ ROUTINE_TABLES: tuple[PairTable[RoutineFeatures], ...] = (
 @torch.no_grad()
 def compare_routines(past: Past, steps: Steps) -> RoutineFeatures:
     """Compares every step with every past action."""
-    slots_BL = name_slots(past.blocks_BL, past.inners_BL)
+    slots_BL = pack_slots(past.blocks_BL, past.inners_BL)
     is_past_BQL = torch.arange(slots_BL.shape[1], device=slots_BL.device) < steps.num_past_BQ[..., None]
     days_BL = _local_days(past.timestamps_BL, past.tz_offsets_BL)
     days_BQ = _local_days(steps.timestamps_BQ, steps.tz_offsets_BQ)

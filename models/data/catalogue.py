@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from conf.units import MS_PER_DAY
 from models.data.live_slots import AboutSlots, LiveSlots
+from models.data.slot_keys import pack_slots
 
 IntArray = NDArray[np.int64]
 
@@ -72,7 +73,7 @@ class Catalogue:
             category_ids=ids["category_id"],
             first_days=first_days,
             last_days=last_days,
-            _keys=(ids["block_id"] << _INNER_BITS) | ids["inner_id"],
+            _keys=pack_slots(ids["block_id"], ids["inner_id"]),
             _change_days=np.unique(np.concatenate([first_days, last_days])),
         )
 
@@ -81,7 +82,7 @@ class Catalogue:
 
     def find_rows(self, block_ids: IntArray, inner_ids: IntArray) -> IntArray:
         """Returns the row of each slot; -1 = not in the catalogue."""
-        keys = (np.asarray(block_ids, np.int64) << _INNER_BITS) | np.asarray(inner_ids, np.int64)
+        keys = pack_slots(np.asarray(block_ids, np.int64), np.asarray(inner_ids, np.int64))
         if not len(self):
             return np.full(keys.shape, -1, dtype=np.int64)
         rows = np.minimum(np.searchsorted(self._keys, keys), len(self) - 1)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_INNER_BITS = 24
-_INNER_MASK = (1 << _INNER_BITS) - 1
+from models.data.slot_keys import INNER_BITS, pack_slots, unpack_slots
 
 
 class AboutSlots(NamedTuple):
@@ -46,14 +45,14 @@ class LiveSlots:
         """
         fits = (block_ids < num_blocks) & (inner_ids < max_inner)
         self.num_blocks, self.max_inner = num_blocks, max_inner
-        keys = (block_ids[fits].long() << _INNER_BITS) | inner_ids[fits].long()
+        keys = pack_slots(block_ids[fits].long(), inner_ids[fits].long())
         self.keys_N, place = torch.unique(keys, return_inverse=True)
         self.about: AboutSlots | None = None
         if about is not None:
             first = torch.full_like(self.keys_N, len(keys))
             first.scatter_reduce_(0, place, torch.arange(len(keys), device=keys.device), reduce="amin")
             self.about = AboutSlots(*(values[fits][first] for values in about))
-        edges = torch.arange(num_blocks + 1, device=self.keys_N.device) << _INNER_BITS
+        edges = torch.arange(num_blocks + 1, device=self.keys_N.device) << INNER_BITS
         self.starts_V1 = torch.searchsorted(self.keys_N, edges)
 
     def to(self, device: torch.device | str) -> "LiveSlots":
@@ -71,7 +70,7 @@ class LiveSlots:
 
     def ids(self) -> tuple[Tensor, Tensor]:
         """Returns blocks and inner ids of all slots, in order, (N,) each."""
-        return self.keys_N >> _INNER_BITS, self.keys_N & _INNER_MASK
+        return unpack_slots(self.keys_N)
 
     def count_inners(self) -> Tensor:
         """Returns the slots of each block, (V,) int64."""
@@ -85,7 +84,7 @@ class LiveSlots:
         """Returns which inner ids exist in a block, (largest + 1,) bool; empty if there is no slot."""
         if block_id >= self.num_blocks:
             return torch.zeros(0, dtype=torch.bool, device=self.keys_N.device)
-        inners = self.keys_N[self.starts_V1[block_id] : self.starts_V1[block_id + 1]] & _INNER_MASK
+        inners = unpack_slots(self.keys_N[self.starts_V1[block_id] : self.starts_V1[block_id + 1]])[1]
         size = int(inners[-1]) + 1 if len(inners) else 0
         mask = torch.zeros(size, dtype=torch.bool, device=inners.device)
         mask[inners] = True
@@ -106,7 +105,7 @@ class LiveSlots:
         lonlat = lonlat + torch.nan
         if size:
             own = slice(int(self.starts_V1[block_id]), int(self.starts_V1[block_id + 1]))
-            inners = self.keys_N[own] & _INNER_MASK
+            inners = unpack_slots(self.keys_N[own])[1]
             categories[inners], lonlat[inners] = self.about.categories_N[own], self.about.lonlat_N2[own]
         return AboutSlots(categories, lonlat)
 
@@ -118,6 +117,6 @@ class LiveSlots:
         """Returns elementwise the place of (block, inner) in the sorted set, and whether it is in it."""
         if len(self.keys_N) == 0:
             return torch.zeros_like(block_ids), torch.zeros_like(block_ids, dtype=torch.bool)
-        key = (block_ids.long() << _INNER_BITS) | inner_ids.long()
+        key = pack_slots(block_ids.long(), inner_ids.long())
         place = torch.searchsorted(self.keys_N, key).clamp(max=len(self.keys_N) - 1)
         return place, self.keys_N[place] == key

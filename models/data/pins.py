@@ -15,6 +15,7 @@ import pyarrow.dataset as pds
 
 from conf.tables import TABLES
 from models.data.dataset import TableAt, open_table
+from models.data.ragged import rows_and_places
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -100,11 +101,11 @@ def _hash_column(column: pa.Array) -> np.ndarray:
         return _hash_values(column)
     lengths = np.diff(column.offsets.to_numpy()).astype(np.int64)
     elements = _hash_column(column.flatten())
-    place = np.arange(len(elements)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    rows, place = rows_and_places(lengths)
     summed = np.zeros(len(lengths), dtype=np.uint64)
     np.add.at(
         summed,
-        np.repeat(np.arange(len(lengths)), lengths),
+        rows,
         _scramble(elements + place.astype(np.uint64) * _MIX),
     )
     return summed + lengths.astype(np.uint64)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.units import HOURS_PER_DAY, MS_PER_HOUR, MS_PER_MINUTE
+from models.data.ragged import rows_and_places
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -76,9 +77,8 @@ class Requests:
     def pairs(self) -> tuple[IntArray, IntArray]:
         """Returns (row of the request, row of the visit) for every past action of every request."""
         lengths = self.stops - self.starts
-        rows = np.repeat(np.arange(len(self)), lengths)
-        before = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return rows, np.arange(len(rows)) - before + np.repeat(self.starts, lengths)
+        rows, places = rows_and_places(lengths)
+        return rows, places + self.starts[rows]
 
     def current_pois(self) -> IntArray:
         """Returns the POI of the last action before each request; -1 = no history."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from conf.units import HOURS_PER_DAY, MS_PER_HOUR
 from models.data.geo import distance_km
+from models.data.ragged import rows_and_places
 from models.data.requests import FloatArray, IntArray, Requests, Visits, is_weekend, local_hours
 
 TIE_BREAK = 1e-9
@@ -132,11 +133,9 @@ def _add_transitions(scores: FloatArray, current: IntArray, counts: TrainingCoun
     """Adds what others do after the current POI, in place."""
     known = np.flatnonzero(current >= 0)
     starts, stops = counts.next_starts[current[known]], counts.next_starts[current[known] + 1]
-    lengths = stops - starts
-    entries = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    scores[np.repeat(known, lengths), counts.next_pois[entries]] += (
-        TRANSITION_WEIGHT * counts.next_probabilities[entries]
-    )
+    rows, places = rows_and_places(stops - starts)
+    entries = starts[rows] + places
+    scores[known[rows], counts.next_pois[entries]] += TRANSITION_WEIGHT * counts.next_probabilities[entries]
 
 
 def _sum_by_poi(

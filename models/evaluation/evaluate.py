@@ -17,7 +17,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from conf.json_files import write_json
+from conf.files import write_json
 from conf.tokens import ACTION_TYPES
 from models.data.ranks import Ranks
 from models.evaluation.baselines import score_by_distance

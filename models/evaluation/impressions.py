@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from models.data.ragged import rows_and_places
 from models.evaluation.metrics import FloatArray, IntArray
 from models.serving.bundle import ModelBundle
 from models.serving.inference import encode_pois, encode_user_requests
@@ -34,8 +35,7 @@ class Impressions:
         """Flattens `ranking_samples`."""
         labels = samples["labels"].combine_chunks()
         lengths = np.array([len(row) for row in labels], dtype=np.int64)
-        rows = np.repeat(np.arange(len(lengths)), lengths)
-        positions = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows, positions = rows_and_places(lengths)
         flat = np.array([label for row in labels.to_pylist() for label in row], dtype=np.int64)
         return cls(samples, rows, positions, flat)
 

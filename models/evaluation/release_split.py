@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from models.copying.crowd_candidates import SlotFinder
 from models.data.catalogue import Catalogue
+from models.data.ragged import rows_and_places
 from models.data.requests import IntArray, Requests, Visits, previous_within
 from models.evaluation.baselines import TrainingCounts, count_training
 
@@ -194,9 +195,8 @@ def _training_visits(training: pa.Table, catalogue: Catalogue) -> Visits:
     names = ("block_ids", "inner_ids", "timestamps_ms", "tz_offsets_min")
     lists = {name: _as_lists(training, name) for name in names}
     lengths = np.diff(lists["block_ids"].offsets.to_numpy()).astype(np.int64)
-    sample = np.repeat(np.arange(len(lengths)), lengths)
+    sample, position = rows_and_places(lengths)
     visits = _visits({name: column.flatten() for name, column in lists.items()}, sample, catalogue)
-    position = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     in_window = position >= training["num_context"].to_numpy().astype(np.int64)[sample]
     return Visits(*(values[in_window] for values in vars(visits).values()))
 

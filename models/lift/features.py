@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from conf.units import HOURS_PER_DAY, MS_PER_DAY
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
+from models.data.ragged import rows_and_places
 from models.data.requests import (
     FloatArray,
     IntArray,
@@ -181,8 +182,8 @@ def _count_chunk(
     visits, starts, stops = requests.visits, requests.starts, requests.stops
     # One row per (candidate, past action).
     lengths = (stops - starts)[of]
-    pair = np.repeat(np.arange(len(of)), lengths)
-    past = np.arange(len(pair)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + starts[of][pair]
+    pair, places = rows_and_places(lengths)
+    past = places + starts[of][pair]
     then, now = visits.timestamps_ms[past], requests.timestamps_ms[of][pair]
     age_days = (now - then) / MS_PER_DAY
     apart = np.abs(

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from conf.units import HOURS_PER_DAY
 from models.config import DecoderConfig
 from models.copying.crowd_candidates import NUM_BUCKETS, NUM_LISTS
-from models.copying.pairs import NUM_DISTANCES, NUM_GAPS, Past, bucket_distance, bucket_step_gap, name_slots
+from models.copying.pairs import NUM_DISTANCES, NUM_GAPS, Past, bucket_distance, bucket_step_gap
 from models.copying.steps import Steps, take_actions
 from models.data.batch import OtherSlots
 from models.data.features import split_time
 from models.data.live_slots import LiveSlots
+from models.data.slot_keys import pack_slots
 from models.network.embedding import TokenEmbedding
 from models.network.history_copy import BLOCK, INNER, Bank, PairBias, PlaceMemory, SumRows, Which, mix_target
 from models.network.layers import RMSNorm
@@ -158,7 +159,7 @@ class OthersMemory(nn.Module):
 
     def _keys(self, slots: OtherSlots, embedding: TokenEmbedding) -> Tensor:
         """Embeds every distinct slot of the batch once."""
-        names = name_slots(slots.blocks_BQC, slots.inners_BQC).flatten()
+        names = pack_slots(slots.blocks_BQC, slots.inners_BQC).flatten()
         _, place = torch.unique(names, return_inverse=True)
         first = names.new_full((int(place.max()) + 1 if len(place) else 0,), len(names))
         first.scatter_reduce_(0, place, torch.arange(len(names), device=names.device), reduce="amin")
@@ -201,8 +202,8 @@ class OthersMemory(nn.Module):
 
     def _count_own(self, slots: OtherSlots, past: Past, steps: Steps) -> Tensor:
         """Returns the log bucket of the user's own earlier visits to each slot's POI."""
-        names_BL = name_slots(past.blocks_BL, past.inners_BL)
-        counts = count_before(names_BL, name_slots(slots.blocks_BQC, slots.inners_BQC), steps.num_past_BQ)
+        names_BL = pack_slots(past.blocks_BL, past.inners_BL)
+        counts = count_before(names_BL, pack_slots(slots.blocks_BQC, slots.inners_BQC), steps.num_past_BQ)
         return (counts + 1).float().log2().long().clamp(max=NUM_OWN_VISITS - 1)
 
     def _bucket_taste(self, slots: OtherSlots, past: Past, steps: Steps) -> Tensor:
@@ -260,7 +261,7 @@ def bucket_novelty(past: Past, steps: Steps) -> Tensor:
 
     The last bucket is for steps without any past.
     """
-    slots_BL = name_slots(past.blocks_BL, past.inners_BL)
+    slots_BL = pack_slots(past.blocks_BL, past.inners_BL)
     ordered, order = slots_BL.sort(dim=1, stable=True)
     is_new = torch.ones_like(ordered)
     is_new[:, 1:] = (ordered.diff(dim=1) != 0).long()

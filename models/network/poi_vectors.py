@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from models.config import DecoderConfig
 from models.data.features import hash_slots
-
-_INNER_BITS = 32
+from models.data.slot_keys import pack_slots
 
 
 class PoiVectors(nn.Module):
@@ -80,7 +79,7 @@ class GivenVectors(nn.Module):
             raise ValueError(
                 f"vectors {tuple(vectors_NM.shape)} do not fit the table {tuple(self.vectors_RM.shape)}"
             )
-        keys, order = _slot_keys(block_ids, inner_ids).sort()
+        keys, order = pack_slots(block_ids.long(), inner_ids.long()).sort()
         vectors = vectors_NM.double()[order]
         self.mean_M.copy_(vectors.mean(dim=0))
         self.scale_M.copy_(vectors.std(dim=0, correction=0).clamp(min=1e-6))
@@ -88,12 +87,7 @@ class GivenVectors(nn.Module):
         self.vectors_RM[: len(keys)] = ((vectors - self.mean_M) / self.scale_M).to(self.vectors_RM)
 
     def forward(self, block_ids: Tensor, inner_ids: Tensor) -> Tensor:
-        keys = _slot_keys(block_ids, inner_ids)
+        keys = pack_slots(block_ids.long(), inner_ids.long())
         rows = torch.searchsorted(self.keys_R, keys).clamp(max=len(self.keys_R) - 1)
         is_given = self.keys_R[rows] == keys
         return nn.functional.embedding(rows, self.vectors_RM) * is_given[..., None]
-
-
-def _slot_keys(block_ids: Tensor, inner_ids: Tensor) -> Tensor:
-    """Returns one number per (block, inner)."""
-    return (block_ids.long() << _INNER_BITS) | inner_ids.long()

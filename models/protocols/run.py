@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from conf.files import write_json
 from models.config import Recipe
 from models.copying.crowd_candidates import SlotFinder
 from models.data.ranks import Ranks
@@ -155,7 +156,7 @@ def train_on_protocol(
             log=lambda metrics, step: None,
             finder=finder,
         )
-        result_file.write_text(json.dumps(asdict(result), indent=1))
+        write_json(result_file, asdict(result))
     found = json.loads(result_file.read_text())
     return TrainedModel(
         load_stage(folder / "model"),

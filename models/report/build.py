@@ -18,6 +18,7 @@ import pyarrow.dataset as ds
 from deltalake.exceptions import DeltaError
 
 from conf.cli import JobContext, JobSummary
+from conf.files import write_whole
 from conf.releases import Release, find_before, find_release, find_release_of_day, load_releases
 from conf.settings import Settings
 from models.report.accuracy import ACCURACY, build_accuracy
@@ -62,10 +63,7 @@ def run_report(context: JobContext) -> JobSummary:
     path = Path(settings.storage.artifacts) / "reports" / f"release-{release.release_id}.html"
     report = build_report(settings, release, before, path)
     if not context.dry_run:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(report.html, encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, report.html)
         LOGGER.info("report of release %d: %s, %.1f MB", release.release_id, path, len(report.html) / 1e6)
     notes = {
         "report": str(path),

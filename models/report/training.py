@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.json_files import read_json
+from conf.files import read_json
 from conf.releases import Release
 from conf.settings import MlflowSettings, Settings
 from models.report.data import NothingToShowError

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 from conf.errors import CorruptInputError, MissingInputError
-from conf.json_files import write_json
+from conf.files import write_json
 from conf.settings import Settings
 from conf.tokens import TokenLayout
 from models.network.checkpoint import CHECKSUM_FILE, CONFIG_FILE, MODEL_FILE, load_stage, read_config

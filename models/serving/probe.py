@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from conf.errors import DamagedCheckpointError, DamagedModelError, FingerprintError, MissingInputError
-from conf.json_files import read_json, write_json
+from conf.files import read_json, write_json
 from conf.tokens import ACTION_TYPES, PROFILE_BUCKETS, TokenLayout
 from conf.units import MS_PER_HOUR
 from models.data.batch import collate_candidates, collate_history, collate_requests

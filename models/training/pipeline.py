@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import MissingInputError, NoTrainingDataError, SpacetimeError
-from conf.json_files import ERASURES_FILE, read_json, write_json
+from conf.files import ERASURES_FILE, read_json, write_json
 from conf.settings import Settings
 from models.config import Recipe
 from models.copying.crowd_candidates import SlotFinder

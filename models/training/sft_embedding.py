@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from models.config import EmbeddingSftConfig, Recipe
 from models.data.batch import collate_candidates, collate_history, collate_requests, pad_lists
 from models.data.dataset import TableAt, read_table
+from models.data.slot_keys import pack_slots
 from models.evaluation.metrics import auc, gauc
 from models.network.decoder import SpacetimeDecoder
 from models.training.losses import info_nce_loss
@@ -39,7 +40,6 @@ from models.training.sft_ranking import RANKING_COLUMNS
 from models.training.stage import Log, TrainResult
 
 LOWEST_TEMPERATURE = 0.01
-_INNER_BITS = 24
 COUNTED = ("labels", "candidate_block_ids", "candidate_inner_ids")
 
 
@@ -70,7 +70,7 @@ class ClickFrequencies:
         candidates = {name: samples[name].combine_chunks().flatten().to_numpy() for name in COUNTED}
         is_click = candidates["labels"] == 1
         blocks, inners = (candidates[name][is_click].astype(np.int64) for name in COUNTED[1:])
-        keys, counts = np.unique((blocks << _INNER_BITS) | inners, return_counts=True)
+        keys, counts = np.unique(pack_slots(blocks, inners), return_counts=True)
         self.keys, self.rates = torch.from_numpy(keys), torch.from_numpy(counts / samples.num_rows).float()
 
     def log_expected(self, keys_BC: Tensor, num_requests: int) -> Tensor:
@@ -151,7 +151,7 @@ def embed_rows(
     prefix = decoder.encode_prefix(collate_history(users_rows).to(device))
     users = decoder.user_state(prefix, requests.to(device))
     labels = pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
-    keys = (candidates.blocks_BC << _INNER_BITS) | candidates.inners_BC
+    keys = pack_slots(candidates.blocks_BC, candidates.inners_BC)
     return users, decoder.poi_state(candidates), labels, keys
 
 

@@ -121,8 +121,9 @@ def digest_others(spark: SparkSession, root: str, erased: list[str]) -> dict[str
         if "user_id" in rows.columns:
             plain = F.trim(F.translate("user_id", "\u00a0", " "))
             rows = rows.where(F.coalesce(~plain.isin(erased), F.lit(True)))
-        if "record" in rows.columns:
-            rows = rows.where(F.coalesce(~_holds_any(F.col("record"), erased), F.lit(True)))
+        # Raw rows name a user in damaged ids and in texts that could not be read, too.
+        for text in {"user_id", "record", "corrupt_record"} & set(rows.columns) if TABLES[name].raw else ():
+            rows = rows.where(F.coalesce(~_holds_any(F.col(text), erased), F.lit(True)))
         digests[name] = contracts.digest_table(rows, TABLES[name])
     return digests
 

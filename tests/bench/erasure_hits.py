@@ -18,6 +18,8 @@ import importlib
 import random
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from unittest import mock
 
@@ -41,6 +43,8 @@ STEPS = (
     "udfs.upkeep.erase.withdraw",
     "udfs.upkeep.erase.erase_files", "udfs.upkeep.erase.keep_digests",
 )  # fmt: skip
+MOST_STEPS, FEWEST_STEPS = 60, 15
+"""Calls of these in a whole erasure, and in one that had only its end to do, about."""
 Vectors = dict[str, list[float]]
 
 
@@ -61,29 +65,38 @@ def choose_users(vectors: Vectors) -> list[str]:
     return [*odd, *plain][:NUM_ERASED]
 
 
+@contextmanager
+def killed_at(number: int) -> Iterator[None]:
+    """Ends a job at the n-th call of any of the steps."""
+    left = iter(range(number - 1))
+
+    def dying(real: Callable[..., object]) -> Callable[..., object]:
+        def step(*words: object, **named: object) -> object:
+            if next(left, None) is None:
+                raise KilledError
+            return real(*words, **named)
+
+        return step
+
+    with ExitStack() as stack:
+        for path in STEPS:
+            module, _, name = path.rpartition(".")
+            stack.enter_context(mock.patch(path, dying(getattr(importlib.import_module(module), name))))
+        yield
+
+
 def erase(layer: Path, users: list[str], rng: random.Random, *, kills: int, has_mark: bool) -> int:
     """Erases users by one command that is killed some times and repeated; returns how often it was killed."""
     # Outside of what is kept: the list of those who asked.
     asked = layer.parent.with_name(layer.parent.name + "-users.txt")
     asked.write_text("\n".join(users) + "\n", encoding="utf-8-sig" if has_mark else "utf-8")
     killed = 0
-    for _ in range(kills):
-        path, calls = rng.choice(STEPS), rng.randint(1, 4)
-        module, _, name = path.rpartition(".")
-        real, left = getattr(importlib.import_module(module), name), iter(range(calls - 1))
-
-        def dies(*words: object, _real=real, _left=left, **named: object) -> object:  # type: ignore[no-untyped-def]
-            if next(_left, None) is None:
-                raise KilledError
-            return _real(*words, **named)
-
-        with mock.patch(path, dies):
-            try:
+    for attempt in range(kills):
+        with suppress(KilledError):
+            with killed_at(rng.randint(1, FEWEST_STEPS if attempt else MOST_STEPS)):
                 small_city.run(layer, "udfs", "erase", "--users", str(asked))
-            except KilledError:
-                killed += 1
-            else:
-                break
+            break
+        killed += 1
     else:
         small_city.run(layer, "udfs", "erase", "--users", str(asked))
     asked.unlink()
@@ -124,11 +137,7 @@ def main() -> int:
         before, others = search(folder, erased), erasure_city.digest_others(spark, root, erased)
         killed = 0
         for number in range(NUM_COMMANDS):
-            left = (
-                (NUM_KILLS - killed) // (NUM_COMMANDS - number)
-                if number < NUM_COMMANDS - 1
-                else NUM_KILLS - killed
-            )
+            left = -(-(NUM_KILLS - killed) // (NUM_COMMANDS - number))
             killed += erase(layer, erased[number::NUM_COMMANDS], rng, kills=left, has_mark=number % 2 == 0)
         after = search(folder, erased)
         found = erasure_city.digest_others(spark, root, erased)

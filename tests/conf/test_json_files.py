@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import CorruptInputError
-from conf.json_files import read_json, write_json
+from conf.files import read_json, write_json
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 
 from conf.cli import JobSummary
-from conf.json_files import read_json, write_json
+from conf.files import read_json, write_json
 from etl.delta.storage import replace_day
 from udfs.features.run_context import Night
 

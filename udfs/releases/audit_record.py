@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
-from conf.json_files import read_json, write_json
+from conf.files import read_json, write_json
 
 LOGGER = logging.getLogger(__name__)
 

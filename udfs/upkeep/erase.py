@@ -32,7 +32,7 @@ from conf.errors import (
     NoReleaseError,
     SettingsError,
 )
-from conf.json_files import ERASURES_FILE, read_json, write_json
+from conf.files import ERASURES_FILE, read_json, write_json
 from conf.releases import Release, find_current, find_previous
 from conf.tables import ERASED_USERS, FEATURE_TABLES, TABLES
 from etl.delta import erasure, retention

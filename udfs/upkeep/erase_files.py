@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conf.files import write_whole
 from etl.delta.erasure import id_pattern
 
 LOGGER = logging.getLogger(__name__)
@@ -55,9 +56,7 @@ def erase_files(found: FoundFiles, users: Sequence[str]) -> None:
         path.unlink()
     assert pattern is not None, "somebody is to be erased"
     for path in found.texts:
-        unfinished = path.with_name(path.name + ".tmp")
-        unfinished.write_bytes(pattern.sub(_blacken, path.read_bytes()))
-        unfinished.replace(path)
+        write_whole(path, pattern.sub(_blacken, path.read_bytes()))
     LOGGER.info("%d explanations removed, %d texts blackened", len(found.explanations), len(found.texts))
 
 

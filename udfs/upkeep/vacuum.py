@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 
 from conf.cli import JobContext, JobSummary
-from conf.json_files import read_json
+from conf.files import read_json
 from conf.releases import Release
 from conf.tables import TABLES
 from etl.delta.erasure_plan import refuse_unfinished_erasure

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import CorruptInputError, MissingInputError
-from conf.json_files import ERASURES_FILE, write_json
+from conf.files import ERASURES_FILE, write_json
 from conf.settings import Settings, StorageSettings
 from models.config import Recipe
 from models.data.pins import Pin

@@ -1,4 +1,4 @@
-"""JSON files that jobs leave for other jobs: written in one step, so a reader sees the old one or the new one whole."""
+"""Files for other jobs and for people, written in one step: a reader sees the old one or the new one whole."""
 
 import json
 import os
@@ -11,13 +11,18 @@ ERASURES_FILE = "erasures.json"
 """In the folder of a training: by run of an erasure, the table versions that it read and that are gone since."""
 
 
-def write_json(path: Path, content: object) -> None:
-    """Writes a file, and the folders above it; a kill leaves what was there before."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file, text as UTF-8, and the folders above it; a kill leaves what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Named after the process: two that write the same file do not write the same draft.
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+    draft.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(draft, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a JSON file as `write_whole` does; keys sorted, what JSON does not know as text."""
+    write_whole(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
 
 
 def read_json(path: Path, *, expected: str) -> dict[str, Any]:

@@ -1,0 +1,12 @@
+"""Rows of different lengths, laid out one after another: which row an entry belongs to, and its place in it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+def rows_and_places(lengths: IntArray) -> tuple[IntArray, IntArray]:
+    """Returns (row, place in the row, from 0) of every entry; for lengths 2, 0, 1: rows 0 0 2, places 0 1 0."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
