@@ -6,6 +6,7 @@ settings or input, 3 a data gate failed, 4 versions that do not fit, 5 another r
 """
 
 import argparse
+import importlib
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from conf.errors import SpacetimeError
 from conf.run_lock import Access, hold_tables
@@ -59,6 +61,13 @@ class JobSummary:
     tables: dict[str, int] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
+
+    def take(self, done: "JobSummary", step: str) -> None:
+        """Adds what a step refused, dropped and wrote, and its seconds; rows in and out are the job's affair."""
+        self.rows_refused += done.rows_refused
+        self.rows_dropped += done.rows_dropped
+        self.tables |= done.tables
+        self.steps |= {f"{step}.{name}": seconds for name, seconds in done.steps.items()}
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,21 @@ def main(program: str, description: str, jobs: Mapping[str, Job], argv: Sequence
         return 1
     _report(program, options, run_id, summary, time.perf_counter() - started)
     return 0
+
+
+def run_later(module: str, function: str) -> Callable[[JobContext], JobSummary]:
+    """Returns a job that is a function of a module, imported when it runs, so that --help is quick."""
+
+    def run(context: JobContext) -> JobSummary:
+        job: Callable[[JobContext], JobSummary] = load_function(module, function)
+        return job(context)
+
+    return run
+
+
+def load_function(module: str, function: str) -> Any:
+    """Imports a module and returns a function of it."""
+    return getattr(importlib.import_module(module), function)
 
 
 def positive(text: str) -> int:

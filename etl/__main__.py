@@ -8,14 +8,14 @@ and the table files.
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.cli import Job, JobContext, JobSummary, main
+from conf.cli import Job, JobContext, JobSummary, load_function, main
 from conf.tables import TABLES
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run_one(module: str, function: str) -> Callable[[JobContext], JobSummary]:
     """Returns a job of one step; pyspark is imported when it runs, so that --help is quick."""
 
     def run(context: JobContext) -> JobSummary:
-        return _load(module, function)(context, _open(context))
+        return load_function(module, function)(context, _open(context))
 
     return run
 
@@ -68,7 +68,7 @@ def run_forward(module: str, function: str) -> Callable[[JobContext], JobSummary
     """Returns a job of one step that takes the warehouse to a day, after a look at the day."""
 
     def run(context: JobContext) -> JobSummary:
-        return _load(module, function)(context, _open_for_day(context))
+        return load_function(module, function)(context, _open_for_day(context))
 
     return run
 
@@ -106,15 +106,10 @@ def _run_steps(context: JobContext, steps: dict[str, tuple[str, str]], spark: "S
     """Runs steps in order and puts their summaries together; rows in are those of the first one."""
     total = JobSummary()
     for number, (name, (module, function)) in enumerate(steps.items()):
-        step = JobContext(
-            name, context.day, context.settings, context.run_id, context.dry_run, context.options
-        )
-        done = _load(module, function)(step, spark)
+        done = load_function(module, function)(replace(context, job=name), spark)
         total.rows_in = done.rows_in if number == 0 else total.rows_in
         total.rows_out = done.rows_out
-        total.rows_refused += done.rows_refused
-        total.rows_dropped += done.rows_dropped
-        total.tables |= done.tables
+        total.take(done, name)
         rows = {
             "in": done.rows_in,
             "out": done.rows_out,
@@ -122,13 +117,7 @@ def _run_steps(context: JobContext, steps: dict[str, tuple[str, str]], spark: "S
             "dropped": done.rows_dropped,
         }
         total.notes[name] = {"rows": rows, **done.notes}
-        total.steps |= {f"{name}.{step_name}": seconds for step_name, seconds in done.steps.items()}
     return total
-
-
-def _load(module: str, function: str) -> Step:
-    loaded: Step = getattr(importlib.import_module(module), function)
-    return loaded
 
 
 def _open(context: JobContext) -> "SparkSession":

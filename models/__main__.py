@@ -6,12 +6,10 @@ torchrun --nproc-per-node 2 -m models train ..., or on a Spark cluster: python -
 """
 
 import argparse
-import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from conf.cli import Job, JobContext, JobSummary, main
+from conf.cli import Job, main, run_later
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -113,40 +111,46 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="", metavar="FOLDER", help="of the picture; empty = the artifacts")
 
 
-def _lazy(function: str) -> Callable[[JobContext], JobSummary]:
-    """Returns a job of `models/jobs.py`; torch and MLflow are imported when it runs, so that --help is quick."""
-
-    def run(context: JobContext) -> JobSummary:
-        job: Callable[[JobContext], JobSummary] = getattr(importlib.import_module("models.jobs"), function)
-        return job(context)
-
-    return run
-
-
 JOBS = {
-    "pretrain": Job("pretrain_samples -> pre-trained decoder", _lazy("run_stage_job"), _add_recipe),
-    "sft_embedding": Job("ranking_samples -> user and POI towers", _lazy("run_stage_job"), _add_recipe),
-    "sft_ranking": Job("ranking_samples -> click logits of candidates", _lazy("run_stage_job"), _add_recipe),
-    "align_dpo": Job("preference_pairs -> aligned generator", _lazy("run_stage_job"), _add_recipe),
+    "pretrain": Job(
+        "pretrain_samples -> pre-trained decoder", run_later("models.jobs", "run_stage_job"), _add_recipe
+    ),
+    "sft_embedding": Job(
+        "ranking_samples -> user and POI towers", run_later("models.jobs", "run_stage_job"), _add_recipe
+    ),
+    "sft_ranking": Job(
+        "ranking_samples -> click logits of candidates",
+        run_later("models.jobs", "run_stage_job"),
+        _add_recipe,
+    ),
+    "align_dpo": Job(
+        "preference_pairs -> aligned generator", run_later("models.jobs", "run_stage_job"), _add_recipe
+    ),
     "evaluate": Job(
         "figures of floors and model on the same held-out rows: of a day, or of a public protocol",
-        _lazy("run_evaluate_job"),
+        run_later("models.jobs", "run_evaluate_job"),
         _add_evaluate,
         needs_day=False,
     ),
     "register": Job(
         "bundle -> registered model version, champion if the gate lets it pass",
-        _lazy("run_register_job"),
+        run_later("models.jobs", "run_register_job"),
         _add_register,
     ),
-    "train": Job("all stages, evaluate, register, in one parent run", _lazy("run_train_job"), _add_train),
+    "train": Job(
+        "all stages, evaluate, register, in one parent run",
+        run_later("models.jobs", "run_train_job"),
+        _add_train,
+    ),
     "explain": Job(
         "one request -> text and a picture of what it leans on",
-        _lazy("run_explain_job"),
+        run_later("models.jobs", "run_explain_job"),
         _add_explain,
         access="shared",
     ),
-    "report": Job("release -> one HTML file", _lazy("run_report_job"), _add_report, access="shared"),
+    "report": Job(
+        "release -> one HTML file", run_later("models.jobs", "run_report_job"), _add_report, access="shared"
+    ),
 }
 
 

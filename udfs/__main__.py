@@ -12,14 +12,13 @@ python -m udfs erase --user ID                 removes a user from everything th
 python -m udfs train --day D --processes 4     trains on the cluster, as python -m models train does on one machine
 """
 
-import importlib
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from conf.cli import Job, JobContext, JobSummary, hours, main, positive
+from conf.cli import Job, JobContext, JobSummary, hours, main, positive, run_later
 
 FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
 """In the order in which `features` makes them."""
@@ -144,7 +143,7 @@ def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:
 def candidates_job(context: JobContext) -> JobSummary:
     """Generates for the night's requests, or for those of `--requests`."""
     if context.options.requests:
-        return release_job("udfs.features.given_requests", "run_given_requests")(context)
+        return run_later("udfs.features.given_requests", "run_given_requests")(context)
     return feature_job("poi_candidates")(context)
 
 
@@ -169,25 +168,13 @@ def add_candidates_options(parser: ArgumentParser) -> None:
     )
 
 
-def release_job(module: str, function: str) -> Callable[[JobContext], JobSummary]:
-    """Returns a job that is a function of a module, imported when it runs, so that --help is quick."""
-
-    def run(context: JobContext) -> JobSummary:
-        job: Callable[[JobContext], JobSummary] = getattr(importlib.import_module(module), function)
-        return job(context)
-
-    return run
-
-
 def run_release(context: JobContext) -> JobSummary:
     """Runs features, audit and publish for one day; their summaries are in the notes."""
     total = JobSummary()
     for name in ("features", "audit", "publish"):
         done = JOBS[name].run(replace(context, job=name))
         total.rows_in, total.rows_out = total.rows_in or done.rows_in, total.rows_out or done.rows_out
-        total.rows_refused += done.rows_refused
-        total.tables |= done.tables
-        total.steps |= {f"{name}.{step}": seconds for step, seconds in done.steps.items()}
+        total.take(done, name)
         total.notes[name] = done.notes
     return total
 
@@ -207,7 +194,7 @@ JOBS = {
     ),
     "poi_vectors": Job(
         help="poi_index -> poi_vectors: the text of POIs that are new or changed, as vectors for post-training",
-        run=release_job("udfs.features.poi_vectors", "run_poi_vectors"),
+        run=run_later("udfs.features.poi_vectors", "run_poi_vectors"),
         access="shared",
     ),
     "ranking_scores": Job(
@@ -230,13 +217,13 @@ JOBS = {
     ),
     "audit": Job(
         help="checks the day's feature tables and their inputs; exit 3 if they must not be published",
-        run=release_job("udfs.releases.audit", "run_audit"),
+        run=run_later("udfs.releases.audit", "run_audit"),
         add_options=add_model_option,
         access="shared",
     ),
     "publish": Job(
         help="audited feature tables of the day -> one row of releases",
-        run=release_job("udfs.releases.publish", "run_publish"),
+        run=run_later("udfs.releases.publish", "run_publish"),
         add_options=add_publish_option,
         access="shared",
     ),
@@ -248,40 +235,40 @@ JOBS = {
     ),
     "rollback": Job(
         help="shows the release before the current one again",
-        run=release_job("udfs.releases.publish", "run_rollback"),
+        run=run_later("udfs.releases.publish", "run_rollback"),
         add_options=add_rollback_option,
         needs_day=False,
         access="shared",
     ),
     "export": Job(
         help="one release -> Parquet of its feature tables and a FAISS index of its POI vectors",
-        run=release_job("udfs.releases.export", "run_export"),
+        run=run_later("udfs.releases.export", "run_export"),
         add_options=add_export_options,
         needs_day=False,
         access="shared",
     ),
     "vacuum": Job(
         help="deletes files of tables that neither a release nor a training pins; may withdraw old releases first",
-        run=release_job("udfs.upkeep.vacuum", "run_vacuum"),
+        run=run_later("udfs.upkeep.vacuum", "run_vacuum"),
         add_options=add_vacuum_options,
         needs_day=False,
         access="alone",
     ),
     "erase": Job(
         help="removes users from every table, version, log, report and artefact, and proves it",
-        run=release_job("udfs.upkeep.erase", "run_erase"),
+        run=run_later("udfs.upkeep.erase", "run_erase"),
         add_options=add_user_options,
         needs_day=False,
         access="alone",
     ),
     "train": Job(
         help="sample tables -> trained, evaluated and registered model, by several processes on the cluster",
-        run=release_job("udfs.distributed_training", "run_training"),
+        run=run_later("udfs.distributed_training", "run_training"),
         add_options=add_training_options,
     ),
     "releases": Job(
         help="lists what was published; exit 3 if the current release is older than --max-age-hours",
-        run=release_job("udfs.releases.list_releases", "run_releases"),
+        run=run_later("udfs.releases.list_releases", "run_releases"),
         add_options=add_age_option,
         needs_day=False,
     ),

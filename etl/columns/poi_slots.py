@@ -1,4 +1,7 @@
-"""Slots of the POI index as of a day: what the index held before it, and how the day changes a slot.
+"""Slots of the POI index as of a day: which are known, which are live, and how the day changes a slot.
+
+A slot is live from `valid_from` up to, not including, `valid_to`; `models.data.catalogue` and `udfs.releases.reader` say
+the same for arrays and Arrow, and a test compares the three.
 
 The ids of a slot never change; what is said of it does: a POI closes, moves away, gets another name or category. Every
 change keeps what held before in `past_details`, so the index knows its own past without time travel: a rerun of its
@@ -31,6 +34,18 @@ def state_before(index: DataFrame, *, day: date) -> DataFrame:
     }
     known = index.where(F.col("indexed_day") < F.lit(day))
     return known.select(*(before.get(name, F.col(name)) for name in index.columns))
+
+
+def keep_known(slots: DataFrame, *, day: date, index_version: int) -> DataFrame:
+    """Keeps the slots of one index version held at the end of `day`, closings of later days undone."""
+    closed_later = F.coalesce(F.col("closed_day") > F.lit(day), F.lit(False))
+    known = slots.where((F.col("index_version") == index_version) & (F.col("indexed_day") <= F.lit(day)))
+    return known.withColumn("valid_to", F.when(~closed_later, F.col("valid_to")))
+
+
+def is_live(on: Column) -> Column:
+    """Tells whether a slot (`valid_from`, `valid_to`) is live on a date."""
+    return (F.col("valid_from") <= on) & (F.col("valid_to").isNull() | (F.col("valid_to") > on))
 
 
 def last_slots(index: DataFrame) -> DataFrame:

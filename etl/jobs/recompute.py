@@ -12,6 +12,7 @@ has delivered their POIs.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 
 from pyspark.sql import SparkSession
@@ -109,4 +110,4 @@ def _tell_undone(summary: JobSummary, days: list[date]) -> None:
 
 
 def _of_day(context: JobContext, day: date) -> JobContext:
-    return JobContext(context.job, day, context.settings, context.run_id, context.dry_run, context.options)
+    return replace(context, day=day)

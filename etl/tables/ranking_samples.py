@@ -14,6 +14,7 @@ from conf.settings import SampleSettings, SequenceSettings
 from conf.tables import CANDIDATE_NAMES, HISTORY_NAMES, REQUEST_COLUMNS
 from etl.columns import spacetime
 from etl.columns.as_of import known_before
+from etl.columns.poi_slots import is_live
 from etl.tables.histories import (
     empty_if_null,
     gather_spans,
@@ -43,10 +44,8 @@ def with_live_slot(impressions: DataFrame, index: DataFrame) -> DataFrame:
         F.col("poi_lon").alias("slot_lon"), F.col("poi_lat").alias("slot_lat"),
     )  # fmt: skip
     asked_on = spacetime.event_date(F.col("request_ts_ms"))
-    is_live = (asked_on >= F.col("valid_from")) & (
-        F.col("valid_to").isNull() | (asked_on < F.col("valid_to"))
-    )
-    live = impressions.select("request_id", "poi_id", "request_ts_ms").join(slots, "poi_id").where(is_live)
+    live = impressions.select("request_id", "poi_id", "request_ts_ms").join(slots, "poi_id")
+    live = live.where(is_live(asked_on))
     slot_names = ("block_id", "inner_id", "category_id", "slot_lon", "slot_lat")
     return impressions.join(
         live.select("request_id", "poi_id", *slot_names), ["request_id", "poi_id"], "left"

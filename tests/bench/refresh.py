@@ -26,6 +26,7 @@ from pyspark.sql import functions as F
 from conf.cli import cpu_seconds
 from conf.results import record
 from conf.settings import Settings
+from etl.columns.poi_slots import is_live, keep_known
 from etl.delta.storage import read_table
 from models.config import DecoderConfig
 from tests.bench.feature_tables import (
@@ -38,7 +39,6 @@ from tests.bench.feature_tables import (
     write,
 )
 from tests.bench.serving_city import LAYOUT, SERVING, random_decoder, write_bundle
-from udfs.features.slots import is_live, keep_known
 
 COMMAND = "make bench-refresh"
 FIRST_DAY = date(2026, 3, 1)

@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.tables import HISTORY_NAMES, POI_CANDIDATES
+from etl.columns.poi_slots import keep_known
 from models.copying.crowd_candidates import SlotFinder
 from models.copying.crowd_tables import OthersAt, open_finder
 from models.serving.inference import Catalogue, generate_candidates
@@ -40,7 +41,6 @@ from udfs.features.requests import (
     with_defaults,
     with_history,
 )
-from udfs.features.slots import keep_known
 
 EMITTED = ("request_id", "user_id", "rank", "poi_id", "log_probability", "is_simulated")
 UNKNOWN_ACTION_TYPE = "generate_unknown_action_type"

@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.tables import POI_EMBEDDINGS
+from etl.columns.poi_slots import is_live, keep_known
 from etl.spark.session import compute_once
 from models.serving.inference import encode_pois
 from udfs.features.isolation import RowFailure, run_isolated
@@ -26,7 +27,6 @@ from udfs.features.outcomes import (
     outcome_schema,
     vectors_to_arrow,
 )
-from udfs.features.slots import is_live, keep_known
 
 SLOT_NAMES = ("poi_id", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id")
 EMITTED = ("poi_id", "embedding", "changed_day", "is_simulated")

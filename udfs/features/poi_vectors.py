@@ -18,11 +18,11 @@ from pyspark.sql.types import StructType
 
 from conf.cli import JobContext, JobSummary
 from conf.tables import POI_VECTORS
+from etl.columns.poi_slots import is_live, keep_known
 from etl.delta.contracts import spark_schema
 from etl.jobs.runner import Night
 from etl.spark.session import compute_once, open_session
 from models.serving.text_encoder import TextEncoder, load_encoder
-from udfs.features.slots import is_live, keep_known
 
 EMITTED = ("poi_id", "text_sha256", "vector", "is_simulated")
 

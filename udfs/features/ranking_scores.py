@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.tables import CANDIDATE_NAMES, HISTORY_NAMES, RANKING_SCORES
+from etl.columns.poi_slots import is_live, keep_known
 from etl.columns.refusal import MAX_DETAIL
 from etl.columns.request_rules import is_no_id
 from models.serving.inference import score_candidates
@@ -37,7 +38,6 @@ from udfs.features.requests import (
     with_defaults,
     with_history,
 )
-from udfs.features.slots import is_live, keep_known
 
 EMITTED = ("request_id", "user_id", "poi_id", "click_logit", "is_simulated")
 NO_ID = "score_no_candidate_id"

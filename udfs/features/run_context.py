@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from conf.cli import JobContext
 from conf.settings import Settings
 from conf.tables import TABLES
+from etl.columns.poi_slots import keep_known
 from etl.delta.commits import table_version_of_day
 from etl.delta.contracts import spark_schema
 from etl.delta.erasure_plan import refuse_unfinished_erasure
@@ -18,7 +19,6 @@ from etl.delta.storage import read_table, table_exists, table_version
 from etl.spark.session import local_frame, open_session
 from models.data.dataset import TableAt
 from udfs.features.model_cache import ServedModel, check_index, serve_model
-from udfs.features.slots import keep_known
 
 WORKER_PROPERTIES = {"spark.python.daemon.module": "udfs.worker_daemon"}
 """Workers of these jobs are forked from a process that has imported torch."""

@@ -188,9 +188,7 @@ def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
         summary = run_feature(night, name)
         total.rows_in += summary.rows_in
         total.rows_out += summary.rows_out
-        total.rows_refused += summary.rows_refused
-        total.rows_dropped += summary.rows_dropped
-        total.tables |= summary.tables
+        total.take(summary, name)
         total.notes |= summary.notes
         total.steps[name] = time.perf_counter() - started
     total.notes |= {

@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from conf.gates import GENERATED, LIVE, VISITED, VISITED_FOUND, gates_of
 from conf.settings import CleanSettings
 from conf.tables import FEATURE_TABLES, TABLE_STATISTICS, TABLES
+from etl.columns.poi_slots import is_live, keep_known
 from etl.delta.contracts import spark_schema
 from etl.delta.storage import read_table, table_exists, table_version
 from etl.spark.session import compute_once, local_frame
@@ -24,7 +25,6 @@ from udfs.features.requests import judge_requests_of, prepare_requests
 from udfs.features.run_context import pin_version
 from udfs.features.runner import FEATURE_JOBS, refused_where
 from udfs.features.skipped_features import SkippedFeature
-from udfs.features.slots import is_live, keep_known
 from udfs.features.user_embeddings import mark_current, pending_users
 
 ROUNDING = 1e-4

@@ -21,6 +21,7 @@ from conf.errors import SpacetimeError
 from conf.gates import COSINE_BEFORE
 from conf.settings import Settings
 from conf.tables import HISTORY_NAMES
+from etl.columns.poi_slots import is_live, keep_known
 from etl.delta.retention import table_path
 from etl.delta.storage import table_version
 from etl.quality.gate_rules import Figure
@@ -40,7 +41,6 @@ from udfs.features.poi_candidates import CATALOGUE_NAMES
 from udfs.features.poi_embeddings import SLOT_NAMES
 from udfs.features.ranking_scores import explode_candidates, group_candidates
 from udfs.features.requests import with_defaults, with_history
-from udfs.features.slots import is_live, keep_known
 from udfs.releases.audit_checks import AuditedDay, Check
 
 LOGGER = logging.getLogger(__name__)

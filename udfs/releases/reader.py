@@ -19,8 +19,8 @@ from pyspark.sql import functions as F
 from conf.releases import Release, find_release
 from conf.releases import read_table as read_arrow
 from conf.tables import FEATURE_TABLES
+from etl.columns.poi_slots import is_live, keep_known
 from etl.delta.storage import read_table
-from udfs.features.slots import is_live, keep_known
 from udfs.releases.release_log import load_releases
 
 VECTOR_KEYS = {"user_embeddings": "user_id", "poi_embeddings": "poi_id"}
