@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: results-page help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -250,6 +250,9 @@ bench-test: setup .venv-airflow/.stamp ## Seconds of make test
 
 results: .venv/.installed.stamp ## Prints the ledger of results/; marks what falls short
 	@$(PY) -m conf.results
+
+results-page: .venv/.installed.stamp ## Writes docs/results.md from the ledger
+	@$(PY) -m conf.results --page docs/results.md
 
 docs: setup ## Writes the table pages of etl/README.md from the contracts
 	@$(PY) -m etl docs

@@ -198,10 +198,34 @@ def format_table(results: Sequence[Result]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def format_page(results: Sequence[Result]) -> str:
+    """Returns the ledger as a Markdown page: a section per command, a line per number, its notes below."""
+    short = [result for result in results if not result.holds]
+    lines = [
+        "# Results", "",
+        "Made by `make results-page` from `results/`. Every number was measured by the command of its section.",
+        f"{len(results)} numbers, {len(short)} fall short of their bar.",
+    ]  # fmt: skip
+    for command in sorted({result.command for result in results}):
+        lines += ["", f"## `{command}`", ""]
+        for r in results:
+            if r.command == command:
+                bar = f", bar {r.bar}" if r.bar else ""
+                mark = "" if r.holds else " **falls short**"
+                value = f"{r.value:.6g} {r.unit}".rstrip()
+                lines += [f"- **{r.name}**: {value}{bar}{mark} ({r.date}, {r.commit})", f"  <br>{r.notes}"]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
-    """Prints the ledger and returns 1 if an entry is malformed."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    results, problems = load(folder)
+    """Prints the ledger, or writes it as a page with `--page FILE`; returns 1 if an entry is malformed."""
+    words = sys.argv[1:]
+    page = Path(words.pop(words.index("--page") + 1)) if "--page" in words[:-1] else None
+    folders = [Path(word) for word in words if word != "--page"]
+    results, problems = load(folders[0] if folders else FOLDER)
+    if page is not None:
+        write_whole(page, format_page(results))
+        return 1 if problems else 0
     short = [result.name for result in results if not result.holds]
     print(format_table(results))
     print(f"\n{len(results)} results, {len(short)} fall short{': ' if short else ''}{', '.join(short)}")

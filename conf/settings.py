@@ -142,7 +142,7 @@ class ClickSettings(Section):
 
 
 class CitySettings(Section):
-    """The synthetic city (design 1). Everything follows from the seed."""
+    """The synthetic city (docs/design.md 1). Everything follows from the seed."""
 
     seed: int = 7
     num_users: int = Field(600, ge=1)
@@ -192,7 +192,7 @@ class CleanSettings(Section):
 
 
 class PlacesSettings(Section):
-    """Home and work inference (design 2)."""
+    """Home and work inference (docs/design.md 2)."""
 
     cell_m: int = Field(300, ge=50, description="actions in the same cell of this size are at the same place")
     at_place_m: int = Field(
@@ -261,7 +261,7 @@ class SampleSettings(Section):
 
 
 class ImpressionSettings(Section):
-    """Simulated exposures for check-in data (design 1)."""
+    """Simulated exposures for check-in data (docs/design.md 1)."""
 
     seed: int = 11
     num_candidates: int = Field(11, ge=2, description="POIs per request, the visited one among them")

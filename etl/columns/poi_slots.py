@@ -1,7 +1,7 @@
 """Slots of the POI index as of a day: which are known, which are live, and how the day changes a slot.
 
-A slot is live from `valid_from` up to, not including, `valid_to`; `models.data.catalogue` and `udfs.releases.reader` say
-the same for arrays and Arrow, and a test compares the three.
+A slot is live from `valid_from` up to, not including, `valid_to`; `models.data.catalogue` and `udfs.releases.reader`
+say the same for arrays and Arrow, and a test compares the three.
 
 The ids of a slot never change; what is said of it does: a POI closes, moves away, gets another name or category. Every
 change keeps what held before in `past_details`, so the index knows its own past without time travel: a rerun of its

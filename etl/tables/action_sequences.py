@@ -1,4 +1,4 @@
-"""Table `action_sequences`: histories of the users active on the day, as parallel arrays (design 2).
+"""Table `action_sequences`: histories of the users active on the day, as parallel arrays (docs/design.md 2).
 
 In: `cleaned_actions` up to the day, `user_places` and `raw_profiles` as of the day. Out: one row per user
 active on the day with the last actions, oldest first, the richness of their POIs and the pattern local,

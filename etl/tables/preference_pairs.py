@@ -1,4 +1,4 @@
-"""Table `preference_pairs`: chosen and rejected POIs of one request, for DPO and S-DPO (design 4).
+"""Table `preference_pairs`: chosen and rejected POIs of one request, for DPO and S-DPO (docs/design.md 4).
 
 In: `ranking_samples` of the day, `categories`. Rules (setting `samples.preference_rules`):
 

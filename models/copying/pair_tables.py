@@ -63,7 +63,7 @@ def select_tables(*, clock_tables: bool, hide_request_time: bool) -> list[PairTa
 
 
 def start_table(table: PairTable[Features]) -> Tensor:
-    """Returns the start of a table, (rows,): the weights of the kernel counter (design 5), else zero."""
+    """Returns the start of a table, (rows,): the weights of the kernel counter (docs/design.md 5), else zero."""
     if table.name == "age_match":
         hours = 2 ** ((torch.arange(NUM_AGES) + 0.5) / 2) - 1
         return (torch.exp(-hours / (60 * 24)) + 0.05).log().repeat_interleave(6)

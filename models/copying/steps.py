@@ -56,7 +56,7 @@ def predicting_tokens(window_BQ: Tensor) -> Tensor:
 
 
 def steps_of(history: HistoryBatch, index_BQ: Tensor, *, hide_time: bool = False) -> Steps:
-    """Steps that predict actions of the history: their own time and user place are the request's (trap 2).
+    """Steps that predict actions of a history: their time and user place are the request's (docs/design.md, trap 2).
 
     With `hide_time` the time is that of the action before, 0 where there is none.
     """

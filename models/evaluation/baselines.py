@@ -1,4 +1,4 @@
-"""The floors that every model is printed beside: they need no training (design 5).
+"""The floors that every model is printed beside: they need no training (docs/design.md 5).
 
 - popularity: how often a POI was visited in the training period, by anyone;
 - visit counter: how often this user visited it before the request;
@@ -79,7 +79,7 @@ def score_visits(requests: Requests, counts: TrainingCounts) -> FloatArray:
 def score_kernel(
     requests: Requests, counts: TrainingCounts, *, hide_request_time: bool = False
 ) -> FloatArray:
-    """Scores every POI by the kernel counter (design 5); (requests, POIs).
+    """Scores every POI by the kernel counter (docs/design.md 5); (requests, POIs).
 
     Clock times are whole local hours, and all POIs outside the catalogue count as one POI when the action
     before a visit is compared with the last action: both as in the published figures, which this reproduces.

@@ -24,7 +24,7 @@ CANDIDATE_TOKENS = 2
 
 
 class SpacetimeDecoder(GenerativeDecoder):
-    """The model (paper 3.2 and 3.3, design 4)."""
+    """The model (paper 3.2 and 3.3, docs/design.md 4)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Raw features of actions -> token embeddings: learned weighted sums, exactly as in design 4 (paper 3.2.1).
+"""Raw features of actions -> token embeddings: learned weighted sums, exactly as in docs/design.md 4 (paper 3.2.1).
 
     e(spacetime) = w1 E_time(t) + w2 E_geo(user place)
     e(action)    = E_action(a)
@@ -170,7 +170,7 @@ class TokenEmbedding(nn.Module):
         return self.actions(_shift(action_types, len(ACTION_TYPES)))
 
     def embed_blocks(self, block_ids: Tensor) -> Tensor:
-        """Embeds blocks, from their ids alone (trap 1)."""
+        """Embeds blocks, from their ids alone (docs/design.md, trap 1)."""
         own = self.weights["block"] * self.blocks(_shift(block_ids, self.config.num_blocks))
         if not self.config.spacetime:
             return own

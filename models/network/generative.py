@@ -3,7 +3,7 @@
 The state at an action token predicts the block, the state at a block token the inner id. Training runs over
 whole windows; serving encodes the user part once (`encode_prefix`), adds the request's spacetime and action
 tokens (`request_state`), and hangs blocks or candidates below it, each for itself. Both ways agree to rounding
-(trap 4): a step being predicted always sees the last `window_actions` - 1 actions that its window holds.
+(docs/design.md, trap 4): a step being predicted always sees the last `window_actions` - 1 actions of its window.
 """
 
 # Shape letters: B = sequences, L = actions, W = actions of the window, D = model width, V = blocks,

@@ -32,7 +32,7 @@ def lay_out_candidates(
 
     Returns:
         The tokens' positions from the first shared one, (N,): candidates all start behind the shared tokens
-        (trap 3). Who sees whom, (N, N): causal, and nothing between two candidates.
+        (docs/design.md, trap 3). Who sees whom, (N, N): causal, and nothing between two candidates.
     """
     shared_S = torch.arange(num_shared, device=device)
     offsets_N = torch.cat(

@@ -64,8 +64,8 @@ class Trunk(nn.Module):
     def embed_requests(self, history: HistoryBatch, spacetime_BLD: Tensor) -> Tensor:
         """Returns the spacetime tokens as the steps see them that predict the actions.
 
-        They are the actions' own (trap 2), unless the time of a request is hidden: then the clock and the
-        gap are those of the action before.
+        They are the actions' own (docs/design.md, trap 2), unless the time of a request is hidden: then the clock
+        and the gap are those of the action before.
         """
         if not self.config.hide_request_time:
             return spacetime_BLD

@@ -17,7 +17,7 @@ from conf.results import load
 from models.config import load_recipe
 
 USERS, POIS, SEQUENCES, ACTIONS_PER_SEQUENCE = 10**8, 10**8, 578 * 10**6, 146
-"""The paper's scale (design 4)."""
+"""The paper's scale (docs/design.md 4)."""
 TOKENS_PER_ACTION = 4
 ACTIVE_SHARE, ACTIONS_PER_ACTIVE_USER, CHANGED_POI_SHARE = 0.3, 10, 0.001
 """Assumed of a night."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.results import MalformedResultError, load, reaches, record
+from conf.results import MalformedResultError, format_page, load, reaches, record
 
 KEYS = ["name", "value", "unit", "bar", "holds", "command", "commit", "date", "machine", "notes"]
 
@@ -123,3 +123,16 @@ def test_committed_ledger_is_well_formed() -> None:
     _, problems = load(Path(__file__).parents[2] / "results")
 
     assert problems == []
+
+
+def test_the_page_has_every_number_under_its_command(tmp_path):
+    record("rows-lost", 0, "rows", "== 0", "make bench-rows", "of 5 rows", tmp_path)
+    record("seconds", 12.5, "s", "<= 10", "make bench-rows", "warm", tmp_path)
+
+    page = format_page(load(tmp_path)[0])
+
+    assert "2 numbers, 1 fall short" in page
+    section = page[page.index("## `make bench-rows`") :]
+    assert "- **rows-lost**: 0 rows, bar == 0 (" in section
+    assert "- **seconds**: 12.5 s, bar <= 10 **falls short** (" in section
+    assert "of 5 rows" in section

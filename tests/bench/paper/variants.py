@@ -1,6 +1,6 @@
 """The rows of the paper's Tables 6 and 7 that we train: one recipe, one thing changed per row.
 
-`full` is the paper's model as design 4 has it, with a vector per POI, without what goes beyond the paper.
+`full` is the paper's model as docs/design.md 4 has it, with a vector per POI, without what goes beyond the paper.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The traps of design 4, switches, distributions that sum to one, towers."""
+"""The traps of docs/design.md 4, switches, distributions that sum to one, towers."""
 
 import pytest
 import torch
