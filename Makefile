@@ -124,7 +124,7 @@ bench-rows: setup ## Rows of the demo that are unexplained [DATA=FOLDER, after m
 bench-rerun: setup ## Runs the synthetic demo's last night once more and compares all digests [after make demo]
 	@SPACETIME_CONF=$(DEMO_WORK)/settings.yaml $(PY) -m tests.bench.rerun --day 2026-03-01
 
-bench-protocols: setup ## Trains on public check-ins and scores them beside the floors [DATA=FOLDER of folders]
+bench-protocols: setup ## Trains on public check-ins and scores them beside the baselines [DATA=FOLDER of folders]
 	@$(PY) -m tests.bench.protocols --data $(DATA)
 
 bench-others: setup ## What copying from others adds in the pipeline, with the switch and without [DATA=CHECK-IN FOLDER]

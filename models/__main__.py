@@ -54,7 +54,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         default="0,1,2",
         metavar="LIST",
-        help="public protocols: one training per seed, kept and used again; empty = floors only",
+        help="public protocols: one training per seed, kept and used again; empty = baselines only",
     )
     parser.add_argument(
         "--out", default="", metavar="FOLDER", help="public protocols: for figures and trained models"
@@ -127,7 +127,7 @@ JOBS = {
         "preference_pairs -> aligned generator", run_later("models.jobs", "run_stage_job"), _add_recipe
     ),
     "evaluate": Job(
-        "figures of floors and model on the same held-out rows: of a day, or of a public protocol",
+        "figures of baselines and model on the same held-out rows: of a day, or of a public protocol",
         run_later("models.jobs", "run_evaluate_job"),
         _add_evaluate,
         needs_day=False,

@@ -19,7 +19,7 @@ PreferenceKind = Literal["dpo", "s-dpo", "ipo"]
 
 
 class MemoryConfig(Section):
-    """The memory of places (docs/design.md 4, ours); off = the paper's model."""
+    """The history copy (docs/design.md 4, ours); off = the paper's model."""
 
     enabled: bool = Field(
         True, description="mix copies of the user's own past POIs into the generator's distribution"

@@ -1,4 +1,4 @@
-"""The learned tables of the memory of places: which pair features choose a row, and where a table starts."""
+"""The learned tables of the history copy: which pair features choose a row, and where a table starts."""
 
 import math
 from collections.abc import Callable

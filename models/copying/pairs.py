@@ -1,4 +1,4 @@
-"""Pair features of the memory of places: step x past action -> one row number per learned table.
+"""Pair features of the history copy: step x past action -> one row number per learned table.
 
 The measured form (clock quantities are local time; "previous" is the user's action before): age, clock
 difference, day relation, visits, gaps, distance, same previous POI or category. No parameters, no gradients;

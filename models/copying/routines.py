@@ -1,4 +1,4 @@
-"""Routines in the memory of places: more pair features, step x past action, on a switch (`memory.routine_tables`).
+"""Routines in the history copy: more pair features, step x past action, on a switch (`memory.routine_tables`).
 
 How many actions in a row were the same before both, which action of its local day each is, and how often the
 action's POI was visited on the step's local day already. No parameters, no gradients; cost O(steps x actions).

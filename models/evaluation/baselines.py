@@ -1,4 +1,4 @@
-"""The floors that every model is printed beside: they need no training (docs/design.md 5).
+"""The baselines that every model is printed beside: they need no training (docs/design.md 5).
 
 - popularity: how often a POI was visited in the training period, by anyone;
 - visit counter: how often this user visited it before the request;
@@ -6,7 +6,7 @@
   do next.
 
 Each scores all POIs of a catalogue for a slice of requests, in float64: float32 would lose the tie-break of
-1e-9 x popularity. For ranking lists the floors are distance only and popularity only.
+1e-9 x popularity. For ranking lists the baselines are distance only and popularity only.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ CURRENT_POI_DAMPING = 0.1
 
 @dataclass(frozen=True)
 class TrainingCounts:
-    """What the floors know of other users: counts over training rows only.
+    """What the baselines know of other users: counts over training rows only.
 
     Attributes:
         popularity: (POIs,), training visits of each POI.

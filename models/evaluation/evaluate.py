@@ -1,4 +1,4 @@
-"""Evaluates models beside their floors on the same rows: a table, JSON and MLflow.
+"""Evaluates models beside their baselines on the same rows: a table, JSON and MLflow.
 
     python -m models evaluate --day D                                   held-out split of the day's samples
     python -m models evaluate --protocol nyc-table6 --data FOLDER       a public protocol (models.protocols.run)
@@ -27,7 +27,7 @@ from models.evaluation.figures import (
     compare_next_poi,
     describe_next_poi,
     describe_ranking,
-    rank_floors,
+    rank_baselines,
     without_nan,
 )
 from models.evaluation.impressions import Impressions, score_by_embeddings
@@ -48,8 +48,8 @@ LOG_WIDTH = 110
 def evaluate_next_poi(
     rows: EvaluationRows, bundle: ModelBundle | None, *, seed: int = 0, device: str = "cpu"
 ) -> Figures:
-    """Ranks the targets by every floor and by every generating stage of the bundle."""
-    ranks = rank_floors(rows.requests, rows.counts, catalogue=rows.catalogue)
+    """Ranks the targets by every baseline and by every generating stage of the bundle."""
+    ranks = rank_baselines(rows.requests, rows.counts, catalogue=rows.catalogue)
     stages = [stage for stage in ("pretrain", "align_dpo") if bundle and stage in bundle.stage_names]
     for stage in stages:
         assert bundle is not None
@@ -74,7 +74,7 @@ def evaluate_ranking(
     seed: int = 0,
     device: str = "cpu",
 ) -> Figures:
-    """Scores the impressions of ranking samples by the floors and by the SFT stages of the bundle.
+    """Scores the impressions of ranking samples by the baselines and by the SFT stages of the bundle.
 
     Args:
         samples: `ranking_samples` of one split.
@@ -113,7 +113,7 @@ def evaluate_ranking(
 
 
 def print_figures(evaluation: Figures, console: Console | None = None) -> None:
-    """Prints one table per task, floors first."""
+    """Prints one table per task, baselines first."""
     console = console or Console(stderr=True, width=None if sys.stderr.isatty() else LOG_WIDTH)
     next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
     if isinstance(next_poi, dict):

@@ -1,4 +1,4 @@
-"""Figures of several methods on the same rows, floors first, as nested dictionaries that JSON can hold.
+"""Figures of several methods on the same rows, baselines first, as nested dictionaries that JSON can hold.
 
 Next-POI figures are given for all rows and for returns (POIs the user had visited) and discoveries apart;
 ranking figures for all impressions. The digest of the row ids says which rows were scored, so that two
@@ -32,19 +32,19 @@ from models.evaluation.metrics import (
 HIT_KS = (1, 5, 10, 20, 100)
 NDCG_K = 10
 SCORES_PER_CHUNK = 4_000_000
-"""Scores of a floor in memory at a time (32 MB)."""
+"""Scores of a baseline in memory at a time (32 MB)."""
 
 Figures = dict[str, object]
 
 
-def rank_floors(
+def rank_baselines(
     requests: Requests,
     counts: TrainingCounts,
     *,
     catalogue: Catalogue | None = None,
     hide_request_time: bool = False,
 ) -> dict[str, Ranks]:
-    """Ranks every target by every floor, among the POIs live on the day of the request.
+    """Ranks every target by every baseline, among the POIs live on the day of the request.
 
     Args:
         requests: the rows to score.
@@ -56,17 +56,17 @@ def rank_floors(
     def kernel(part: Requests, known: TrainingCounts) -> FloatArray:
         return score_kernel(part, known, hide_request_time=hide_request_time)
 
-    floors: dict[str, Callable[[Requests, TrainingCounts], FloatArray]] = {
+    baselines: dict[str, Callable[[Requests, TrainingCounts], FloatArray]] = {
         "popularity": score_popularity,
         "visit_counter": score_visits,
         "kernel_counter": kernel,
     }
-    parts: dict[str, list[Ranks]] = {name: [] for name in floors}
+    parts: dict[str, list[Ranks]] = {name: [] for name in baselines}
     chunk = max(1, SCORES_PER_CHUNK // max(len(counts.popularity), 1))
     for start in range(0, len(requests), chunk):
         part = requests.take(np.arange(start, min(start + chunk, len(requests))))
         live = None if catalogue is None else catalogue.live_mask(part.timestamps_ms)
-        for name, score in floors.items():
+        for name, score in baselines.items():
             parts[name].append(rank_targets(score(part, counts), part.targets, live))
     return {name: Ranks.join(ranks) for name, ranks in parts.items()}
 

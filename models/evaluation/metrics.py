@@ -3,7 +3,7 @@
 Every metric comes as one value per row (so that it can be averaged over any subset and bootstrapped by user)
 or as one figure. Ties are never broken by position: a target that shares its score with others has the mean
 rank over all orders of the tied POIs, and hits at k if that expected rank is at most k (the convention of the
-published floors). Means are exact sums (`math.fsum`), so that permuting the rows changes no bit.
+published baselines). Means are exact sums (`math.fsum`), so that permuting the rows changes no bit.
 """
 
 import hashlib

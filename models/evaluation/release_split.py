@@ -28,12 +28,12 @@ MODEL_COLUMNS = (
 
 @dataclass(frozen=True)
 class EvaluationRows:
-    """Requests with everything a model or a floor needs to answer them.
+    """Requests with everything a model or a baseline needs to answer them.
 
     Attributes:
         requests: who, when, target and history.
         catalogue: slots to rank.
-        counts: what floors know of the training period.
+        counts: what baselines know of the training period.
         visit_columns: `MODEL_COLUMNS` of every visit, flat.
         user_lons: longitude of the user at each request; nan = unknown.
         user_lats: latitude of the user at each request.

@@ -227,7 +227,7 @@ def _draw_pois(axes: Axes, explanation: Explanation, names: Mapping[str, str]) -
     chances = np.array([poi.probability for poi in explanation.pois])
     axes.barh(np.arange(len(labels)), chances, 0.6, color=POI_COLOR)
     axes.set(
-        title="Top POIs", xlabel="P(POI); the memory of places is off, so nothing of the past is copied",
+        title="Top POIs", xlabel="P(POI); the history copy is off, so nothing of the past is copied",
         yticks=np.arange(len(labels)), yticklabels=labels, ylim=(max(len(labels), 1) - 0.4, -0.6),
     )  # fmt: skip
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1%}"))

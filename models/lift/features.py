@@ -223,7 +223,7 @@ def _count_chunk(
 
 
 def _as_requests(samples: pa.Table, catalogue: Catalogue) -> Requests:
-    """Returns the samples as requests without target, for the floors."""
+    """Returns the samples as requests without target, for the baselines."""
     blocks, lengths = _flatten(samples, "block_ids")
     inners, _ = _flatten(samples, "inner_ids")
     pois = catalogue.find_rows(blocks.astype(np.int64), inners.astype(np.int64))

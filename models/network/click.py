@@ -1,6 +1,6 @@
 """The click head of ranking SFT (paper 3.3.2): log-odds of a click from the state at a candidate's inner token.
 
-Beside the paper it reads what the memory of places and the match of taste know of the candidate, where the model has
+Beside the paper it reads what the history copy and the match of taste know of the candidate, where the model has
 them: linear terms, which start at zero.
 """
 

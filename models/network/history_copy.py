@@ -1,4 +1,4 @@
-"""The memory of places (docs/design.md 4, ours): copies the user's own past POIs into the generator's distribution.
+"""The history copy (docs/design.md 4, ours): copies the user's own past POIs into the generator's distribution.
 
 For a step being predicted and each past action j of the user, a score s_j = c + gate(h) + q(h) . k_j /
 sqrt(d) + tables over pair features. With the generator normalised first,

@@ -1,4 +1,4 @@
-"""Trains the decoder on a public protocol and ranks its scored rows beside the floors.
+"""Trains the decoder on a public protocol and ranks its scored rows beside the baselines.
 
     python -m models evaluate --protocol nyc-table6 --data FOLDER --seeds 0,1,2
 
@@ -28,7 +28,7 @@ from models.evaluation.figures import (
     average_methods,
     compare_next_poi,
     describe_next_poi,
-    rank_floors,
+    rank_baselines,
 )
 from models.evaluation.release_split import EvaluationRows
 from models.network.checkpoint import load_stage
@@ -80,14 +80,14 @@ def evaluate_protocol(
     seeds: Sequence[int] = (),
     work: Path = Path("work"),
 ) -> Figures:
-    """Builds the rows of a public protocol and scores its floors, and one model per seed.
+    """Builds the rows of a public protocol and scores its baselines, and one model per seed.
 
     Args:
         name: of the protocol.
         folder: with `checkins.parquet`, and for models `pois.parquet`.
         split: rows to score; select on `val` only.
         recipe: decoder and pre-training; needed with seeds.
-        seeds: one model each; none = floors only.
+        seeds: one model each; none = baselines only.
         work: where samples and trained models are kept.
 
     Raises:
@@ -98,7 +98,7 @@ def evaluate_protocol(
     built = build_rows(protocol, folder)
     requests = built.requests[split]
     counts = count_training(built.training_visits, num_pois=len(built.poi_ids))
-    ranks = rank_floors(requests, counts, hide_request_time=protocol.hides_request_time)
+    ranks = rank_baselines(requests, counts, hide_request_time=protocol.hides_request_time)
     trainings: dict[str, object] = {}
     if seeds:
         assert recipe is not None, "a model needs a recipe"

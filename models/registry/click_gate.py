@@ -1,8 +1,8 @@
 """The click half of the gate: one score for one candidate however asked, and probabilities that mean what they say.
 
 Held-out ranking samples are scored as the feature job scores them. Parity: a request asked alone, or with its
-candidates in another order, gets the scores that it gets among others. Floors that hold without any champion: the whole
-95 % interval of the AUC lies above chance, and the log loss is no worse than that of the base rate said of every
+candidates in another order, gets the scores that it gets among others. Limits that hold without any champion: the
+whole 95 % interval of the AUC lies above chance, and the log loss is no worse than that of the base rate said of every
 impression. Calibration and AUC: not worse than the best of the last champions' on the same impressions by more than a
 tolerance. What is not a number is refused, and what cannot be judged is not promoted.
 """
@@ -108,7 +108,7 @@ def judge_clicks(
         (each.calibration_error for each in theirs if not math.isnan(each.calibration_error)), default=None
     )
     reasons = [f"{num_bad} of {len(logits)} click logits are not finite numbers"] if num_bad else []
-    reasons += _judge_floors(own, low, difference, base_loss, rate)
+    reasons += _judge_alone(own, low, difference, base_loss, rate)
     if best_auc is not None and not own.auc >= best_auc - AUC_TOLERANCE:
         reasons.append(f"click AUC {own.auc:.4f} is below the champion's {best_auc:.4f}")
     if least_error is not None and not own.calibration_error <= least_error + CALIBRATION_TOLERANCE:
@@ -121,7 +121,7 @@ def judge_clicks(
     )  # fmt: skip
 
 
-def _judge_floors(
+def _judge_alone(
     own: ClickFigures, auc_low: float, difference: float, base_loss: float, rate: float
 ) -> list[str]:
     """Returns what is against scores whatever the champion; every comparison is written so that NaN fails it."""

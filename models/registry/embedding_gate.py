@@ -98,14 +98,14 @@ def judge_embeddings(
             len(users), len(clicks.pois), nan, nan, None, nan, None, None, None, (reason,)
         )
     theirs = {version: bundle for version, bundle in champions.items() if STAGE in bundle.stage_names}
-    found, floor, mark, reasons = _judge_retrieval(shown, rows, clicks, (users, pois), theirs)
+    found, baseline, mark, reasons = _judge_retrieval(shown, rows, clicks, (users, pois), theirs)
     own_auc, best_auc, against = _judge_order(shown, challenger, theirs)
     first = np.unique(shown.requests["user_id"].to_numpy(), return_index=True)[1]
     of_users, of_pois = measure_spread(users[first]), measure_spread(pois)
     reasons += against
     reasons += describe_collapse(of_users, "user vectors") + describe_collapse(of_pois, "POI vectors")
     return EmbeddingVerdict(
-        len(users), len(clicks.pois), found, floor, mark, own_auc, best_auc, of_users, of_pois, tuple(reasons)
+        len(users), len(clicks.pois), found, baseline, mark, own_auc, best_auc, of_users, of_pois, tuple(reasons)
     )
 
 
@@ -174,11 +174,11 @@ def _judge_retrieval(
     own = rank_clicks(clicks, rows, *vectors)
     # Popularity is one number per POI whoever asks: vectors of length one.
     visits = np.asarray(rows.counts.popularity, np.float64)[:, None]
-    floor = exact_mean(rank_clicks(clicks, rows, np.ones((shown.requests.num_rows, 1)), visits))
+    baseline = exact_mean(rank_clicks(clicks, rows, np.ones((shown.requests.num_rows, 1)), visits))
     found, best = exact_mean(own), None
     reasons = []
-    if not found > floor:
-        reasons.append(f"embedding MRR {found:.4f} does not beat popularity {floor:.4f}")
+    if not found > baseline:
+        reasons.append(f"embedding MRR {found:.4f} does not beat popularity {baseline:.4f}")
     values: dict[str, FloatArray] = {}
     for version, bundle in champions.items():
         theirs = encode_both(shown, rows, bundle)
@@ -190,7 +190,7 @@ def _judge_retrieval(
         difference = bootstrap_mean(own - values[version], clicks.users)
         if found < (1 - MRR_TOLERANCE) * best and not difference.high >= 0:
             reasons.append(f"embedding MRR {found:.4f} is below that of the champion {version}, {best:.4f}")
-    return found, floor, best, reasons
+    return found, baseline, best, reasons
 
 
 def _judge_order(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from models.evaluation.figures import rank_floors
+from models.evaluation.figures import rank_baselines
 from models.evaluation.generator_choice import MAX_GATE_ROWS, GeneratorChoice, rank_by_stage, sample_rows
 from models.evaluation.metrics import FloatArray, bootstrap_mean, digest_rows, exact_mean, reciprocal_values
 from models.evaluation.release_split import EvaluationRows
@@ -22,7 +22,7 @@ class GateVerdict:
         metric: what is compared.
         rows: rows compared on.
         digest: digest of the row ids.
-        popularity: the floor's figure; None = there were no rows.
+        popularity: the baseline's figure; None = there were no rows.
         challenger: the new bundle's; None = there were no rows.
         champion: the best of the last champions'; None = there is none that can answer.
         champion_version: which of them that is.
@@ -60,8 +60,8 @@ def judge_next_poi(
         return GateVerdict("mrr", 0, digest_rows([]), None, None, None, None, None, (UNJUDGED,))
     rows = sample_rows(rows, MAX_GATE_ROWS)
     requests = rows.requests
-    floor = rank_floors(requests, rows.counts, catalogue=rows.catalogue)["popularity"]
-    popularity = exact_mean(reciprocal_values(floor))
+    baseline = rank_baselines(requests, rows.counts, catalogue=rows.catalogue)["popularity"]
+    popularity = exact_mean(reciprocal_values(baseline))
     own = _reciprocal_ranks(rows, challenger) if choice is None else choice.reciprocal_ranks
     found = exact_mean(own)
     reasons = []

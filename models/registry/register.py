@@ -4,7 +4,7 @@
 
 The bundle is logged to the training's run as it is (safetensors and JSON) with a signature, registered, and becomes
 `challenger`. The gate (`models/registry/gate.py`) compares all that it makes on the same held-out validation rows with
-floors and with the last champions: if nothing is against it, it becomes `champion`. Otherwise the champion stays;
+baselines and with the last champions: if nothing is against it, it becomes `champion`. Otherwise the champion stays;
 `--strict` makes that an error.
 """
 

@@ -1,8 +1,8 @@
-"""Accuracy of the release's model beside floors that need no training, on the same rows.
+"""Accuracy of the release's model beside baselines that need no training, on the same rows.
 
 In: `evaluation.json` of the training behind the release, as `models/evaluation/evaluate.py` writes it from
-`models/evaluation/figures.py`. Out: one section. A model that does not beat the best floor has learned nothing, so the
-two are never printed apart.
+`models/evaluation/figures.py`. Out: one section. A model that does not beat the best baseline has learned nothing, so
+the two are never printed apart.
 """
 
 import json
@@ -16,19 +16,19 @@ from conf.releases import Release
 from conf.settings import Settings
 from models.report.data import NothingToShowError
 from models.report.page import Figure, Section, TableView, Tile, Topic, format_count, format_figure
-from models.report.plots import FLOOR_SERIES, SERIES, draw_bars, draw_reliability
+from models.report.plots import BASELINE_SERIES, SERIES, draw_bars, draw_reliability
 from models.report.training import find_training
 
 ACCURACY = Topic(
     "accuracy",
-    "Accuracy beside the floors",
+    "Accuracy beside the baselines",
     sees=(
-        "The model and the training-free floors on the same held-out rows, ranked among all live POIs, "
+        "The model and the training-free baselines on the same held-out rows, ranked among all live POIs, "
         "never sampled."
     ),
-    alarm="A model that is not above every floor, or an interval that holds the floor's figure.",
+    alarm="A model that is not above every baseline, or an interval that holds a baseline's figure.",
 )
-FLOORS = ("kernel_counter", "visit_counter", "popularity", "distance", "random")
+BASELINES = ("kernel_counter", "visit_counter", "popularity", "distance", "random")
 """Methods that need no training, strongest first."""
 STAGES = ("align_dpo", "pretrain", "sft_ranking", "sft_embedding")
 """Stages of the model; of those that answer the same question, the one that is served comes first."""
@@ -78,13 +78,13 @@ class Result:
 
     @property
     def ordered(self) -> list[str]:
-        """Models first, then the floors, strongest first."""
-        order = (*STAGES, *sorted(set(self.methods) - {*STAGES, *FLOORS}), *FLOORS)
+        """Models first, then the baselines, strongest first."""
+        order = (*STAGES, *sorted(set(self.methods) - {*STAGES, *BASELINES}), *BASELINES)
         return [name for name in order if name in self.methods]
 
     @property
     def models(self) -> list[str]:
-        return [name for name in self.ordered if name not in FLOORS]
+        return [name for name in self.ordered if name not in BASELINES]
 
     def figure(self, method: str, metric: str, group: str = "all") -> tuple[float, float, float]:
         """Returns a figure and its interval, nan where there is none."""
@@ -173,14 +173,14 @@ def _headline_tiles(result: Result) -> list[Tile]:
     for model in result.models[:1]:
         for metric, label in metrics.items():
             value, low, high = result.figure(model, metric)
-            floors = {name: result.figure(name, metric)[0] for name in result.ordered if name in FLOORS}
-            best = max(floors, key=lambda name: np.nan_to_num(floors[name], nan=-1.0), default="")
+            baselines = {name: result.figure(name, metric)[0] for name in result.ordered if name in BASELINES}
+            best = max(baselines, key=lambda name: np.nan_to_num(baselines[name], nan=-1.0), default="")
             hint = (
-                f"best floor {format_figure(floors[best])} ({_name(best)})"
+                f"best baseline {format_figure(baselines[best])} ({_name(best)})"
                 if best
-                else "no floor on these rows"
+                else "no baseline on these rows"
             )
-            tone = "" if not best or np.isnan(value) else "good" if value > floors[best] else "bad"
+            tone = "" if not best or np.isnan(value) else "good" if value > baselines[best] else "bad"
             interval = f" [{format_figure(low, 3)}, {format_figure(high, 3)}]" if not np.isnan(low) else ""
             tiles.append(
                 Tile(
@@ -217,8 +217,8 @@ def _draw(result: Result) -> list[Figure]:
 
 
 def _pick_colors(result: Result) -> list[str]:
-    """Bright colours for models, greys for floors."""
-    bright, grey = iter(SERIES * 4), iter(FLOOR_SERIES * 4)
+    """Bright colours for models, greys for baselines."""
+    bright, grey = iter(SERIES * 4), iter(BASELINE_SERIES * 4)
     return [next(bright if name in result.models else grey) for name in result.ordered]
 
 

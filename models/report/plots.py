@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#a855f7", "#ef4444", "#06b6d4", "#84cc16", "#ec4899")
-FLOOR_SERIES = ("#94a3b8", "#64748b", "#b9c4d3", "#7c8aa0")
+BASELINE_SERIES = ("#94a3b8", "#64748b", "#b9c4d3", "#7c8aa0")
 OTHER = "#94a3b8"
 USERS = "#7b8798"
 MARK_BOX = {"boxstyle": "circle,pad=0.18", "fc": "#111827", "ec": "none", "alpha": 0.72}

@@ -33,7 +33,7 @@ from models.data.catalogue import Catalogue
 from models.data.dataset import TableAt, read_table
 from models.evaluation import evaluate
 from models.evaluation.baselines import count_training
-from models.evaluation.figures import Figures, describe_next_poi, rank_floors
+from models.evaluation.figures import Figures, describe_next_poi, rank_baselines
 from models.evaluation.release_split import build_rows as build_release_rows
 from models.protocols import run as protocol_run
 from models.protocols.splits import PROTOCOLS, build_rows
@@ -98,7 +98,7 @@ def evaluate_public(options: argparse.Namespace, order: np.random.Generator | No
         places = order.permutation(len(requests))
         requests, rows = requests.take(places), rows.take(places)
     counts = count_training(built.training_visits, num_pois=len(built.poi_ids))
-    ranks = rank_floors(requests, counts, hide_request_time=protocol.hides_request_time)
+    ranks = rank_baselines(requests, counts, hide_request_time=protocol.hides_request_time)
     ranks["model"] = protocol_run.rank_rows(rows, trained.model, finder)
     return {"next_poi": describe_next_poi(requests, ranks)}
 

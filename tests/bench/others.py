@@ -20,7 +20,7 @@ from conf.settings import Settings, load_settings
 from models.config import load_recipe
 from models.data.ranks import Ranks
 from models.data.requests import BoolArray, FloatArray
-from models.evaluation.figures import rank_floors
+from models.evaluation.figures import rank_baselines
 from models.evaluation.generator_choice import rank_by_stage
 from models.evaluation.metrics import Interval, bootstrap_mean, hit_values
 from models.evaluation.release_split import EvaluationRows
@@ -90,16 +90,16 @@ def compare(rows: EvaluationRows, ranks: dict[bool, list[Ranks]], group: BoolArr
 
 
 def tell(rows: EvaluationRows, ranks: dict[bool, list[Ranks]], group: BoolArray, k: int) -> str:
-    """Says both figures, their difference and the floors on some rows."""
-    floors = rank_floors(rows.requests, rows.counts, catalogue=rows.catalogue)
+    """Says both figures, their difference and the baselines on some rows."""
+    baselines = rank_baselines(rows.requests, rows.counts, catalogue=rows.catalogue)
     own = {copies: mean_hits(found, k)[group].mean() for copies, found in ranks.items()}
     gain = compare(rows, ranks, group, k)
     told = ", ".join(
-        f"{name.replace('_', ' ')} {hit_values(floors[name], k)[group].mean():.4f}" for name in floors
+        f"{name.replace('_', ' ')} {hit_values(baselines[name], k)[group].mean():.4f}" for name in baselines
     )
     return (
         f"Acc@{k} {own[False]:.4f} to {own[True]:.4f}, difference {gain.value:+.4f} "
-        f"({gain.low:+.4f} to {gain.high:+.4f}); floors: {told}"
+        f"({gain.low:+.4f} to {gain.high:+.4f}); baselines: {told}"
     )
 
 

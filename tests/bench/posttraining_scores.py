@@ -134,7 +134,7 @@ def measure_table4(cells: Cells) -> dict[str, object]:
         "kernel": column["kernel_counter"],
         **({} if test.oracle is None else {"oracle": test.oracle}),
     }
-    floors = {name: judge(own, test.rows).as_json() for name, own in predictions.items() if name not in sets}
+    baselines = {name: judge(own, test.rows).as_json() for name, own in predictions.items() if name not in sets}
     lift = bootstrap_auc_difference(
         predictions["both"],
         predictions["base"],
@@ -142,7 +142,7 @@ def measure_table4(cells: Cells) -> dict[str, object]:
         test.exposures.users,
         num_resamples=NUM_RESAMPLES,
     )
-    found |= floors
+    found |= baselines
     found["lift_interval"] = [lift.low, lift.high]
     found["auc"] = {name: float(found[name]["auc"]) for name in predictions}  # type: ignore[index]
     return found

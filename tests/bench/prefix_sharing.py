@@ -200,7 +200,7 @@ def main() -> int:
     own = REQUEST_TOKENS + CANDIDATE_TOKENS
     limit = NUM_CANDIDATES * (past + own) / (past + REQUEST_TOKENS + NUM_CANDIDATES * CANDIDATE_TOKENS)
     shape = (
-        f"random weights, {SERVING.num_layers} layers, width {SERVING.hidden_dim}, memory of places on, float32, one "
+        f"random weights, {SERVING.num_layers} layers, width {SERVING.hidden_dim}, history copy on, float32, one "
         f"thread; {NUM_ACTIONS} actions, {NUM_CANDIDATES} candidates"
     )
     figures = "; ".join(f"{name} {value:.3g}" for name, value in told.items())

@@ -55,17 +55,17 @@ def record_protocol(name: str, figures: Figures, folder: str) -> None:
         if name in CITIES and short != "acc1":
             continue
         wanted = BARS.get((name, short), KERNEL)
-        floor = mean_figure(figures, "kernel_counter", "all", key)
-        bar = f">= {wanted}" if isinstance(wanted, float) else f">= {floor:.4f}"
+        baseline = mean_figure(figures, "kernel_counter", "all", key)
+        bar = f">= {wanted}" if isinstance(wanted, float) else f">= {baseline:.4f}"
         value = mean_figure(figures, MEAN, "all", key)
-        told = f"{notes}; {describe_floors(figures, key)}; {describe_difference(figures, key)}"
+        told = f"{notes}; {describe_baselines(figures, key)}; {describe_difference(figures, key)}"
         record(f"{name}-{short}", round(value, 4), "", bar, COMMAND, told, folder)
     if name == "nyc-table6-all":
         value = mean_figure(figures, MEAN, "discoveries", "hr_at_10")
         if math.isnan(value):  # no row of that kind
             return
         told = f"rows whose POI the user had not visited before; {notes}; "
-        told += describe_floors(figures, "hr_at_10", "discoveries")
+        told += describe_baselines(figures, "hr_at_10", "discoveries")
         record("nyc-discoveries-acc10", round(value, 4), "", DISCOVERIES_BAR, COMMAND, told, folder)
 
 
@@ -88,8 +88,8 @@ def describe_run(figures: Figures) -> str:
     )
 
 
-def describe_floors(figures: Figures, key: str, group: str = "all") -> str:
-    """Says what the floors give on the same rows."""
+def describe_baselines(figures: Figures, key: str, group: str = "all") -> str:
+    """Says what the baselines give on the same rows."""
     names = ("kernel_counter", "visit_counter", "popularity")
     told = [f"{name.replace('_', ' ')} {mean_figure(figures, name, group, key):.4f}" for name in names]
     return "floors on the same rows: " + ", ".join(told)

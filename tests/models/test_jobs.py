@@ -73,7 +73,7 @@ def test_train_makes_a_bundle_of_all_stages_that_is_the_first_champion(run, trai
     assert not [path for path in bundle.folder.rglob("*") if path.suffix in (".pkl", ".pt", ".bin")]
 
 
-def test_evaluation_prints_model_and_floors_on_the_same_rows(run, trained):
+def test_evaluation_prints_model_and_baselines_on_the_same_rows(run, trained):
     evaluation = json.loads((run.folder / "evaluation.json").read_text())
     methods = evaluation["next_poi"]["methods"]
     assert list(methods) == sorted(["popularity", "visit_counter", "kernel_counter", "pretrain", "align_dpo"])
@@ -213,7 +213,7 @@ def test_a_protocol_without_data_asks_for_the_folder(run):
     assert "--data" in summary["message"]
 
 
-def test_a_protocol_prints_its_floors_and_logs_them(run, tmp_path, town_settings):
+def test_a_protocol_prints_its_baselines_and_logs_them(run, tmp_path, town_settings):
     import pandas as pd
 
     times = pd.Timestamp("2012-06-01", tz="UTC") + pd.to_timedelta(range(30), unit="h")

@@ -1,4 +1,4 @@
-"""The page of the paper's Tables 6 and 7, made of cells: figures beside floors, differences with their intervals."""
+"""The page of the paper's Tables 6 and 7, made of cells: figures beside baselines, differences with their intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from models.data.ranks import Ranks
 from models.data.requests import BoolArray, FloatArray, Requests
 from models.evaluation.baselines import count_training
-from models.evaluation.figures import rank_floors
+from models.evaluation.figures import rank_baselines
 from models.evaluation.metrics import Interval, bootstrap_mean, exact_mean, hit_values, reciprocal_values
 from models.protocols.splits import PROTOCOLS, build_rows
 from tests.bench.paper.runs import Cell, CellMaker
@@ -131,7 +131,7 @@ def _table7_line(name: str, cells: Sequence[Cell], row: Table7Row | None) -> str
 
 
 def _table6(maker: CellMaker, cells: Cells) -> list[str]:
-    """Table 6: every variant beside the floors; on the rows of `last_protocol` where there is one."""
+    """Table 6: every variant beside the baselines; on the rows of `last_protocol` where there is one."""
     checkins, requests = maker.checkins, maker.rows.requests["test"]
     kept: BoolArray = np.ones(len(requests), np.bool_)
     if checkins.last_protocol:
@@ -141,12 +141,12 @@ def _table6(maker: CellMaker, cells: Cells) -> list[str]:
     scored = f"{checkins.last_protocol or checkins.protocol}`, {int(kept.sum()):,} rows"
     lines = [
         "",
-        f"Table 6 (rows of `{scored}), floors first:",
+        f"Table 6 (rows of `{scored}), baselines first:",
         "",
         "| model | Acc@1 | Acc@10 | Acc@100 | MRR | weights | seeds | min |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, ranks in rank_floors(requests.take(np.flatnonzero(kept)), counts).items():
+    for name, ranks in rank_baselines(requests.take(np.flatnonzero(kept)), counts).items():
         lines.append(_table6_line(f"*{name.replace('_', ' ')}*", [ranks], "", "", ""))
     order = sorted(cells, key=lambda name: list(VARIANTS).index(name))
     for name in order:

@@ -41,9 +41,9 @@ VARIANTS: Mapping[str, Variant] = {
     "sasrec": Variant("SASRec-like", baseline="sasrec"),
     "places-together": Variant("places that start together", None, ("decoder.place_std=0",)),
     "ids-only": Variant("outputs of ids alone", None, ("decoder.tie_side_information=false",)),
-    "memory": Variant("with memory of places (ours)", None, ("decoder.memory.enabled=true",)),
+    "memory": Variant("with history copy (ours)", None, ("decoder.memory.enabled=true",)),
     "memory-others": Variant(
-        "with memory of places and copying from others (ours)",
+        "with history copy and copying from others (ours)",
         None,
         ("decoder.memory.enabled=true", "decoder.others.enabled=true"),
     ),

@@ -1,4 +1,4 @@
-"""The floors against the formula written out in plain Python, on a handful of visits."""
+"""The baselines against the formula written out in plain Python, on a handful of visits."""
 
 import math
 

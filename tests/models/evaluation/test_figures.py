@@ -1,4 +1,4 @@
-"""Figures: floors in chunks as in one, groups that add up, JSON without nan."""
+"""Figures: baselines in chunks as in one, groups that add up, JSON without nan."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from models.evaluation.figures import (
     compare_next_poi,
     describe_next_poi,
     describe_ranking,
-    rank_floors,
+    rank_baselines,
     without_nan,
 )
 from models.evaluation.release_split import EvaluationRows, build_rows
@@ -28,17 +28,17 @@ def rows(town_tables) -> EvaluationRows:
     return build_rows(train, test, Catalogue.from_arrow(town_tables["poi_index"]))
 
 
-def test_floors_scored_in_chunks_equal_floors_scored_at_once(rows, monkeypatch):
-    whole = rank_floors(rows.requests, rows.counts, catalogue=rows.catalogue)
+def test_baselines_scored_in_chunks_equal_baselines_scored_at_once(rows, monkeypatch):
+    whole = rank_baselines(rows.requests, rows.counts, catalogue=rows.catalogue)
     monkeypatch.setattr("models.evaluation.figures.SCORES_PER_CHUNK", 7 * len(rows.catalogue))
-    chunked = rank_floors(rows.requests, rows.counts, catalogue=rows.catalogue)
+    chunked = rank_baselines(rows.requests, rows.counts, catalogue=rows.catalogue)
     for name, ranks in whole.items():
         np.testing.assert_array_equal(ranks.expected, chunked[name].expected)
 
 
 def test_pois_that_are_closed_push_nobody_down(rows):
-    live = rank_floors(rows.requests, rows.counts, catalogue=rows.catalogue)["popularity"]
-    everything = rank_floors(rows.requests, rows.counts)["popularity"]
+    live = rank_baselines(rows.requests, rows.counts, catalogue=rows.catalogue)["popularity"]
+    everything = rank_baselines(rows.requests, rows.counts)["popularity"]
     assert (live.num_equal + live.num_higher <= everything.num_equal + everything.num_higher).all()
     assert (
         int((live.num_higher + live.num_equal).max()) <= len(rows.catalogue) - 5

@@ -146,7 +146,7 @@ def test_what_the_model_reads_is_cut_but_returns_are_not(tables, monkeypatch):
 
 
 @pytest.mark.parametrize("hides_time", [False, True])
-def test_a_protocol_trains_once_and_is_scored_beside_its_floors(folder, tmp_path, monkeypatch, hides_time):
+def test_a_protocol_trains_once_and_is_scored_beside_its_baselines(folder, tmp_path, monkeypatch, hides_time):
     protocol = PROTOCOLS["calgary"]
     monkeypatch.setitem(PROTOCOLS, "town", type(protocol)(protocol.prepare, hides_request_time=hides_time))
     ask = {"recipe": RECIPE, "seeds": (0, 1), "work": tmp_path}
@@ -174,7 +174,7 @@ def test_a_recipe_without_others_needs_no_statistics(tables):
     assert recipe.decoder.hide_request_time
 
 
-def test_figures_of_a_protocol_go_into_the_ledger_with_their_floors(folder, tmp_path):
+def test_figures_of_a_protocol_go_into_the_ledger_with_their_baselines(folder, tmp_path):
     figures = evaluate_protocol("calgary", folder, recipe=RECIPE, seeds=(0,), work=tmp_path)
 
     record_protocol("nyc-table6-all", figures, str(tmp_path / "results"))

@@ -75,7 +75,7 @@ def test_a_corrupt_file_is_named(tmp_path):
         ("gowalla-nyc", "gowalla_nyc", 2902, 0.1323, 0.1881),
     ],
 )
-def test_published_rows_and_floors_are_reproduced(protocol, folder, num_rows, kernel_acc1, kernel_mrr):
+def test_published_rows_and_baselines_are_reproduced(protocol, folder, num_rows, kernel_acc1, kernel_mrr):
     built = build_rows(PROTOCOLS[protocol], DATA / folder)
     requests = built.requests["test"]
     assert len(requests) == num_rows

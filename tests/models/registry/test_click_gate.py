@@ -81,7 +81,7 @@ def test_scores_that_depend_on_anything_else_are_refused(bundle_scoring, score):
 
 
 @pytest.mark.operations("2")
-def test_without_a_champion_there_are_floors(bundle_scoring):
+def test_without_a_champion_there_are_absolute_limits(bundle_scoring):
     negated = judge_clicks(SAMPLES, bundle_scoring(by_poi(LOW, HIGH)), {})
 
     assert negated.auc == pytest.approx(0.1)

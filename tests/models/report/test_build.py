@@ -189,7 +189,7 @@ def test_an_older_release_is_reported_at_its_own_versions(city):
     assert "first release" in text_of(html, "drift")
 
 
-def test_accuracy_prints_model_and_floors_with_protocol_and_digest(tmp_path):
+def test_accuracy_prints_model_and_baselines_with_protocol_and_digest(tmp_path):
     settings = settings_of(tmp_path)
     write(settings.storage.root, "releases", [publish(settings.storage.root, 1)])
     write_evaluation(settings.storage.artifacts)
@@ -200,7 +200,7 @@ def test_accuracy_prints_model_and_floors_with_protocol_and_digest(tmp_path):
     assert "all rows pre-trained 1,234 0.4500" in section
     assert "all rows kernel counter 1,234 0.3700" in section
     assert "discoveries popularity 234" in section
-    assert "best floor 0.6100 (distance)" in section
+    assert "best baseline 0.6100 (distance)" in section
     assert "+0.0800 +0.0100 +0.1500" in section
     assert "These rows are simulated" in section
 
