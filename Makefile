@@ -228,6 +228,9 @@ bench-sequences: setup ## 500 random sequences by two operators, killed and dist
 bench-structure: setup ## Import floors and circles of the rooms, lines, lengths of functions, comments
 	@$(PY) -m tests.bench.structure
 
+bench-refactor: setup ## The demo at two commits: equal tables, equal learning? [BASE=COMMIT]
+	@$(PY) -m tests.bench.refactor --base $(BASE)
+
 bench-rates: setup ## Rows per core second of each stage, and docs/scale.md computed from them [after make bench-train]
 	@$(PY) -m tests.bench.scale_rates
 	@$(PY) -m tests.bench.scale_on_paper

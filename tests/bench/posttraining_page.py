@@ -49,7 +49,10 @@ def write_page(all_figures: Mapping[str, Figures], page: Path, *, title: str, ab
         picture = page.with_suffix(".png")
         page.parent.mkdir(parents=True, exist_ok=True)
         _draw_table4([_part(figures, "table4") for figures in all_figures.values()], picture)
-        lines += [f"![AUC of the ranking model with each feature set, beside its baselines]({picture.name})", ""]
+        lines += [
+            f"![AUC of the ranking model with each feature set, beside its baselines]({picture.name})",
+            "",
+        ]
     writers = {"table4": _table4, "table8": _table8, "table9": _table9, "meal_rule": _meal_rule}
     for part, write in writers.items():
         if all(part in figures for figures in all_figures.values()):

@@ -134,7 +134,9 @@ def measure_table4(cells: Cells) -> dict[str, object]:
         "kernel": column["kernel_counter"],
         **({} if test.oracle is None else {"oracle": test.oracle}),
     }
-    baselines = {name: judge(own, test.rows).as_json() for name, own in predictions.items() if name not in sets}
+    baselines = {
+        name: judge(own, test.rows).as_json() for name, own in predictions.items() if name not in sets
+    }
     lift = bootstrap_auc_difference(
         predictions["both"],
         predictions["base"],

@@ -20,7 +20,9 @@ def test_columns_arrays_and_arrow_agree_which_slots_are_live(town):
         slot(number, valid_from=start, indexed_day=DAYS[0], valid_to=end, closed_day=end)
         for number, (start, end) in enumerate((start, end) for start in DAYS[:4] for end in (None, *DAYS[2:]))
     ]
-    frame = town.frame("poi_index", [{**row, "poi_id": f"p{n}", "inner_id": n} for n, row in enumerate(slots)])
+    frame = town.frame(
+        "poi_index", [{**row, "poi_id": f"p{n}", "inner_id": n} for n, row in enumerate(slots)]
+    )
     rows = frame.toArrow()
     for day in DAYS:
         known = keep_known(frame, day=day, index_version=1)
