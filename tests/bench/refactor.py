@@ -5,6 +5,7 @@
 Runs `demo.sh` in a checkout of each commit with this environment, both at once. Tables before the model must be equal
 bit for bit in their business columns; vectors, scores and log probabilities may differ by 1e-5, losses logged in the
 first 50 steps of a stage by 1e-6 of their size and the last ones by 1e-4. Records `refactor-digests-equal`.
+"""
 
 import argparse
 import os
