@@ -17,8 +17,7 @@ NUM_TAIL = 8
 NUM_LEANED_ON = 10
 NUM_BLOCKS = 8
 NO_MEMORY = (
-    "The history copy is switched off in this model: nothing of the past is copied, "
-    "so no action has a share."
+    "The history copy is switched off in this model: nothing of the past is copied, so no action has a share."
 )
 
 

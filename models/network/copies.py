@@ -26,7 +26,6 @@ from models.data.live_slots import LiveSlots
 from models.data.slot_keys import pack_slots
 from models.network.embedding import TokenEmbedding
 from models.network.history_copy import BLOCK, INNER, Bank, PairBias, PlaceMemory, SumRows, Which, mix_target
-from models.network.layers import RMSNorm
 
 NUM_OWN_VISITS = 4
 NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
@@ -92,7 +91,7 @@ class OthersMemory(nn.Module):
         self.num_categories, self.num_slots = max(config.num_categories, 1), own.num_slots
         self.start, self.key_dim = own.start, config.memory.key_dim
         D = config.hidden_dim
-        self.norm, self.dropout = RMSNorm(D, config.norm_eps), nn.Dropout(config.memory.dropout)
+        self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.memory.dropout)
         self.key = nn.Linear(D, 2 * self.key_dim, bias=False)
         self.query = nn.ModuleList(nn.Linear(D, self.key_dim, bias=False) for _ in (BLOCK, INNER))
         self.gate = nn.ModuleList(nn.Linear(D, 1) for _ in (BLOCK, INNER))

@@ -27,7 +27,6 @@ from models.copying.pairs import Past, compare_pairs
 from models.copying.routines import ROUTINE_TABLES, compare_routines
 from models.copying.steps import Steps
 from models.data.live_slots import LiveSlots
-from models.network.layers import RMSNorm
 
 LARGE_TABLE_ROWS = 1000
 BLOCK: Final = 0
@@ -78,7 +77,7 @@ class PlaceMemory(nn.Module):
         self.num_blocks, self.max_inner = config.num_blocks, config.max_inner
         self.key_dim = config.memory.key_dim
         D = config.hidden_dim
-        self.spacetime_norm, self.inner_norm = RMSNorm(D, config.norm_eps), RMSNorm(D, config.norm_eps)
+        self.spacetime_norm, self.inner_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
         self.dropout = nn.Dropout(config.memory.dropout)
         self.key = nn.Linear(3 * D, 2 * self.key_dim, bias=False)
         self.query = nn.ModuleList(nn.Linear(D, self.key_dim, bias=False) for _ in (BLOCK, INNER))

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from models.config import DecoderConfig
-from models.network.layers import RMSNorm
 
 NUM_MATCHES = 2
 """Embeddings of POIs, and their given vectors."""
@@ -38,7 +37,7 @@ class TasteMatch(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         D, M, self.dim = config.hidden_dim, config.multimodal_dim, config.embedding_dim
-        self.norm, self.dropout = RMSNorm(D, config.norm_eps), nn.Dropout(config.taste.dropout)
+        self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.taste.dropout)
         self.salience = nn.Linear(D, 1)
         self.past = nn.Linear(D, self.dim, bias=False)
         self.candidate = nn.Linear(D, self.dim, bias=False)

@@ -59,18 +59,6 @@ def _turn(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
 class Attention(nn.Module):
     """Grouped-query attention over cached and new tokens.
 
@@ -174,9 +162,9 @@ class DecoderLayer(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(hidden_dim, norm_eps)
+        self.attention_norm = nn.RMSNorm(hidden_dim, norm_eps)
         self.attention = Attention(hidden_dim=hidden_dim, num_heads=num_heads, num_kv_heads=num_kv_heads)
-        self.ffn_norm = RMSNorm(hidden_dim, norm_eps)
+        self.ffn_norm = nn.RMSNorm(hidden_dim, norm_eps)
         self.ffn = SwiGLU(hidden_dim=hidden_dim, ffn_dim=ffn_dim)
         self.dropout = nn.Dropout(dropout)
 

@@ -15,7 +15,7 @@ from models.copying.steps import Steps, take_actions, take_rows
 from models.data.batch import CandidateBatch, HistoryBatch
 from models.network.embedding import TokenEmbedding
 from models.network.interest_match import Content
-from models.network.layers import DecoderLayer, KeyValues, RMSNorm, Rotation, rotate_positions
+from models.network.layers import DecoderLayer, KeyValues, Rotation, rotate_positions
 from models.network.masks import build_causal_mask, build_extension_mask
 from models.network.states import Cache, valid_user
 
@@ -44,7 +44,7 @@ class Trunk(nn.Module):
         self.embedding = TokenEmbedding(config)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = build_layers(config)
-        self.norm = RMSNorm(config.hidden_dim, config.norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_dim, config.norm_eps)
 
     def embed_history(self, history: HistoryBatch) -> tuple[Tensor, Tensor]:
         """Embeds the spacetime and inner tokens of all actions: the memory reads more than the window."""

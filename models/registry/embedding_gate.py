@@ -105,7 +105,16 @@ def judge_embeddings(
     reasons += against
     reasons += describe_collapse(of_users, "user vectors") + describe_collapse(of_pois, "POI vectors")
     return EmbeddingVerdict(
-        len(users), len(clicks.pois), found, baseline, mark, own_auc, best_auc, of_users, of_pois, tuple(reasons)
+        len(users),
+        len(clicks.pois),
+        found,
+        baseline,
+        mark,
+        own_auc,
+        best_auc,
+        of_users,
+        of_pois,
+        tuple(reasons),
     )
 
 

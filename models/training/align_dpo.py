@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.config import AlignConfig, Recipe
 from models.copying.crowd_batches import collate_asked
@@ -73,14 +73,14 @@ class AlignStage:
         """Yields the batches of an epoch from the `start`-th on."""
         return self.splits.train_batches(epoch, start)
 
-    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+    def loss(self, model: SpacetimeDecoder, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed loss, the number of pairs, and margin and accuracy of the rewards."""
         found, chosen = self._compare(model, rows)
         chosen_loss = -self.config.chosen_weight * chosen[chosen.isfinite()].sum()
         sums = {"train/rewards_margin": float(found.margin), "train/rewards_accuracy": float(found.accuracy)}
         return found.loss + chosen_loss, found.num_pairs, sums
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: SpacetimeDecoder) -> dict[str, float]:
         """Returns the mean loss, rewards margin and accuracy, and log probability of the chosen POIs.
 
         Nothing without validation rows.
@@ -104,8 +104,7 @@ class AlignStage:
                 sums[name] += float(value)
         return {name: value / max(num_pairs, 1) for name, value in sums.items()}
 
-    def _compare(self, model: nn.Module, rows: pa.Table) -> tuple[PreferenceLoss, Tensor]:
-        assert isinstance(model, SpacetimeDecoder)
+    def _compare(self, model: SpacetimeDecoder, rows: pa.Table) -> tuple[PreferenceLoss, Tensor]:
         model.eval()  # no dropout: rewards are differences of two passes
         device = next(model.parameters()).device
         self.slots = self.slots.to(device)  # kept: moving them sorts them anew

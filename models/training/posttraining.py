@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
-from torch import nn
 
 from conf.errors import NoTrainingDataError
 from models.config import TrainConfig
@@ -19,7 +18,7 @@ from models.data.parallel import process_rank
 from models.network.checkpoint import save_stage
 from models.network.decoder import SpacetimeDecoder
 from models.training.stage import Log, Stage, TrainResult
-from models.training.trainer import train
+from models.training.trainer import Trained, train
 
 REQUEST_INPUTS = ("request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "action_type_id")
 CANDIDATE_INPUTS = tuple(
@@ -81,9 +80,9 @@ class Splits:
 
 
 def run_stage(
-    stage: Stage,
+    stage: Stage[Trained],
     splits: Splits,
-    model: nn.Module,
+    model: Trained,
     config: TrainConfig,
     *,
     folder: Path,

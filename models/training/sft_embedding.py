@@ -99,15 +99,14 @@ class EmbeddingStage:
         """Yields the batches of an epoch from the `start`-th on."""
         return self.splits.train_batches(epoch, start)
 
-    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+    def loss(self, model: TwoTowers, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed InfoNCE and the number of clicks; some requests are made neutral."""
         return self.loss_of_share(model, rows, slice(0, rows.num_rows))
 
     def loss_of_share(
-        self, model: nn.Module, rows: pa.Table, own: slice
+        self, model: TwoTowers, rows: pa.Table, own: slice
     ) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the same summed over some requests of a batch; the clicks of all are negatives."""
-        assert isinstance(model, TwoTowers)
         users, pois, labels, keys = embed_rows(
             model.decoder, rows, drop_request=self.config.drop_request, own=own
         )
@@ -115,11 +114,10 @@ class EmbeddingStage:
         loss, count = info_nce_loss(users, pois, labels, keys, model.temperature, expected, own=own)
         return loss, count, {"train/temperature": float(model.temperature.detach()) * count}
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: TwoTowers) -> dict[str, float]:
         """Returns loss per click, and AUC and GAUC of the dot product; nothing without validation rows."""
         if self.splits.val is None:
             return {}
-        assert isinstance(model, TwoTowers)
         total, count, scored = 0.0, 0, []
         for rows in self.splits.val_batches():
             users, pois, labels, keys = embed_rows(model.decoder, rows)

@@ -58,13 +58,13 @@ class RankingStage:
         """Yields the batches of an epoch from the `start`-th on."""
         return self.splits.train_batches(epoch, start)
 
-    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+    def loss(self, model: SpacetimeDecoder, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed cross-entropy and the number of candidates."""
         logits, labels = score_rows(model, rows)
         loss, count = click_loss(logits, labels)
         return loss, count, {}
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: SpacetimeDecoder) -> dict[str, float]:
         """Returns loss per candidate, AUC and GAUC; nothing without validation rows."""
         if self.splits.val is None:
             return {}
@@ -80,9 +80,8 @@ class RankingStage:
         return {name: value for name, value in metrics.items() if not np.isnan(value)}
 
 
-def score_rows(model: nn.Module, rows: pa.Table) -> tuple[Tensor, Tensor]:
+def score_rows(model: SpacetimeDecoder, rows: pa.Table) -> tuple[Tensor, Tensor]:
     """Returns click logits and labels of ranking samples, (B, C) each; the label of padding is `NO_LABEL`."""
-    assert isinstance(model, SpacetimeDecoder)
     device = next(model.parameters()).device
     prefix = model.encode_prefix(collate_history(rows).to(device))
     states = model.candidate_states(

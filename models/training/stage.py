@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 from torch import Tensor, nn
 
 Log = Callable[[Mapping[str, float], int], None]
+Taught = TypeVar("Taught", bound=nn.Module, contravariant=True)
+"""The model that a stage trains."""
 
 
-class Stage(Protocol):
+class Stage(Protocol[Taught]):
     """What a stage tells the loop."""
 
     name: str
@@ -23,21 +25,21 @@ class Stage(Protocol):
         """Yields the batches of an epoch from the `start`-th on; a function of its arguments alone."""
         ...
 
-    def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
+    def loss(self, model: Taught, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed loss, the number of targets it is summed over, and further sums to be logged."""
         ...
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: Taught) -> dict[str, float]:
         """Returns metrics; `val/loss` decides, lower is better. None at all = there is nothing to validate on."""
         ...
 
 
 @runtime_checkable
-class ComparingStage(Protocol):
+class ComparingStage(Protocol[Taught]):
     """A stage whose loss compares rows of a batch with each other: a share of the batch alone has another loss."""
 
     def loss_of_share(
-        self, model: nn.Module, rows: pa.Table, own: slice
+        self, model: Taught, rows: pa.Table, own: slice
     ) -> tuple[Tensor, int, dict[str, float]]:
         """Returns what `loss` of the whole batch would, but summed over the rows of `own` only."""
         ...

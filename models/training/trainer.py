@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Generic, TypeVar, cast
 
 import pyarrow as pa
 import torch
@@ -39,11 +40,12 @@ from models.training.stage import ComparingStage, Log, Stage, TrainResult
 LOGGER = logging.getLogger(__name__)
 LOG_EVERY_STEPS = 20
 VALIDATION_KEY = "val/loss"
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
 def train(
-    stage: Stage,
-    model: nn.Module,
+    stage: Stage[Trained],
+    model: Trained,
     config: TrainConfig,
     folder: str | Path,
     log: Log,
@@ -74,15 +76,21 @@ def pick_device(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
-class _Training:
+class _Training(Generic[Trained]):
     """One sitting of a training."""
 
     def __init__(
-        self, stage: Stage, model: nn.Module, config: TrainConfig, folder: Path, log: Log, fingerprint: str
+        self,
+        stage: Stage[Trained],
+        model: Trained,
+        config: TrainConfig,
+        folder: Path,
+        log: Log,
+        fingerprint: str,
     ) -> None:
         self.stage, self.config, self.folder, self.log = stage, config, folder, log
         self.device = pick_device(config)
-        self.model = model.to(self.device)
+        self.model: Trained = model.to(self.device)
         self.optimizer = build_optimizer(model, config)
         self.average: AveragedModel | None = None
         if config.ema_decay:
@@ -213,7 +221,8 @@ class _Training:
 
     def _validate(self) -> None:
         state = self.state
-        model = self.model if self.average is None else self.average.module
+        # The average is of the same class; torch knows it as a module only.
+        model = self.model if self.average is None else cast(Trained, self.average.module)
         model.eval()
         with torch.no_grad():
             metrics = self.stage.validate(model)

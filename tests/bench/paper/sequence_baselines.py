@@ -19,7 +19,7 @@ from models.copying.steps import take_rows, target_steps, window_index
 from models.data.batch import HistoryBatch, collate_history
 from models.data.live_slots import LiveSlots
 from models.data.ranks import Ranks
-from models.network.layers import RMSNorm, rotate_positions, start_weights
+from models.network.layers import rotate_positions, start_weights
 from models.network.states import StepLogProbs
 from models.network.trunk import build_layers
 from models.serving.inference import IntArray, batch_by_length, history_lengths
@@ -96,7 +96,7 @@ class GptEncoder(nn.Module):
         super().__init__()
         self.head_dim, self.theta = config.hidden_dim // config.num_heads, config.rope_theta
         self.layers = build_layers(config)
-        self.norm = RMSNorm(config.hidden_dim, config.norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_dim, config.norm_eps)
 
     def forward(self, x_BWD: Tensor) -> Tensor:
         positions = torch.arange(x_BWD.shape[1], device=x_BWD.device)[None]

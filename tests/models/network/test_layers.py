@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.network.layers import Attention, DecoderLayer, GatedSilu, RMSNorm, Rotate, rotate_positions
+from models.network.layers import Attention, DecoderLayer, GatedSilu, Rotate, rotate_positions
 from models.network.masks import build_extension_mask
 
 D, H, G, E = 32, 4, 2, 8
@@ -67,12 +67,6 @@ def test_rotated_dot_products_depend_on_the_difference_of_positions_alone():
     far = attention(x, rotate_positions(50 + torch.arange(5)[None], head_dim=E, theta=100.0), None, None)[0]
 
     assert_close(near, far, atol=1e-5, rtol=1e-5)
-
-
-def test_rms_norm_scales_to_unit_mean_square():
-    normed = RMSNorm(D, eps=0.0)(3 * torch.randn(4, D))
-
-    assert_close(normed.square().mean(dim=-1), torch.ones(4))
 
 
 def test_outputs_of_some_tokens_are_those_of_all():
