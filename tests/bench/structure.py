@@ -1,10 +1,11 @@
 """Measures the code itself: floors and circles of imports between rooms, lines, lengths of functions, comments.
 
-    python -m tests.bench.structure [--trace]
+    python -m tests.bench.structure
 
 A room is a package (`models.training`), or a file that lies beside the packages (`models.config`). The floor of a room
 is one more than the highest floor of the rooms it imports; `__main__` stands above and is not counted. Imports within
-functions count like others. Code lines are those without blanks, comments and docstrings.
+functions count like others. Code lines are those without blanks, comments and docstrings. The files that one training
+batch passes from rows to loss are found by tracing one.
 """
 
 import argparse
@@ -16,8 +17,15 @@ import tokenize
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 from conf.results import record
+from conf.tokens import TokenLayout
+from models.config import DecoderConfig
+from models.data.catalogue import Catalogue
+from models.network.decoder import SpacetimeDecoder
+from models.training.pretrain import PretrainStage
+from tests.models import planted_city as city
 
 COMMAND = "make bench-structure"
 PRODUCT = ("conf", "etl", "models", "udfs", "airflow_dags")
@@ -123,6 +131,41 @@ def function_lengths(path: Path) -> Iterator[int]:
             yield (node.end_lineno or node.lineno) - node.lineno + 1
 
 
+def trace_batch() -> list[str]:
+    """Returns the files of the product whose functions run for the loss of one batch of pre-training."""
+    layout = TokenLayout(
+        index_version=1, num_blocks=city.NUM_BLOCKS + 1, max_inner=city.POIS_PER_BLOCK + 2, num_categories=5
+    )
+    shape = DecoderConfig(
+        hidden_dim=16, ffn_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, embedding_dim=8
+    )
+    model = SpacetimeDecoder(shape.with_layout(layout, num_pois=city.NUM_BLOCKS * city.POIS_PER_BLOCK))
+    catalogue = Catalogue.from_arrow(city.to_arrow("poi_index", city.poi_rows()))
+    stage = PretrainStage.__new__(PretrainStage)  # its batches come from a table; the loss needs none
+    stage.finder = None
+    stage.slots = catalogue.live_slots(
+        city.FIRST_MS, num_blocks=layout.num_blocks, max_inner=layout.max_inner
+    )
+    rows = city.to_arrow("pretrain_samples", city.pretrain_rows())
+    files: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if (
+            event == "call"
+            and path.is_relative_to(Path.cwd())
+            and path.relative_to(Path.cwd()).parts[0] in PRODUCT
+        ):
+            files.add(str(path.relative_to(Path.cwd())))
+
+    sys.setprofile(note)
+    try:
+        stage.loss(model, rows)
+    finally:
+        sys.setprofile(None)
+    return sorted(files)
+
+
 def main() -> int:
     """Measures, records, and returns 0 if all bars are reached."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -171,6 +214,8 @@ def main() -> int:
     held.append(
         keep("comment-share", round(comments / code, 4), "", ">= 0.02", f"{comments} lines with a comment")
     )
+    passed = trace_batch()
+    held.append(keep("files-per-batch", len(passed), "files", "<= 10", ", ".join(passed)))
     return 0 if all(held) and max(lengths) <= 60 and max(sizes.values()) <= MOST_FILES else 1
 
 
