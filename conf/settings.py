@@ -340,8 +340,8 @@ class FeatureSettings(Section):
     )
     top_k: int = Field(100, ge=1, description="POIs generated per request")
     text_encoder: str = Field(
-        "models.serving.text_encoder:load_wordllama",
-        description="frozen encoder of poi_vectors, as module:function (see models/serving/text_encoder.py)",
+        "models.text_encoder:load_wordllama",
+        description="frozen encoder of poi_vectors, as module:function (see models/text_encoder.py)",
     )
     max_failed_share: float = Field(
         0.05, ge=0, le=1, description="more rows that make the model fail stop the night"

@@ -109,6 +109,7 @@ def with_clean_values(checked: DataFrame) -> DataFrame:
     clean_lon, clean_lat = clean_place(lon, lat)
     nautical = spacetime.tz_offset_from_longitude(F.coalesce(clean_lon, F.col("slot.poi_lon")))
     types = F.array(*map(F.lit, ACTION_TYPES))
+    # One projection: `has_action_id` has to see the id as delivered, not the settled one made beside it.
     return checked.withColumns(
         {
             "clean_user_lon": clean_lon,

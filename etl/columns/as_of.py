@@ -33,6 +33,8 @@ def known_before(wanted: DataFrame, features: DataFrame, *, on: str, first_day: 
     asked = wanted.select("user_id", F.col(on).alias("at"), F.lit(1).alias("kind")).distinct()
     # On one day what becomes known sorts before who asks.
     in_order = Window.partitionBy("user_id").orderBy("at", "kind", "day")
+    # A struct is not null even if all its fields are, so what has become null stays null. Column by column,
+    # `ignorenulls` would bring an older value back.
     last = F.last("known", ignorenulls=True).over(in_order.rowsBetween(Window.unboundedPreceding, 0))
     events = told.unionByName(asked, allowMissingColumns=True).withColumn("known", last).where("kind = 1")
     return events.select(

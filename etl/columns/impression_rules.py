@@ -60,6 +60,7 @@ def judge_impressions(impressions: DataFrame, *, settings: CleanSettings) -> Dat
     is_good = F.col("reason").isNull()
     # Bad rows are spread by their content: a broken export without ids would else be one group.
     owner = F.when(is_good, F.col("clean_request_id")).otherwise(F.col("content_hash").cast("string"))
+    # All windows that follow are partitioned by the owner and more, so that this one shuffle serves them all.
     by_owner = checked.withColumns({"owner": owner, "is_good": is_good}).repartition("owner")
     judged = _between_deliveries(_within_delivery(by_owner))
     status = F.when(F.col("reason").isNull(), "accepted").when(F.col("reason").isin(EXACT, AGAIN), "dropped")
@@ -122,6 +123,7 @@ def _with_reason(rows: DataFrame, code: str, condition: Column) -> DataFrame:
 
 def _head(in_order: WindowSpec) -> Column:
     """Returns what the first row of a request says, and for what it does not say the first row that does."""
+    # By default the frame of an ordered window ends at the current row, and misses what a later row says.
     whole = in_order.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     return F.struct(*(F.first(name, ignorenulls=True).over(whole).alias(name) for name in (*WHOSE, *WHERE)))
 

@@ -173,6 +173,7 @@ def is_zone_far(tz: Column, lon: Column) -> Column:
     """Tells whether an offset in minutes does not fit a longitude: hours away, hours for minutes, or a wrong sign."""
     valid = F.when(is_time_zone(tz), tz)
     apart = F.abs(valid - spacetime.tz_offset_from_longitude(lon))
+    # Across the date line, two offsets that are a day apart show the same time of day.
     is_far = F.least(apart, F.lit(1440) - apart) > MAX_TZ_DIFFERENCE_MIN
     return is_zone_of_hours(valid) | F.coalesce(is_far, F.lit(False)) | has_wrong_sign(valid, lon)
 

@@ -25,6 +25,7 @@ def state_before(index: DataFrame, *, day: date) -> DataFrame:
     """Returns the index as it stood before a day: slots since then taken out, changes since then undone."""
     since = F.filter(PAST, lambda past: past["replaced_day"] >= F.lit(day))
     kept = F.filter(PAST, lambda past: past["replaced_day"] < F.lit(day))
+    # Changes are appended in order of time: the first of those undone holds what stood before all of them.
     then = F.get(since, F.lit(0))
     is_ended_since = F.coalesce(F.col("closed_day") >= F.lit(day), F.lit(False))
     before = {

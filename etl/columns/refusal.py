@@ -40,6 +40,7 @@ def is_placeholder(text: Column) -> Column:
 
 def is_broken_text(*texts: Column) -> Column:
     """Tells whether one of the texts holds a control character or broken UTF-8: one search for all."""
+    # Not concat, for which one null makes all null: a broken text beside it would pass.
     return F.concat_ws("", *texts).rlike(BROKEN_TEXT)
 
 

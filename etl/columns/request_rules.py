@@ -103,6 +103,7 @@ def with_clean_request(rows: DataFrame) -> DataFrame:
     tz = F.col("tz_offset_min")
     of_words = rows.where(is_placeholder(request_id))
     is_shared = F.count_distinct(F.struct(clean_id(F.col("user_id")), "request_ts_ms")) > 1
+    # An aggregate without keys has one row even over no rows, so the cross join below loses no request.
     shared = F.broadcast(of_words.agg(is_shared.alias("is_word_shared")))
     is_id = ~is_empty(request_id) & ~(is_placeholder(request_id) & F.col("is_word_shared"))
     return (

@@ -86,6 +86,7 @@ def hilbert_number(east: Column, north: Column, *, order: int = HILBERT_ORDER) -
         order: the square is cut into 2^order x 2^order small ones.
     """
     side = 2**order
+    # At the north pole a part is 1, and at a border it may lie a hair below 0: both stay in the square.
     x, y = (
         F.greatest(F.least(F.floor(part * side), F.lit(side - 1)), F.lit(0)).cast("int")
         for part in (east, north)

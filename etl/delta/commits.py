@@ -126,6 +126,7 @@ def _read_log(spark: SparkSession, root: str, name: str) -> tuple[dict[date, Day
     found: dict[date, DayCommit] = {}
     history = storage.table_history(spark, root, name).select("version", "userMetadata").collect()
     for row in sorted(history, key=lambda row: row["version"]):
+        # Commits that make, alter or restore a table carry no note, and are of no day.
         if row["userMetadata"] is not None:
             note = json.loads(row["userMetadata"])
             as_of = note.get("as_of")

@@ -81,6 +81,7 @@ def digest_table(frame: DataFrame, contract: TableContract) -> str:
         F.struct(*(_hashable(contract.column(name)) for name in names)), {"ignoreNullFields": "false"}
     )
     hashed = F.sha2(as_text, 256)
+    # Twelve hex digits are 48 bits: their sum could overflow a bigint from 2^15 rows on, no decimal(38,0).
     halves = [
         F.sum(F.conv(F.substring(hashed, start, 12), 16, 10).cast("decimal(38,0)")) for start in (1, 13)
     ]
@@ -108,6 +109,7 @@ def _loosen(found: StructField, allowed: StructField | None) -> StructField:
 
 def _hashable(column: Column) -> F.Column:
     if column.type.startswith("map<"):
+        # Equal maps may hold their entries in different orders, which JSON would show.
         return F.array_sort(F.map_entries(column.name)).alias(column.name)
     return F.col(column.name)
 

@@ -52,6 +52,7 @@ def mark_erased(rows: DataFrame, erased: DataFrame | None) -> DataFrame:
     if erased is None:
         return rows.withColumn(IS_ERASED, F.lit(False))
     known = F.broadcast(erased.withColumn(IS_ERASED, F.lit(True)))
+    # No anti join: the summary tells how many rows are left out, so they are counted before they go.
     marked = rows.join(known, digest_of(F.col("user_id")) == F.col("user_digest"), "left")
     return marked.drop("user_digest").fillna(False, [IS_ERASED])
 

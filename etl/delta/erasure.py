@@ -190,6 +190,7 @@ def _as_delivered(user: Column, unparsed: Column, record: Column) -> list[Column
     in_text = (user.rlike(_BROKEN) & _names(user)) | _names(unparsed)
     in_text |= user.isNull() & _names(record)
     is_user = (clean_id(user) == erased) | (_bare(user) == erased)
+    # Null-safe: a row of which no user could be read would otherwise meet neither condition.
     return [_bare(user) == erased, (in_text | is_user) & ~_bare(user).eqNullSafe(erased)]
 
 
@@ -204,7 +205,9 @@ def _names(text: Column) -> Column:
 
 
 def _has_word(text: Column, word: Column) -> Column:
+    # An id may hold \E, which would end the quotation: there it is closed, \E is spelled out, and it goes on.
     literal = F.concat(F.lit(r"\Q"), F.replace(word, F.lit(r"\E"), F.lit(r"\E\\E\Q")), F.lit(r"\E"))
+    # Not \b: beside an id that begins or ends with a sign, it would ask for a letter around the id.
     quoted = F.concat(F.lit(r"(?<![\p{L}\p{N}_])"), literal, F.lit(r"(?![\p{L}\p{N}_])"))
     return F.regexp(text, quoted)
 

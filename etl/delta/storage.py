@@ -199,6 +199,7 @@ def merge_rows(
     _refuse_duplicate_keys(rows, contract)
     create_if_missing(spark, contract, root)
     condition = " AND ".join(f"target.{key} = source.{key}" for key in contract.key)
+    # Null-safe: with `=` a change from or to null would itself be null, and the row would never be updated.
     changed = " OR ".join(f"NOT (target.{c} <=> source.{c})" for c in contract.business_columns)
     merge = (
         _delta_table(spark, root, name)
@@ -241,6 +242,7 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
     location = table_location(root, name)
     save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
     version = _commit(spark, lambda: save(location), root, name, day)
+    # The anti-join above leaves out keys that another run took since the check; then our rows are not there.
     if not rows.join(read_table(spark, root, name), [*key, "run_id"], "left_anti").isEmpty():
         raise ConflictingWriteError(table=name, day=str(day), cause="the keys were taken meanwhile")
     return version
@@ -401,6 +403,7 @@ def _with_commit_note(spark: SparkSession, note: str, write: Callable[[], int]) 
 
 def _commit(spark: SparkSession, write: Callable[[], object], root: str, name: str, day: date) -> int:
     """Runs a write and returns the table's version after it."""
+    # Else a write that commits nothing would return the version of an earlier commit, maybe of another table.
     spark.conf.unset(LAST_COMMIT)
     try:
         write()

@@ -71,6 +71,7 @@ class Warehouse:
         if index is None or last is None or last <= self.day:
             return None if index is None else state_before(index, day=self.day)
         was_changed = F.exists(PAST, lambda past: past["replaced_day"] == F.lit(self.day))
+        # `exists` over a null array is null: without the coalesce, slots that never changed would be dropped.
         by_others = (F.col("indexed_day") != self.day) & (F.col("changed_day") != self.day)
         return index.where(by_others & ~F.coalesce(was_changed, F.lit(False)))
 
@@ -160,6 +161,7 @@ def keep_unknown(rows: DataFrame, known: DataFrame, names: Sequence[str]) -> Dat
     content = F.xxhash64(*(F.col(f"_known_{name}") for name in names))
     same = F.xxhash64(*names) == F.col("_known_content")
     for name in names:
+        # With plain equality a row with a null would match no copy of itself, and come anew every night.
         same &= F.col(name).eqNullSafe(F.col(f"_known_{name}"))
     return rows.join(other.withColumn("_known_content", content), same, "left_anti")
 
@@ -211,6 +213,7 @@ def keep_changed_pois(pois: DataFrame, warehouse: Warehouse) -> DataFrame:
     # What is said of a POI that was made from logged actions is its first sight; only its place is followed.
     is_same = (F.coalesce("is_derived", F.lit(False)) | is_same_text) & (far <= moved_km)
     is_held = F.col("_poi_id").isNotNull() & F.col("_valid_to").isNull() & is_same
+    # Read twice below: to find the POIs that are new, and for all rows of these POIs.
     rows = compute_once(
         compared.withColumn("_is_held", F.coalesce(is_held, F.lit(False))).select(*shaped.columns, "_is_held")
     )

@@ -64,6 +64,7 @@ def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
     _tell_undone(summary, undone)
     if not later:
         return summary
+    # Unlike cleaned days, sequences are not made from each other: remaking a day leaves no later one behind.
     due = _read_commits(context, spark, "action_sequences").behind(later)
     return _run_later(context, summary, due, lambda c: runner.sequence_day(c, spark))
 

@@ -174,6 +174,8 @@ def clean_day(
         EmptyDeliveryError: every row was refused, unless `may_refuse_all`; they are in quarantine.
     """
     night, day, settings = Night(context, spark, skip_equal=skip_equal), context.day, context.settings
+    # Before the first read. If another run commits in between, the day counts as behind and is made again.
+    # Noted after the read, that commit would pass for seen.
     note = commits.note_of(spark, night.root, "cleaned_actions", as_of=as_of)
     raw = night.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
     of_version = F.col("index_version") == settings.index.version
@@ -208,6 +210,7 @@ def clean_day(
         judged.where("status = 'refused'"), source_table="raw_actions", columns=action_rules.PAYLOAD_COLUMNS
     )
     night.replace(places, "user_places")
+    # Last, as this commit marks the day as done: after a kill before it, the next run makes the day again.
     night.replace(cleaned, "cleaned_actions", note=note)
     night.summary.notes |= counts
     if rows_in and night.summary.rows_refused == rows_in and not may_refuse_all:

@@ -152,6 +152,7 @@ def _quarantine_deliveries(night: Night, judged: DataFrame, raw: DataFrame) -> N
         by_day=True,
     )
     rows = compute_once(conform(refused, QUARANTINED_ROWS))
+    # A later delivery of a request can make rows of an earlier one refused, so all days are replaced.
     of_days = F.col("day").between(F.lit(delivered["first"]), F.lit(context.day))
     stored = night.read_or_empty(QUARANTINED_ROWS.name).where(of_days).where(where)
     if digest_table(stored, QUARANTINED_ROWS) == digest_table(rows, QUARANTINED_ROWS):

@@ -125,6 +125,7 @@ def measure_changed(
     key = list(contract.key)
     was = before.select(*key, F.struct(*frozen).alias("was"))
     now = rows.select(*key, F.struct(*frozen).alias("now"))
+    # Null-safe: of a key that is gone `now` is null, and a plain comparison would not count it.
     changed = was.join(now, key, "left").where(~F.col("was").eqNullSafe(F.col("now")))
     shown = f"to_json(struct({', '.join(key)}, was, now), map('ignoreNullFields', 'false'))"
     figure = Aggregate(", ".join(frozen), CHANGED, "count(*)", f"min({shown})")

@@ -191,6 +191,7 @@ def _write(frame: DataFrame, name: str, context: JobContext, summary: JobSummary
         )
     except (PySparkException, Py4JJavaError) as error:
         raise _read_failure(error, context.settings) from error
+    # Counted in the table: to count the frame would make the delivery a second time.
     summary.tables[name] = version
     return _read_back(frame.sparkSession, name, context).count()
 

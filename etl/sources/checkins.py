@@ -194,6 +194,7 @@ def build_actions(checkins: DataFrame) -> DataFrame:
         Rows of `raw_actions` without `day`. The id is a hash of user, time and POI alone, so that a check-
         in delivered twice is recognised as an exact duplicate, also where blanks around an id differ.
     """
+    # concat_ws skips nulls: rows that lack different parts could get the same id.
     parts = [
         F.coalesce(column, F.lit(""))
         for column in (trimmed("user_id"), F.col("action_ts_ms").cast("string"), trimmed("poi_id"))

@@ -78,6 +78,7 @@ class InputFiles:
 
     def options(self) -> dict[str, str]:
         """Returns the options with which Spark reads exactly these files."""
+        # Spark would take a bracket or a star in the name of a file for a pattern.
         return {"__globPaths__": "false", **({"basePath": self.base} if self.base else {})}
 
 

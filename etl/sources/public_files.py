@@ -65,6 +65,7 @@ class TsmcFile(FileSource):
             spark,
             path,
             TSMC_COLUMNS,
+            # In Latin-1 every byte is a character, so nothing is lost before `_decoded` looks for UTF-8.
             encoding="ISO-8859-1",
             needed_by="The job tsmc",
             remedy="Name the file with --set source.path=FILE.",

@@ -103,6 +103,7 @@ def with_interest(
     by_category = categories.select("category_id", F.col("is_interest").alias("by_category"))
     own = places.select("user_id", "home_lon", "home_lat", "work_lon", "work_lat")
     poi = (F.col("poi_lon"), F.col("poi_lat"))
+    # Without a known home or work the distance is null, and so would `is_interest` be, which takes no null.
     is_own = [
         F.coalesce(
             spacetime.distance_km(*poi, F.col(f"{name}_lon"), F.col(f"{name}_lat")) <= at_place_km,
@@ -123,6 +124,7 @@ def _row_rules() -> tuple[Rule, ...]:
 def _with_slot(rows: DataFrame, slots: DataFrame) -> DataFrame:
     """Adds `slot`: the POI's slot live on the day of the action, else the nearest in time, else null."""
     fields = F.struct("valid_from", "valid_to", *SLOT_FIELDS)
+    # Gathered before the join: an action stays one row, however many slots its POI has had.
     by_poi = slots.groupBy(F.col("poi_id").alias("clean_poi_id")).agg(F.collect_list(fields).alias("slots"))
     when = F.col("event_day")
 

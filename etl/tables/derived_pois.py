@@ -44,6 +44,7 @@ def keep_good_actions(actions: DataFrame, *, day: date, settings: CleanSettings)
         for rule in rules_of("raw_actions", "refuse")
         if rule.code in conditions and rule.code not in OF_CATALOGUE
     ]
+    # No catalogue yet: comparisons with a null slot are null, and a rule that is null counts as not broken.
     judged = action_rules.with_clean_ids(actions).withColumn("slot", F.when(F.lit(False), slot))
     is_good = first_reason(rules, conditions).isNull()
     clean = {name: F.col(f"clean_{name}").alias(name) for name in ("user_id", "poi_id")}
@@ -98,6 +99,7 @@ def find_places(actions: DataFrame) -> DataFrame:
         {"region_x": around.cell_x, "region_y": around.cell_y}
     )
     in_region = placed.groupBy("region_x", "region_y").agg(F.sum("num_rows").alias("num_around"))
+    # Total, with the cell at the end: a tie broken by chance would let a rerun put the POI elsewhere.
     order = F.struct("num_rows", "num_around", -F.col("cell_y"), -F.col("cell_x"))
     fullest = (
         placed.join(in_region, ["region_x", "region_y"])
@@ -138,6 +140,8 @@ def confirm_places(
     in_question = compute_once(pois.join(at, "poi_id").where(far > moved_km).select("poi_id"))
     if in_question.isEmpty():
         return pois
+    # A cumulative export repeats what other days delivered. With the id in the row, `distinct` counts an
+    # action once, and still counts every action of a busy place.
     names = ("poi_id", "poi_lon", "poi_lat", "action_id")
     rows = actions.select(*names).unionByName(delivered.select(*names)).distinct()
     again = find_places(rows.join(F.broadcast(in_question), "poi_id", "left_semi"))

@@ -246,6 +246,7 @@ def richness_of_list(pois: Column) -> Column:
         F.lit(0).cast("bigint").alias("visits"),
         F.lit(0).cast("bigint").alias("logs"),
     )
+    # Sorted, the visits of a POI follow each other, and one running count is enough.
     logs = F.aggregate(
         F.sort_array(pois), nothing, take, lambda state: state["logs"] + _visits_times_log(state["visits"])
     )

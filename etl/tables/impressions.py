@@ -60,6 +60,7 @@ def simulate_impressions(
     shown = _choose(recalled, settings).unionByName(
         requests.select("request_id", "poi_id", F.lit(1).alias("label"))
     )
+    # Not rand(), whose values follow the partitions: a rerun has to show every request the same list.
     by_hash = Window.partitionBy("request_id").orderBy(
         F.xxhash64(F.lit(seed), "request_id", "poi_id"), "poi_id"
     )

@@ -266,6 +266,8 @@ def _new_slots(
     fresh = compared.where("is_new_slot").join(
         blocks.select("cell_x", "cell_y", "block_id"), ["cell_x", "cell_y"]
     )
+    # From the index before the day, so that a rerun gives the same ids again. The maximum, not the number of
+    # live slots: the id of an ended slot is never given out again.
     used = before.groupBy("block_id").agg((F.max("inner_id") + 1).alias("num_used"))
     number = F.row_number().over(Window.partitionBy("block_id").orderBy("slot_from", "hilbert", "poi_id")) - 1
     is_closed = F.coalesce("is_closed", F.lit(False))

@@ -54,6 +54,7 @@ def judge_profiles(profiles: DataFrame, *, settings: CleanSettings) -> DataFrame
         }
     )
     is_good = F.col("reason").isNull()
+    # Bad rows are spread by their content: a broken export without users would else be one group.
     owner = F.when(is_good, F.col("clean_user_id")).otherwise(F.col("content_hash").cast("string"))
     same = Window.partitionBy("owner", "is_good", "clean_attribute", "day").orderBy(
         F.desc("clean_value"), "content_hash"
@@ -95,6 +96,7 @@ def profile_states(profiles: DataFrame) -> DataFrame:
     """
     of_attribute = Window.partitionBy("user_id", "attribute").orderBy("day")
     last_of_day = profiles.groupBy("user_id", "attribute", "day").agg(F.max("value").alias("value"))
+    # In a struct, so that null means that there is no day before, not that its value was null.
     before = F.lag(F.struct("value")).over(of_attribute)
     is_change = before.isNull() | ~before["value"].eqNullSafe(F.col("value"))
     changes = last_of_day.withColumn("is_change", is_change).where("is_change").drop("is_change")

@@ -132,6 +132,7 @@ def _group_requests(shown: DataFrame) -> DataFrame:
     """Makes one row per request with its candidates in the order of their positions."""
     fields = [F.col(field).alias(name) for name, field in SLOT_ARRAYS.items()]
     grouped = shown.groupBy("request_id").agg(
+        # Accepted rows of a request say the same or, of place and zone, nothing: min() leaves out nulls.
         *(F.min(name).alias(name) for name in REQUEST_NAMES if name != "request_id"),
         F.bool_or("is_simulated").alias("is_simulated"),
         F.sort_array(

@@ -43,6 +43,7 @@ def build_user_places(
         F.desc("home_days"), F.desc("num_home"), F.asc("cell_y"), F.asc("cell_x")
     )
     is_home = (F.row_number().over(by_home) == 1) & (F.col("home_days") >= settings.min_days)
+    # False sorts first: the home cell goes to the end, so that rank 1 is the best cell away from home.
     by_work = Window.partitionBy("user_id").orderBy(
         F.asc("is_home"), F.desc("work_days"), F.desc("num_work"), F.asc("cell_y"), F.asc("cell_x")
     )

@@ -102,6 +102,7 @@ class SlotFinder:
         pois = np.concatenate([followers, near], axis=1)
         counts = np.concatenate([weights, np.zeros(near.shape)], axis=1)
         at_hour, at_all = self._visits.popularity(asked.users, pois, asked.hours)
+        # One visit more on both sides: a POI with hardly any would have an extreme lift, or one of 0 / 0.
         lift = np.log2((at_hour + 1.0) / (at_all * self._visits.mean_kernel + 1.0))
         own = np.take_along_axis(similarity, np.maximum(pois, 0), axis=1) if pois.size else counts
         return SlotLists(
@@ -149,9 +150,11 @@ class SlotFinder:
         key = (float(lon), float(lat))
         if key not in self._neighbours:
             size = min(MAX_NEIGHBOURS, max(len(self.catalogue), 1))
+            # Not kept: a nan never equals itself, so as a key it would only fill the cache.
             if not len(self.catalogue) or np.isnan(lon):
                 return np.full(size, -1, np.int64), np.zeros(size)
             km = distance_km(np.array(lon), np.array(lat), self.catalogue.lons, self.catalogue.lats)
+            # In rising order, since `_is_among` and `popularity_at` search them by bisection.
             rows = np.sort(np.argsort(km, kind="stable")[:size])
             if len(self._neighbours) >= MAX_PLACES:
                 self._neighbours.clear()
@@ -183,6 +186,7 @@ class _Transitions:
         # Equal weights (most are small) by popularity, then by row.
         order = np.lexsort((pois, -popularity, -weights, rows))
         rank = np.arange(len(order)) - firsts[rows[order]]
+        # A weight of 0 is left where only the asking user went: its sum is exact, so nothing of it remains.
         is_kept = (rank < size) & (weights[order] > 0)
         kept, column = order[is_kept], rank[is_kept]
         found = np.full((len(firsts), size), -1, np.int64)
@@ -202,6 +206,7 @@ class _Transitions:
         own_lengths = np.where(is_known & (asked.users >= 0), own_stops - own_starts, 0)
         own_rows, own_entries, _ = expand(own_starts, own_lengths)
         offset = firsts[own_rows] + self.own_places[own_entries] - starts[own_rows]
+        # A user has one row per pair of POIs, so no offset comes twice and a plain -= loses nothing.
         weights[offset] -= self.own_weights[own_entries]
         return rows, places, firsts, weights
 
@@ -209,6 +214,7 @@ class _Transitions:
 def _is_among(pois: IntArray, rows: IntArray, taken: IntArray) -> BoolArray:
     """Tells which POIs of each row are listed as (row, POI); rows of `pois` rise."""
     width = int(max(pois.max(initial=0), taken.max(initial=0))) + 2
+    # Shifted by 1, so that an empty place (-1) has a number of its own in its row.
     flat = (np.arange(len(pois))[:, None] * width + pois + 1).ravel()
     is_taken = np.zeros(pois.size, np.bool_)
     if pois.size:

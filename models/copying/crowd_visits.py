@@ -124,8 +124,10 @@ class SimilarUsers:
             minlength=num_users * len(users),
         ).astype(np.float64)  # without any entry bincount returns integers
         affinity_US = flat.reshape(num_users, len(users)) * self.user_weights[:, None]
+        # The asking user's training rows may hold the target: with them the score would give it away.
         known = np.flatnonzero(users >= 0)
         affinity_US[users[known], known] = 0.0
+        # A sparse product: sums the affinities of each POI's visitors without a matrix of POIs x users.
         scores_NS = F.embedding_bag(
             torch.from_numpy(self.users),
             torch.from_numpy(affinity_US),

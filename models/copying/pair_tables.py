@@ -64,7 +64,9 @@ def select_tables(*, clock_tables: bool, hide_request_time: bool) -> list[PairTa
 
 def start_table(table: PairTable[Features]) -> Tensor:
     """Returns the start of a table, (rows,): the weights of the kernel counter (docs/design.md 5), else zero."""
+    # Tables add up before the exponential, so the factors of the counter start as logarithms.
     if table.name == "age_match":
+        # The age in the middle of each bucket: the inverse of `_bucket_age`.
         hours = 2 ** ((torch.arange(NUM_AGES) + 0.5) / 2) - 1
         return (torch.exp(-hours / (60 * 24)) + 0.05).log().repeat_interleave(6)
     if table.name == "clock_count":

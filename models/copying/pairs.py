@@ -157,6 +157,8 @@ def _bucket_signed(signed_min: Tensor) -> Tensor:
 
 def _bucket_distance(past: Past, steps: Steps) -> Tensor:
     """Returns the log bucket of the distance from user to POI; the last one for unknown places too."""
+    # By default cdist turns to a matrix product above 25 rows: near places lose digits, and results would
+    # depend on the batch's shape (docs/design.md, trap 4).
     chord = torch.cdist(
         place_on_sphere(steps.user_lonlat_BQ2),
         place_on_sphere(past.poi_lonlat_BL2),
@@ -187,6 +189,7 @@ def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor,
     last_slot = take_actions(slots_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
     last_category = take_actions(past.categories_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
     slot_before_last = take_actions(slots_BL, steps.num_past_BQ - 2, fill=-1)[..., None]
+    # Different fills, since nothing before the step must not match nothing before the action.
     same_poi = last_slot == shift_right(slots_BL, 1, fill=-2)[:, None]
     category_before = shift_right(past.categories_BL, 1, fill=-2)[:, None]
     same_category = (last_category == category_before) & (last_category > 0)
@@ -200,6 +203,7 @@ def _count_visits(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, T
     B, L = slots_BL.shape
     Q = steps.num_past_BQ.shape[1]
     group = group_equal(slots_BL)[:, None].expand(B, Q, L)
+    # Counted over the whole history, the target would be among its own visits.
     is_past = torch.arange(L, device=slots_BL.device) < steps.num_past_BQ[..., None]
     counts = torch.zeros(B, Q, L, dtype=torch.int64, device=slots_BL.device).scatter_add_(
         2, group, is_past.long()

@@ -15,7 +15,6 @@ from models.data.slot_keys import pack_slots
 IntArray = NDArray[np.int64]
 
 FOR_EVER = np.iinfo(np.int64).max
-_INNER_BITS = 24
 CATALOGUE_COLUMNS = (
     "poi_id", "block_id", "inner_id", "poi_lon", "poi_lat", "category_id", "valid_from", "valid_to",
 )  # fmt: skip
@@ -90,6 +89,7 @@ class Catalogue:
 
     def live_epochs(self, timestamps_ms: IntArray) -> IntArray:
         """Numbers the stretches of days between changes: requests of one stretch see one live set."""
+        # From the right: a day on which slots begin or end belongs to the stretch that it opens.
         return np.searchsorted(self._change_days, timestamps_ms // MS_PER_DAY, side="right")
 
     def live_mask(self, timestamps_ms: IntArray) -> NDArray[np.bool_]:

@@ -48,6 +48,7 @@ def split_time(timestamps_ms: Tensor, tz_offsets_min: Tensor, holidays: Sequence
 
 def _split_days(days: Tensor) -> tuple[Tensor, Tensor]:
     """Returns month (1-12) and day of month of days since 1970-01-01 (Hinnant's civil_from_days)."""
+    # Days since 0000-03-01: in years that begin in March the leap day is the last.
     shifted = days + 719_468
     era = shifted.div(146_097, rounding_mode="floor")
     day_of_era = shifted - era * 146_097
@@ -84,6 +85,7 @@ def hash_geo_cells(lonlat: Tensor, scales_km: Sequence[float], num_buckets: int)
         middle = ((row + 0.5) * (side_km / KM_PER_DEGREE) - 90).clamp(-90, 90)
         circumference = 360 * KM_PER_DEGREE * torch.cos(torch.deg2rad(middle))
         num_columns = (circumference / side_km).round().clamp(min=1)
+        # The modulo gives longitude 180 the column of -180, instead of one too many.
         column = ((place[..., 0] + 180) / 360 * num_columns).floor() % num_columns
         hashed = _mix(row.long() * 1_000_003 + column.long() + scale * 7_919)
         bucket = 1 + hashed % (num_buckets - 1)
@@ -121,6 +123,7 @@ def encode_fourier(lonlat: Tensor, waves_km: Sequence[float]) -> Tensor:
     turns = torch.tensor(
         [2 * math.pi * EARTH_RADIUS_KM / wave for wave in waves_km], dtype=torch.float64, device=lonlat.device
     )
+    # Short waves make angles of thousands of radians, whose phase would lose digits in float32.
     angles = (xyz[..., None, :] * turns[:, None]).flatten(-2)
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1).float()
     return waves * is_known_place(lonlat)[..., None]

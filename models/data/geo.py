@@ -18,4 +18,5 @@ def distance_km(
         np.sin((other_lat - lat) / 2) ** 2
         + np.cos(lat) * np.cos(other_lat) * np.sin((other_lon - lon) / 2) ** 2
     )
+    # Rounding can lift the square of antipodes above 1, of which arcsin is nan.
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(square, 1.0)))

@@ -52,6 +52,7 @@ class LiveSlots:
             first = torch.full_like(self.keys_N, len(keys))
             first.scatter_reduce_(0, place, torch.arange(len(keys), device=keys.device), reduce="amin")
             self.about = AboutSlots(*(values[fits][first] for values in about))
+        # The key of (b, 0) is b shifted, so its place among the sorted keys is where block b starts.
         edges = torch.arange(num_blocks + 1, device=self.keys_N.device) << INNER_BITS
         self.starts_V1 = torch.searchsorted(self.keys_N, edges)
 

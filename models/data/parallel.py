@@ -81,6 +81,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Sums the gradients of all processes, in place; a parameter that a process did not use counts 0 there."""
     if num_processes() == 1:
         return
+    # All must reduce the same parameters: one that a single process left out would hang the others.
     used = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
     dist.all_reduce(used)
     for parameter, count in zip(parameters, used.tolist(), strict=True):

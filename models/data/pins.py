@@ -73,6 +73,7 @@ def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
             num_simulated += (
                 int(np.count_nonzero(batch.column("is_simulated"))) if "is_simulated" in columns else 0
             )
+            # A sum forgets the order as xor does, but two equal rows do not cancel out in it.
             total += _hash_rows(batch).sum(dtype=np.uint64)
     digest = f"{int(total ^ np.uint64(num_rows)):016x}"
     if known is not None and (known.digest, known.num_rows) == (digest, num_rows):

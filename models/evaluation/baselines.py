@@ -135,6 +135,7 @@ def _add_transitions(scores: FloatArray, current: IntArray, counts: TrainingCoun
     starts, stops = counts.next_starts[current[known]], counts.next_starts[current[known] + 1]
     rows, places = rows_and_places(stops - starts)
     entries = starts[rows] + places
+    # numpy adds once per cell here, which is right: a POI is listed once among the followers of another.
     scores[known[rows], counts.next_pois[entries]] += TRANSITION_WEIGHT * counts.next_probabilities[entries]
 
 

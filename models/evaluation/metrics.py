@@ -206,6 +206,7 @@ def bootstrap_auc_difference(
     groups = [np.unique(values, return_inverse=True)[1] for values in (scores, others)]
 
     def differ(drawn: FloatArray) -> float:
+        # Both on one draw of users: what makes a user easy or hard for any score cancels out.
         first, second = (_auc_of_groups(group, labels, drawn[user_of_row]) for group in groups)
         return first - second
 
@@ -229,6 +230,7 @@ def _interval(
         figure(np.bincount(rng.integers(num_users, size=num_users), minlength=num_users).astype(np.float64))
         for _ in range(num_resamples)
     ]
+    # A draw of users may hold one class only; its AUC is nan and says nothing.
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return Interval(value, float(low), float(high))
 

@@ -173,6 +173,7 @@ def _requests(
     poi_ids = _as_lists(held_out, "poi_ids").flatten().take(pa.array(targets)).to_pylist()
     times = visits.timestamps_ms[targets]
     starts = offsets[sample[targets]]
+    # From the left: actions in the very millisecond of the target do not count as earlier.
     stops = [
         start + np.searchsorted(visits.timestamps_ms[start:target], time, side="left")
         for start, target, time in zip(starts, targets, times, strict=True)

@@ -51,6 +51,7 @@ def measure_spread(vectors: NDArray[np.floating]) -> Spread:
     variances = np.linalg.eigvalsh(np.cov(rows.T, bias=True).reshape(rows.shape[1], -1)).clip(min=0.0)
     shares = variances[variances > 0] / variances.sum()
     effective_rank = float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 1.0
+    # The squared length of the sum is that of all pairs together; each unit vector adds 1 with itself.
     mean_cosine = float((total @ total - count) / (count * (count - 1))) if count > 1 else float("nan")
     return Spread(count, distinct / count, effective_rank, mean_cosine)
 

@@ -147,6 +147,7 @@ class CheckpointStore:
             writer.write_tensors(AVERAGE_FILE, snapshot.average)
             writer.write_json(STATE_FILE, {"fingerprint": self.fingerprint, **asdict(snapshot.state)})
         kept = self._steps()[-NUM_KEPT:]
+        # The older checkpoint may refer to other best weights, and is what is left if the newer is damaged.
         needed = {self._best_folder(self._read_state(path).best_step) for path in kept}
         for path in [*self._steps(), *self.folder.glob("best-*")]:
             if path not in kept and path not in needed:
@@ -231,10 +232,12 @@ class FolderWriter:
             return
         digests = {path.name: digest_file(path) for path in sorted(self.partial.iterdir())}
         self.write_json(CHECKSUM_FILE, digests)
+        # On disk before the rename: a crash must not leave the final name on files that are half written.
         for path in self.partial.iterdir():
             _sync(path)
         _sync(self.partial)
         if self.folder.exists():
+            # With the partial suffix it does not count as a checkpoint if a crash leaves it behind.
             old = self.folder.with_name(self.folder.name + ".old" + self.SUFFIX)
             shutil.rmtree(old, ignore_errors=True)
             self.folder.rename(old)

@@ -160,6 +160,7 @@ class OthersMemory(nn.Module):
         """Embeds every distinct slot of the batch once."""
         names = pack_slots(slots.blocks_BQC, slots.inners_BQC).flatten()
         _, place = torch.unique(names, return_inverse=True)
+        # unique tells no first occurrences, and a plain scatter leaves open which one wins; amin settles it.
         first = names.new_full((int(place.max()) + 1 if len(place) else 0,), len(names))
         first.scatter_reduce_(0, place, torch.arange(len(names), device=names.device), reduce="amin")
         embedded = embedding.embed_inners(
@@ -261,6 +262,7 @@ def bucket_novelty(past: Past, steps: Steps) -> Tensor:
     The last bucket is for steps without any past.
     """
     slots_BL = pack_slots(past.blocks_BL, past.inners_BL)
+    # Stable, so that the first of equal slots is the earliest visit.
     ordered, order = slots_BL.sort(dim=1, stable=True)
     is_new = torch.ones_like(ordered)
     is_new[:, 1:] = (ordered.diff(dim=1) != 0).long()
@@ -269,6 +271,7 @@ def bucket_novelty(past: Past, steps: Steps) -> Tensor:
     stops = steps.num_past_BQ
     starts = (stops - NOVELTY_ACTIONS).clamp(min=0)
     counts = until_BL1.gather(1, stops) - until_BL1.gather(1, starts)
+    # The + 1 keeps even a share of one below the last bucket, which means no past.
     bucket = counts * (NUM_NOVELTIES - 1) // (stops - starts + 1)
     return torch.where(stops > 0, bucket, NUM_NOVELTIES - 1)
 

@@ -33,6 +33,7 @@ class SpacetimeDecoder(GenerativeDecoder):
         self.poi_projection = nn.Linear(D, config.embedding_dim, bias=False)
         self.click = ClickHead(config)
         self.taste = TasteMatch(config) if config.taste.enabled else None
+        # This starts every linear map and embedding, so those that start otherwise are set after it.
         self.apply(start_weights)
         self.trunk.embedding.start_places()
         self.click.reset_start()
@@ -116,6 +117,7 @@ class SpacetimeDecoder(GenerativeDecoder):
             self.trunk.embedding.embed_blocks(candidates.blocks_BC),
             self.trunk.embed_candidates(candidates),
         )
+        # One sequence per POI: its vector must not depend on which others are in the batch.
         x_NTD = torch.stack([blocks, inners], dim=2).flatten(0, 1)
         states, _ = self.trunk.run(
             x_NTD, torch.arange(CANDIDATE_TOKENS, device=x_NTD.device)[None], None, None

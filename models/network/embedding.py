@@ -87,6 +87,7 @@ class GeoEmbedding(nn.Module):
     @property
     def wave_rate(self) -> float:
         """Factor that makes the map of all waves start, and move per step, as one row of a table does."""
+        # The squares of a sine and its cosine sum to 1, so the input's squared norm is half its length.
         return (num_fourier_features(self.waves_km) / 2) ** -0.5
 
     def forward(self, lonlat: Tensor) -> Tensor:
@@ -175,6 +176,7 @@ class TokenEmbedding(nn.Module):
         if not self.config.spacetime:
             return own
         known = block_ids < self.config.num_blocks
+        # Block 0 stands in for the look-up alone: without the NaN all newer blocks would lie at its place.
         centers = self.block_centers_V2[torch.where(known, block_ids, 0)]
         centers = torch.where(known[..., None], centers, math.nan)
         return own + self.weights["block_geo"] * self.geo(centers)

@@ -82,6 +82,7 @@ class GenerativeDecoder(nn.Module):
         blocks_BQ, inners_BQ = history.blocks_BL.gather(1, index_BQ), history.inners_BL.gather(1, index_BQ)
         # A target newer than the model, or not live, has no token: it cannot be learned.
         is_target_BQ = is_target_BQ & self._has_token(blocks_BQ, inners_BQ, live)
+        # Ids that are not targets become 0, which every gather can take; what it finds is masked at the end.
         blocks_BQ, inners_BQ = blocks_BQ * is_target_BQ, inners_BQ * is_target_BQ
         embedding = self.trunk.embedding
         log_blocks = self.generator.block_log_probs(at_action, embedding, live)
@@ -92,6 +93,7 @@ class GenerativeDecoder(nn.Module):
         )
         log_inner = torch.zeros_like(log_block).index_put(targets, chosen)
         steps = steps_of(history, index_BQ, hide_time=self.config.hide_request_time)
+        # `spacetime`, not `shown`: a past action's time is known even where that of a request is hidden.
         bank = None if self.memory is None else self.memory.remember(past_of(history), spacetime, inner)
         slots = None if history.others is None else history.others.take_steps(window_BQ)
         sources = self._look_up(bank, history, steps, slots, live)
@@ -113,6 +115,7 @@ class GenerativeDecoder(nn.Module):
         """Reads the user part: user and profile tokens, and the last `window_actions` - 1 actions."""
         history = self._needed(history)
         spacetime, inner = self.trunk.embed_history(history)
+        # In training the action being predicted takes the window's last place, so here there is one less.
         index_BW, valid_BW = window_index(
             history.lengths_B, history.timestamps_BL.shape[1], self.config.window_actions - 1
         )
@@ -121,6 +124,7 @@ class GenerativeDecoder(nn.Module):
         valid_BT = torch.cat(
             [valid_user(history), valid_BW.repeat_interleave(TOKENS_PER_ACTION, dim=1)], dim=1
         )
+        # Padding takes no positions: the request goes on where it would in a training window (trap 4).
         next_positions_B = 1 + TOKENS_PER_ACTION * valid_BW.sum(dim=1)
         bank = None if self.memory is None else self.memory.remember(past_of(history), spacetime, inner)
         cache = Cache(layers, valid_BT, next_positions_B)
@@ -239,6 +243,7 @@ class GenerativeDecoder(nn.Module):
 
     def look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
+        # Blocks are alternatives, no sequence: all stand at the first free position and see only themselves.
         own_KK = torch.eye(blocks_BK.shape[1], dtype=torch.bool, device=blocks_BK.device)
         offsets = torch.zeros_like(blocks_BK[0])
         embedded = self.trunk.embedding.embed_blocks(blocks_BK)

@@ -48,6 +48,7 @@ class Generator(nn.Module):
         """
         max_inner = self.config.max_inner
         order, parts = self._each_block(states.flatten(0, -2), block_ids.flatten(), embedding, live)
+        # A block without a live slot has a part of width 0; the padding makes it -inf throughout, not nan.
         whole = [nn.functional.pad(part, (0, max_inner - part.shape[1]), value=-torch.inf) for part in parts]
         log_probs = torch.cat([states.new_zeros(0, max_inner, dtype=torch.float32), *whole])
         return log_probs[torch.argsort(order)].view(*block_ids.shape, max_inner)

@@ -86,6 +86,7 @@ class PlaceMemory(nn.Module):
         tables = select_tables(
             clock_tables=config.memory.clock_tables, hide_request_time=config.hide_request_time
         )
+        # Two modules, since the large tables have a learning rate of their own.
         self.small = PairTables([table for table in tables if table.num_rows <= LARGE_TABLE_ROWS])
         self.large = PairTables([table for table in tables if table.num_rows > LARGE_TABLE_ROWS])
         self.routines = PairTables(ROUTINE_TABLES) if config.memory.routine_tables else None
@@ -114,6 +115,7 @@ class PlaceMemory(nn.Module):
         bias = self.small(features, shape) + self.large(features, shape)
         if self.routines is not None:
             bias = bias + self.routines(compare_routines(bank.past, steps), shape)
+        # A training history holds the target and what follows: without this a step would copy its own answer.
         is_past = (
             torch.arange(bank.past.blocks_BL.shape[1], device=bias.device) < steps.num_past_BQ[..., None]
         )
@@ -154,10 +156,12 @@ class PlaceMemory(nn.Module):
         inner_share = (inner_scores - log_mass(inner_scores)[..., None]).exp()
         of_block = (block_share * same_block).sum(dim=-1)
         of_poi = of_block * (inner_share * same_poi).sum(dim=-1)
+        # A candidate that is not in the past has a share of 0, which would be an infinite feature.
         return torch.stack([of_poi, of_block], dim=-1).add(_SMALLEST_SHARE).log()
 
     def pool(self, scores_BQL: Tensor, bank: Bank) -> Tensor:
         """Returns the memory's values averaged by softmax over (nothing, actions), (B, Q, D)."""
+        # The entry for nothing also keeps a user without a past from a softmax over -inf alone, which is nan.
         weights = F.pad(scores_BQL, (1, 0)).softmax(dim=-1)[..., 1:]
         return weights.to(bank.content_BLE.dtype) @ self.value(bank.content_BLE)
 
@@ -220,6 +224,7 @@ def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids: Tensor) -> Tensor:
     """
     largest = F.pad(scores_BQL, (1, 0)).amax(dim=-1, keepdim=True)  # the generator's own score is 0
     mass = (scores_BQL - largest).exp()
+    # Ids beyond the capacity have no mass; they are clamped only so that scatter_add can take them.
     ids = (ids[:, None] if ids.dim() == 2 else ids).clamp(max=log_gen_BQV.shape[-1] - 1)
     ids = ids.expand_as(scores_BQL)
     numerator = (log_gen_BQV - largest).exp().scatter_add(2, ids, mass)

@@ -100,6 +100,7 @@ def principal_components(vectors_NM: Tensor, most: int) -> Tensor:
 
     Directions with next to no spread are left out: they would be noise made large.
     """
+    # In float32 the rounding of the largest variance would come near the 1e-6 at which directions are cut.
     centred = vectors_NM.double() - vectors_NM.double().mean(dim=0)
     variances, directions = torch.linalg.eigh(centred.T @ centred / max(len(centred), 1))
     order = variances.argsort(descending=True)[:most]

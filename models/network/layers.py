@@ -102,6 +102,7 @@ class Attention(nn.Module):
             key, value = (part.repeat_interleave(H // G, dim=1) for part in (key, value))
         if wanted_BN is not None:
             assert past is None, "wanted tokens are places among all tokens"
+            # With fewer queries than keys `is_causal` would align its triangle to the first keys.
             mask = _take_mask(mask, wanted_BN, T)
             query = query.gather(2, wanted_BN[:, None, :, None].expand(-1, H, -1, self.head_dim))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)

@@ -29,6 +29,7 @@ class PoiVectors(nn.Module):
 
     def assign_rows(self, num_inners_V: Tensor) -> None:
         """Shares the rows out to blocks in proportion to their POIs; before training only."""
+        # A row per block is set aside first: no block is without, and rounding down keeps the sum within.
         room = self.num_rows - len(num_inners_V)
         scale = max(room, 0) / max(int(num_inners_V.sum()), 1)
         shares = (num_inners_V.double() * scale).floor().long() + 1
@@ -64,6 +65,7 @@ class GivenVectors(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         rows, dim = max(config.multimodal_rows, 1), config.multimodal_dim
+        # Unused keys are the largest there are, so that the table stays sorted for searchsorted.
         self.register_buffer("keys_R", torch.full((rows,), torch.iinfo(torch.int64).max))
         self.register_buffer("vectors_RM", torch.zeros(rows, dim))
         self.register_buffer("mean_M", torch.zeros(dim))
@@ -82,6 +84,7 @@ class GivenVectors(nn.Module):
         keys, order = pack_slots(block_ids.long(), inner_ids.long()).sort()
         vectors = vectors_NM.double()[order]
         self.mean_M.copy_(vectors.mean(dim=0))
+        # With correction a single vector's spread is nan. The floor is for dimensions without any spread.
         self.scale_M.copy_(vectors.std(dim=0, correction=0).clamp(min=1e-6))
         self.keys_R[: len(keys)] = keys
         self.vectors_RM[: len(keys)] = ((vectors - self.mean_M) / self.scale_M).to(self.vectors_RM)

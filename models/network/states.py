@@ -117,6 +117,7 @@ def keep_last(history: HistoryBatch, num_actions: int) -> HistoryBatch:
     dropped_B = (history.lengths_B - num_actions).clamp(min=0)
     index_BK = dropped_B[:, None] + torch.arange(num_actions, device=dropped_B.device)
     rows = torch.arange(len(dropped_B), device=dropped_B.device)[:, None]
+    # The shape letters of their names tell which fields run along the actions.
     cut = {
         name: field[rows, index_BK]
         for name, field in history._asdict().items()

@@ -165,6 +165,7 @@ class Trunk(nn.Module):
         positions = torch.cat([steps.new_zeros(num_user), steps])[None]
         mask = None
         if num_user > 1:  # profile tokens are padded in the middle; otherwise causal is all there is
+            # Padding of the window is on the right, where causality hides it, so it may count as valid.
             valid = torch.cat([valid_user(history), valid_user(history)[:, :1].expand(-1, num_window)], dim=1)
             mask = build_causal_mask(valid)
         return embedded, positions, mask

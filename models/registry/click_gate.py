@@ -164,6 +164,7 @@ def measure_clicks(logits: FloatArray, labels: IntArray) -> ClickFigures:
     if not np.isfinite(logits).all():
         return ClickFigures(math.nan, math.nan, math.nan)
     probabilities = 1.0 / (1.0 + np.exp(-logits))
+    # From the logits: a probability that rounds to 0 or 1 would have an infinite logarithm.
     losses = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
     return ClickFigures(
         auc(logits, labels), calibration_bins(probabilities, labels).expected_error, exact_mean(losses)

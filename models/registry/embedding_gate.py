@@ -100,6 +100,7 @@ def judge_embeddings(
     theirs = {version: bundle for version, bundle in champions.items() if STAGE in bundle.stage_names}
     found, baseline, mark, reasons = _judge_retrieval(shown, rows, clicks, (users, pois), theirs)
     own_auc, best_auc, against = _judge_order(shown, challenger, theirs)
+    # One request a user: several of one user lie close together and would pass for a collapse.
     first = np.unique(shown.requests["user_id"].to_numpy(), return_index=True)[1]
     of_users, of_pois = measure_spread(users[first]), measure_spread(pois)
     reasons += against
@@ -197,6 +198,7 @@ def _judge_retrieval(
         version = max(values, key=lambda name: exact_mean(values[name]))
         best = exact_mean(values[version])
         difference = bootstrap_mean(own - values[version], clicks.users)
+        # With fewer than two users the interval is nan, which speaks against the challenger here.
         if found < (1 - MRR_TOLERANCE) * best and not difference.high >= 0:
             reasons.append(f"embedding MRR {found:.4f} is below that of the champion {version}, {best:.4f}")
     return found, baseline, best, reasons

@@ -61,6 +61,7 @@ def register_bundle(
         if strict:
             raise PromotionRefusedError(model_version=model_version, reasons=verdict.reasons)
         return Registration(model_version, _is_champion(client, name, number), verdict)
+    # The alias before the tag: killed in between, the version in use still counts as a champion without it.
     client.set_registered_model_alias(name, CHAMPION, number)
     client.set_model_version_tag(name, number, PROMOTED_TAG, "true")
     LOGGER.info("%s is champion", model_version)
@@ -80,7 +81,7 @@ def _log_version(client: MlflowClient, name: str, bundle: ModelBundle, digest: s
     with mlflow.start_run(run_id=log.run_id):
         logged = mlflow.pyfunc.log_model(
             name="bundle",
-            loader_module="models.registry.click_scorer",
+            loader_module="models.click_scorer",
             data_path=str(bundle.folder),
             signature=SIGNATURE,
             pip_requirements=[f"{package}=={version(package)}" for package in PACKAGES],

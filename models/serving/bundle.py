@@ -190,6 +190,7 @@ def save_bundle(
         **content,
     }
     (fresh / BUNDLE_FILE).write_text(json.dumps(described, indent=2, sort_keys=True, default=str) + "\n")
+    # A kill between these two lines leaves no bundle, never half of one; the stages can be gathered again.
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return folder

@@ -208,6 +208,7 @@ def batch_by_length(
         start = 0
         while start < len(group):
             longest = lengths[group[start : start + size]]
+            # Lengths rise within a group, so each row is the longest of the batch that ends with it.
             fits = np.arange(1, len(longest) + 1) * longest <= max_actions
             stop = start + max(1, int(fits.sum()))
             yield group[start:stop]

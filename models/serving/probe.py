@@ -115,6 +115,8 @@ def record_answers(bundle: ModelBundle) -> None:
     except (DamagedCheckpointError, MissingInputError) as error:
         LOGGER.warning("no probe is kept with %s: %s", bundle.folder, error)
         return
+    # This file counts in the bundle's digest, by which registration finds its version again:
+    # another processor's rounding must not make the same model a new version.
     if path.is_file() and not _tell_difference(
         read_json(path, expected="a model's answers to the probe"), answers
     ):

@@ -55,6 +55,7 @@ def find_top_pois(model: SpacetimeDecoder, state: RequestState, *, top_k: int) -
     active = torch.arange(num_requests, device=order_BV.device)
     for start in range(0, num_blocks, BLOCKS_PER_STEP):
         bound = log_blocks_BV[active, start]
+        # Strictly: a POI that only ties with the last of the list comes after it, so it is not looked for.
         active = active[(bound > best.log_probs_BN[active, -1]) & ~bound.isneginf()]
         if not len(active):
             break
@@ -87,6 +88,7 @@ def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, in
     higher_B, equal_B = torch.zeros_like(blocks_B), torch.ones_like(blocks_B)
     for start in range(0, log_blocks_BV.shape[1], BLOCKS_PER_STEP):
         bound = log_blocks_BV[:, start]
+        # Not strictly: a block exactly as probable as the target may hold a POI that ties with it.
         active = torch.nonzero((bound >= own_B) & ~bound.isneginf())[:, 0]
         if not len(active):
             break

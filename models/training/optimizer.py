@@ -43,6 +43,7 @@ def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
             continue
         scale = 1.0 if part is None else scales[part]
         decay = config.weight_decay if parameter.dim() > 1 and part is None else 0.0
+        # A checkpoint numbers parameters by place, so their order must follow from model and recipe alone.
         groups.setdefault((scale, decay), []).append(parameter)
     if unused:
         raise ValueError(f"learning rates are scaled of {sorted(unused)}, which the model does not have")

@@ -120,6 +120,7 @@ def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
     try:
         prepare_stage(training, stage)
     except SpacetimeError as error:
+        # The followers wait for a word on every stage, also on one that is not trained.
         tell_all({"refused": str(error)})
         raise
     tell_all(_describe(training))
@@ -148,6 +149,7 @@ def train_all(training: Training, parent: RunLog) -> dict[str, TrainResult]:
             LOGGER.warning("stage %s is skipped: %s", stage, error)
             training.skipped[stage] = str(error)
             parent.log_tags({f"skipped.{stage}": str(error)[:MAX_TAG]})
+            # A model that an earlier start left there would be gathered into the bundle.
             shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
             _save_training(training)
     return results
@@ -173,6 +175,7 @@ def prepare_stage(training: Training, stage: str) -> None:
     before = training.made_of.get(stage)
     if before is not None and before != made_of:
         LOGGER.warning("stage %s is trained anew: its recipe or its rows have changed", stage)
+        # Before the new digest is saved: after a kill the next start sees the old one and removes again.
         shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
     training.made_of[stage] = made_of
     _save_training(training)

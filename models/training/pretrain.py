@@ -157,6 +157,7 @@ def run_pretrain(
         MissingInputError, NoTrainingDataError: nothing to learn from.
         LossNotFiniteError, DamagedCheckpointError, FingerprintError: as `models.training.trainer.train`.
     """
+    # The same in every process: gradients are summed over them, while the first weights are never sent.
     torch.manual_seed(recipe.pretrain.seed)
     model, slots = build_decoder(recipe, tables.poi_index, tables.blocks, layout)
     stage = PretrainStage(

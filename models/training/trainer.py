@@ -120,6 +120,7 @@ class _Training(Generic[Trained]):
 
     def _start(self) -> bool:
         """Seeds, or goes on from the last checkpoint; tells which."""
+        # Processes draw different dropout masks; the order of the batches goes by the recipe's seed alone.
         torch.manual_seed(self.config.seed + process_rank())
         snapshot = self.store.load_last()
         wait_for_all()  # nobody writes before everybody has read
@@ -141,7 +142,7 @@ class _Training(Generic[Trained]):
             group["lr"] = rate * group["scale"]
         self.model.train()
         loss, num_targets = self._accumulate(rows)
-        norm = torch.nan_to_num(self._normalise_gradients(num_targets), nan=math.inf)
+        norm = float(self._normalise_gradients(num_targets))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._refuse_batch(rows)
         self.optimizer.step()
@@ -152,9 +153,10 @@ class _Training(Generic[Trained]):
         state.step, state.position = state.step + 1, state.position + 1
         if state.position == self.num_batches:
             state.epoch, state.position = state.epoch + 1, 0
-        self._log_training(loss, num_targets, float(norm), rate)
+        self._log_training(loss, num_targets, norm, rate)
         every = self.config.val_every
         is_due = state.step % every == 0 if every else state.position == 0
+        # Before the checkpoint, which names the best weights: they must be on disk by then.
         if is_due or state.step == self.num_steps:
             self._validate()
         if state.step % self.config.checkpoint_every == 0:
@@ -188,6 +190,7 @@ class _Training(Generic[Trained]):
     def _normalise_gradients(self, num_targets: int) -> Tensor:
         """Turns gradients of the sum into those of the mean, clips them, and returns their norm before."""
         sum_gradients([parameter for parameter in self.model.parameters() if parameter.requires_grad])
+        # Listed after the sum, which gives gradients to parameters that this process's rows did not touch.
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         for parameter in parameters:
             assert parameter.grad is not None

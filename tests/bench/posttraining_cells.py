@@ -19,7 +19,7 @@ from models.config import Recipe
 from models.data.dataset import read_table
 from models.network.checkpoint import load_stage
 from models.serving.bundle import ModelBundle, load_bundle, save_bundle
-from models.serving.text_encoder import load_encoder
+from models.text_encoder import load_encoder
 from models.training.align_dpo import PAIR_COLUMNS, AlignStage, pair_log_probs, run_align_dpo
 from models.training.multimodal import SlotVectors
 from models.training.posttraining import SampleSource, Splits, run_stage

@@ -145,12 +145,14 @@ def load_model(model: ServedModel) -> ModelBundle:
     key = (model.folder, model.digest, model.serving)
     if key not in _loaded:
         path = Path(SparkFiles.get(model.folder)) if model.is_shipped else Path(model.folder)
+        # A folder may be trained anew between the driver's check and this worker's first task.
         found = digest_folder(path)
         if found != model.digest:
             raise FingerprintError(path=path, expected=model.digest, found=found)
         # One thread per task: Spark already runs a task per core, and two threads on busy cores are slower
         # than one.
         torch.set_num_threads(1)
+        # The old weights go first: a worker that outlives its model must not hold two of them.
         _loaded.clear()
         _loaded[key] = load_bundle(path, serving=model.serving)
         model.loads.add(1)

@@ -140,6 +140,7 @@ def generate_for_states(
     top_k: int,
 ) -> DataFrame:
     """Plans the candidates of requests that have their history (`with_history`) and `action_type_id`."""
+    # Requests that share a history end up side by side, so that a batch encodes it once (`encode_shared`).
     ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions(
         "seq_len", "user_id", "request_id"
     )

@@ -22,7 +22,7 @@ from etl.columns.poi_slots import is_live, keep_known
 from etl.delta.contracts import spark_schema
 from etl.jobs.runner import Night
 from etl.spark.session import compute_once, open_session
-from models.serving.text_encoder import TextEncoder, load_encoder
+from models.text_encoder import TextEncoder, load_encoder
 
 EMITTED = ("poi_id", "text_sha256", "vector", "is_simulated")
 

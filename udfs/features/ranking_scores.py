@@ -111,6 +111,7 @@ def group_candidates(candidates: DataFrame) -> DataFrame:
     """Makes one row per request again, the candidates that can be scored as parallel arrays by position."""
     scorable = candidates.where(F.col("action_type_id").isNotNull() & F.col("block_id").isNotNull())
     columns = ("position", *(name for name in _SLOT_TO_CANDIDATE.values() if name != "position"))
+    # collect_list keeps no order after a shuffle; the position is the struct's first field and never tied.
     grouped = scorable.groupBy(*PAYLOAD_NAMES, "action_type_id", "is_simulated").agg(
         F.array_sort(F.collect_list(F.struct(*columns))).alias("candidates")
     )

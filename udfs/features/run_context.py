@@ -79,6 +79,7 @@ def open_night(context: JobContext, inputs: Sequence[str], copied: Sequence[str]
     refuse_unfinished_erasure(settings.storage.artifacts)
     spark = open_session(settings, f"spacetime-gr {context.job} {context.day}", WORKER_PROPERTIES)
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", settings.features.batch_rows)
+    # Inputs are pinned once for all tables of the night: what is committed meanwhile is seen by none.
     versions = {name: pin_version(spark, settings.storage.root, name, context.day) for name in inputs}
     model = serve_model(spark, context.options.model or settings.features.model, settings)
     if model.copies_from_others:

@@ -230,6 +230,8 @@ def run_feature(night: Night, name: str) -> JobSummary:
             rows_dropped=0,
         )
     if not night.dry_run:
+        # Refused rows come first: a night that is stopped for them leaves them to be looked at.
+        # A kill before the table's one commit leaves its day as it was, and a rerun replaces both alike.
         _write_refused(night, job, build, outcomes, name)
         _stop_if_model_fails(night, job, name, failed=counts["failed"], rows_in=rows_in)
         summary.tables[name] = replace_day(

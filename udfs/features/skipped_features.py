@@ -40,6 +40,7 @@ def skip_feature(night: Night, name: str, *, stage: str) -> JobSummary:
     LOGGER.warning("%s %s is not made: the model has no stage %s (%s)", name, night.day, stage, reason)
     summary = JobSummary(notes={f"{name}_skipped": reason})
     if not night.dry_run:
+        # Emptied before the record is kept: beside an earlier run's rows it would have the audit skip them.
         nothing, root = night.read_output(name).limit(0), night.settings.storage.root
         summary.tables[name] = replace_day(nothing, name, root, day=night.day, run_id=night.run_id, job=name)
         skipped = SkippedFeature(reason, model.model_version, model.index_version, model.is_simulated)

@@ -65,6 +65,8 @@ def find_late(made: Mapping[date, int], read: Mapping[date, int]) -> dict[date, 
             never made from a state of a later day.
     """
     late, least = {}, math.inf
+    # From the newest day back: only vectors of this day or a later one can hold its state,
+    # and `least` is the oldest version that any of those was made from.
     for day in sorted({*made, *read}, reverse=True):
         least = min(least, read.get(day, math.inf))
         if made.get(day, -1) > least:

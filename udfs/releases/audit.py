@@ -116,6 +116,7 @@ def tell_audit(audit: Audit, context: JobContext) -> None:
     Raises:
         GateFailedError: something must not be published.
     """
+    # Kept before anything is raised: else an earlier record that passed could still let the day be published.
     if not context.dry_run:
         save_audit(audit, context.settings.storage.artifacts)
     for warning in audit.warnings:

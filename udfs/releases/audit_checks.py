@@ -272,6 +272,7 @@ def find_wrong_candidates(audited: AuditedDay, *, index_version: int) -> list[Se
         by_rank.alias("logs"),
         F.sum(F.exp("log_probability")).alias("total"),
     )
+    # Spark's sequence(1, 0) counts down: without n > 1 a list of one POI would be read beyond its end.
     rises = F.expr(f"exists(sequence(1, n - 1), i -> n > 1 AND logs[int(i)] > logs[int(i - 1)] + {ROUNDING})")
     return [
         Search("poi_candidates", "requests neither answered nor refused",

@@ -318,6 +318,8 @@ def _tell_list(
     least = expected[-1][1] if expected else 0.0
     for rank, (_, log) in enumerate(expected, start=1):
         poi, found = written.get(rank, ("", float("nan")))
+        # A POI that is not on the list made now may have tied with its last one, where the cut between them
+        # is arbitrary; so it is taken to be worth as much, and its written figure must agree with that.
         own = made.get(poi, least)
         allowed = tolerance * (1 + abs(log))
         if not abs(found - log) <= allowed or not abs(own - found) <= allowed:

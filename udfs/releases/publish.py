@@ -73,6 +73,8 @@ def run_publish(context: JobContext) -> JobSummary:
     assert audit.model_version is not None, "a passed audit has found exactly one model"
     assert audit.index_version is not None, "and one index version"
     release = Release(
+        # Two runs that publish at once choose the same number. `append_log` lets one of them have it,
+        # so the other cannot become current over a release that it was never compared with.
         release_id=max((release.release_id for release in releases), default=0) + 1,
         day=context.day,
         published_ts_ms=0,

@@ -96,6 +96,7 @@ def _keep_latest_arrow(rows: pa.Table, release: Release, key: str) -> pa.Table:
     known = rows.filter(is_known)
     numbered = known.select([key, "day"]).append_column("row", pa.array(range(len(known)), pa.int64()))
     newest_first = numbered.sort_by([(key, "ascending"), ("day", "descending")])
+    # With threads, Arrow does not keep the order of rows that `first` goes by.
     first = newest_first.group_by(key, use_threads=False).aggregate([("row", "first")])
     return known.take(first.column("row_first"))
 

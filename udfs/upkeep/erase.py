@@ -81,9 +81,11 @@ def run_erase(context: JobContext) -> JobSummary:
     if context.dry_run:
         return summary
     save_plan(artifacts, plan)
+    # Noted before a row is deleted: after a kill, a delivery may arrive before the erasure is ended.
     keep_digests(spark, context, users)
     erase_tables(spark, context, plan, frame)
     publish_carried(spark, context, plan)
+    # Old versions go only now: until `publish_carried` is done the current release still pins them.
     for name in plan.tables:
         gone = retention.forget_history(spark, root, name, plan.starts[name])
         LOGGER.info("%d old files of %s are deleted", gone, name)
@@ -103,6 +105,7 @@ def run_erase(context: JobContext) -> JobSummary:
     record = Path(artifacts) / "erasures" / f"{plan.run_id}.json"
     content = {"run_id": plan.run_id, "is_complete": not places, "versions": summary.tables, **summary.notes}
     write_json(record, content)
+    # The plan goes last: killed before the record is whole, the next attempt still knows what was begun.
     end_plan(artifacts)
     if places:
         raise ErasureIncompleteError(run_id=plan.run_id, places=places, record=record)
@@ -214,6 +217,7 @@ def erase_tables(spark: SparkSession, context: JobContext, plan: Plan, users: Da
             for version in clean
             if version != latest
         }
+        # Shown last, since whoever names no version of the table reads its last commit.
         again[latest] = retention.show_version(spark, root, name, start) if again else start
         plan.versions[name] = {str(version): shown for version, shown in again.items()}
         plan.starts[name] = start

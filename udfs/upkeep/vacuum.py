@@ -39,6 +39,7 @@ def run_vacuum(context: JobContext) -> JobSummary:
     releases = load_releases(spark, root)
     surplus = releases_beyond(releases, options.keep_releases)
     summary = JobSummary(notes={"withdrawn": [release.release_id for release in surplus]})
+    # Withdrawn before a file is deleted: a kill may leave files too many, but no release that cannot be read.
     if surplus and not context.dry_run:
         withdraw(spark, context, surplus, f"only the last {options.keep_releases} releases are kept")
     kept = [release for release in releases if not release.withdrawn and release not in surplus]

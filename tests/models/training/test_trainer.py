@@ -5,6 +5,7 @@ import math
 import pyarrow as pa
 import pytest
 import torch
+from torch.testing import assert_close
 
 from conf.errors import FingerprintError, LossNotFiniteError
 from models.config import TrainConfig
@@ -72,6 +73,25 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path):
     train(ToyStage(), split, CONFIG.model_copy(update={"micro_batch_size": 3}), tmp_path / "b", ignore)
 
     torch.testing.assert_close(weights(split), weights(whole), atol=1e-5, rtol=1e-4)
+
+
+class SteepStage(ToyStage):
+    """Its loss is finite, and its gradient is not: the root of a zero."""
+
+    def loss(self, model, rows):
+        loss, count, sums = super().loss(model, rows)
+        weight = next(model.parameters())
+        return loss + (weight - weight.detach()).sqrt().sum(), count, sums
+
+
+def test_a_gradient_that_is_infinite_changes_nothing_either(tmp_path):
+    model = make_model()
+    before = weights(model).clone()
+
+    with pytest.raises(LossNotFiniteError):
+        train(SteepStage(), model, CONFIG, tmp_path, ignore)
+
+    assert_close(weights(model), before)
 
 
 def test_training_stops_after_patience_and_the_best_weights_are_restored(tmp_path):

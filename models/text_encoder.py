@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from conf.errors import MissingInputError
 
-DEFAULT_ENCODER = "models.serving.text_encoder:load_wordllama"
+DEFAULT_ENCODER = "models.text_encoder:load_wordllama"
 WORDLLAMA_DIM = 256
 
 
