@@ -174,8 +174,7 @@ def clean_day(
         EmptyDeliveryError: every row was refused, unless `may_refuse_all`; they are in quarantine.
     """
     night, day, settings = Night(context, spark, skip_equal=skip_equal), context.day, context.settings
-    # Before the first read. If another run commits in between, the day counts as behind and is made again.
-    # Noted after the read, that commit would pass for seen.
+    # Before the first read: a commit of another run in between must not pass for seen.
     note = commits.note_of(spark, night.root, "cleaned_actions", as_of=as_of)
     raw = night.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
     of_version = F.col("index_version") == settings.index.version
@@ -191,7 +190,6 @@ def clean_day(
     known = _known_actions(raw, others, rows_in, since=day - timedelta(days=settings.clean.duplicate_days))
     judged = compute_once(clean_actions.judge_actions(raw, slots, known, day=day, settings=settings.clean))
     counts = night.count(judged, table="raw_actions", rows_in=rows_in)
-
     accepted = clean_actions.keep_accepted(judged)
     users = accepted.select("user_id").distinct()
     # An action is delivered on its own day or later: older days need not be opened.
