@@ -14,8 +14,18 @@ from conf.errors import MissingInputError
 from conf.tables import TRAINING_TRANSITIONS, TRAINING_VISITS
 from models.config import DecoderConfig, OthersConfig
 from models.copying.crowd_candidates import NEAR, Asked, SlotFinder
-from models.copying.steps import Steps, hide_times, steps_of, take_actions, window_index
-from models.data.batch import HistoryBatch, OtherSlots, RequestBatch, collate_history, collate_requests
+from models.data.batch import (
+    HistoryBatch,
+    OtherSlots,
+    RequestBatch,
+    Steps,
+    collate_history,
+    collate_requests,
+    hide_times,
+    steps_of,
+    take_actions,
+    window_index,
+)
 from models.data.features import split_time
 from models.data.ragged import rows_and_places
 

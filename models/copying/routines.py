@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from conf.units import MS_PER_DAY, MS_PER_MINUTE
-from models.copying.pair_tables import PairTable
-from models.copying.pairs import NUM_COUNTS, Past, bucket_visits, group_equal
-from models.copying.steps import Steps, shift_right, take_actions
-from models.data.slot_keys import pack_slots
+from models.copying.pairs import NUM_COUNTS, PairTable, Past, bucket_visits, group_equal
+from models.data.batch import Steps, shift_right, take_actions
+from models.data.slots import pack_slots
 
 MOST_EQUAL, MOST_OF_DAY, MOST_TODAY = 5, 5, 2
 

@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from conf.units import MS_PER_DAY
-from models.data.live_slots import AboutSlots, LiveSlots
-from models.data.slot_keys import pack_slots
+from models.data.slots import AboutSlots, LiveSlots, pack_slots
 
 IntArray = NDArray[np.int64]
 

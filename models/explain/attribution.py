@@ -25,10 +25,9 @@ from models.data.batch import collate_history
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
 from models.data.requests import FloatArray, IntArray
-from models.network.copies import gather_copies
-from models.network.decoder import SpacetimeDecoder
+from models.network.decoder import SpacetimeDecoder, gather_copies
 from models.network.history_copy import BLOCK, INNER, log_mass
-from models.network.states import RequestState
+from models.network.trunk import RequestState
 from models.serving.top_k import find_top_pois
 
 Place = tuple[float, float]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.config import DecoderConfig
 from models.network.history_copy import NUM_MEMORY_FEATURES
 from models.network.interest_match import NUM_MATCHES
-from models.network.states import CandidateStates
+from models.network.trunk import CandidateStates
 
 NUM_EVIDENCE = 2 + NUM_MATCHES
 LEAST_LOG = -20.0

@@ -19,13 +19,11 @@ from conf.units import HOURS_PER_DAY
 from models.config import DecoderConfig
 from models.copying.crowd_candidates import NUM_BUCKETS, NUM_LISTS
 from models.copying.pairs import NUM_DISTANCES, NUM_GAPS, Past, bucket_distance, bucket_step_gap
-from models.copying.steps import Steps, take_actions
-from models.data.batch import OtherSlots
+from models.data.batch import OtherSlots, Steps, take_actions
 from models.data.features import split_time
-from models.data.live_slots import LiveSlots
-from models.data.slot_keys import pack_slots
+from models.data.slots import LiveSlots, pack_slots
 from models.network.embedding import TokenEmbedding
-from models.network.history_copy import BLOCK, INNER, Bank, PairBias, PlaceMemory, SumRows, Which, mix_target
+from models.network.history_copy import BLOCK, INNER, Bank, PairBias, SumRows, Which
 
 NUM_OWN_VISITS = 4
 NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
@@ -57,28 +55,6 @@ class Sources(NamedTuple):
     bank: Bank | None
     pairs: PairBias | None
     slots: SlotBank | None
-
-
-class Copies(NamedTuple):
-    """Everything that may be copied into the distribution of a step: own past, then slots of others.
-
-    Attributes:
-        scores_BQX: float32, -inf where nothing may be copied.
-        blocks_BQX, inners_BQX: int64.
-    """
-
-    scores_BQX: Tensor
-    blocks_BQX: Tensor
-    inners_BQX: Tensor
-
-    def inside(self, blocks_BQ: Tensor) -> "Copies":
-        """Keeps the copies that lie in one block per step."""
-        outside = self.blocks_BQX != blocks_BQ[..., None]
-        return self._replace(scores_BQX=self.scores_BQX.masked_fill(outside, -torch.inf))
-
-    def mix_target(self, log_gen_BQ: Tensor, is_target_BQX: Tensor) -> Tensor:
-        """Returns the mixture's log probability of one id per step; `is_target` = the copy's id is that id."""
-        return mix_target(log_gen_BQ, self.scores_BQX, is_target_BQX)
 
 
 class OthersMemory(nn.Module):
@@ -222,27 +198,6 @@ class OthersMemory(nn.Module):
             nothing = torch.zeros_like(slots.blocks_BQC)
             return nothing, nothing.bool()
         return embedding.poi_vectors.rows(slots.blocks_BQC, slots.inners_BQC)
-
-
-def gather_copies(
-    memory: PlaceMemory | None,
-    others: OthersMemory | None,
-    which: Which,
-    states_BQD: Tensor,
-    sources: Sources,
-) -> Copies | None:
-    """Scores everything that may be copied; None if there is no source of copies."""
-    (B, Q, _), (bank, pairs, slots) = states_BQD.shape, sources
-    parts: list[Copies] = []
-    if memory is not None and bank is not None and pairs is not None:
-        blocks, inners = (ids[:, None].expand(B, Q, -1) for ids in (bank.past.blocks_BL, bank.past.inners_BL))
-        parts.append(Copies(memory.score(which, states_BQD, bank, pairs), blocks, inners))
-    if others is not None and slots is not None:
-        blocks, inners = (ids.expand(B, Q, -1) for ids in (slots.blocks_BQC, slots.inners_BQC))
-        parts.append(Copies(others.score(which, states_BQD, slots), blocks, inners))
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return Copies(*(torch.cat(fields, dim=-1) for fields in zip(*parts, strict=True)))
 
 
 def count_before(names_BL: Tensor, wanted_BQC: Tensor, num_past_BQ: Tensor) -> Tensor:

@@ -7,11 +7,23 @@
 
 Trap (1): `embed_blocks` takes nothing but block ids. Category and place of the POI enter at the inner token
 only, since the inner id is predicted from the block token.
+
+Vectors that belong to one POI: learned ones, and given ones of text or images; both looked up by (block, inner).
+
+Output heads of the generator: hidden states -> log P(block) and log P(inner | block), before any memory.
+
+Output vectors are the input vectors (`tie_embeddings`), or tables of their own. An inner id's vector is the
+shared one plus the POI's own, where the model has POI vectors; with `tie_side_information` it is the whole input vector
+of the token, so that what is learned of a category or a place speaks for POIs that were hardly ever visited.
 """
 
 # Shape letters: ... = any shape, D = model width, V = blocks, I = inner ids, M = length of given vectors.
+# Shape letters: ... = any shape, D = model width, V = blocks, R = rows, M = length of given vectors, N = slots.
+# Shape letters: N = steps (any leading shape), D = model width, V = blocks, I = inner ids of a block,
+# S = inner ids of several blocks.
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +39,99 @@ from models.data.features import (
     bucket_gap,
     encode_fourier,
     hash_geo_cells,
+    hash_slots,
     is_known_place,
     num_fourier_features,
     split_time,
 )
-from models.network.poi_vectors import GivenVectors, PoiVectors
+from models.data.slots import LiveSlots, pack_slots
+
+
+class PoiVectors(nn.Module):
+    """A vector of its own for each (block, inner): exact rows per block, or hashed rows.
+
+    Exact: block b owns the rows `starts[b]` to `starts[b + 1]` - 1, one per inner id, with room to grow;
+    POIs beyond have no vector (zero). The vectors start at zero, so that a POI that training never met is its
+    inner id, category and place; with `place_std` they start apart (`TokenEmbedding.start_places`).
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.is_hashed = config.poi_vectors == "hashed"
+        self.num_rows, self.num_blocks = max(config.poi_rows, 2), config.num_blocks
+        self.weight = nn.Parameter(torch.zeros(self.num_rows, config.hidden_dim))
+        even = torch.arange(self.num_blocks + 1) * (self.num_rows // max(self.num_blocks, 1))
+        self.register_buffer("starts_V1", even)
+        self.starts_V1: Tensor
+
+    def assign_rows(self, num_inners_V: Tensor) -> None:
+        """Shares the rows out to blocks in proportion to their POIs; before training only."""
+        # A row per block is set aside first: no block is without, and rounding down keeps the sum within.
+        room = self.num_rows - len(num_inners_V)
+        scale = max(room, 0) / max(int(num_inners_V.sum()), 1)
+        shares = (num_inners_V.double() * scale).floor().long() + 1
+        self.starts_V1 = torch.cat([torch.zeros_like(shares[:1]), shares.cumsum(0)])
+
+    def rows(self, block_ids: Tensor, inner_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the row of each slot and whether there is one."""
+        known = (block_ids < self.num_blocks) & (block_ids >= 0)
+        if self.is_hashed:
+            return torch.where(known, hash_slots(block_ids, inner_ids, self.num_rows), 0), known
+        block = torch.where(known, block_ids, 0)
+        row = self.starts_V1[block] + inner_ids
+        known = known & (row < self.starts_V1[block + 1])
+        return torch.where(known, row, 0), known
+
+    def forward(self, block_ids: Tensor, inner_ids: Tensor) -> Tensor:
+        row, known = self.rows(block_ids, inner_ids)
+        return nn.functional.embedding(row, self.weight) * known[..., None]
+
+
+class GivenVectors(nn.Module):
+    """Vectors of POIs that a frozen encoder made of text or images, looked up by (block, inner).
+
+    Buffers: saved with the weights, never trained. So a model carries the vectors that it was fused with, and
+    training, scoring and generation find the same ones. They are standardised over the catalogue they were
+    set with; a POI without one is zero, which is the average POI.
+
+    Shape:
+        block_ids, inner_ids: int64, (...).
+        returns: float, (..., M).
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        rows, dim = max(config.multimodal_rows, 1), config.multimodal_dim
+        # Unused keys are the largest there are, so that the table stays sorted for searchsorted.
+        self.register_buffer("keys_R", torch.full((rows,), torch.iinfo(torch.int64).max))
+        self.register_buffer("vectors_RM", torch.zeros(rows, dim))
+        self.register_buffer("mean_M", torch.zeros(dim))
+        self.register_buffer("scale_M", torch.ones(dim))
+        self.keys_R: Tensor
+        self.vectors_RM: Tensor
+        self.mean_M: Tensor
+        self.scale_M: Tensor
+
+    def set_vectors(self, block_ids: Tensor, inner_ids: Tensor, vectors_NM: Tensor) -> None:
+        """Takes the vectors of slots, at most as many as there are rows; mean and scale become theirs."""
+        if len(vectors_NM) > len(self.keys_R) or vectors_NM.shape[1] != len(self.mean_M):
+            raise ValueError(
+                f"vectors {tuple(vectors_NM.shape)} do not fit the table {tuple(self.vectors_RM.shape)}"
+            )
+        keys, order = pack_slots(block_ids.long(), inner_ids.long()).sort()
+        vectors = vectors_NM.double()[order]
+        self.mean_M.copy_(vectors.mean(dim=0))
+        # With correction a single vector's spread is nan. The floor is for dimensions without any spread.
+        self.scale_M.copy_(vectors.std(dim=0, correction=0).clamp(min=1e-6))
+        self.keys_R[: len(keys)] = keys
+        self.vectors_RM[: len(keys)] = ((vectors - self.mean_M) / self.scale_M).to(self.vectors_RM)
+
+    def forward(self, block_ids: Tensor, inner_ids: Tensor) -> Tensor:
+        keys = pack_slots(block_ids.long(), inner_ids.long())
+        rows = torch.searchsorted(self.keys_R, keys).clamp(max=len(self.keys_R) - 1)
+        is_given = self.keys_R[rows] == keys
+        return nn.functional.embedding(rows, self.vectors_RM) * is_given[..., None]
+
 
 WEIGHT_NAMES = ("time", "user_geo", "block", "block_geo", "inner", "category", "poi_geo")
 """w1 to w7."""
@@ -219,3 +319,108 @@ class TokenEmbedding(nn.Module):
 def _shift(ids: Tensor, capacity: int) -> Tensor:
     """Moves ids of real things behind the special ones; those beyond the capacity become padding (zero)."""
     return torch.where((ids >= 0) & (ids < capacity), ids + NUM_SPECIAL, PAD)
+
+
+class Generator(nn.Module):
+    """The two softmax heads; both give no probability to slots that are not live."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.is_tied = config.tie_embeddings
+        if not self.is_tied:
+            self.blocks = nn.Linear(config.hidden_dim, config.num_blocks, bias=False)
+            self.inners = nn.Linear(config.hidden_dim, config.max_inner, bias=False)
+            self.poi_vectors = None if config.poi_vectors == "off" else PoiVectors(config)
+
+    def block_log_probs(self, states: Tensor, embedding: TokenEmbedding, live: LiveSlots | None) -> Tensor:
+        """Returns log P(block), (..., D) -> (..., V), float32."""
+        logits = (states @ self._block_vectors(embedding).to(states.dtype).T).float()
+        if live is not None:
+            logits = logits.masked_fill(~live.mask_blocks(), -torch.inf)
+        return logits.log_softmax(dim=-1)
+
+    def inner_log_probs(
+        self, states: Tensor, block_ids: Tensor, embedding: TokenEmbedding, live: LiveSlots | None
+    ) -> Tensor:
+        """Returns log P(inner | block), (..., D) and (...) -> (..., I), float32.
+
+        In a block without a live slot every inner id has log probability -inf.
+        """
+        max_inner = self.config.max_inner
+        order, parts = self._each_block(states.flatten(0, -2), block_ids.flatten(), embedding, live)
+        # A block without a live slot has a part of width 0; the padding makes it -inf throughout, not nan.
+        whole = [nn.functional.pad(part, (0, max_inner - part.shape[1]), value=-torch.inf) for part in parts]
+        log_probs = torch.cat([states.new_zeros(0, max_inner, dtype=torch.float32), *whole])
+        return log_probs[torch.argsort(order)].view(*block_ids.shape, max_inner)
+
+    def target_log_probs(
+        self,
+        states_ND: Tensor,
+        blocks_N: Tensor,
+        inners_N: Tensor,
+        embedding: TokenEmbedding,
+        live: LiveSlots | None,
+    ) -> Tensor:
+        """Returns log P(inner | block) of one live slot per state, (N,): never holds (N, I) at once."""
+        order, parts = self._each_block(states_ND, blocks_N, embedding, live)
+        inners = inners_N[order].split([len(part) for part in parts])
+        chosen = [part.gather(1, inner[:, None])[:, 0] for part, inner in zip(parts, inners, strict=True)]
+        return torch.cat([states_ND.new_zeros(0, dtype=torch.float32), *chosen])[torch.argsort(order)]
+
+    def _each_block(
+        self, states_ND: Tensor, blocks_N: Tensor, embedding: TokenEmbedding, live: LiveSlots | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Sorts states by block and returns the order and each block's log probabilities, (n, inner ids)."""
+        order = torch.argsort(blocks_N, stable=True)
+        blocks, counts = torch.unique_consecutive(blocks_N[order], return_counts=True)
+        whole_I = torch.ones(self.config.max_inner, dtype=torch.bool, device=blocks_N.device)
+        masks = [whole_I if live is None else live.mask_block(block) for block in blocks]
+        vectors = self._inner_vectors(blocks, [len(mask) for mask in masks], embedding, live)
+        parts = []
+        for states, is_live_I, vectors_ID in zip(
+            states_ND[order].split(counts.tolist()), masks, vectors, strict=True
+        ):
+            logits = (states @ vectors_ID.to(states.dtype).T).float()
+            parts.append(logits.masked_fill(~is_live_I, -torch.inf).log_softmax(dim=-1))
+        return order, parts
+
+    def _block_vectors(self, embedding: TokenEmbedding) -> Tensor:
+        """Returns the output vectors of all blocks, (V, D)."""
+        if not self.is_tied:
+            return self.blocks.weight
+        own: Tensor = embedding.blocks.weight[NUM_SPECIAL:]
+        if not self.config.tie_side_information:
+            return own
+        return embedding.embed_blocks(torch.arange(len(own), device=own.device))
+
+    def _inner_vectors(
+        self, blocks: Tensor, sizes: list[int], embedding: TokenEmbedding, live: LiveSlots | None
+    ) -> Iterable[Tensor]:
+        """Returns the output vectors of the first inner ids of each block, (size, D) each."""
+        if self.config.tie_side_information:
+            return self._whole_vectors(blocks, sizes, embedding, live)
+        weight = embedding.inners.weight[NUM_SPECIAL:] if self.is_tied else self.inners.weight
+        poi_vectors = embedding.poi_vectors if self.is_tied else self.poi_vectors
+        if poi_vectors is None:
+            return [weight[:size] for size in sizes]
+        inners = torch.arange(max(sizes, default=0), device=blocks.device)
+        # One block at a time: together they may be as many as there are POIs.
+        return (
+            weight[:size] + poi_vectors(block.expand(size), inners[:size])
+            for block, size in zip(blocks, sizes, strict=True)
+        )
+
+    def _whole_vectors(
+        self, blocks: Tensor, sizes: list[int], embedding: TokenEmbedding, live: LiveSlots | None
+    ) -> tuple[Tensor, ...]:
+        """Returns input vectors of inner tokens, category and place included; in one pass, which is faster."""
+        if live is None:
+            raise ValueError("output vectors take in category and place, so live slots must be given")
+        if not sizes:
+            return ()
+        about = [live.about_block(block) for block in blocks]
+        categories_S, lonlat_S2 = (torch.cat(values) for values in zip(*about, strict=True))
+        inners_S = torch.cat([torch.arange(size, device=blocks.device) for size in sizes])
+        blocks_S = blocks.repeat_interleave(torch.tensor(sizes, device=blocks.device))
+        return embedding.embed_inners(blocks_S, inners_S, categories_S, lonlat_S2).split(sizes)

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import DecoderConfig
-from models.copying.pair_tables import Features, PairTable, select_tables, start_table
-from models.copying.pairs import Past, compare_pairs
+from models.copying.pairs import Features, PairTable, Past, compare_pairs, select_tables, start_table
 from models.copying.routines import ROUTINE_TABLES, compare_routines
-from models.copying.steps import Steps
-from models.data.live_slots import LiveSlots
+from models.data.batch import Steps
+from models.data.slots import LiveSlots
 
 LARGE_TABLE_ROWS = 1000
 BLOCK: Final = 0
@@ -241,3 +240,25 @@ def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids: Tensor) -> Tensor:
 def log_mass(scores_BQL: Tensor) -> Tensor:
     """Returns log(1 + sum_j e^{s_j}), the generator counting 1; (B, Q)."""
     return F.pad(scores_BQL, (1, 0)).logsumexp(dim=-1)
+
+
+class Copies(NamedTuple):
+    """Everything that may be copied into the distribution of a step: own past, then slots of others.
+
+    Attributes:
+        scores_BQX: float32, -inf where nothing may be copied.
+        blocks_BQX, inners_BQX: int64.
+    """
+
+    scores_BQX: Tensor
+    blocks_BQX: Tensor
+    inners_BQX: Tensor
+
+    def inside(self, blocks_BQ: Tensor) -> "Copies":
+        """Keeps the copies that lie in one block per step."""
+        outside = self.blocks_BQX != blocks_BQ[..., None]
+        return self._replace(scores_BQX=self.scores_BQX.masked_fill(outside, -torch.inf))
+
+    def mix_target(self, log_gen_BQ: Tensor, is_target_BQX: Tensor) -> Tensor:
+        """Returns the mixture's log probability of one id per step; `is_target` = the copy's id is that id."""
+        return mix_target(log_gen_BQ, self.scores_BQX, is_target_BQX)

@@ -19,7 +19,7 @@ from models.data.batch import HISTORY_INPUTS, collate_candidates, collate_histor
 from models.data.catalogue import Catalogue
 from models.data.ranks import Ranks
 from models.network.decoder import SpacetimeDecoder
-from models.network.states import Prefix, RequestState, take_sequences
+from models.network.trunk import Prefix, RequestState, take_sequences
 from models.serving.bundle import ModelBundle, Serving, load_bundle
 from models.serving.top_k import find_top_pois, rank_pois
 

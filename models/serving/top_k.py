@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.data.ranks import Ranks
 from models.network.decoder import SpacetimeDecoder
-from models.network.states import RequestState, take_sequences
+from models.network.trunk import RequestState, take_sequences
 
 BLOCKS_PER_STEP = 8
 """Blocks opened at a time; the best 8 hold almost all probability of a trained model."""

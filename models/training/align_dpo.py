@@ -26,7 +26,7 @@ from models.data.batch import (
     column_to_tensor,
 )
 from models.data.dataset import TableAt
-from models.data.live_slots import LiveSlots
+from models.data.slots import LiveSlots
 from models.network.decoder import SpacetimeDecoder
 from models.training.losses import PreferenceLogProbs, PreferenceLoss, preference_loss
 from models.training.posttraining import REQUEST_INPUTS, SampleSource, Splits, run_stage

@@ -6,17 +6,6 @@ import torch
 from torch import Tensor
 
 from models.config import PreferenceKind
-from models.network.states import StepLogProbs
-
-
-def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
-    """Sums the cross-entropy of block and inner tokens over the loss targets (paper 3.2.2).
-
-    Returns:
-        The summed negative log-likelihood of the target POIs, and how many there are.
-    """
-    loss = -(log_probs.block_BQ.sum() + log_probs.inner_BQ.sum())
-    return loss, int(torch.count_nonzero(log_probs.is_target_BQ))
 
 
 def info_nce_loss(

@@ -24,12 +24,11 @@ from models.copying.crowd_batches import add_to_history
 from models.copying.crowd_candidates import SlotFinder
 from models.data.batch import HistoryBatch, collate_history
 from models.data.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt, open_validation, read_table
-from models.data.live_slots import AboutSlots, LiveSlots
 from models.data.parallel import process_rank
+from models.data.slots import AboutSlots, LiveSlots
 from models.network.checkpoint import load_stage, save_stage
 from models.network.decoder import SpacetimeDecoder
-from models.network.states import StepLogProbs
-from models.training.losses import next_poi_loss
+from models.network.trunk import StepLogProbs
 from models.training.stage import Log, TrainResult
 from models.training.trainer import train
 
@@ -106,7 +105,9 @@ class PretrainStage:
         """Returns the summed loss, the number of targets, and the loss of the two tokens apart."""
         next_poi = cast(NextPoiModel, model)
         device = next(model.parameters()).device
-        history = add_to_history(collate_history(rows), rows, self.finder, next_poi.config)
+        history = collate_history(rows)
+        if next_poi.config.others.enabled:
+            history = add_to_history(history, rows, self.finder, next_poi.config)
         self.slots = self.slots.to(device)  # kept: moving them sorts them anew
         log_probs = next_poi.next_poi_log_probs(history.to(device), self.slots)
         loss, num_targets = next_poi_loss(log_probs)
@@ -226,3 +227,13 @@ def last_index_version(poi_index: TableAt) -> int:
     """Returns the newest version of an index, the one that a training is made with."""
     versions = read_table(poi_index, ("index_version",)).column("index_version").to_numpy()
     return int(versions.max(initial=1))
+
+
+def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
+    """Sums the cross-entropy of block and inner tokens over the loss targets (paper 3.2.2).
+
+    Returns:
+        The summed negative log-likelihood of the target POIs, and how many there are.
+    """
+    loss = -(log_probs.block_BQ.sum() + log_probs.inner_BQ.sum())
+    return loss, int(torch.count_nonzero(log_probs.is_target_BQ))

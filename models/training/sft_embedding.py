@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.config import EmbeddingSftConfig, Recipe
 from models.data.batch import collate_candidates, collate_history, collate_requests, pad_lists
 from models.data.dataset import TableAt, read_table
-from models.data.slot_keys import pack_slots
+from models.data.slots import pack_slots
 from models.evaluation.metrics import auc, gauc
 from models.network.decoder import SpacetimeDecoder
 from models.training.losses import info_nce_loss

@@ -23,10 +23,9 @@ import pyarrow as pa
 import torch
 
 from conf.results import record
-from models.copying.steps import window_index
-from models.data.batch import collate_candidates, collate_history, collate_requests
+from models.data.batch import collate_candidates, collate_history, collate_requests, window_index
 from models.network.decoder import CANDIDATE_TOKENS, REQUEST_TOKENS, SpacetimeDecoder
-from models.network.states import Cache, CandidateStates, Prefix, past_of
+from models.network.trunk import Cache, CandidateStates, Prefix, past_of
 from models.serving.bundle import ModelBundle
 from models.serving.inference import score_candidates
 from tests.bench.serving_city import SERVING, random_decoder, random_histories, random_requests

@@ -26,18 +26,16 @@ from transformers import LlamaConfig, LlamaModel
 from conf.results import record
 from conf.tokens import TOKENS_PER_ACTION, TokenLayout
 from models.config import DecoderConfig, Recipe, TrainConfig, load_recipe
-from models.copying.steps import predicting_tokens, take_rows, target_steps
-from models.data.batch import HistoryBatch, collate_history
+from models.data.batch import HistoryBatch, collate_history, predicting_tokens, take_rows, target_steps
 from models.data.catalogue import day_ms
 from models.data.dataset import BatchPlan, SampleBatches, SampleQuery
-from models.data.live_slots import LiveSlots
+from models.data.slots import LiveSlots
 from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import Trunk
 from models.protocols.splits import PROTOCOLS, build_rows
 from models.protocols.tables import DAY, build_tables, write_samples
-from models.training.losses import next_poi_loss
 from models.training.optimizer import build_optimizer
-from models.training.pretrain import PRETRAIN_COLUMNS
+from models.training.pretrain import PRETRAIN_COLUMNS, next_poi_loss
 
 RECIPE = "conf/models/checkins.yaml"
 COMMAND = "make bench-train DATA=FOLDER"

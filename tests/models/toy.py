@@ -9,7 +9,7 @@ from conf.tokens import TokenLayout
 from models.config import DecoderConfig, MemoryConfig
 from models.copying.crowd_candidates import NUM_BUCKETS
 from models.data.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
-from models.data.live_slots import AboutSlots, LiveSlots
+from models.data.slots import AboutSlots, LiveSlots
 from models.network.decoder import SpacetimeDecoder
 
 NUM_BLOCKS, MAX_INNER, NUM_CATEGORIES = 5, 7, 4

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from models.config import Recipe
-from models.data.live_slots import LiveSlots
 from models.data.ranks import Ranks
 from models.data.requests import IntArray
+from models.data.slots import LiveSlots
 from models.evaluation.metrics import digest_rows
 from models.evaluation.release_split import EvaluationRows
 from models.protocols.run import (

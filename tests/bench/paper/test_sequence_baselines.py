@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.data.live_slots import LiveSlots
+from models.data.slots import LiveSlots
 from tests.bench.paper.sequence_baselines import KINDS, SequenceBaseline, rank_targets_by_baseline
 from tests.models.toy import MAX_INNER, NUM_BLOCKS, toy_config, toy_history
 

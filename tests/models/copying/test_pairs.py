@@ -6,10 +6,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 
-from models.copying.pair_tables import TABLES, start_table
-from models.copying.pairs import NO_MATCH, SAME_CATEGORY, SAME_POI, PairFeatures, Past, compare_pairs
-from models.copying.steps import Steps, steps_of
-from models.network.states import past_of
+from models.copying.pairs import (
+    NO_MATCH,
+    SAME_CATEGORY,
+    SAME_POI,
+    TABLES,
+    PairFeatures,
+    Past,
+    compare_pairs,
+    start_table,
+)
+from models.data.batch import Steps, steps_of
+from models.network.trunk import past_of
 from tests.models.toy import toy_history
 
 HOUR_MS = 3_600_000

@@ -7,8 +7,8 @@ import torch
 
 from models.copying.pairs import Past
 from models.copying.routines import ROUTINE_TABLES, RoutineFeatures, compare_routines
-from models.copying.steps import Steps, steps_of
-from models.network.states import past_of
+from models.data.batch import Steps, steps_of
+from models.network.trunk import past_of
 from tests.models.toy import toy_history
 
 

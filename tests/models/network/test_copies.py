@@ -7,11 +7,11 @@ import torch
 from torch.testing import assert_close
 
 from models.config import OthersConfig
-from models.copying.steps import steps_of
-from models.data.batch import OtherSlots
-from models.network.copies import bucket_novelty, gather_copies
+from models.data.batch import OtherSlots, steps_of
+from models.network.copies import bucket_novelty
+from models.network.decoder import gather_copies
 from models.network.history_copy import BLOCK
-from models.network.states import past_of
+from models.network.trunk import past_of
 from tests.models.toy import (
     MAX_INNER,
     NUM_BLOCKS,

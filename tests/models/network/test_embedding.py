@@ -9,8 +9,7 @@ from torch.testing import assert_close
 from conf.tokens import NUM_SPECIAL
 from models.data.features import encode_fourier
 from models.network.decoder import SpacetimeDecoder
-from models.network.embedding import WEIGHT_NAMES, TokenEmbedding
-from models.network.poi_vectors import PoiVectors
+from models.network.embedding import WEIGHT_NAMES, PoiVectors, TokenEmbedding
 from tests.models.toy import MAX_INNER, NUM_BLOCKS, toy_config, toy_slots
 
 PLACE = torch.tensor([[4.9, 52.37]])

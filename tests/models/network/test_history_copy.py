@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.copying.pair_tables import TABLES
-from models.copying.pairs import compare_pairs
-from models.copying.steps import steps_of
+from models.copying.pairs import TABLES, compare_pairs
+from models.data.batch import steps_of
 from models.network.history_copy import BLOCK, PairTables, log_mass, mix_all, mix_target
-from models.network.states import past_of
+from models.network.trunk import past_of
 from tests.models.toy import NUM_BLOCKS, toy_candidates, toy_decoder, toy_history, toy_requests, toy_slots
 
 HALVES = torch.tensor([[[0.5, 0.25, 0.25]]]).log()

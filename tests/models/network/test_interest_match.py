@@ -9,7 +9,7 @@ from models.config import TasteConfig
 from models.network.checkpoint import save_stage
 from models.network.decoder import SpacetimeDecoder
 from models.network.interest_match import Content, TasteMatch, match, principal_components
-from models.network.states import CandidateStates
+from models.network.trunk import CandidateStates
 from models.training.multimodal import SlotVectors, start_posttraining
 from tests.models.toy import toy_candidates, toy_config, toy_decoder, toy_history, toy_requests
 

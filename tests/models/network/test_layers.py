@@ -4,8 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.network.layers import Attention, DecoderLayer, GatedSilu, Rotate, rotate_positions
-from models.network.masks import build_extension_mask
+from models.network.layers import (
+    Attention,
+    DecoderLayer,
+    GatedSilu,
+    Rotate,
+    build_extension_mask,
+    rotate_positions,
+)
 
 D, H, G, E = 32, 4, 2, 8
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.network.masks import build_causal_mask, build_extension_mask, lay_out_candidates
+from models.network.layers import build_causal_mask, build_extension_mask, lay_out_candidates
 
 
 def test_causal_mask_hides_padding_but_lets_every_token_see_itself():

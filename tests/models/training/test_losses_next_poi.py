@@ -2,8 +2,8 @@
 
 import torch
 
-from models.network.states import StepLogProbs
-from models.training.losses import next_poi_loss
+from models.network.trunk import StepLogProbs
+from models.training.pretrain import next_poi_loss
 from tests.models.toy import toy_decoder, toy_history
 
 

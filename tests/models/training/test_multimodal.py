@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from conf.errors import MissingInputError
 from models.data.dataset import TableAt
 from models.network.checkpoint import save_stage
-from models.network.poi_vectors import GivenVectors
+from models.network.embedding import GivenVectors
 from models.text_encoder import load_encoder
 from models.training.multimodal import SlotVectors, read_slot_vectors, start_posttraining
 from models.training.sft_ranking import calibrate_click_head, score_rows

@@ -7,7 +7,7 @@ import torch
 
 from models.config import AlignConfig, EmbeddingSftConfig, TrainConfig
 from models.data.dataset import TableAt
-from models.data.live_slots import LiveSlots
+from models.data.slots import LiveSlots
 from models.training.align_dpo import AlignStage, pair_log_probs
 from models.training.losses import preference_loss
 from models.training.posttraining import NO_LABEL, SampleSource, Splits, flatten_by_label

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.data.live_slots import AboutSlots, LiveSlots
+from models.data.slots import AboutSlots, LiveSlots
 
 
 def slots(about: AboutSlots | None = None) -> LiveSlots:

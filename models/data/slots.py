@@ -1,13 +1,30 @@
-"""Which (block, inner) slots there are, as of a request or a training: masks for generator and memory."""
+"""Which (block, inner) slots there are, as of a request or a training: masks for generator and memory.
+
+A slot (block, inner) as one int64, in the order of block and then inner id; for arrays and for tensors.
+"""
 
 # Shape letters: N = slots, V = blocks, I = inner ids of a block.
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data.slot_keys import INNER_BITS, pack_slots, unpack_slots
+INNER_BITS = 32
+"""Low bits of a key, for the inner id. Checkpoints hold keys (`POIVectors.keys_R`), so this must not change."""
+Ids = TypeVar("Ids", Tensor, NDArray[np.int64])
+
+
+def pack_slots(block_ids: Ids, inner_ids: Ids) -> Ids:
+    """Returns the key of each slot; both int64, of one shape."""
+    return (block_ids << INNER_BITS) | inner_ids
+
+
+def unpack_slots(keys: Ids) -> tuple[Ids, Ids]:
+    """Returns block and inner ids of keys."""
+    return keys >> INNER_BITS, keys & ((1 << INNER_BITS) - 1)
 
 
 class AboutSlots(NamedTuple):
