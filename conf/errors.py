@@ -193,7 +193,7 @@ class GateFailedError(SpacetimeError):
         listed = "; ".join(failures)
         super().__init__(
             f"the audit of {table} for {day} failed: {listed}. Nothing was published and readers still see the last "
-            f"release. Look at the failing rows in the Data Docs ({docs}), mend the input or the job, and rerun "
+            f"release. Look at the failing rows in the Data Docs ({docs}), correct the input or the job, and rerun "
             "the day."
         )
 

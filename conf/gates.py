@@ -118,7 +118,7 @@ GATES: dict[str, TableGates] = {
     "action_sequences": TableGates(volume="warning"),
     # A night may have no requests at all, so that few of them stop nothing.
     "ranking_requests": TableGates(volume="warning", newest="request_ts_ms", may_be_empty=True),
-    # What is new or changed: a new model embeds everything anew. Completeness is counted across tables.
+    # What is new or changed: a new model embeds everything again. Completeness is counted across tables.
     "user_embeddings": TableGates(means=(("embedding", COSINE_BEFORE),), may_be_empty=True),
     "poi_embeddings": TableGates(may_be_empty=True),
     "ranking_scores": TableGates(may_be_empty=True),

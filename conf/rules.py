@@ -22,7 +22,7 @@ class Rule:
             rows of other tables than actions, only the number is kept.
         table: table whose rows it is checked on.
         severity: `refuse` sends the row to quarantine, `drop` leaves out what is there already, `repair`
-            keeps the row with a value mended, `flag` keeps it as it is.
+            keeps the row with a value repaired, `flag` keeps it as it is.
         columns: columns whose values go into `quarantined_rows.detail`.
         explanation: what is wrong and what follows from it, for whoever reads the funnel.
         example: a value that it catches.

@@ -158,7 +158,7 @@ class CitySettings(Section):
     radius_km: float = Field(18.0, gt=0, description="most POIs lie within this distance of the centre")
     num_other_cities: int = Field(3, ge=0, description="cities that users travel to")
     dirty_share: float = Field(0.01, ge=0, le=0.5, description="rows of each delivery that are refused")
-    kept_dirt_share: float = Field(0.0, ge=0, le=0.5, description="rows added that are mended or flagged")
+    kept_dirt_share: float = Field(0.0, ge=0, le=0.5, description="rows added that are repaired or flagged")
     bot_share: float = Field(0.0, ge=0, le=0.1, description="actions beside which a bot acts beyond the cap")
     num_candidates: int = Field(11, ge=2, description="POIs shown per request (paper: about 11)")
     attribute_tries: int = Field(
@@ -209,7 +209,7 @@ class PlacesSettings(Section):
 
 
 class IndexSettings(Section):
-    version: int = Field(1, ge=1, description="raised only when ids are assigned anew")
+    version: int = Field(1, ge=1, description="raised only when ids are assigned again")
     cell_km: float = Field(5.0, gt=0, description="side of a grid cell (paper: 5 km)")
     moved_km: float = Field(
         0.2, gt=0, description="a POI delivered farther than this from its slot has moved"

@@ -2,7 +2,7 @@
 
 A share of the clean rows is copied and the copy is spoilt, so the clean rows stay as they are and each
 planted row is known by its own id. Reasons are the codes of `conf/rules.py`. Three kinds of copies: those
-that must be refused or dropped (`city.dirty_share`), those that are mended or flagged and kept
+that must be refused or dropped (`city.dirty_share`), those that are repaired or flagged and kept
 (`city.kept_dirt_share`), and bots (`city.bot_share`), who do more on one day than is kept. What a delivery
 cannot hold by itself is not planted: `NOT_PLANTED`.
 """
@@ -168,7 +168,7 @@ def _refused_actions(clean: CleanSettings) -> tuple[Dirt, ...]:
 
 
 def _kept_actions() -> tuple[Dirt, ...]:
-    """Kinds that are mended or flagged; a millisecond later than their original, or they would repeat it."""
+    """Kinds that are repaired or flagged; a millisecond later than their original, or they would repeat it."""
 
     def kept(reason: str, later_ms: int = 1, **changes: Column) -> Dirt:
         time = F.col("action_ts_ms") + F.lit(later_ms)

@@ -50,7 +50,7 @@ class SyntheticCity:
         city, clean, since = settings.city, settings.clean, settings.source.since
         if since is None and warehouse is not None:
             since = warehouse.last_day()
-        # Cut the plan: three tables start from the users, and each would analyse and compute them anew.
+        # Cut the plan: three tables start from the users, and each would analyse and compute them again.
         users = compute_once(build_users(spark, city))
         actions = build_visits(users, city=city, after=since, until=day)
         pois = changed_pois(spark, settings, day, since=since)

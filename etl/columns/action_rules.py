@@ -103,7 +103,7 @@ def settled_id() -> Column:
 
 
 def with_clean_values(checked: DataFrame) -> DataFrame:
-    """Adds the mended values: `clean_user_lon`, `clean_user_lat`, `clean_tz_offset_min`, ids, type id."""
+    """Adds the repaired values: `clean_user_lon`, `clean_user_lat`, `clean_tz_offset_min`, ids, type id."""
     lon, lat, _, _ = _places()
     tz = F.col("tz_offset_min")
     clean_lon, clean_lat = clean_place(lon, lat)

@@ -156,7 +156,7 @@ def request_refusals(
 
 
 def request_repairs(prefix: str, ids: Sequence[str] = ("request_id", "user_id")) -> dict[str, Column]:
-    """Returns the conditions under which a request is kept with a value mended or flagged, by code."""
+    """Returns the conditions under which a request is kept with a value repaired or flagged, by code."""
     tz, is_trimmed = F.col("tz_offset_min"), F.lit(False)
     for name in ids:
         is_trimmed |= F.coalesce(F.col(name) != F.col(f"clean_{name}"), F.lit(False))

@@ -1,7 +1,7 @@
-"""What the commits of a table tell: which days it holds, what each was made from, and which of them are behind.
+"""What the commits of a table tell: which days it holds, what each was made from, and which of them are stale.
 
 A day of `cleaned_actions` is made from the days before it too (redelivered ids, homes), one of `action_sequences` from
-the days up to it. So every commit notes the versions that it has read. A day is behind if a day that it is made from
+the days up to it. So every commit notes the versions that it has read. A day is stale if a day that it is made from
 has been committed since: after a correction or a backfill of an older day, or after a kill between the two.
 """
 
@@ -57,8 +57,8 @@ class Commits:
         """Returns the last commit of a day, None if the log does not know of any."""
         return self.last[self.name].get(day)
 
-    def behind(self, days: Sequence[date]) -> list[date]:
-        """Returns those of the days that one of their sources has left behind, in order."""
+    def find_stale(self, days: Sequence[date]) -> list[date]:
+        """Returns those of the days that one of their sources has made stale, in order."""
         return [day for day in sorted(days) if self._is_behind(day)]
 
     def _is_behind(self, day: date) -> bool:

@@ -64,7 +64,7 @@ def conform(frame: DataFrame, contract: TableContract) -> DataFrame:
                 column=column.name,
                 expected=column.type,
                 found=f"only {', '.join(frame.columns)}",
-                remedy="Mend the job that builds the table.",
+                remedy="Correct the job that builds the table.",
             )
     # The contract's own text, not the field's type: a cast may not turn elements that could be null into others.
     return frame.select(*(F.col(column.name).cast(column.type) for column in contract.columns))

@@ -161,7 +161,7 @@ def keep_unknown(rows: DataFrame, known: DataFrame, names: Sequence[str]) -> Dat
     content = F.xxhash64(*(F.col(f"_known_{name}") for name in names))
     same = F.xxhash64(*names) == F.col("_known_content")
     for name in names:
-        # With plain equality a row with a null would match no copy of itself, and come anew every night.
+        # With plain equality a row with a null would match no copy of itself, and come again every night.
         same &= F.col(name).eqNullSafe(F.col(f"_known_{name}"))
     return rows.join(other.withColumn("_known_content", content), same, "left_anti")
 

@@ -75,7 +75,7 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     night.quarantine(
         judged.where("status = 'refused'"), source_table="raw_pois", columns=poi_index.PAYLOAD_COLUMNS
     )
-    # A rerun gives the ids of the day out anew. A row that only the earlier run added could have the id of
+    # A rerun gives the ids of the day out again. A row that only the earlier run added could have the id of
     # another one by now, so it is deleted in the same commit.
     of_day = f"target.first_day = DATE'{day}' AND target.index_version = {version}"
     night.merge(new_categories, "categories", delete_where=of_day)

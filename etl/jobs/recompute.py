@@ -1,8 +1,8 @@
-"""Jobs `clean_actions` and `action_sequences` of a day, and of the later days that the day leaves behind.
+"""Jobs `clean_actions` and `action_sequences` of a day, and of the later days that the day makes stale.
 
 On a usual night no later day is there, and nothing is done twice. After a correction or a backfill the later days are
-made anew, oldest first, so in whatever order days are run, the tables are those of a run in order; and a kill in
-between is made good by the next run of the day, or of any earlier one. Days that are not behind are left alone, and a
+made again, oldest first, so in whatever order days are run, the tables are those of a run in order; and a kill in
+between is made good by the next run of the day, or of any earlier one. Days that are not stale are left alone, and a
 rerun that finds its rows stored already commits nothing: a backfill of many days in order makes each twice at most.
 
 Earlier days that were delivered and never cleaned, since their night failed after the delivery, are made first: no
@@ -41,9 +41,9 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
     if not later:
         return summary
     seen = _read_commits(context, spark, "cleaned_actions")
-    behind = seen.behind(later)
-    # Whatever is made anew leaves all days after it behind.
-    due = [day for day in later if day >= behind[0]] if behind else []
+    stale = seen.find_stale(later)
+    # Whatever is made again makes all days after it stale.
+    due = [day for day in later if day >= stale[0]] if stale else []
     made = {day: seen.of_day(day) for day in due}
     as_of_days = {day: commit.as_of for day, commit in made.items() if commit is not None}
     return _run_later(
@@ -64,18 +64,18 @@ def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
     _tell_undone(summary, undone)
     if not later:
         return summary
-    # Unlike cleaned days, sequences are not made from each other: remaking a day leaves no later one behind.
-    due = _read_commits(context, spark, "action_sequences").behind(later)
+    # Unlike cleaned days, sequences are not made from each other: remaking a day makes no later one stale.
+    due = _read_commits(context, spark, "action_sequences").find_stale(later)
     return _run_later(context, summary, due, lambda c: runner.sequence_day(c, spark))
 
 
 def _look_around(
     context: JobContext, spark: SparkSession, name: str, *, as_of: date | None = None
 ) -> tuple[bool, list[date]]:
-    """Tells whether the day is there as asked for and not behind, and which later days are there (dry: none)."""
+    """Tells whether the day is there as asked for and not stale, and which later days are there (dry: none)."""
     seen, day = _read_commits(context, spark, name), context.day
     made = seen.of_day(day)
-    is_current = made is not None and made.as_of == as_of and not seen.behind([day])
+    is_current = made is not None and made.as_of == as_of and not seen.find_stale([day])
     return is_current, [] if context.dry_run else [other for other in seen.days if other > day]
 
 

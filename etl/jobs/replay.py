@@ -14,7 +14,7 @@ again and accepted on a later day is an exact duplicate of that one.
 
 Later days are brought up (`etl/jobs/recompute.py`), their histories by `action_sequences --day D`; the summary says
 so. Refused POIs are not replayed: ids are given in order of first sight,
-so a mended POI is delivered anew and indexed on that day.
+so a repaired POI is delivered again and indexed on that day.
 """
 
 from datetime import date

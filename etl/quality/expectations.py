@@ -118,7 +118,7 @@ def _run(suites: Mapping[str, Sequence[Rule]], docs_folder: Path, day: date) -> 
     result = context.checkpoints.add(checkpoint).run(
         batch_parameters={"dataframe": _figures(suites)}, run_id=run_id
     )
-    # Once for all tables; as an action of the checkpoint it would build the site anew after each.
+    # Once for all tables; as an action of the checkpoint it would build the site again after each.
     context.build_data_docs(site_names=[SITE])
     return result
 

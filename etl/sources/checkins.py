@@ -266,7 +266,7 @@ def build_delivery(
     )
     changed = due if warehouse is None else keep_changed_pois(due, warehouse)
     visits = keep_visits(good, dated)
-    # Cut the plan: every recall list starts from the requests, and would compute them anew.
+    # Cut the plan: every recall list starts from the requests, and would compute them again.
     requests = compute_once(
         pick_requests(visits, settings.impressions, day=day, new=None if delivered is None else new)
     )

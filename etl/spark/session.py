@@ -173,7 +173,7 @@ def _properties(settings: Settings) -> dict[str, str]:
         # HotSpot interprets methods above 8,000 bytes; Spark then makes smaller ones instead of one per stage.
         "spark.sql.codegen.hugeMethodLimit": "8000",
         # Rows that come sorted by their key are aggregated as they come. Collecting in a hash table, Spark sorts them
-        # anew beyond 128 keys, and that sort gives no memory back to the window before it: 5 * 10^7 actions ran out.
+        # again beyond 128 keys, and that sort gives no memory back to the window before it: 5 * 10^7 actions ran out.
         "spark.sql.execution.replaceHashWithSortAgg": "true",
         "spark.databricks.delta.snapshotPartitions": str(_log_partitions(spark_settings)),
         "spark.databricks.delta.schema.autoMerge.enabled": "false",

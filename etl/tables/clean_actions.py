@@ -43,7 +43,7 @@ def judge_actions(
 
     Returns:
         The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, and for accepted rows
-        the columns of the contract but `is_interest`; raw values that were mended are under `clean_*` names.
+        the columns of the contract but `is_interest`; raw values that were repaired are under `clean_*` names.
     """
     placed = _with_slot(action_rules.with_clean_ids(raw), slots)
     reason = first_reason(_row_rules(), action_rules.refusals(day=day, settings=settings))

@@ -52,7 +52,7 @@ def judge_pois(raw: DataFrame, before: DataFrame, *, day: date, settings: CleanS
 
     Returns:
         The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, `repairs` (what was
-        mended or flagged), `clean_poi_id`, and `slot`, the POI's last slot before the day or null.
+        repaired or flagged), `clean_poi_id`, and `slot`, the POI's last slot before the day or null.
     """
     known = _with_last_slot(raw.withColumn("clean_poi_id", trimmed("poi_id")), before)
     refusing = rules_of("raw_pois", "refuse")
@@ -251,7 +251,7 @@ def _refusals(settings: CleanSettings) -> dict[str, Column]:
 
 
 def _repairs(day: date) -> dict[str, Column]:
-    """Returns the conditions that mend or flag; the mending is that of the columns made later."""
+    """Returns the conditions that repair or flag; the repairing is that of the columns made later."""
     return {
         "poi_id_trimmed": F.col("poi_id") != F.col("clean_poi_id"),
         "poi_first_seen_ahead": F.col("first_seen_date") > F.lit(day),

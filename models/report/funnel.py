@@ -4,7 +4,7 @@ In: the tables of a release. Out: a `Funnel` for the release's day and one for e
 section.
 
 The accepted and the refused are counted in their tables. Exact duplicates are in no table, so they are
-counted anew from what was delivered: ids (contents, for rows without an id) that occur more often than they
+counted again from what was delivered: ids (contents, for rows without an id) that occur more often than they
 were refused, less one of each. What then still is missing is unexplained, and has to be 0.
 """
 

@@ -107,7 +107,7 @@ class AlignStage:
     def _compare(self, model: SpacetimeDecoder, rows: pa.Table) -> tuple[PreferenceLoss, Tensor]:
         model.eval()  # no dropout: rewards are differences of two passes
         device = next(model.parameters()).device
-        self.slots = self.slots.to(device)  # kept: moving them sorts them anew
+        self.slots = self.slots.to(device)  # kept: moving them sorts them again
         asked = collate_asked(rows, self.finder, model.config)
         policy, is_rejected = pair_log_probs(model, rows, self.slots, asked)
         with torch.no_grad():

@@ -8,7 +8,7 @@
         evaluation.json
 
 A training that is started again goes on where it stopped. A stage whose recipe or rows have changed since is
-trained anew, and with it the stages that start from it. A stage without data is skipped by `train`, with a
+trained again, and with it the stages that start from it. A stage without data is skipped by `train`, with a
 warning that the bundle records.
 """
 
@@ -174,7 +174,7 @@ def prepare_stage(training: Training, stage: str) -> None:
     made_of = _describe_stage(training, stage)
     before = training.made_of.get(stage)
     if before is not None and before != made_of:
-        LOGGER.warning("stage %s is trained anew: its recipe or its rows have changed", stage)
+        LOGGER.warning("stage %s is trained again: its recipe or its rows have changed", stage)
         # Before the new digest is saved: after a kill the next start sees the old one and removes again.
         shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
     training.made_of[stage] = made_of

@@ -108,7 +108,7 @@ class PretrainStage:
         history = collate_history(rows)
         if next_poi.config.others.enabled:
             history = add_to_history(history, rows, self.finder, next_poi.config)
-        self.slots = self.slots.to(device)  # kept: moving them sorts them anew
+        self.slots = self.slots.to(device)  # kept: moving them sorts them again
         log_probs = next_poi.next_poi_log_probs(history.to(device), self.slots)
         loss, num_targets = next_poi_loss(log_probs)
         sums = {

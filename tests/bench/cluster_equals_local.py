@@ -152,7 +152,7 @@ def compare(work: Path, results: str) -> int:
 def main() -> int:
     """Compares, or runs the steps of one side."""
     parser = argparse.ArgumentParser(description="Records whether a cluster gives the tables of a local run.")
-    parser.add_argument("--work", type=Path, default=Path(".demo/cluster"), help="made anew")
+    parser.add_argument("--work", type=Path, default=Path(".demo/cluster"), help="made again")
     parser.add_argument(
         "--steps", type=Path, metavar="LAYER", help="run the commands with these settings and end"
     )

@@ -72,7 +72,7 @@ def compare(work: Path, results: str) -> int:
 def main() -> int:
     """Compares."""
     parser = argparse.ArgumentParser(description="Records whether a cluster trains the model of one process.")
-    parser.add_argument("--work", type=Path, default=Path(".demo/cluster-training"), help="made anew")
+    parser.add_argument("--work", type=Path, default=Path(".demo/cluster-training"), help="made again")
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)

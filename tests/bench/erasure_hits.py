@@ -120,7 +120,7 @@ def check_readers(folder: Path, layer: Path, before: Vectors, erased: set[str]) 
 def main() -> int:
     """Makes the city, erases, searches, records, and returns 0 if all three figures are 0."""
     parser = argparse.ArgumentParser(description="Records what is left of erased users in results/.")
-    parser.add_argument("--work", type=Path, default=Path(".demo/erasure"), help="made anew")
+    parser.add_argument("--work", type=Path, default=Path(".demo/erasure"), help="made again")
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)

@@ -5,7 +5,7 @@
 The work: from raw actions and raw POIs of a simulated town (`etl_town`), all delivered on one day, to the history of
 every user as parallel arrays. Spark runs the project's own transforms (`etl_spark`); DuckDB (`etl_duckdb.sql`) and
 Polars (`etl_polars`) are written by hand and evaluate the same: every refusing rule of POIs and actions that a first
-night can meet, duplicate ids, repeated actions, the cap of actions per day, mended ids, places and time zones, grid
+night can meet, duplicate ids, repeated actions, the cap of actions per day, repaired ids, places and time zones, grid
 cells, blocks and inner ids along Hilbert's curve, the last 400 actions per user, the user's place, richness, middle
 of the visits, travel and pattern. Nobody writes the tables beside (quarantine, counts, index), nor Delta, nor infers
 home and work. The project alone is ready for slots that moved or ended, accepted actions of earlier days, rows without

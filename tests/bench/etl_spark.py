@@ -2,7 +2,7 @@
 
 The transforms are those of the nightly jobs, put together as on a first night; what is cut between two steps
 (`compute_once`) is cut as there, and the index is written and read again. The day of delivery is the day of the job, so
-all histories are made anew. Left out against the nightly: Delta (Parquet in, Parquet out), the tables written beside
+all histories are made again. Left out against the nightly: Delta (Parquet in, Parquet out), the tables written beside
 (quarantine, counts), home and work. What is never written is never computed: Catalyst leaves out detail, payload,
 repairs and flags of a row.
 """

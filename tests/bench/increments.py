@@ -36,7 +36,7 @@ NUM_USERS, NUM_ACTIONS, NUM_DAYS = 300, 12_000, 30
 CORRECTED_SAME_DAY = (4, 11, 25)
 """Nights whose first delivery was wrong and is corrected at once: catalogue and actions."""
 CORRECTED_LATER = {9: 6, 17: 15, 23: 18}
-"""Night -> older night whose actions are delivered anew."""
+"""Night -> older night whose actions are delivered again."""
 NUM_SHUFFLED = 6
 LOGGER = logging.getLogger(__name__)
 

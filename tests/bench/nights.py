@@ -146,7 +146,7 @@ def _spread_actions(actions: DataFrame, days: Sequence[date]) -> DataFrame:
 
 
 def _spread_pois(spark: SparkSession, settings: Settings, days: Sequence[date]) -> DataFrame:
-    """Delivers the catalogue on the first day and its changes on theirs; some POIs are renamed or filed anew."""
+    """Delivers the catalogue on the first day and its changes on theirs; some POIs are renamed or filed again."""
     frames = []
     for before, day in zip([None, *days], days, strict=False):
         told = source.changed_pois(spark, settings, day, since=before)
@@ -160,7 +160,7 @@ def _spread_pois(spark: SparkSession, settings: Settings, days: Sequence[date]) 
         {
             "day": F.date_add(F.lit(days[0]), number),
             "name": F.concat("name", F.lit(" & Sons")),
-            "category": F.when(uniform(2, "filed anew", F.col("poi_id")) < 0.5, F.lit("Bakery")).otherwise(
+            "category": F.when(uniform(2, "filed again", F.col("poi_id")) < 0.5, F.lit("Bakery")).otherwise(
                 F.col("category")
             ),
         }

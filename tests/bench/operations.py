@@ -38,7 +38,7 @@ class Outcomes:
 
 def main() -> int:
     """Runs the tests, records, and returns 0 if all rows hold."""
-    parser = argparse.ArgumentParser(description="Records how many faults of operations stay mended.")
+    parser = argparse.ArgumentParser(description="Records how many faults of operations stay repaired.")
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
     outcomes = Outcomes()

@@ -219,7 +219,7 @@ def main() -> int:
         "--data", type=Path, default=None, help="folder that holds the public check-in folders"
     )
     parser.add_argument("--only", nargs="*", metavar="NAME", help="data sets to run; all if none")
-    parser.add_argument("--anew", action="store_true", help="forget what was done before")
+    parser.add_argument("--again", action="store_true", help="forget what was done before")
     options = parser.parse_args()
     public = options.data if options.data and all((options.data / name).is_dir() for name in PUBLIC) else None
     if public is None:
@@ -229,7 +229,7 @@ def main() -> int:
         )
     data, state = prepare_data(public), FOLDER / "state.json"
     done: dict[str, Outcome] = {}
-    if state.is_file() and not options.anew:
+    if state.is_file() and not options.again:
         done = {name: Outcome(**content) for name, content in json.loads(state.read_text()).items()}
     for name in options.only or data:
         if name in done and not done[name].problem:

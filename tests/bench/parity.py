@@ -3,7 +3,7 @@
     python -m tests.bench.parity [--stage FOLDER --samples FILE]
 
 Each candidate of each request is scored alone, among its 11, among 300, in another order, beside requests with more
-candidates and longer pasts (padding), in a batch of 1 and of 64, below a cached user part and anew, by the trainer, by
+candidates and longer pasts (padding), in a batch of 1 and of 64, below a cached user part and again, by the trainer, by
 what the feature job calls in its workers, and by the model as MLflow serves it. Without a trained stage a decoder with
 random weights, far from their start, is measured on random requests.
 """

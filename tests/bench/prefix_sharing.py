@@ -138,7 +138,7 @@ def clock(call: Callable[[], object]) -> tuple[float, object]:
 def peak_mib(call: Callable[[], object]) -> float:
     """Returns by how much resident memory grows at most during the call; Linux."""
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before = _status("VmRSS")
     call()
     return (_status("VmHWM") - before) / 1024

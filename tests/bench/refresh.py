@@ -165,7 +165,7 @@ def measure_equality(spark: SparkSession, folder: Path, model: Path) -> tuple[fl
             difference = max(difference, *(float(np.abs(own[key] - other[key]).max()) for key in own))
     return difference, (
         f"simulated users and POIs, random weights of the tiny shape; {NUM_NIGHTS} nights, {EQUAL_USERS} users, "
-        f"{EQUAL_POIS} POIs; night {CORRECTION_NIGHT} corrects night {CORRECTED}; made anew in all: "
+        f"{EQUAL_POIS} POIs; night {CORRECTION_NIGHT} corrects night {CORRECTED}; made again in all: "
         f"{made['user_embeddings']} users, {made['poi_embeddings']} POIs; {compared} vectors "
         f"compared, same keys every night"
     )

@@ -38,7 +38,7 @@ class Kill:
 
     Attributes:
         step: optimiser steps that were done, or about to be, when the kill was sent.
-        is_resumed: did the second start go on from a checkpoint (else it began anew).
+        is_resumed: did the second start go on from a checkpoint (else it began again).
         is_equal: has the model file the same bytes, and every validation the same figures, as undisturbed.
     """
 

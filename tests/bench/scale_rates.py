@@ -44,7 +44,7 @@ def bytes_of(folder: Path) -> int:
 def main() -> int:
     """Runs a night, records the rates and returns 0."""
     parser = argparse.ArgumentParser(description="Records rows per core second of each stage in results/.")
-    parser.add_argument("--work", type=Path, default=Path(".demo/rates"), help="made anew")
+    parser.add_argument("--work", type=Path, default=Path(".demo/rates"), help="made again")
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)

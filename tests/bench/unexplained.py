@@ -2,7 +2,7 @@
 
     python -m tests.bench.unexplained --root .demo/checkins/warehouse --name nyc-unexplained-rows
 
-reads the Delta tables without Spark, counts duplicates anew from the delivered contents, and records the difference,
+reads the Delta tables without Spark, counts duplicates again from the delivered contents, and records the difference,
 which has to be 0.
 """
 

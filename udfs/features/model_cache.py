@@ -121,7 +121,7 @@ def check_index(
     """Checks that an index of this version and size can be read by the model.
 
     Raises:
-        IndexVersionError: its ids were assigned anew since the model was trained.
+        IndexVersionError: its ids were assigned again since the model was trained.
         CapacityError: it has outgrown an embedding table.
     """
     layout = model.layout
@@ -145,7 +145,7 @@ def load_model(model: ServedModel) -> ModelBundle:
     key = (model.folder, model.digest, model.serving)
     if key not in _loaded:
         path = Path(SparkFiles.get(model.folder)) if model.is_shipped else Path(model.folder)
-        # A folder may be trained anew between the driver's check and this worker's first task.
+        # A folder may be trained again between the driver's check and this worker's first task.
         found = digest_folder(path)
         if found != model.digest:
             raise FingerprintError(path=path, expected=model.digest, found=found)

@@ -1,4 +1,4 @@
-"""poi_index -> poi_embeddings: one unit vector per live POI, made anew only when the POI changed.
+"""poi_index -> poi_embeddings: one unit vector per live POI, made again only when the POI changed.
 
 In: the slots of the index that are live as of the day, and the vectors that this model has made on earlier
 days. Out: rows of the day for POIs that are new or whose slot changed since their vector was made; on a

@@ -1,4 +1,4 @@
-"""action_sequences -> user_embeddings: a unit vector per user, made anew only when the user has acted since.
+"""action_sequences -> user_embeddings: a unit vector per user, made again only when the user has acted since.
 
 In: the latest row of `action_sequences` per user as of the day, and the vectors that this model has made on
 earlier days. Out: rows of the day for users whose vector is not that of their state: they have acted since, or

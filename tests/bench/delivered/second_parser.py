@@ -1,4 +1,4 @@
-"""Counts the records of files anew, with the standard library and pyarrow only: nothing of the pipeline is imported.
+"""Counts the records of files again, with the standard library and pyarrow only: nothing of the pipeline is imported.
 
 A record is what a person would count: an object of JSON, an element of an array, a line that is no JSON; a row of CSV,
 which may go over several lines; a line of a TSV; a row of Parquet. Blank lines are none.

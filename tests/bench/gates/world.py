@@ -2,7 +2,7 @@
 
 Nights run as on the command line, in this process. What the city delivers passes through `Story`: from one night on a
 tenth more users, one night that is a holiday, from one night on a city that was not there before, and one night whose
-features are made by a model trained anew. A fault of a delivery (`input_mutants`) is put in at the same place.
+features are made by a model trained again. A fault of a delivery (`input_mutants`) is put in at the same place.
 """
 
 import contextlib

@@ -93,14 +93,16 @@ def requests(spark):
 
 def test_every_rule_of_requests_catches_its_row(requests):
     refusing = codes("ranking_requests", "refuse", "request_")
-    mending = codes("ranking_requests", "repair", "request_") + codes("ranking_requests", "flag", "request_")
+    repairing = codes("ranking_requests", "repair", "request_") + codes(
+        "ranking_requests", "flag", "request_"
+    )
     assert refusing == [f"request_{code}" for code in OF_REQUEST] + ["request_repeated"]
 
     counts = tally(count_rows(requests).collect())
 
     # Of a time of 9e18 and of the day after tomorrow one says the same: it is to come.
     assert counts["reasons"] == {**dict.fromkeys(refusing, 1), "request_time_in_future": 2}
-    assert set(counts["repairs"]) == set(mending)
+    assert set(counts["repairs"]) == set(repairing)
     assert counts["statuses"] == {"accepted": 7 + 5, "refused": len(refusing) + 1, "dropped": 1}
     refused = {row["reason"]: row for row in requests.where("status = 'refused'").collect()}
     assert refused["request_repeated"]["request_id"] == "twice "

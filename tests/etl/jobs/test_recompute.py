@@ -33,12 +33,12 @@ def test_a_day_is_behind_if_a_day_that_it_is_made_from_was_committed_since(spark
     write(spark, settings, name, [cleaned(day=LAST, action_id="a3")], LAST, read={name: first})
     before = commits.read_commits(spark, root, name, since=NEXT)
     assert before.days == [LAST]
-    assert before.behind([DAY, LAST]) == []
+    assert before.find_stale([DAY, LAST]) == []
 
     write(spark, settings, name, [cleaned(day=NEXT, action_id="a2")], NEXT, read={name: first})
 
     after = commits.read_commits(spark, root, name, since=NEXT)
-    assert after.behind([DAY, NEXT, LAST]) == [LAST]  # it has not seen the day between
+    assert after.find_stale([DAY, NEXT, LAST]) == [LAST]  # it has not seen the day between
 
 
 def test_days_whose_commits_the_log_has_dropped_are_found_by_their_rows(spark, settings):

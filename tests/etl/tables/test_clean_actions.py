@@ -1,4 +1,4 @@
-"""Every rule catches its row, mends what can be mended, and no row is lost or doubled."""
+"""Every rule catches its row, repairs what can be repaired, and no row is lost or doubled."""
 
 from datetime import date, timedelta
 

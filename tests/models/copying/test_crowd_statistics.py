@@ -148,7 +148,7 @@ def test_lists_do_not_depend_on_how_many_places_are_remembered(places, monkeypat
 
 @pytest.mark.parametrize("seed", range(3))
 def test_lists_equal_those_of_statistics_counted_without_the_user(seed, places):
-    """The oracle: drop the user's rows, count anew, ask as somebody unknown."""
+    """The oracle: drop the user's rows, count again, ask as somebody unknown."""
     users, pois, times, offsets = training = random_training(seed)
     asked = random_requests(seed=seed + 10)
     names = count_others(*training, num_pois=NUM_POIS).user_ids

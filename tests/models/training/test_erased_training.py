@@ -14,7 +14,7 @@ from models.training.pipeline import Training, open_training, refuse_erased
 
 @pytest.mark.operations("15")
 @pytest.mark.parametrize(("version", "is_refused"), [(4, True), (5, False)])
-def test_rows_that_were_erased_are_named_until_the_tables_are_pinned_anew(
+def test_rows_that_were_erased_are_named_until_the_tables_are_pinned_again(
     tmp_path: Path, version: int, is_refused: bool
 ) -> None:
     training = Training(tmp_path, "2026-03-01", Recipe.model_construct(), Settings())

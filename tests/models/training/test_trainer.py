@@ -158,7 +158,7 @@ def test_a_batch_that_makes_nan_is_written_aside_and_changes_nothing(tmp_path):
     with pa.OSFile(caught.value.batch_file) as source:
         assert math.isnan(pa.ipc.open_file(source).read_all().column("x")[1].as_py())
     assert weights(model).isfinite().all()
-    result = train(ToyStage(), make_model(), CONFIG, tmp_path, ignore)  # mended data: goes on
+    result = train(ToyStage(), make_model(), CONFIG, tmp_path, ignore)  # repaired data: goes on
     assert result.is_resumed
     assert result.steps == 3 * NUM_BATCHES
 

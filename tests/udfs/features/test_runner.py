@@ -187,7 +187,7 @@ def test_scores_do_not_see_actions_after_the_request(first_night):
     )
 
 
-def test_a_vector_made_from_a_day_that_was_corrected_is_made_anew(computed):
+def test_a_vector_made_from_a_day_that_was_corrected_is_made_again(computed):
     before = {row["user_id"]: row["embedding"] for row in computed.read("user_embeddings")}
     corrected = [sequence("u1", DAY_1, [5, 5, 5]), sequence("u2", DAY_1, [4, 5, 4, 6])]  # u3 was never there
     computed.deliver(DAY_1, action_sequences=corrected)
@@ -249,7 +249,7 @@ def test_a_row_that_makes_the_model_fail_is_quarantined_and_the_rest_is_finished
 
     lax_night.deliver(DAY_1, action_sequences=[sequence("u1", DAY_1, [0])])
     lax_night.run("user_embeddings", DAY_1)
-    assert lax_night.read("quarantined_rows") == []  # mended input, rerun: nothing is left of the refusal
+    assert lax_night.read("quarantined_rows") == []  # repaired input, rerun: nothing is left of the refusal
 
 
 def test_a_night_in_which_most_rows_fail_stops(lax_night):

@@ -13,7 +13,7 @@ def test_nights_in_order_leave_no_state_late():
 
 
 def test_a_state_committed_after_a_vector_was_made_from_it_is_late():
-    # Monday was delivered anew as version 3, after both nights had read versions 1 and 2.
+    # Monday was delivered again as version 3, after both nights had read versions 1 and 2.
     assert find_late({MONDAY: 3, TUESDAY: 2}, {MONDAY: 1, TUESDAY: 2}) == {MONDAY: 3}
 
 

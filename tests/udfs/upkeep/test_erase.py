@@ -155,7 +155,7 @@ def test_a_number_is_found_as_records_of_a_float_have_told_it(made: Settings, sp
 def test_releases_of_two_models_are_carried_from_their_own_versions(
     published_twice: Town, other_bundle: Path
 ) -> None:
-    """Another model makes the second day anew, is published and taken back; then a user is erased."""
+    """Another model makes the second day again, is published and taken back; then a user is erased."""
     town = published_twice
     shown = {day: vectors(town) for day in ("second",)}
     town.run("features", DAY_2, run_id="other", model=str(other_bundle))
