@@ -12,8 +12,8 @@ from deltalake import DeltaTable
 
 from conf.settings import Settings, SparkSettings, load_model
 from models.serving.bundle import load_bundle, resolve_model
+from tests import small_city
 from tests.airflow_dags.airflow_env import airflow_variables, is_installed, run_airflow
-from tests.bench import small_city
 
 pytestmark = [
     pytest.mark.airflow,

@@ -23,7 +23,7 @@ from urllib.request import urlopen
 import pyspark
 
 from conf.results import record
-from tests.bench import small_city
+from tests import small_city
 
 COMMAND = "make bench-cluster"
 PORT, PAGE_PORT = 17077, 18080

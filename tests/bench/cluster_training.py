@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from conf.results import record
-from tests.bench import small_city
+from tests import small_city
 from tests.bench.cluster_equals_local import CLUSTER, NUM_WORKERS, standalone_cluster
 
 COMMAND = "make bench-cluster"

@@ -17,8 +17,8 @@ from pathlib import Path
 import yaml
 
 from conf.results import record
+from tests import small_city
 from tests.airflow_dags.airflow_env import ROOT, airflow_variables, run_airflow
-from tests.bench import small_city
 
 COMMAND = "make bench-dag-clears"
 NIGHT = str(small_city.DAYS[1])

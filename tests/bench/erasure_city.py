@@ -19,7 +19,7 @@ from conf.tables import QUARANTINED_ROWS, TABLES
 from etl.city import source
 from etl.delta import contracts, storage
 from etl.delta.erasure import user_tables
-from tests.bench import small_city
+from tests import small_city
 
 NUM_USERS, NUM_LATER = 120, 5
 ODD_IDS = {

@@ -27,7 +27,8 @@ from conf.errors import ReleaseWithdrawnError
 from conf.results import record
 from conf.settings import load_settings
 from etl.spark.session import open_session
-from tests.bench import erasure_city, small_city
+from tests import small_city
+from tests.bench import erasure_city
 from tests.bench.raw_search import search
 from udfs.releases.reader import read_release
 

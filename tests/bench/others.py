@@ -27,7 +27,7 @@ from models.evaluation.release_split import EvaluationRows
 from models.registry.held_out import read_evaluation_rows
 from models.serving.bundle import load_bundle
 from models.training.pipeline import open_training
-from tests.bench import small_city
+from tests import small_city
 
 DAY = "2013-02-14"
 """Last but one day of the Foursquare New York check-ins, as in the demo."""

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from conf.releases import load_releases
 from conf.releases import read_table as read_arrow
 from conf.results import record
-from tests.bench.own_miniatures import MINIATURES
+from tests.own_miniatures import MINIATURES
 from udfs.releases.reader import read_release
 
 PUBLIC = ("fsq_charlotte", "fsq_calgary", "gowalla_nyc", "gowalla_world", "gowalla_ca_exact")

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from conf.results import record
-from tests.bench import small_city
+from tests import small_city
 
 COMMAND = "make bench-rates"
 NUM_USERS, NUM_POIS = 15_000, 6_000

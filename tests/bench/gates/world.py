@@ -21,7 +21,7 @@ from conf.settings import CitySettings, Settings, load_settings
 from etl.city import source
 from etl.columns.spacetime import event_date
 from etl.spark.session import compute_once
-from tests.bench import small_city
+from tests import small_city
 
 FIRST = date(2026, 1, 1)
 HISTORY_DAYS, NUM_NIGHTS = 29, 30

@@ -16,7 +16,7 @@ from conf.errors import MissingInputError
 from etl.__main__ import JOBS
 from etl.sources.outline import Plan, derive_plan, list_skipped
 from etl.sources.shapes import guess_source
-from tests.bench.own_miniatures import MINIATURES, simulate_visits, write_checkins, write_json_actions
+from tests.own_miniatures import MINIATURES, simulate_visits, write_checkins, write_json_actions
 
 FIRST = date(2024, 3, 1)
 
