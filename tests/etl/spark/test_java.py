@@ -61,7 +61,7 @@ def test_java_that_spark_runs_on(version: str, monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_check_runs_without_any_installed_package(tmp_path: Path) -> None:
     command = [sys.executable, "-S", "-m", "etl.spark.java"]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
 
     asked = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=root, env={"PATH": str(tmp_path)}
