@@ -21,7 +21,7 @@ from conf.errors import TablesInUseError
 LOGGER = logging.getLogger(__name__)
 LOCK = "jobs.lock"
 Access = Literal["none", "shared", "alone"]
-"""How a job needs the tables: not at all or at versions that stay; beside other jobs; with no other at work."""
+"""How a job uses the tables: not at all or at pinned versions; together with other jobs; exclusively."""
 
 
 @contextlib.contextmanager
@@ -68,7 +68,9 @@ def _lock(number: int, path: Path, access: Access, job: str) -> None:
         ) from error
     except OSError as error:
         LOGGER.warning(
-            "%s cannot be locked (%s); see that no vacuum or erasure runs beside other jobs", path, error
+            "%s cannot be locked (%s); make sure that no vacuum or erasure overlaps with other jobs",
+            path,
+            error,
         )
 
 

@@ -129,7 +129,7 @@ def start_history_anew(spark: SparkSession, root: str, name: str) -> int:
 def show_version(spark: SparkSession, root: str, name: str, version: int) -> int:
     """Commits a version with the rows of an earlier one, from the same files, and returns it.
 
-    By `deltalake`, which compares two lists of files; Delta's own command takes forty stages of Spark for it.
+    By `deltalake`, which compares two lists of files; Delta's own command runs Spark jobs for it.
     """
     DeltaTable(table_path(spark, root, name)).restore(version)
     return table_version(spark, root, name)

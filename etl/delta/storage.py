@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import date
-from pathlib import Path
 
 from delta import exceptions as dx
 from delta.tables import DeltaTable
@@ -21,6 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from conf import releases
 from conf.errors import ConflictingWriteError, ContractViolatedError, DuplicateKeyError, MissingInputError
 from conf.settings import CATALOG_PREFIX
 from conf.tables import TABLES, TableContract
@@ -62,7 +62,7 @@ def table_location(root: str, name: str) -> str:
     """
     if root.startswith(CATALOG_PREFIX):
         return f"{root.removeprefix(CATALOG_PREFIX)}.{name}"
-    return f"{root.rstrip('/') if '://' in root else Path(root).absolute()}/{name}"
+    return releases.table_location(root, name)
 
 
 def table_exists(spark: SparkSession, root: str, name: str) -> bool:
