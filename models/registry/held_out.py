@@ -14,7 +14,7 @@ from models.data.pins import locate_table
 from models.evaluation.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
 from models.serving.bundle import ModelBundle
 from models.training.pipeline import Training
-from models.training.sft_ranking import RANKING_COLUMNS
+from models.training.posttraining import SFT_COLUMNS
 
 LOGGER = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def read_impressions(training: Training, split: str) -> pa.Table | None:
     condition = (pds.field("day") == date.fromisoformat(training.day)) & (pds.field("split") == split)
     try:
         table = _table(training, "ranking_samples")
-        columns = ("request_id", "candidate_poi_ids", "is_simulated", *RANKING_COLUMNS)
+        columns = ("request_id", "candidate_poi_ids", "is_simulated", *SFT_COLUMNS)
         found = read_table(table, columns, condition)
     except MissingInputError as error:
         LOGGER.warning("clicks are not evaluated: %s", error)

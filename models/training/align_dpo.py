@@ -7,7 +7,6 @@ reference is the pre-trained model. Dropout is off, so that policy and reference
     python -m models align_dpo --day 2026-01-31
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +28,13 @@ from models.data.dataset import TableAt
 from models.data.slots import LiveSlots
 from models.network.decoder import SpacetimeDecoder
 from models.training.losses import PreferenceLogProbs, PreferenceLoss, preference_loss
-from models.training.posttraining import REQUEST_INPUTS, SampleSource, Splits, run_stage
+from models.training.posttraining import (
+    REQUEST_INPUTS,
+    SampleSource,
+    Splits,
+    SplitStage,
+    run_stage,
+)
 from models.training.pretrain import PretrainTables, build_decoder, load_pretrained
 from models.training.stage import Log, TrainResult
 
@@ -40,7 +45,7 @@ PAIR_COLUMNS = (
 )  # fmt: skip
 
 
-class AlignStage:
+class AlignStage(SplitStage):
     """Batches and loss of alignment."""
 
     name = "align_dpo"
@@ -62,16 +67,9 @@ class AlignStage:
             slots: POIs that exist, the same as in pre-training.
             finder: slots of others, for a decoder that copies from them.
         """
-        self.splits, self.config, self.slots, self.finder = splits, config, slots, finder
+        super().__init__(splits)
+        self.config, self.slots, self.finder = config, slots, finder
         self.reference = reference.eval().requires_grad_(False)
-
-    def num_batches(self) -> int:
-        """Returns the batches of an epoch."""
-        return self.splits.num_batches()
-
-    def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
-        """Yields the batches of an epoch from the `start`-th on."""
-        return self.splits.train_batches(epoch, start)
 
     def loss(self, model: SpacetimeDecoder, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed loss, the number of pairs, and margin and accuracy of the rewards."""

@@ -25,32 +25,44 @@ def scale_rate(config: TrainConfig, step: int, num_steps: int) -> float:
 
 
 def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
-    """Groups parameters for AdamW: matrices decay, vectors and scaled tables do not.
-
-    A model may have `rate_scales`, names of modules or parameters -> factor on the learning rate of all below.
+    """Groups parameters for AdamW: matrices decay, vectors and tables with a rate of their own do not.
 
     Raises:
-        ValueError: a name of `rate_scales` is none of the model's, so a rename would silently have lost its rate.
+        ValueError: a name of `rate_scales` is none of its module's, so a rename would silently have lost its rate.
     """
-    scales: Mapping[str, float] = getattr(model, "rate_scales", {})
-    unused = set(scales)
+    scales = collect_rate_scales(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        part = next((part for part in scales if f"{name}.".startswith(f"{part}.")), None)
-        if part is not None:
-            unused.discard(part)
         if not parameter.requires_grad:
             continue
-        scale = 1.0 if part is None else scales[part]
-        decay = config.weight_decay if parameter.dim() > 1 and part is None else 0.0
+        scale = scales.get(name, 1.0)
+        decay = config.weight_decay if parameter.dim() > 1 and name not in scales else 0.0
         # A checkpoint numbers parameters by place, so their order must follow from model and recipe alone.
         groups.setdefault((scale, decay), []).append(parameter)
-    if unused:
-        raise ValueError(f"learning rates are scaled of {sorted(unused)}, which the model does not have")
     return [
         {"params": parameters, "weight_decay": decay, "scale": scale}
         for (scale, decay), parameters in groups.items()
     ]
+
+
+def collect_rate_scales(model: nn.Module) -> dict[str, float]:
+    """Returns the factor on the learning rate of every parameter that has one, by the parameter's name.
+
+    A module says so in `rate_scales`: names of its own members or parameters -> factor of all below; "" = all of it.
+
+    Raises:
+        ValueError: a name is none of the module's.
+    """
+    scales: dict[str, float] = {}
+    for path, module in model.named_modules():
+        of_module: Mapping[str, float] = getattr(module, "rate_scales", {})
+        for member, scale in of_module.items():
+            start = ".".join(part for part in (path, member) if part)
+            below = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{start}.")]
+            if not below:
+                raise ValueError(f"a learning rate is scaled of {start!r}, which the model does not have")
+            scales |= dict.fromkeys(below, scale)
+    return scales
 
 
 def read_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -191,12 +191,13 @@ def _run_pretrain(training: Training, log: Log) -> TrainResult:
     )  # fmt: skip
 
 
-def _run_sft(stage: str, training: Training, log: Log) -> TrainResult:
-    run = {"sft_embedding": run_sft_embedding, "sft_ranking": run_sft_ranking}[stage]
+def _run_sft(run: Callable[[SftRun], TrainResult], stage: str, training: Training, log: Log) -> TrainResult:
     return run(
-        training.table("ranking_samples"), day=training.day, recipe=training.recipe,
-        pretrained=training.stage_folder("pretrain"), folder=training.stage_folder(stage), log=log,
-        vectors=_read_vectors(training), needs_validation=training.needs_validation,
+        SftRun(
+            training.table("ranking_samples"), training.day, training.recipe,
+            training.stage_folder("pretrain"), training.stage_folder(stage), log,
+            vectors=_read_vectors(training), needs_validation=training.needs_validation,
+        )
     )  # fmt: skip
 
 
@@ -217,8 +218,8 @@ def run_stage(training: Training, stage: str, log: Log) -> TrainResult:
 
 _RUNNERS: dict[str, Callable[[Training, Log], TrainResult]] = {
     "pretrain": _run_pretrain,
-    "sft_embedding": partial(_run_sft, "sft_embedding"),
-    "sft_ranking": partial(_run_sft, "sft_ranking"),
+    "sft_embedding": partial(_run_sft, run_sft_embedding, "sft_embedding"),
+    "sft_ranking": partial(_run_sft, run_sft_ranking, "sft_ranking"),
     "align_dpo": _run_align_dpo,
 }
 

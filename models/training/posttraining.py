@@ -1,29 +1,40 @@
-"""What the post-training stages share: their splits, and the way from pre-trained weights to saved ones."""
+"""What the post-training stages share: their splits, and the way from pre-trained weights to saved ones.
+
+`run_sft` is the whole run of a stage of supervised fine-tuning (paper 3.3), whatever its loss.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Generic, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
+import torch
+from torch import Tensor
 
 from conf.errors import NoTrainingDataError
-from models.config import TrainConfig
+from models.config import Recipe, TrainConfig
+from models.data.batch import HISTORY_INPUTS
 from models.data.dataset import BatchPlan, SampleBatches, SampleQuery, TableAt, open_table, open_validation
 from models.data.parallel import process_rank
+from models.evaluation.metrics import auc, gauc
 from models.network.checkpoint import save_stage
 from models.network.decoder import SpacetimeDecoder
-from models.training.stage import Log, Stage, TrainResult
+from models.training.multimodal import SlotVectors, start_posttraining
+from models.training.stage import Log, Stage, Taught, TrainResult
 from models.training.trainer import Trained, train
 
 REQUEST_INPUTS = ("request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "action_type_id")
 CANDIDATE_INPUTS = tuple(
     f"candidate_{name}" for name in ("block_ids", "inner_ids", "lons", "lats", "category_ids")
 )
+SFT_COLUMNS = ("user_id", "labels", *REQUEST_INPUTS, *CANDIDATE_INPUTS, *HISTORY_INPUTS)
+"""Columns of `ranking_samples` that fine-tuning reads."""
 NO_LABEL = -1
 """Label of padding."""
 
@@ -60,14 +71,6 @@ class Splits:
         val_plan = replace(plan, batch_size=2 * (config.micro_batch_size or config.batch_size), shuffle=False)
         self.val = open_validation(source.query("val"), val_plan, scratch / "val", is_needed=needs_validation)
 
-    def num_batches(self) -> int:
-        """Returns the batches of an epoch."""
-        return self.train.num_batches
-
-    def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
-        """Yields the batches of an epoch from the `start`-th on."""
-        return self.train.read(epoch, start)
-
     def close(self) -> None:
         """Removes what was spilled to disk."""
         self.train.close()
@@ -77,6 +80,122 @@ class Splits:
     def val_batches(self) -> Iterator[pa.Table]:
         """Yields the validation batches; none if there are no such rows."""
         return iter(()) if self.val is None else self.val.read()
+
+
+class SplitStage:
+    """Batches of a stage that trains on one split and is validated on another."""
+
+    def __init__(self, splits: Splits) -> None:
+        self.splits = splits
+
+    def num_batches(self) -> int:
+        """Returns the batches of an epoch."""
+        return self.splits.train.num_batches
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
+        """Yields the batches of an epoch from the `start`-th on."""
+        return self.splits.train.read(epoch, start)
+
+
+class ScoredBatch(NamedTuple):
+    """What a stage makes of a batch of requests.
+
+    Attributes:
+        loss: summed over what counts.
+        count: how many it is summed over.
+        scores_BC: of the candidates; higher = rather clicked.
+        labels_BC: int64, 1 = clicked, 0 = shown, `NO_LABEL` = padding.
+    """
+
+    loss: Tensor
+    count: int
+    scores_BC: Tensor
+    labels_BC: Tensor
+
+
+class ClickStage(SplitStage, Generic[Taught]):
+    """A stage that learns which of the shown POIs were clicked."""
+
+    def score(self, model: Taught, rows: pa.Table) -> ScoredBatch:
+        """Scores the candidates of a batch as validation sees them."""
+        raise NotImplementedError
+
+    def validate(self, model: Taught) -> dict[str, float]:
+        """Returns mean loss, AUC and GAUC; nothing without validation rows."""
+        if self.splits.val is None:
+            return {}
+        total, count, scored = 0.0, 0, []
+        for rows in self.splits.val_batches():
+            batch = self.score(model, rows)
+            total, count = total + float(batch.loss), count + batch.count
+            arrays = (batch.scores_BC.float().cpu().numpy(), batch.labels_BC.cpu().numpy())
+            scored.append((*arrays, rows["user_id"].to_pylist()))
+        scores, labels, users = flatten_by_label(scored)
+        metrics = {"val/loss": total / max(count, 1), "val/auc": auc(scores, labels),
+                   "val/gauc": gauc(scores, labels, users)}  # fmt: skip
+        return {name: value for name, value in metrics.items() if not np.isnan(value)}
+
+
+@dataclass(frozen=True)
+class SftRun:
+    """What a stage of supervised fine-tuning starts from.
+
+    Attributes:
+        samples: `ranking_samples` at a pinned version.
+        day: day as of which the samples were made, YYYY-MM-DD.
+        recipe: how to train.
+        pretrained: folder of the pre-training stage.
+        folder: of this stage; the model is left in `folder/model`.
+        log: takes metrics and their step.
+        vectors: of POIs, to be fused; None = without.
+        from_scratch: start from new weights, for comparison.
+        needs_validation: an empty validation split is an error; else the last weights are kept.
+    """
+
+    samples: TableAt
+    day: str
+    recipe: Recipe
+    pretrained: Path
+    folder: Path
+    log: Log
+    vectors: SlotVectors | None = None
+    from_scratch: bool = False
+    needs_validation: bool = True
+
+
+def run_sft(
+    run: SftRun,
+    config: TrainConfig,
+    build: Callable[[SpacetimeDecoder, Splits], tuple[Stage[Trained], Trained]],
+    finish: Callable[[SpacetimeDecoder, Splits], Mapping[str, object]] | None = None,
+) -> TrainResult:
+    """Fine-tunes pre-trained weights on shown and clicked POIs.
+
+    Args:
+        run: rows, weights and folders.
+        config: of the stage.
+        build: makes the stage, and the module that it trains, of the decoder.
+        finish: changes the trained decoder before it is saved; what it returns is saved as notes.
+
+    Raises:
+        NoTrainingDataError: a split has no sample, or no training request has a click.
+    """
+    source = SampleSource(run.samples, run.day, "request_id", SFT_COLUMNS)
+    require_clicks(run.samples, run.day)
+    splits = Splits(source, config, run.folder / "scratch", needs_validation=run.needs_validation)
+    torch.manual_seed(config.seed)
+    decoder = start_posttraining(run.pretrained, vectors=run.vectors, from_scratch=run.from_scratch)
+    stage, model = build(decoder, splits)
+    return run_stage(
+        stage,
+        splits,
+        model,
+        config,
+        folder=run.folder,
+        log=run.log,
+        made_of=[asdict(run.samples), run.day, run.from_scratch],
+        finish=None if finish is None else lambda trained: finish(trained, splits),
+    )
 
 
 def run_stage(

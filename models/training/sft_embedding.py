@@ -9,10 +9,7 @@ too. Reads `ranking_samples` at a pinned version; starts from the pre-trained we
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,24 +17,14 @@ import pyarrow.dataset as pds
 import torch
 from torch import Tensor, nn
 
-from models.config import EmbeddingSftConfig, Recipe
+from models.config import EmbeddingSftConfig
 from models.data.batch import collate_candidates, collate_history, collate_requests, pad_lists
-from models.data.dataset import TableAt, read_table
+from models.data.dataset import read_table
 from models.data.slots import pack_slots
-from models.evaluation.metrics import auc, gauc
 from models.network.decoder import SpacetimeDecoder
 from models.training.losses import info_nce_loss
-from models.training.multimodal import SlotVectors, start_posttraining
-from models.training.posttraining import (
-    NO_LABEL,
-    SampleSource,
-    Splits,
-    flatten_by_label,
-    require_clicks,
-    run_stage,
-)
-from models.training.sft_ranking import RANKING_COLUMNS
-from models.training.stage import Log, TrainResult
+from models.training.posttraining import NO_LABEL, ClickStage, ScoredBatch, SftRun, Splits, run_sft
+from models.training.stage import TrainResult
 
 LOWEST_TEMPERATURE = 0.01
 COUNTED = ("labels", "candidate_block_ids", "candidate_inner_ids")
@@ -55,11 +42,6 @@ class TwoTowers(nn.Module):
     def temperature(self) -> Tensor:
         """InfoNCE tau; never so small that one pair takes all gradient."""
         return self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
-
-    @property
-    def rate_scales(self) -> Mapping[str, float]:
-        """Learning rates of the decoder's parts, as the trainer asks for them."""
-        return {f"decoder.{name}": scale for name, scale in self.decoder.rate_scales.items()}
 
 
 class ClickFrequencies:
@@ -81,23 +63,16 @@ class ClickFrequencies:
         return (num_requests * found).log()
 
 
-class EmbeddingStage:
+class EmbeddingStage(ClickStage[TwoTowers]):
     """Batches and loss of embedding SFT."""
 
     name = "sft_embedding"
 
     def __init__(
-        self, splits: Splits, config: EmbeddingSftConfig, frequencies: "ClickFrequencies | None" = None
+        self, splits: Splits, config: EmbeddingSftConfig, frequencies: ClickFrequencies | None = None
     ) -> None:
-        self.splits, self.config, self.frequencies = splits, config, frequencies
-
-    def num_batches(self) -> int:
-        """Returns the batches of an epoch."""
-        return self.splits.num_batches()
-
-    def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
-        """Yields the batches of an epoch from the `start`-th on."""
-        return self.splits.train_batches(epoch, start)
+        super().__init__(splits)
+        self.config, self.frequencies = config, frequencies
 
     def loss(self, model: TwoTowers, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed InfoNCE and the number of clicks; some requests are made neutral."""
@@ -114,23 +89,11 @@ class EmbeddingStage:
         loss, count = info_nce_loss(users, pois, labels, keys, model.temperature, expected, own=own)
         return loss, count, {"train/temperature": float(model.temperature.detach()) * count}
 
-    def validate(self, model: TwoTowers) -> dict[str, float]:
-        """Returns loss per click, and AUC and GAUC of the dot product; nothing without validation rows."""
-        if self.splits.val is None:
-            return {}
-        total, count, scored = 0.0, 0, []
-        for rows in self.splits.val_batches():
-            users, pois, labels, keys = embed_rows(model.decoder, rows)
-            loss, num_clicks = info_nce_loss(users, pois, labels, keys, model.temperature)
-            total, count = total + float(loss), count + num_clicks
-            similarity = (users[:, None] * pois).sum(dim=-1)
-            scored.append(
-                (similarity.float().cpu().numpy(), labels.cpu().numpy(), rows["user_id"].to_pylist())
-            )
-        scores, flat_labels, user_ids = flatten_by_label(scored)
-        metrics = {"val/loss": total / max(count, 1), "val/auc": auc(scores, flat_labels),
-                   "val/gauc": gauc(scores, flat_labels, user_ids)}  # fmt: skip
-        return {name: value for name, value in metrics.items() if not np.isnan(value)}
+    def score(self, model: TwoTowers, rows: pa.Table) -> ScoredBatch:
+        """Returns the summed InfoNCE without correction, the number of clicks, and the dot products."""
+        users, pois, labels, keys = embed_rows(model.decoder, rows)
+        loss, num_clicks = info_nce_loss(users, pois, labels, keys, model.temperature)
+        return ScoredBatch(loss, num_clicks, (users[:, None] * pois).sum(dim=-1), labels)
 
 
 def embed_rows(
@@ -153,54 +116,16 @@ def embed_rows(
     return users, decoder.poi_state(candidates), labels, keys
 
 
-def run_sft_embedding(
-    samples: TableAt,
-    *,
-    day: str,
-    recipe: Recipe,
-    pretrained: Path,
-    folder: Path,
-    log: Log,
-    vectors: SlotVectors | None = None,
-    from_scratch: bool = False,
-    needs_validation: bool = True,
-) -> TrainResult:
-    """Trains the embedding stage from pre-trained weights; leaves it in `folder/model`.
+def run_sft_embedding(run: SftRun) -> TrainResult:
+    """Trains the embedding stage; raises as `run_sft`."""
+    config = run.recipe.sft_embedding
 
-    Args:
-        samples: `ranking_samples` at a pinned version.
-        day: day as of which the samples were made, YYYY-MM-DD.
-        recipe: how to train.
-        pretrained: folder of the pre-training stage.
-        folder: of this stage.
-        log: takes metrics and their step.
-        vectors: of POIs, to be fused; None = without.
-        from_scratch: start from new weights, for comparison.
-        needs_validation: an empty validation split is an error; else the last weights are kept.
+    def build(decoder: SpacetimeDecoder, splits: Splits) -> tuple[EmbeddingStage, TwoTowers]:
+        towers = TwoTowers(decoder, temperature=config.temperature, is_learned=config.learn_temperature)
+        frequencies = None
+        if config.sampling_correction:
+            of_training = (pds.field("day") == date.fromisoformat(run.day)) & (pds.field("split") == "train")
+            frequencies = ClickFrequencies(read_table(run.samples, COUNTED, of_training))
+        return EmbeddingStage(splits, config, frequencies), towers
 
-    Raises:
-        NoTrainingDataError: a split has no sample, or no training request has a click.
-    """
-    config = recipe.sft_embedding
-    source = SampleSource(samples, day, "request_id", RANKING_COLUMNS)
-    require_clicks(samples, day)
-    splits = Splits(source, config, folder / "scratch", needs_validation=needs_validation)
-    torch.manual_seed(config.seed)
-    towers = TwoTowers(
-        start_posttraining(pretrained, vectors=vectors, from_scratch=from_scratch),
-        temperature=config.temperature,
-        is_learned=config.learn_temperature,
-    )
-    frequencies = None
-    if config.sampling_correction:
-        of_training = (pds.field("day") == date.fromisoformat(day)) & (pds.field("split") == "train")
-        frequencies = ClickFrequencies(read_table(samples, COUNTED, of_training))
-    return run_stage(
-        EmbeddingStage(splits, config, frequencies),
-        splits,
-        towers,
-        config,
-        folder=folder,
-        log=log,
-        made_of=[asdict(samples), day, from_scratch],
-    )
+    return run_sft(run, config, build)

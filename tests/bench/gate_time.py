@@ -24,6 +24,7 @@ from conf.results import record
 from conf.settings import Settings, StorageSettings
 from conf.tables import TABLES
 from conf.tokens import TokenLayout
+from etl.city import source as city_source
 from etl.delta import storage
 from etl.spark.session import open_session
 from models.config import DecoderConfig
@@ -56,9 +57,9 @@ def settings_for(folder: Path, actions: int) -> Settings:
 
 def deliver_requests(spark: SparkSession, settings: Settings, day: date) -> int:
     """Delivers what is asked and shown on a day; returns the number of requests."""
-    source = settings.source.model_copy(update={"since": day - timedelta(days=1)})
-    city = source.SyntheticCity()
-    shown = city.read(spark, settings.model_copy(update={"source": source}), day=day)["raw_impressions"]
+    since_eve = settings.source.model_copy(update={"since": day - timedelta(days=1)})
+    city = city_source.SyntheticCity()
+    shown = city.read(spark, settings.model_copy(update={"source": since_eve}), day=day)["raw_impressions"]
     requests = city.make_requests(shown, settings, day=day)
     for name, rows in (("raw_impressions", shown), ("ranking_requests", requests)):
         shaped = nights.shape(rows, name) if TABLES[name].raw else rows

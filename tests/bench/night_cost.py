@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 
 from conf.results import record
 from conf.settings import CitySettings, Settings, SparkSettings, StorageSettings
+from etl.city import source as city_source
 from etl.city.geography import uniform
 from etl.delta import storage
 from etl.spark.session import open_session
@@ -45,8 +46,10 @@ def settings_for(root: str, actions: int) -> Settings:
 
 def deliver(spark: SparkSession, settings: Settings, day: date, since: date | None) -> int:
     """Delivers what happened after `since`: all of it, or of a night what active users did; returns the actions."""
-    source = settings.source.model_copy(update={"since": since})
-    told = source.SyntheticCity().read(spark, settings.model_copy(update={"source": source}), day=day)
+    since_then = settings.source.model_copy(update={"since": since})
+    told = city_source.SyntheticCity().read(
+        spark, settings.model_copy(update={"source": since_then}), day=day
+    )
     root = settings.storage.root
     for name in nights.RAW_TABLES:
         rows = nights.shape(told[name], name)

@@ -10,16 +10,16 @@ from models.data.dataset import TableAt
 from models.data.slots import LiveSlots
 from models.training.align_dpo import AlignStage, pair_log_probs
 from models.training.losses import preference_loss
-from models.training.posttraining import NO_LABEL, SampleSource, Splits, flatten_by_label
+from models.training.posttraining import NO_LABEL, SFT_COLUMNS, SampleSource, Splits, flatten_by_label
 from models.training.sft_embedding import EmbeddingStage, TwoTowers, embed_rows
-from models.training.sft_ranking import RANKING_COLUMNS, RankingStage, score_rows
+from models.training.sft_ranking import RankingStage, score_rows
 from models.training.trainer import train
 
 
 def _splits(town_root, config: TrainConfig, tmp_path) -> Splits:
     table = TableAt(str(town_root / "ranking_samples"))
     return Splits(
-        SampleSource(table, "2026-03-01", "request_id", RANKING_COLUMNS), config, tmp_path / "scratch"
+        SampleSource(table, "2026-03-01", "request_id", SFT_COLUMNS), config, tmp_path / "scratch"
     )
 
 
