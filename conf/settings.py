@@ -15,10 +15,18 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from conf.errors import MissingInputError, SettingsError
 
@@ -55,10 +63,34 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def rename_keys(model: type[BaseModel], content: Mapping[str, object]) -> dict[str, object]:
+    """Returns keys by the names that they have now, at every level; layers can be merged only so."""
+    old_names: Mapping[str, str] = getattr(model, "renamed", {})
+    renamed: dict[str, object] = {}
+    for name, value in content.items():
+        now = old_names.get(name, name)
+        field = model.model_fields.get(now)
+        kind = field.annotation if field is not None else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
+            value = rename_keys(kind, value)
+        renamed[now] = value
+    return renamed
+
+
 class Section(BaseModel):
-    """A frozen group of settings; a misspelt key is an error."""
+    """A frozen group of settings; a misspelt key is an error.
+
+    Attributes:
+        renamed: names that keys had before -> their names now. Files and options may use either.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_names(cls, given: object) -> object:
+        return rename_keys(cls, given) if isinstance(given, Mapping) else given
 
 
 class StorageSettings(Section):
@@ -398,7 +430,7 @@ def load_model(model: type[M], layers: Sequence[str | Path], overrides: Sequence
     where = model.__name__
     for layer in layers:
         where = str(layer)
-        merged = _merge(merged, _read_yaml(Path(layer)))
+        merged = _merge(merged, rename_keys(model, _read_yaml(Path(layer))))
         _check(model, merged, where)
     for override in overrides:
         merged = _merge(merged, _parse_override(model, override))
@@ -456,7 +488,9 @@ def _find_setting(model: type[BaseModel], key: str) -> tuple[list[str], object]:
     Within a setting that is a mapping, the rest of the key is the key there: `spark.conf.spark.sql.x`.
     """
     parts = key.split(".")
-    for number, part in enumerate(parts, start=1):
+    for number in range(1, len(parts) + 1):
+        old = parts[number - 1]
+        part = parts[number - 1] = getattr(model, "renamed", {}).get(old, old)
         field = model.model_fields.get(part)
         if field is None:
             return parts, None

@@ -5,9 +5,9 @@ so the same recipe serves a town and a country.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,24 +39,24 @@ class MemoryConfig(Section):
     large_table_rate: float = Field(2.0, gt=0, description="the same for tables of more than 1,000 rows")
 
 
-class OthersConfig(Section):
-    """Copying from others (ours): slots of POIs that other users' rows suggest; off = own history only."""
+class CrowdConfig(Section):
+    """The crowd copy (ours): copies POIs that other users' rows suggest; off = the user's own history only."""
 
     enabled: bool = Field(
-        False, description="mix slots of others into the distribution, where some are given"
+        False, description="mix crowd candidates into the distribution of the next POI, where some are given"
     )
-    num_followers: int = Field(8, ge=0, description="slots of POIs that follow the current one")
-    num_near: int = Field(72, ge=0, description="slots of POIs near the user that fit user and hour")
-    start: float = Field(-4.0, description="start of every slot's score")
+    num_followers: int = Field(8, ge=0, description="crowd candidates that follow the current POI")
+    num_near: int = Field(72, ge=0, description="crowd candidates near the user that fit user and hour")
+    start: float = Field(-4.0, description="start of every crowd candidate's score")
 
     @property
     def num_slots(self) -> int:
-        """Slots of a request."""
+        """Crowd candidates of a request."""
         return self.num_followers + self.num_near
 
 
-class TasteConfig(Section):
-    """The match of taste (ours): candidates against the user's past, for towers and click head; off = the paper's."""
+class InterestMatchConfig(Section):
+    """The interest match (ours): candidates against the user's past, for towers and click head; off = the paper's."""
 
     enabled: bool = Field(
         False,
@@ -76,6 +76,8 @@ class TasteConfig(Section):
 class DecoderConfig(Section):
     """Shape of the decoder; most keys have an obvious twin in transformers' LlamaConfig."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"others": "crowd", "taste": "interest_match"}
+
     hidden_dim: int = Field(64, ge=2, description="model width")
     ffn_dim: int = Field(192, ge=1, description="inner width of the SwiGLU")
     num_layers: int = Field(2, ge=1)
@@ -92,8 +94,8 @@ class DecoderConfig(Section):
     )
     embedding_dim: int = Field(64, ge=2, description="length of user and POI vectors")
     memory: MemoryConfig = MemoryConfig()
-    others: OthersConfig = OthersConfig()
-    taste: TasteConfig = TasteConfig()
+    crowd: CrowdConfig = CrowdConfig()
+    interest_match: InterestMatchConfig = InterestMatchConfig()
     spacetime: bool = Field(
         True, description="time and place in the tokens; off = the paper's ablation: neither, in any token"
     )
@@ -147,9 +149,9 @@ class DecoderConfig(Section):
             raise ValueError("hidden_dim / num_heads must be a whole even number")
         if self.num_heads % self.num_kv_heads:
             raise ValueError("num_kv_heads must divide num_heads")
-        if self.tie_side_information and (not self.tie_embeddings or self.taste.enabled):
+        if self.tie_side_information and (not self.tie_embeddings or self.interest_match.enabled):
             # Candidates of ranking SFT come without the live slots that such outputs are made of.
-            raise ValueError("tie_side_information needs tie_embeddings, and goes without taste")
+            raise ValueError("tie_side_information needs tie_embeddings, and goes without interest_match")
         return self
 
     @property

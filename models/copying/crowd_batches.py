@@ -1,4 +1,4 @@
-"""Slots of others for batches: Arrow rows and tensors in, `OtherSlots` out; between numpy and torch.
+"""Slots of others for batches: Arrow rows and tensors in, `CrowdSlots` out; between numpy and torch.
 
 The finder takes the requesting user's own training rows out of all counts, so it needs to know who asks.
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from conf.errors import MissingInputError
 from conf.tables import TRAINING_TRANSITIONS, TRAINING_VISITS
-from models.config import DecoderConfig, OthersConfig
+from models.config import CrowdConfig, DecoderConfig
 from models.copying.crowd_candidates import NEAR, Asked, SlotFinder
 from models.data.batch import (
+    CrowdSlots,
     HistoryBatch,
-    OtherSlots,
     RequestBatch,
     Steps,
     collate_history,
@@ -44,7 +44,7 @@ def add_to_history(
     Raises:
         MissingInputError: the model copies from others, and there is no finder.
     """
-    if not config.others.enabled:
+    if not config.crowd.enabled:
         return history
     index_BW, valid_BW = window_index(
         history.lengths_B, history.timestamps_BL.shape[1], config.window_actions
@@ -52,7 +52,7 @@ def add_to_history(
     asks_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
     asks_BW = asks_BW & (index_BW >= history.num_context_B[:, None])
     steps = steps_of(history, index_BW, hide_time=config.hide_request_time)
-    return history._replace(others=_find(history, steps, asks_BW, rows, finder, config.others))
+    return history._replace(crowd=_find(history, steps, asks_BW, rows, finder, config.crowd))
 
 
 def collate_asked(
@@ -69,7 +69,7 @@ def collate_asked(
         MissingInputError: the model copies from others, and there is no finder.
     """
     request = collate_requests(rows)
-    if not config.others.enabled:
+    if not config.crowd.enabled:
         return request
     history = collate_history(rows)
     steps = Steps(
@@ -81,7 +81,7 @@ def collate_asked(
     if config.hide_request_time:
         steps = hide_times(steps, history)
     asks_BQ = ~request.is_neutral_B[:, None]
-    return request._replace(others=_find(history, steps, asks_BQ, rows, finder, config.others))
+    return request._replace(crowd=_find(history, steps, asks_BQ, rows, finder, config.crowd))
 
 
 def _find(
@@ -90,13 +90,13 @@ def _find(
     asks_BQ: Tensor,
     samples: pa.Table | pa.RecordBatch,
     finder: SlotFinder | None,
-    sizes: OthersConfig,
-) -> OtherSlots:
+    sizes: CrowdConfig,
+) -> CrowdSlots:
     """Looks up the slots of the steps that ask."""
     if finder is None:
         raise MissingInputError(
             what="what others did", where=f"{TRAINING_VISITS.name} and {TRAINING_TRANSITIONS.name}",
-            needed_by="A decoder that copies from others (decoder.others)",
+            needed_by="A decoder that copies from others (decoder.crowd)",
             remedy=f"Run: python -m etl {TRAINING_VISITS.job} --day DAY, and have its tables read.",
         )  # fmt: skip
     users = np.asarray(samples["user_id"].to_pylist(), dtype=str)
@@ -131,7 +131,7 @@ def _find(
     def spread(values_SC: np.ndarray) -> Tensor:
         return _scatter(torch.from_numpy(np.ascontiguousarray(values_SC)), asks_BQ)
 
-    return OtherSlots(
+    return CrowdSlots(
         blocks_BQC=spread(catalogue.block_ids[pois]),
         inners_BQC=spread(catalogue.inner_ids[pois]),
         categories_BQC=spread(catalogue.category_ids[pois]),

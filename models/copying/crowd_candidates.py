@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.copying.crowd_statistics import OtherStatistics
-from models.copying.crowd_visits import OtherVisits, SimilarUsers, expand
+from models.copying.crowd_statistics import CrowdStatistics
+from models.copying.crowd_visits import CrowdVisits, SimilarUsers, expand
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
 from models.data.requests import BoolArray, FloatArray, IntArray
@@ -86,10 +86,10 @@ class Asked:
 class SlotFinder:
     """Finds the slots of requests in the statistics of others; for any model of the catalogue's index."""
 
-    def __init__(self, statistics: OtherStatistics, catalogue: Catalogue) -> None:
+    def __init__(self, statistics: CrowdStatistics, catalogue: Catalogue) -> None:
         self.statistics, self.catalogue = statistics, catalogue
         self._transitions = _Transitions(statistics)
-        self._visits = OtherVisits(statistics)
+        self._visits = CrowdVisits(statistics)
         self._similar = SimilarUsers(statistics)
         self._neighbours: dict[tuple[float, float], tuple[IntArray, FloatArray]] = {}
 
@@ -165,7 +165,7 @@ class SlotFinder:
 class _Transitions:
     """Followers of every POI, and of every user's own."""
 
-    def __init__(self, statistics: OtherStatistics) -> None:
+    def __init__(self, statistics: CrowdStatistics) -> None:
         self.num_pois = statistics.num_pois
         keys = statistics.transition_pois * self.num_pois + statistics.transition_next_pois
         self.keys, place = np.unique(keys, return_inverse=True)
@@ -177,7 +177,7 @@ class _Transitions:
         self.own_keys, self.own_places = own[order], place[order]
         self.own_weights = statistics.transition_weights[order]
 
-    def follow(self, asked: Asked, size: int, visits: OtherVisits) -> tuple[IntArray, FloatArray, FloatArray]:
+    def follow(self, asked: Asked, size: int, visits: CrowdVisits) -> tuple[IntArray, FloatArray, FloatArray]:
         """Returns the best followers of each current POI, their weights, and the weight of all of them."""
         rows, places, firsts, weights = self._list_followers(asked)
         leaving = np.bincount(rows, weights=weights, minlength=len(firsts)).astype(np.float64)

@@ -17,7 +17,7 @@ from models.data.requests import FloatArray, IntArray, local_hours
 
 
 @dataclass(frozen=True)
-class OtherStatistics:
+class CrowdStatistics:
     """Visits and transitions of all users, POIs being rows of a catalogue.
 
     Attributes:
@@ -55,7 +55,7 @@ def count_others(
     tz_offsets_min: IntArray,
     *,
     num_pois: int,
-) -> OtherStatistics:
+) -> CrowdStatistics:
     """Counts visits and transitions.
 
     Args:
@@ -76,7 +76,7 @@ def count_others(
     visit_keys = (user[known] * num_pois + pois[known]) * HOURS_PER_DAY + hours[known]
     visits, counts = _sum_by_key(visit_keys, np.ones(len(known)))
     visited, visit_hours = np.divmod(visits, HOURS_PER_DAY)
-    return OtherStatistics(
+    return CrowdStatistics(
         user_ids=user_ids,
         num_pois=num_pois,
         transition_users=transition_users,

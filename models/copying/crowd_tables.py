@@ -1,4 +1,4 @@
-"""Statistics of others as Spark makes them: `training_visits` and `training_transitions` -> `OtherStatistics`.
+"""Statistics of others as Spark makes them: `training_visits` and `training_transitions` -> `CrowdStatistics`.
 
 Rows of one day, that is, of one training period, are read through Arrow: in training those of its own day at pinned
 versions, in serving those of the latest day there is. A process holds both tables, and a request is compared with all
@@ -17,18 +17,18 @@ import pyarrow.dataset as pds
 from conf.errors import MissingInputError
 from conf.tables import TRAINING_TRANSITIONS, TRAINING_VISITS
 from models.copying.crowd_candidates import SlotFinder
-from models.copying.crowd_statistics import OtherStatistics
+from models.copying.crowd_statistics import CrowdStatistics
 from models.data.catalogue import CATALOGUE_COLUMNS, Catalogue
 from models.data.dataset import TableAt, open_table, read_table
 from models.data.requests import IntArray
 
 LOGGER = logging.getLogger(__name__)
-NEEDED_BY = "A decoder that copies from others (decoder.others)"
-OTHER_TABLES = (TRAINING_VISITS.name, TRAINING_TRANSITIONS.name)
+NEEDED_BY = "A decoder that copies from others (decoder.crowd)"
+CROWD_TABLES = (TRAINING_VISITS.name, TRAINING_TRANSITIONS.name)
 
 
 @dataclass(frozen=True)
-class OthersAt:
+class CrowdAt:
     """Where the statistics of others are.
 
     Attributes:
@@ -50,12 +50,12 @@ class OthersAt:
         return of_day & (pds.field("index_version") == self.index_version)
 
 
-def open_finder(others: OthersAt, catalogue: Catalogue) -> SlotFinder:
-    """Reads the statistics and prepares them for requests; raises as `read_others`."""
-    return SlotFinder(read_others(others, catalogue), catalogue)
+def open_finder(others: CrowdAt, catalogue: Catalogue) -> SlotFinder:
+    """Reads the statistics and prepares them for requests; raises as `read_crowd`."""
+    return SlotFinder(read_crowd(others, catalogue), catalogue)
 
 
-def last_others(visits: TableAt, transitions: TableAt, day: date, index_version: int) -> OthersAt:
+def last_crowd(visits: TableAt, transitions: TableAt, day: date, index_version: int) -> CrowdAt:
     """Returns the statistics of the latest day up to `day`: what a model that serves on that day copies from.
 
     Raises:
@@ -64,7 +64,7 @@ def last_others(visits: TableAt, transitions: TableAt, day: date, index_version:
     remedy = f"Run: python -m etl {TRAINING_VISITS.job} --day {day}."
     opened = open_table(visits, needed_by=NEEDED_BY, remedy=remedy)
     days = [own["day"] for own in opened.partitions() if own["day"] <= day.isoformat()]
-    found = OthersAt(visits, transitions, max(days, default=""), index_version)
+    found = CrowdAt(visits, transitions, max(days, default=""), index_version)
     if not days or not opened.to_pyarrow_dataset().head(1, filter=found.rows).num_rows:
         raise MissingInputError(
             what=f"visits in index version {index_version} of the latest day up to {day}",
@@ -79,7 +79,7 @@ def read_catalogue(poi_index: TableAt, index_version: int) -> Catalogue:
     return Catalogue.from_arrow(read_table(poi_index, CATALOGUE_COLUMNS, is_version))
 
 
-def read_others(others: OthersAt, catalogue: Catalogue) -> OtherStatistics:
+def read_crowd(others: CrowdAt, catalogue: Catalogue) -> CrowdStatistics:
     """Reads the statistics, POIs as rows of a catalogue; rows of slots that it does not hold are left out.
 
     Raises:
@@ -110,7 +110,7 @@ def read_others(others: OthersAt, catalogue: Catalogue) -> OtherStatistics:
     )
     by_user = np.lexsort((hours, pois[0], visit_users))
     by_poi = np.lexsort((goers, after, before))
-    return OtherStatistics(
+    return CrowdStatistics(
         user_ids=user_ids,
         num_pois=len(catalogue),
         transition_users=goers[by_poi],

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from conf.units import HOURS_PER_DAY
-from models.copying.crowd_statistics import OtherStatistics
+from models.copying.crowd_statistics import CrowdStatistics
 from models.data.ragged import rows_and_places
 from models.data.requests import BoolArray, FloatArray, IntArray
 
@@ -22,10 +22,10 @@ WEIGHT_UNIT = 2.0**-12
 """Weights are multiples of this, so that their sums are exact and no order of summing can change a list."""
 
 
-class OtherVisits:
+class CrowdVisits:
     """Popularity of POIs by hour, and every user's own part of it."""
 
-    def __init__(self, statistics: OtherStatistics) -> None:
+    def __init__(self, statistics: CrowdStatistics) -> None:
         self.num_pois, self.kernel = statistics.num_pois, _hour_kernel()
         by_hour = np.zeros((self.num_pois, HOURS_PER_DAY))
         np.add.at(by_hour, (statistics.visit_pois, statistics.visit_hours), statistics.visit_counts)
@@ -95,7 +95,7 @@ class OtherVisits:
 class SimilarUsers:
     """Scores POIs by the visits of users who share POIs with a past; rare POIs say more, busy users less."""
 
-    def __init__(self, statistics: OtherStatistics) -> None:
+    def __init__(self, statistics: CrowdStatistics) -> None:
         num_users, self.num_pois = len(statistics.user_ids), statistics.num_pois
         keys = np.unique(statistics.visit_pois * max(num_users, 1) + statistics.visit_users)
         pois, self.users = np.divmod(keys, max(num_users, 1))

@@ -39,7 +39,7 @@ class _Movable:
         return type(self)(*moved)
 
 
-class _OtherSlots(NamedTuple):
+class _CrowdSlots(NamedTuple):
     blocks_BQC: Tensor
     inners_BQC: Tensor
     categories_BQC: Tensor
@@ -53,7 +53,7 @@ class _OtherSlots(NamedTuple):
     is_real_BQC: Tensor
 
 
-class OtherSlots(_Movable, _OtherSlots):
+class CrowdSlots(_Movable, _CrowdSlots):
     """POIs that the rows of other users suggest for each step.
 
     Attributes:
@@ -67,10 +67,10 @@ class OtherSlots(_Movable, _OtherSlots):
 
     __slots__ = ()
 
-    def take_steps(self, index_BQ: Tensor) -> "OtherSlots":
+    def take_steps(self, index_BQ: Tensor) -> "CrowdSlots":
         """Returns the slots of some of the steps."""
         rows = torch.arange(len(index_BQ), device=index_BQ.device)[:, None]
-        return OtherSlots(*(field[rows, index_BQ] for field in self))
+        return CrowdSlots(*(field[rows, index_BQ] for field in self))
 
 
 class _History(NamedTuple):
@@ -87,7 +87,7 @@ class _History(NamedTuple):
     is_targets_BL: Tensor
     profile_ids_BP: Tensor
     vectors_BLM: Tensor | None = None
-    others: OtherSlots | None = None
+    crowd: CrowdSlots | None = None
 
 
 class HistoryBatch(_Movable, _History):
@@ -116,7 +116,7 @@ class _Request(NamedTuple):
     user_lonlat_B2: Tensor
     action_types_B: Tensor
     is_neutral_B: Tensor
-    others: OtherSlots | None = None
+    crowd: CrowdSlots | None = None
 
 
 class RequestBatch(_Movable, _Request):

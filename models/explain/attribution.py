@@ -41,12 +41,12 @@ class Shares:
 
     Attributes:
         generator: part of the transformer's own softmax.
-        others: part of slots that other users suggest.
+        crowd: part of POIs that other users suggest.
         actions: part of each past action, (L,); 0 where it cannot be copied, or the memory is off.
     """
 
     generator: float
-    others: float
+    crowd: float
     actions: FloatArray
 
 
@@ -183,7 +183,7 @@ def explain_request(
         tz_offset_min=int(asked.tz_offsets_B[0]),
         place=place,
         past=past,
-        has_memory=model.memory is not None,
+        has_memory=model.history_copy is not None,
         block_shares=share_block(model, state, len(past)),
         poi_shares=poi_shares,
         blocks=list_blocks(model, state, centers),
@@ -193,7 +193,9 @@ def explain_request(
 
 def share_block(model: SpacetimeDecoder, state: RequestState, num_actions: int) -> Shares:
     """Returns who makes the block's prediction of one request with `num_actions` past actions."""
-    copies = gather_copies(model.memory, model.others, BLOCK, state.state_BD[:, None], state.sources)
+    copies = gather_copies(
+        model.history_copy, model.crowd_copy, BLOCK, state.state_BD[:, None], state.sources
+    )
     if copies is None:
         return Shares(1.0, 0.0, np.zeros(num_actions))
     scores_X = copies.scores_BQX[0, 0].double()
@@ -204,7 +206,9 @@ def share_block(model: SpacetimeDecoder, state: RequestState, num_actions: int) 
 
 def share_pois(model: SpacetimeDecoder, state: RequestState, num_actions: int) -> Shares:
     """Returns who makes the POI's prediction: the shares inside each block, averaged by P(block)."""
-    at_block = gather_copies(model.memory, model.others, BLOCK, state.state_BD[:, None], state.sources)
+    at_block = gather_copies(
+        model.history_copy, model.crowd_copy, BLOCK, state.state_BD[:, None], state.sources
+    )
     if at_block is None:
         return Shares(1.0, 0.0, np.zeros(num_actions))
     can_copy_X = ~at_block.scores_BQX[0, 0].isneginf()
@@ -212,7 +216,7 @@ def share_pois(model: SpacetimeDecoder, state: RequestState, num_actions: int) -
     if blocks_1K.shape[1] == 0:
         return Shares(1.0, 0.0, np.zeros(num_actions))
     states_1KD = model.look_into(state, blocks_1K)
-    copies = gather_copies(model.memory, model.others, INNER, states_1KD, state.sources)
+    copies = gather_copies(model.history_copy, model.crowd_copy, INNER, states_1KD, state.sources)
     assert copies is not None
     scores_KX = copies.inside(blocks_1K).scores_BQX[0].double()
     mass_K = log_mass(scores_KX)
@@ -272,7 +276,7 @@ def _split_shares(
     model: SpacetimeDecoder, generator: float, shares_X: FloatArray, num_actions: int
 ) -> Shares:
     """Tells own past and slots of others apart; the own past comes first, if there is a memory."""
-    if model.memory is None:
+    if model.history_copy is None:
         return Shares(generator, float(shares_X.sum()), np.zeros(num_actions))
     return Shares(generator, float(shares_X[num_actions:].sum()), shares_X[:num_actions])
 

@@ -25,7 +25,7 @@ from conf.errors import IndexVersionError, MissingInputError, SettingsError
 from conf.settings import Settings
 from conf.tables import HISTORY_NAMES
 from models.copying.crowd_candidates import SlotFinder
-from models.copying.crowd_tables import OTHER_TABLES, last_others, open_finder
+from models.copying.crowd_tables import CROWD_TABLES, last_crowd, open_finder
 from models.data.catalogue import CATALOGUE_COLUMNS, Catalogue
 from models.data.dataset import TableAt, read_table
 from models.data.pins import locate_table
@@ -63,7 +63,7 @@ def run_explain(context: JobContext) -> JobSummary:
     catalogue, names, centers = read_places(settings, version)
     started = time.perf_counter()
     model = bundle.model(bundle.generator_stage)
-    finder = open_others(settings, bundle, catalogue, context.day)
+    finder = open_crowd(settings, bundle, catalogue, context.day)
     explanation = explain_request(model, request, catalogue, centers, top_k=options.top, finder=finder)
     seconds = {"explain": time.perf_counter() - started}
     console = Console(stderr=True, width=None if sys.stderr.isatty() else TEXT_WIDTH)
@@ -198,14 +198,12 @@ def read_places(settings: Settings, index_version: int) -> tuple[Catalogue, dict
     )
 
 
-def open_others(
-    settings: Settings, bundle: ModelBundle, catalogue: Catalogue, day: date
-) -> SlotFinder | None:
-    """Returns what others did, as of the day, if the bundle copies from them; raises as `last_others`."""
-    if not bundle.copies_from_others:
+def open_crowd(settings: Settings, bundle: ModelBundle, catalogue: Catalogue, day: date) -> SlotFinder | None:
+    """Returns what others did, as of the day, if the bundle copies from them; raises as `last_crowd`."""
+    if not bundle.copies_from_crowd:
         return None
-    visits, transitions = (TableAt(locate_table(settings.storage.root, name)) for name in OTHER_TABLES)
-    others = last_others(visits, transitions, day, bundle.layout.index_version)
+    visits, transitions = (TableAt(locate_table(settings.storage.root, name)) for name in CROWD_TABLES)
+    others = last_crowd(visits, transitions, day, bundle.layout.index_version)
     return open_finder(others, catalogue)
 
 

@@ -173,8 +173,8 @@ def _draw_shares(axes: Axes, explanation: Explanation, names: Mapping[str, str])
     past, of_block, of_poi = explanation.past, explanation.block_shares, explanation.poi_shares
     chosen = explanation.leaned_on(NUM_ACTIONS)
     rows = [("generator", of_block.generator, of_poi.generator)]
-    if of_block.others or of_poi.others:
-        rows.append(("slots of others", of_block.others, of_poi.others))
+    if of_block.crowd or of_poi.crowd:
+        rows.append(("slots of others", of_block.crowd, of_poi.crowd))
     for place in chosen:
         when = tell_time(int(past.timestamps_ms[place]), int(past.tz_offsets_min[place]))
         name = _shorten(names.get(past.poi_ids[place], past.poi_ids[place]))

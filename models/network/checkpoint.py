@@ -26,6 +26,8 @@ CONFIG_FILE, MODEL_FILE, CHECKSUM_FILE = "config.json", "model.safetensors", "ch
 STATE_FILE, OPTIMIZER_FILE, RANDOM_FILE = "state.json", "optimizer.safetensors", "random.safetensors"
 AVERAGE_FILE = "average.safetensors"
 NUM_KEPT = 2
+RENAMED_PARTS = {"memory": "history_copy", "others": "crowd_copy", "taste": "interest_match"}
+"""Parts of the decoder by the names that they had in older checkpoints."""
 
 
 def save_stage(
@@ -73,13 +75,22 @@ def load_stage(
     if content["fingerprint"] != made_now:
         raise FingerprintError(path=path, expected=made_now, found=content["fingerprint"])
     model = SpacetimeDecoder(config)
-    weights = load_file(path / MODEL_FILE)
+    weights = rename_parts(load_file(path / MODEL_FILE))
     others = sorted(weights.keys() ^ model.state_dict().keys())
     if others:
         problem = f"its weights are those of another version of the model ({len(others)} names, first {others[0]!r})"
         raise DamagedCheckpointError(path=path, problem=problem)
     model.load_state_dict(weights)
     return model.to(device).eval()
+
+
+def rename_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights by the names that they have now."""
+    renamed = {}
+    for name, value in weights.items():
+        part, _, rest = name.partition(".")
+        renamed[f"{RENAMED_PARTS.get(part, part)}.{rest}"] = value
+    return renamed
 
 
 def read_config(folder: Path) -> DecoderConfig:

@@ -28,7 +28,13 @@ class ClickHead(nn.Module):
         super().__init__()
         self.state = nn.Linear(config.hidden_dim, 1)
         self.memory = nn.Linear(NUM_MEMORY_FEATURES, 1, bias=False)
-        self.evidence = nn.Linear(NUM_EVIDENCE, 1, bias=False) if config.taste.enabled else None
+        self.evidence = nn.Linear(NUM_EVIDENCE, 1, bias=False) if config.interest_match.enabled else None
+        self.head_rate = config.interest_match.head_rate
+
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Factors on the learning rate (`models.training.optimizer.collect_rate_scales`)."""
+        return {} if self.evidence is None else {"evidence": self.head_rate}
 
     def reset_start(self) -> None:
         """Starts with the state alone."""

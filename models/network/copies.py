@@ -19,20 +19,20 @@ from conf.units import HOURS_PER_DAY
 from models.config import DecoderConfig
 from models.copying.crowd_candidates import NUM_BUCKETS, NUM_LISTS
 from models.copying.pairs import NUM_DISTANCES, NUM_GAPS, Past, bucket_distance, bucket_step_gap
-from models.data.batch import OtherSlots, Steps, take_actions
+from models.data.batch import CrowdSlots, Steps, take_actions
 from models.data.features import split_time
 from models.data.slots import LiveSlots, pack_slots
 from models.network.embedding import TokenEmbedding
-from models.network.history_copy import BLOCK, INNER, Bank, PairBias, SumRows, Which
+from models.network.history_copy import BLOCK, INNER, HistoryMemory, PairBias, SumRows, Which
 
 NUM_OWN_VISITS = 4
 NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
 """Buckets of a user's taste for new POIs, and the actions it is judged by."""
-NUM_TASTES = 12
+NUM_AFFINITIES = 12
 """Buckets of a user's visits to a category."""
 
 
-class SlotBank(NamedTuple):
+class CrowdMemory(NamedTuple):
     """Slots of steps, and the part of their scores that does not depend on hidden states.
 
     Attributes:
@@ -52,20 +52,21 @@ class SlotBank(NamedTuple):
 class Sources(NamedTuple):
     """Where copies come from: the own past, compared with the steps, and the slots of others."""
 
-    bank: Bank | None
+    memory: HistoryMemory | None
     pairs: PairBias | None
-    slots: SlotBank | None
+    slots: CrowdMemory | None
 
 
-class OthersMemory(nn.Module):
+class CrowdCopy(nn.Module):
     """Scores of the slots of others."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        own = config.others
+        own = config.crowd
         self.num_blocks, self.max_inner = config.num_blocks, config.max_inner
         self.num_categories, self.num_slots = max(config.num_categories, 1), own.num_slots
         self.start, self.key_dim = own.start, config.memory.key_dim
+        self.table_rate, self.large_table_rate = config.memory.table_rate, config.memory.large_table_rate
         D = config.hidden_dim
         self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.memory.dropout)
         self.key = nn.Linear(D, 2 * self.key_dim, bias=False)
@@ -74,6 +75,11 @@ class OthersMemory(nn.Module):
         self.small = nn.Parameter(torch.zeros(sum(self._small_sizes), 2))
         self.large = nn.Parameter(torch.zeros(sum(self._large_sizes), 2))
         self.poi = nn.Parameter(torch.zeros(max(config.poi_rows, 1), 2))
+
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Factors on the learning rate (`models.training.optimizer.collect_rate_scales`)."""
+        return {"small": self.table_rate, "large": self.large_table_rate, "poi": self.large_table_rate}
 
     def reset_start(self) -> None:
         """Starts with slots that hardly count: gates 0, the same constant for every slot."""
@@ -95,7 +101,7 @@ class OthersMemory(nn.Module):
             NUM_OWN_VISITS * NUM_LISTS,
             NUM_DISTANCES * NUM_GAPS * NUM_LISTS,
             NUM_NOVELTIES * NUM_GAPS,
-            NUM_TASTES * NUM_TASTES * NUM_LISTS,
+            NUM_AFFINITIES * NUM_AFFINITIES * NUM_LISTS,
         )
 
     @property
@@ -104,8 +110,8 @@ class OthersMemory(nn.Module):
         return (self.num_categories * HOURS_PER_DAY, self.num_categories**2)
 
     def look_up(
-        self, slots: OtherSlots, past: Past, steps: Steps, embedding: TokenEmbedding, live: LiveSlots | None
-    ) -> SlotBank:
+        self, slots: CrowdSlots, past: Past, steps: Steps, embedding: TokenEmbedding, live: LiveSlots | None
+    ) -> CrowdMemory:
         """Makes keys of the slots' input embeddings and looks up all tables."""
         with torch.no_grad():
             small, large = self._rows(slots, past, steps)
@@ -122,17 +128,17 @@ class OthersMemory(nn.Module):
         )
         if live is not None:
             may_copy = may_copy & live.contains(slots.blocks_BQC, slots.inners_BQC)
-        return SlotBank(slots.blocks_BQC, slots.inners_BQC, may_copy, self._keys(slots, embedding), bias)
+        return CrowdMemory(slots.blocks_BQC, slots.inners_BQC, may_copy, self._keys(slots, embedding), bias)
 
-    def score(self, which: Which, states_BQD: Tensor, bank: SlotBank) -> Tensor:
-        """Returns f_c, (B, Q, C) float32; -inf where there is nothing to copy. Q of the bank may be 1."""
+    def score(self, which: Which, states_BQD: Tensor, memory: CrowdMemory) -> Tensor:
+        """Returns f_c, (B, Q, C) float32; -inf where there is nothing to copy. Q of the memory may be 1."""
         query = self.query[which](states_BQD)
-        keys = bank.keys_BQC2K[..., which, :]
+        keys = memory.keys_BQC2K[..., which, :]
         content = (query[:, :, None] * keys).sum(dim=-1) / math.sqrt(self.key_dim)
-        scores = (content + self.gate[which](states_BQD)).float() + bank.bias_BQC2[..., which]
-        return scores.masked_fill(~bank.may_copy_BQC, -torch.inf)
+        scores = (content + self.gate[which](states_BQD)).float() + memory.bias_BQC2[..., which]
+        return scores.masked_fill(~memory.may_copy_BQC, -torch.inf)
 
-    def _keys(self, slots: OtherSlots, embedding: TokenEmbedding) -> Tensor:
+    def _keys(self, slots: CrowdSlots, embedding: TokenEmbedding) -> Tensor:
         """Embeds every distinct slot of the batch once."""
         names = pack_slots(slots.blocks_BQC, slots.inners_BQC).flatten()
         _, place = torch.unique(names, return_inverse=True)
@@ -148,7 +154,7 @@ class OthersMemory(nn.Module):
         keys_U2K = self.key(self.dropout(self.norm(embedded))).unflatten(-1, (2, self.key_dim))
         return F.embedding(place, keys_U2K.flatten(1)).view(*slots.blocks_BQC.shape, 2, self.key_dim)
 
-    def _rows(self, slots: OtherSlots, past: Past, steps: Steps) -> tuple[Tensor, Tensor]:
+    def _rows(self, slots: CrowdSlots, past: Past, steps: Steps) -> tuple[Tensor, Tensor]:
         """Returns the rows of the small and of the large tables, (B, Q, C, tables)."""
         lists = slots.lists_BQC
         gap = bucket_step_gap(past, steps)[..., None]
@@ -165,7 +171,7 @@ class OthersMemory(nn.Module):
             own * NUM_LISTS + lists,
             (near * NUM_GAPS + gap) * NUM_LISTS + lists,
             (bucket_novelty(past, steps)[..., None] * NUM_GAPS + gap).expand_as(lists),
-            self._bucket_taste(slots, past, steps) * NUM_LISTS + lists,
+            self._bucket_affinity(slots, past, steps) * NUM_LISTS + lists,
         )
         last = self._known_category(take_actions(past.categories_BL, steps.num_past_BQ - 1, fill=0))
         category = self._known_category(slots.categories_BQC)
@@ -176,23 +182,23 @@ class OthersMemory(nn.Module):
     def _known_category(self, categories: Tensor) -> Tensor:
         return torch.where(categories < self.num_categories, categories, 0)
 
-    def _count_own(self, slots: OtherSlots, past: Past, steps: Steps) -> Tensor:
+    def _count_own(self, slots: CrowdSlots, past: Past, steps: Steps) -> Tensor:
         """Returns the log bucket of the user's own earlier visits to each slot's POI."""
         names_BL = pack_slots(past.blocks_BL, past.inners_BL)
         counts = count_before(names_BL, pack_slots(slots.blocks_BQC, slots.inners_BQC), steps.num_past_BQ)
         return (counts + 1).float().log2().long().clamp(max=NUM_OWN_VISITS - 1)
 
-    def _bucket_taste(self, slots: OtherSlots, past: Past, steps: Steps) -> Tensor:
+    def _bucket_affinity(self, slots: CrowdSlots, past: Past, steps: Steps) -> Tensor:
         """Returns buckets of the user's earlier visits to the slot's category, and of all earlier visits."""
         counts = count_before(past.categories_BL, slots.categories_BQC, steps.num_past_BQ)
         counts = counts * (slots.categories_BQC > 0)
         buckets = [
-            (1.5 * (values + 1).float().log2()).long().clamp(max=NUM_TASTES - 1)
+            (1.5 * (values + 1).float().log2()).long().clamp(max=NUM_AFFINITIES - 1)
             for values in (counts, steps.num_past_BQ[..., None])
         ]
-        return buckets[0] * NUM_TASTES + buckets[1]
+        return buckets[0] * NUM_AFFINITIES + buckets[1]
 
-    def _poi_rows(self, slots: OtherSlots, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
+    def _poi_rows(self, slots: CrowdSlots, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
         """Returns the row of the POI's own constant and whether there is one."""
         if embedding.poi_vectors is None:
             nothing = torch.zeros_like(slots.blocks_BQC)

@@ -1,19 +1,17 @@
 """SpacetimeDecoder: one decoder for next-POI probabilities, generation, ranking and embeddings.
 
-Generation is `GenerativeDecoder`; here are the heads of post-training (paper 3.3): candidates hung below a request and
-isolated from each other, their click logits, and the two towers.
+Pre-training learns a distribution over the next POI (paper 3.2): the state at an action token predicts the block, the
+state at a block token the inner id. Training runs over whole windows; serving encodes the user part once
+(`encode_prefix`), adds the request's spacetime and action tokens (`request_state`), and hangs blocks or candidates
+below it, each for itself. Both ways agree to rounding (docs/design.md, trap 4): a step being predicted always sees the
+last `window_actions` - 1 actions of its window.
 
-GenerativeDecoder: the decoder as a distribution over the next POI, which is what pre-training learns (paper 3.2).
-
-The state at an action token predicts the block, the state at a block token the inner id. Training runs over
-whole windows; serving encodes the user part once (`encode_prefix`), adds the request's spacetime and action
-tokens (`request_state`), and hangs blocks or candidates below it, each for itself. Both ways agree to rounding
-(docs/design.md, trap 4): a step being predicted always sees the last `window_actions` - 1 actions of its window.
+The heads of post-training (paper 3.3): candidates below a request, isolated from each other, their click logits, and
+the two towers.
 """
 
-# Shape letters: B = sequences, L = actions, D = model width, C = candidates, N = POIs, E = width of vectors.
 # Shape letters: B = sequences, L = actions, W = actions of the window, D = model width, V = blocks,
-# I = inner ids, C = candidates, K = blocks looked into, Q = steps being predicted.
+# I = inner ids, C = candidates, K = blocks looked into, Q = steps being predicted, N = POIs, E = width of vectors.
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +20,8 @@ from conf.tokens import TOKENS_PER_ACTION
 from models.config import DecoderConfig
 from models.data.batch import (
     CandidateBatch,
+    CrowdSlots,
     HistoryBatch,
-    OtherSlots,
     RequestBatch,
     Steps,
     predicting_tokens,
@@ -33,19 +31,19 @@ from models.data.batch import (
 )
 from models.data.slots import LiveSlots
 from models.network.click import ClickHead, gather_evidence
-from models.network.copies import OthersMemory, Sources
-from models.network.embedding import Generator
+from models.network.copies import CrowdCopy, Sources
+from models.network.embedding import Generator, TokenEmbedding
 from models.network.history_copy import (
     BLOCK,
     INNER,
     NUM_MEMORY_FEATURES,
-    Bank,
     Copies,
-    PlaceMemory,
+    HistoryCopy,
+    HistoryMemory,
     Which,
     mix_all,
 )
-from models.network.interest_match import TasteMatch, match
+from models.network.interest_match import InterestMatch, match
 from models.network.layers import KeyValues, lay_out_candidates, start_weights
 from models.network.trunk import (
     Cache,
@@ -61,11 +59,21 @@ from models.network.trunk import (
     valid_user,
 )
 
-REQUEST_TOKENS = 2
+REQUEST_TOKENS, CANDIDATE_TOKENS = 2, 2
 
 
-class GenerativeDecoder(nn.Module):
-    """Trunk, generator and memories: log P(block) and log P(inner | block)."""
+class SpacetimeDecoder(nn.Module):
+    """The model (paper 3.2 and 3.3, docs/design.md 4), composed of parts of which some are optional.
+
+    Attributes:
+        trunk: tokens and transformer.
+        generator: heads of the next POI.
+        history_copy: copies the user's own past into the distribution; None = off.
+        crowd_copy: copies what other users' rows suggest; None = off.
+        user_projection, poi_projection: the two towers.
+        click: log-odds of a click.
+        interest_match: compares candidates with the user's past; None = off.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -76,18 +84,31 @@ class GenerativeDecoder(nn.Module):
         self.config = config
         self.trunk = Trunk(config)
         self.generator = Generator(config)
-        self.memory = PlaceMemory(config) if config.memory.enabled else None
-        self.others = OthersMemory(config) if config.others.enabled else None
+        self.history_copy = HistoryCopy(config) if config.memory.enabled else None
+        self.crowd_copy = CrowdCopy(config) if config.crowd.enabled else None
+        self.user_projection = nn.Linear(config.hidden_dim, config.embedding_dim, bias=False)
+        self.poi_projection = nn.Linear(config.hidden_dim, config.embedding_dim, bias=False)
+        self.click = ClickHead(config)
+        self.interest_match = InterestMatch(config) if config.interest_match.enabled else None
+        # This starts every linear map and embedding, so the parts that start otherwise are set after it.
+        self.apply(start_weights)
+        for part in (self.embedding, self.click, self.interest_match, self.history_copy, self.crowd_copy):
+            if part is not None:
+                part.reset_start()
+
+    @property
+    def embedding(self) -> TokenEmbedding:
+        """Input vectors of all tokens; the generator's output vectors too, where they are tied."""
+        return self.trunk.embedding
 
     def set_block_centers(self, block_ids: Tensor, lonlat: Tensor) -> None:
         """Tells where blocks lie, (N,) and (N, 2) degrees; blocks not told of have an unknown place."""
-        self.trunk.embedding.set_block_centers(block_ids, lonlat)
+        self.embedding.set_block_centers(block_ids, lonlat)
 
     def assign_poi_rows(self, slots: LiveSlots) -> None:
         """Shares the rows of exact POI vectors out to blocks by their slots; before training only."""
-        for vectors in (self.trunk.embedding.poi_vectors, getattr(self.generator, "poi_vectors", None)):
-            if vectors is not None:
-                vectors.assign_rows(slots.count_inners())
+        for part in (self.embedding, self.generator):
+            part.assign_poi_rows(slots.count_inners())
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -111,19 +132,22 @@ class GenerativeDecoder(nn.Module):
         is_target_BQ = is_target_BQ & self._has_token(blocks_BQ, inners_BQ, live)
         # Ids that are not targets become 0, which every gather can take; what it finds is masked at the end.
         blocks_BQ, inners_BQ = blocks_BQ * is_target_BQ, inners_BQ * is_target_BQ
-        embedding = self.trunk.embedding
-        log_blocks = self.generator.block_log_probs(at_action, embedding, live)
+        log_blocks = self.generator.block_log_probs(at_action, self.embedding, live)
         log_block = log_blocks.gather(2, blocks_BQ[..., None])[..., 0]
         targets = is_target_BQ.nonzero(as_tuple=True)
         chosen = self.generator.target_log_probs(
-            at_block[targets], blocks_BQ[targets], inners_BQ[targets], embedding, live
+            at_block[targets], blocks_BQ[targets], inners_BQ[targets], self.embedding, live
         )
         log_inner = torch.zeros_like(log_block).index_put(targets, chosen)
         steps = steps_of(history, index_BQ, hide_time=self.config.hide_request_time)
         # `spacetime`, not `shown`: a past action's time is known even where that of a request is hidden.
-        bank = None if self.memory is None else self.memory.remember(past_of(history), spacetime, inner)
-        slots = None if history.others is None else history.others.take_steps(window_BQ)
-        sources = self._look_up(bank, history, steps, slots, live)
+        memory = (
+            None
+            if self.history_copy is None
+            else self.history_copy.remember(past_of(history), spacetime, inner)
+        )
+        slots = None if history.crowd is None else history.crowd.take_steps(window_BQ)
+        sources = self._look_up(memory, history, steps, slots, live)
         copies = self._copies(BLOCK, at_action, sources)
         if copies is not None:
             log_block = copies.mix_target(log_block, copies.blocks_BQX == blocks_BQ[..., None])
@@ -153,9 +177,13 @@ class GenerativeDecoder(nn.Module):
         )
         # Padding takes no positions: the request goes on where it would in a training window (trap 4).
         next_positions_B = 1 + TOKENS_PER_ACTION * valid_BW.sum(dim=1)
-        bank = None if self.memory is None else self.memory.remember(past_of(history), spacetime, inner)
+        memory = (
+            None
+            if self.history_copy is None
+            else self.history_copy.remember(past_of(history), spacetime, inner)
+        )
         cache = Cache(layers, valid_BT, next_positions_B)
-        return Prefix(cache, history, bank, self._read_taste(history, inner))
+        return Prefix(cache, history, memory, self._read_interest(history, inner))
 
     def request_state(
         self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None
@@ -172,7 +200,7 @@ class GenerativeDecoder(nn.Module):
     def inner_log_probs(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns log P(inner | block) for some blocks, each looked into for itself, (B, K) -> (B, K, I)."""
         states_BKD = self.look_into(state, blocks_BK)
-        log_probs = self.generator.inner_log_probs(states_BKD, blocks_BK, self.trunk.embedding, state.live)
+        log_probs = self.generator.inner_log_probs(states_BKD, blocks_BK, self.embedding, state.live)
         copies = self._copies(INNER, states_BKD, state.sources)
         if copies is None:
             return log_probs
@@ -187,12 +215,14 @@ class GenerativeDecoder(nn.Module):
 
     # --- shared -----------------------------------------------------------------------------------------
 
-    def _read_taste(self, history: HistoryBatch, inner_BLD: Tensor) -> Tensor | None:
-        """What heads want to know of the whole past; generation wants nothing."""
-        return None
+    def _read_interest(self, history: HistoryBatch, inner_BLD: Tensor) -> Tensor | None:
+        """Returns the user's side of the interest match, (B, 2, E); None if that is off."""
+        if self.interest_match is None:
+            return None
+        return self.interest_match.read_past(*self.trunk.history_content(history, inner_BLD))
 
     def _block_log_probs(self, state_BD: Tensor, sources: Sources, live: LiveSlots | None) -> Tensor:
-        log_probs = self.generator.block_log_probs(state_BD, self.trunk.embedding, live)
+        log_probs = self.generator.block_log_probs(state_BD, self.embedding, live)
         copies = self._copies(BLOCK, state_BD[:, None], sources)
         if copies is None:
             return log_probs
@@ -212,7 +242,7 @@ class GenerativeDecoder(nn.Module):
         blocks, inners = blocks_BC * fits, inners_BC * fits
         log_block = self._block_log_probs(at_action_BD, sources, live).gather(1, blocks)
         log_inner = self.generator.target_log_probs(
-            at_block_BCD.flatten(0, 1), blocks.flatten(), inners.flatten(), self.trunk.embedding, live
+            at_block_BCD.flatten(0, 1), blocks.flatten(), inners.flatten(), self.embedding, live
         ).view_as(log_block)
         copies = self._copies(INNER, at_block_BCD, sources)
         if copies is not None:
@@ -229,13 +259,13 @@ class GenerativeDecoder(nn.Module):
         steps = request_steps(history, request, hide_time=self.config.hide_request_time)
         asked = (
             self.trunk.embed_request(history, steps),
-            self.trunk.embedding.embed_actions(request.action_types_B),
+            self.embedding.embed_actions(request.action_types_B),
         )
-        nothing = self.trunk.embedding.embed_no_request(neutral_B.shape)
+        nothing = self.embedding.embed_no_request(neutral_B.shape)
         tokens = [
             torch.where(neutral_B[:, None], none, own) for none, own in zip(nothing, asked, strict=True)
         ]
-        return torch.stack(tokens, 1), self._look_up(prefix.bank, history, steps, request.others, live)
+        return torch.stack(tokens, 1), self._look_up(prefix.memory, history, steps, request.crowd, live)
 
     def _read_request(self, prefix: Prefix, asked_B2D: Tensor) -> tuple[Tensor, tuple[KeyValues, ...]]:
         offsets = torch.arange(REQUEST_TOKENS, device=asked_B2D.device)
@@ -243,7 +273,7 @@ class GenerativeDecoder(nn.Module):
 
     def _needed(self, history: HistoryBatch) -> HistoryBatch:
         """Without a memory nothing reads beyond the window and the two actions that its first gap reaches to."""
-        is_all = self.memory is not None or self.others is not None
+        is_all = self.history_copy is not None or self.crowd_copy is not None
         return history if is_all else keep_last(history, self.config.window_actions + 2)
 
     def _has_token(self, block_ids: Tensor, inner_ids: Tensor, live: LiveSlots | None) -> Tensor:
@@ -252,71 +282,33 @@ class GenerativeDecoder(nn.Module):
 
     def _look_up(
         self,
-        bank: Bank | None,
+        memory: HistoryMemory | None,
         history: HistoryBatch,
         steps: Steps,
-        slots: OtherSlots | None,
+        slots: CrowdSlots | None,
         live: LiveSlots | None,
     ) -> Sources:
         """Looks up what does not depend on states: the own past, and the slots of others."""
-        pairs = None if self.memory is None or bank is None else self.memory.compare(bank, steps, live)
-        if self.others is None or slots is None:
-            return Sources(bank, pairs, None)
-        found = self.others.look_up(slots, past_of(history), steps, self.trunk.embedding, live)
-        return Sources(bank, pairs, found)
+        pairs = (
+            None
+            if self.history_copy is None or memory is None
+            else self.history_copy.compare(memory, steps, live)
+        )
+        if self.crowd_copy is None or slots is None:
+            return Sources(memory, pairs, None)
+        found = self.crowd_copy.look_up(slots, past_of(history), steps, self.embedding, live)
+        return Sources(memory, pairs, found)
 
     def _copies(self, which: Which, states_BQD: Tensor, sources: Sources) -> Copies | None:
-        return gather_copies(self.memory, self.others, which, states_BQD, sources)
+        return gather_copies(self.history_copy, self.crowd_copy, which, states_BQD, sources)
 
     def look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
         """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
         # Blocks are alternatives, no sequence: all stand at the first free position and see only themselves.
         own_KK = torch.eye(blocks_BK.shape[1], dtype=torch.bool, device=blocks_BK.device)
         offsets = torch.zeros_like(blocks_BK[0])
-        embedded = self.trunk.embedding.embed_blocks(blocks_BK)
+        embedded = self.embedding.embed_blocks(blocks_BK)
         return self.trunk.read_below(state.cache, embedded, offsets, own_KK)[0]
-
-
-CANDIDATE_TOKENS = 2
-
-
-class SpacetimeDecoder(GenerativeDecoder):
-    """The model (paper 3.2 and 3.3, docs/design.md 4)."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__(config)
-        D = config.hidden_dim
-        self.user_projection = nn.Linear(D, config.embedding_dim, bias=False)
-        self.poi_projection = nn.Linear(D, config.embedding_dim, bias=False)
-        self.click = ClickHead(config)
-        self.taste = TasteMatch(config) if config.taste.enabled else None
-        # This starts every linear map and embedding, so those that start otherwise are set after it.
-        self.apply(start_weights)
-        self.trunk.embedding.start_places()
-        self.click.reset_start()
-        if self.taste is not None:
-            self.taste.reset_start()
-        if self.memory is not None:
-            self.memory.reset_gates()
-        if self.others is not None:
-            self.others.reset_start()
-
-    @property
-    def rate_scales(self) -> dict[str, float]:
-        """Modules and parameters, by their names, whose learning rate is scaled; only those that the model has."""
-        scales = {}
-        if self.config.place_std:
-            scales["trunk.embedding.geo.fourier"] = self.trunk.embedding.geo.wave_rate
-        small, large = self.config.memory.table_rate, self.config.memory.large_table_rate
-        if self.memory is not None:
-            scales |= {"memory.small": small, "memory.large": large}
-            if self.memory.routines is not None:
-                scales["memory.routines"] = small
-        if self.others is not None:
-            scales |= {"others.small": small, "others.large": large, "others.poi": large}
-        if self.taste is not None:
-            scales |= {"click.evidence": self.config.taste.head_rate, "taste": self.config.taste.match_rate}
-        return scales
 
     def candidate_states(
         self,
@@ -327,9 +319,9 @@ class SpacetimeDecoder(GenerativeDecoder):
     ) -> CandidateStates:
         """Reads each candidate's block and inner tokens below the request, isolated from the others."""
         asked_B2D, sources = self._ask(prefix, request, live)
-        bank, pairs, _ = sources
+        memory, pairs, _ = sources
         blocks, inners = candidates.blocks_BC, candidates.inners_BC
-        own = (self.trunk.embedding.embed_blocks(blocks), self.trunk.embed_candidates(candidates))
+        own = (self.embedding.embed_blocks(blocks), self.trunk.embed_candidates(candidates))
         both_BC2D = torch.stack(own, dim=2)
         offsets, mask = lay_out_candidates(
             REQUEST_TOKENS, blocks.shape[1], CANDIDATE_TOKENS, asked_B2D.device
@@ -340,14 +332,16 @@ class SpacetimeDecoder(GenerativeDecoder):
         at_block, at_inner = states[:, REQUEST_TOKENS:].view_as(both_BC2D).unbind(2)
         at_action = states[:, REQUEST_TOKENS - 1 : REQUEST_TOKENS]
         features = at_block.new_zeros(*blocks.shape, NUM_MEMORY_FEATURES)
-        if self.memory is not None and bank is not None and pairs is not None:
-            features = self.memory.log_shares((at_action, at_block), blocks, inners, bank, pairs)
-        if self.taste is None or prefix.taste_B2E is None:
+        if self.history_copy is not None and memory is not None and pairs is not None:
+            features = self.history_copy.log_shares((at_action, at_block), blocks, inners, memory, pairs)
+        if self.interest_match is None or prefix.interest_B2E is None:
             return CandidateStates(at_inner, features)
         log_probs = self._poi_log_probs(at_action[:, 0], at_block, blocks, inners, sources, live)
-        taste_BC2E = self.taste.read_candidates(self.trunk.candidate_content(candidates, own[1]))
+        interest_BC2E = self.interest_match.read_candidates(self.trunk.candidate_content(candidates, own[1]))
         return CandidateStates(
-            at_inner, features, gather_evidence(*log_probs, match(prefix.taste_B2E, taste_BC2E), self.config)
+            at_inner,
+            features,
+            gather_evidence(*log_probs, match(prefix.interest_B2E, interest_BC2E), self.config),
         )
 
     def click_logits(self, candidates: CandidateStates) -> Tensor:
@@ -357,21 +351,21 @@ class SpacetimeDecoder(GenerativeDecoder):
 
     def user_state(self, prefix: Prefix, request: RequestBatch | None = None) -> Tensor:
         """Returns unit vectors of the user tower, (B, embedding_dim); None = as of the last action."""
-        asked_B2D, (bank, pairs, _) = self._ask(prefix, request)
+        asked_B2D, (memory, pairs, _) = self._ask(prefix, request)
         at_action = self._read_request(prefix, asked_B2D)[0][:, -1:]
         pooled = at_action
-        if self.memory is not None and bank is not None and pairs is not None:
-            scores = self.memory.score(BLOCK, at_action, bank, pairs)
-            pooled = pooled + self.memory.pool(scores, bank)
+        if self.history_copy is not None and memory is not None and pairs is not None:
+            scores = self.history_copy.score(BLOCK, at_action, memory, pairs)
+            pooled = pooled + self.history_copy.pool(scores, memory)
         vectors = self.user_projection(pooled[:, 0])
-        if prefix.taste_B2E is not None:
-            vectors = vectors + prefix.taste_B2E.sum(dim=1)
+        if prefix.interest_B2E is not None:
+            vectors = vectors + prefix.interest_B2E.sum(dim=1)
         return nn.functional.normalize(vectors.float(), dim=-1)
 
     def poi_state(self, candidates: CandidateBatch) -> Tensor:
         """Returns unit vectors of the POI tower, (B, C, embedding_dim), from the POIs' tokens alone."""
         blocks, inners = (
-            self.trunk.embedding.embed_blocks(candidates.blocks_BC),
+            self.embedding.embed_blocks(candidates.blocks_BC),
             self.trunk.embed_candidates(candidates),
         )
         # One sequence per POI: its vector must not depend on which others are in the batch.
@@ -380,33 +374,32 @@ class SpacetimeDecoder(GenerativeDecoder):
             x_NTD, torch.arange(CANDIDATE_TOKENS, device=x_NTD.device)[None], None, None
         )
         vectors = self.poi_projection(states[:, -1]).view(*candidates.blocks_BC.shape, -1)
-        if self.taste is not None:
-            taste_BC2E = self.taste.read_candidates(self.trunk.candidate_content(candidates, inners))
-            vectors = vectors + taste_BC2E.sum(dim=2)
+        if self.interest_match is not None:
+            interest_BC2E = self.interest_match.read_candidates(
+                self.trunk.candidate_content(candidates, inners)
+            )
+            vectors = vectors + interest_BC2E.sum(dim=2)
         return nn.functional.normalize(vectors.float(), dim=-1)
-
-    def _read_taste(self, history: HistoryBatch, inner_BLD: Tensor) -> Tensor | None:
-        if self.taste is None:
-            return None
-        return self.taste.read_past(*self.trunk.history_content(history, inner_BLD))
 
 
 def gather_copies(
-    memory: PlaceMemory | None,
-    others: OthersMemory | None,
+    history_copy: HistoryCopy | None,
+    crowd_copy: CrowdCopy | None,
     which: Which,
     states_BQD: Tensor,
     sources: Sources,
 ) -> Copies | None:
     """Scores everything that may be copied; None if there is no source of copies."""
-    (B, Q, _), (bank, pairs, slots) = states_BQD.shape, sources
+    (B, Q, _), (memory, pairs, slots) = states_BQD.shape, sources
     parts: list[Copies] = []
-    if memory is not None and bank is not None and pairs is not None:
-        blocks, inners = (ids[:, None].expand(B, Q, -1) for ids in (bank.past.blocks_BL, bank.past.inners_BL))
-        parts.append(Copies(memory.score(which, states_BQD, bank, pairs), blocks, inners))
-    if others is not None and slots is not None:
+    if history_copy is not None and memory is not None and pairs is not None:
+        blocks, inners = (
+            ids[:, None].expand(B, Q, -1) for ids in (memory.past.blocks_BL, memory.past.inners_BL)
+        )
+        parts.append(Copies(history_copy.score(which, states_BQD, memory, pairs), blocks, inners))
+    if crowd_copy is not None and slots is not None:
         blocks, inners = (ids.expand(B, Q, -1) for ids in (slots.blocks_BQC, slots.inners_BQC))
-        parts.append(Copies(others.score(which, states_BQD, slots), blocks, inners))
+        parts.append(Copies(crowd_copy.score(which, states_BQD, slots), blocks, inners))
     if len(parts) < 2:
         return parts[0] if parts else None
     return Copies(*(torch.cat(fields, dim=-1) for fields in zip(*parts, strict=True)))

@@ -52,7 +52,7 @@ class PoiVectors(nn.Module):
 
     Exact: block b owns the rows `starts[b]` to `starts[b + 1]` - 1, one per inner id, with room to grow;
     POIs beyond have no vector (zero). The vectors start at zero, so that a POI that training never met is its
-    inner id, category and place; with `place_std` they start apart (`TokenEmbedding.start_places`).
+    inner id, category and place; with `place_std` they start apart (`TokenEmbedding.reset_start`).
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -183,6 +183,12 @@ class GeoEmbedding(nn.Module):
         )
         self.cell = nn.Embedding(len(self.scales_km) * self.num_buckets, config.hidden_dim)
         self.fourier = nn.Linear(num_fourier_features(self.waves_km), config.hidden_dim, bias=False)
+        self.starts_apart = bool(config.place_std)
+
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Factors on the learning rate (`models.training.optimizer.collect_rate_scales`)."""
+        return {"fourier": self.wave_rate} if self.starts_apart else {}
 
     @property
     def wave_rate(self) -> float:
@@ -220,7 +226,7 @@ class TokenEmbedding(nn.Module):
         self.block_centers_V2: Tensor
 
     @torch.no_grad()
-    def start_places(self) -> None:
+    def reset_start(self) -> None:
         """Starts block and POI vectors `place_std` apart, where that is asked for; before training only.
 
         Geo starts quieter: as loud as usual it would drown them, since neighbours share cells and waves.
@@ -232,6 +238,11 @@ class TokenEmbedding(nn.Module):
                 nn.init.normal_(self.poi_vectors.weight, std=std)
             nn.init.normal_(self.geo.cell.weight, std=GEO_SHARE * std)
             nn.init.normal_(self.geo.fourier.weight, std=GEO_SHARE * std * self.geo.wave_rate)
+
+    def assign_poi_rows(self, num_inners_V: Tensor) -> None:
+        """Shares the rows of exact POI vectors out to blocks by their POIs; before training only."""
+        if self.poi_vectors is not None:
+            self.poi_vectors.assign_rows(num_inners_V)
 
     def set_block_centers(self, block_ids: Tensor, lonlat: Tensor) -> None:
         """Tells where blocks lie, (N,) and (N, 2) degrees; blocks not told of have an unknown place.
@@ -332,6 +343,11 @@ class Generator(nn.Module):
             self.blocks = nn.Linear(config.hidden_dim, config.num_blocks, bias=False)
             self.inners = nn.Linear(config.hidden_dim, config.max_inner, bias=False)
             self.poi_vectors = None if config.poi_vectors == "off" else PoiVectors(config)
+
+    def assign_poi_rows(self, num_inners_V: Tensor) -> None:
+        """Shares the rows of its own POI vectors out to blocks by their POIs; before training only."""
+        if not self.is_tied and self.poi_vectors is not None:
+            self.poi_vectors.assign_rows(num_inners_V)
 
     def block_log_probs(self, states: Tensor, embedding: TokenEmbedding, live: LiveSlots | None) -> Tensor:
         """Returns log P(block), (..., D) -> (..., V), float32."""

@@ -40,7 +40,7 @@ Pair = tuple[Tensor, Tensor]
 """Something for the block, and the same for the inner id."""
 
 
-class Bank(NamedTuple):
+class HistoryMemory(NamedTuple):
     """What the memory keeps of a user's past.
 
     Attributes:
@@ -68,13 +68,14 @@ class PairBias(NamedTuple):
     may_copy_BQL: Tensor
 
 
-class PlaceMemory(nn.Module):
+class HistoryCopy(nn.Module):
     """Scores of copying past actions."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.num_blocks, self.max_inner = config.num_blocks, config.max_inner
         self.key_dim = config.memory.key_dim
+        self.table_rate, self.large_table_rate = config.memory.table_rate, config.memory.large_table_rate
         D = config.hidden_dim
         self.spacetime_norm, self.inner_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
         self.dropout = nn.Dropout(config.memory.dropout)
@@ -90,14 +91,20 @@ class PlaceMemory(nn.Module):
         self.large = PairTables([table for table in tables if table.num_rows > LARGE_TABLE_ROWS])
         self.routines = PairTables(ROUTINE_TABLES) if config.memory.routine_tables else None
 
-    def reset_gates(self) -> None:
-        """Starts at the kernel counter: gates 0, constant 1."""
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Factors on the learning rate (`models.training.optimizer.collect_rate_scales`)."""
+        scales = {"small": self.table_rate, "large": self.large_table_rate}
+        return scales if self.routines is None else {**scales, "routines": self.table_rate}
+
+    def reset_start(self) -> None:
+        """Starts at the recency-weighted visit baseline: gates 0, constant 1."""
         for gate in self.gate:
             assert isinstance(gate, nn.Linear)
             nn.init.zeros_(gate.weight)
             nn.init.ones_(gate.bias)
 
-    def remember(self, past: Past, spacetime_BLD: Tensor, inner_BLD: Tensor) -> Bank:
+    def remember(self, past: Past, spacetime_BLD: Tensor, inner_BLD: Tensor) -> HistoryMemory:
         """Makes keys of the *input* embeddings, so the memory costs no pass through the transformer."""
         inner = self.inner_norm(inner_BLD)
         before = F.pad(inner, (0, 0, 1, 0))[:, : inner.shape[1]]
@@ -105,38 +112,40 @@ class PlaceMemory(nn.Module):
         content = self.dropout(content)
         keys = self.key(content).unflatten(-1, (2, self.key_dim))
         can_copy = (past.blocks_BL < self.num_blocks) & (past.inners_BL < self.max_inner)
-        return Bank(past, can_copy, content, keys)
+        return HistoryMemory(past, can_copy, content, keys)
 
-    def compare(self, bank: Bank, steps: Steps, live: LiveSlots | None) -> PairBias:
+    def compare(self, memory: HistoryMemory, steps: Steps, live: LiveSlots | None) -> PairBias:
         """Looks up all tables for all pairs of a step and an action."""
-        features = compare_pairs(bank.past, steps)
-        shape = (*steps.num_past_BQ.shape, bank.past.blocks_BL.shape[1])
+        features = compare_pairs(memory.past, steps)
+        shape = (*steps.num_past_BQ.shape, memory.past.blocks_BL.shape[1])
         bias = self.small(features, shape) + self.large(features, shape)
         if self.routines is not None:
-            bias = bias + self.routines(compare_routines(bank.past, steps), shape)
+            bias = bias + self.routines(compare_routines(memory.past, steps), shape)
         # A training history holds the target and what follows: without this a step would copy its own answer.
         is_past = (
-            torch.arange(bank.past.blocks_BL.shape[1], device=bias.device) < steps.num_past_BQ[..., None]
+            torch.arange(memory.past.blocks_BL.shape[1], device=bias.device) < steps.num_past_BQ[..., None]
         )
-        can_copy = bank.can_copy_BL
+        can_copy = memory.can_copy_BL
         if live is not None:
-            can_copy = can_copy & live.contains(bank.past.blocks_BL, bank.past.inners_BL)
+            can_copy = can_copy & live.contains(memory.past.blocks_BL, memory.past.inners_BL)
         return PairBias(bias, is_past & can_copy[:, None])
 
-    def score(self, which: Which, states_BQD: Tensor, bank: Bank, pairs: PairBias) -> Tensor:
+    def score(self, which: Which, states_BQD: Tensor, memory: HistoryMemory, pairs: PairBias) -> Tensor:
         """Returns s_j, (B, Q, L) float32; -inf where the action may not be copied. Q of `pairs` may be 1."""
         query = self.query[which](states_BQD)
-        content = query @ bank.keys_BL2K[:, :, which].transpose(1, 2) / math.sqrt(self.key_dim)
+        content = query @ memory.keys_BL2K[:, :, which].transpose(1, 2) / math.sqrt(self.key_dim)
         scores = (content + self.gate[which](states_BQD)).float() + pairs.bias_BQL2[..., which]
         return scores.masked_fill(~pairs.may_copy_BQL, -torch.inf)
 
-    def score_inside(self, states_BKD: Tensor, blocks_BK: Tensor, bank: Bank, pairs: PairBias) -> Tensor:
+    def score_inside(
+        self, states_BKD: Tensor, blocks_BK: Tensor, memory: HistoryMemory, pairs: PairBias
+    ) -> Tensor:
         """Returns the inner scores of the past actions inside each block, (B, K, L); -inf outside."""
-        scores = self.score(INNER, states_BKD, bank, pairs)
-        return scores.masked_fill(bank.past.blocks_BL[:, None] != blocks_BK[..., None], -torch.inf)
+        scores = self.score(INNER, states_BKD, memory, pairs)
+        return scores.masked_fill(memory.past.blocks_BL[:, None] != blocks_BK[..., None], -torch.inf)
 
     def log_shares(
-        self, states: Pair, blocks_BC: Tensor, inners_BC: Tensor, bank: Bank, pairs: PairBias
+        self, states: Pair, blocks_BC: Tensor, inners_BC: Tensor, memory: HistoryMemory, pairs: PairBias
     ) -> Tensor:
         """Returns the log share of each candidate's POI and block in the memory, (B, C, 2).
 
@@ -144,13 +153,13 @@ class PlaceMemory(nn.Module):
             states: at the request's action token, (B, 1, D), and at each candidate's block token, (B, C, D).
             blocks_BC: of the candidates.
             inners_BC: of the candidates.
-            bank: the user's past.
+            memory: the user's past.
             pairs: the request against it.
         """
-        same_block = bank.past.blocks_BL[:, None] == blocks_BC[..., None]
-        same_poi = same_block & (bank.past.inners_BL[:, None] == inners_BC[..., None])
-        block_scores = self.score(BLOCK, states[BLOCK], bank, pairs)
-        inner_scores = self.score_inside(states[INNER], blocks_BC, bank, pairs)
+        same_block = memory.past.blocks_BL[:, None] == blocks_BC[..., None]
+        same_poi = same_block & (memory.past.inners_BL[:, None] == inners_BC[..., None])
+        block_scores = self.score(BLOCK, states[BLOCK], memory, pairs)
+        inner_scores = self.score_inside(states[INNER], blocks_BC, memory, pairs)
         block_share = (block_scores - log_mass(block_scores)[..., None]).exp()
         inner_share = (inner_scores - log_mass(inner_scores)[..., None]).exp()
         of_block = (block_share * same_block).sum(dim=-1)
@@ -158,11 +167,11 @@ class PlaceMemory(nn.Module):
         # A candidate that is not in the past has a share of 0, which would be an infinite feature.
         return torch.stack([of_poi, of_block], dim=-1).add(_SMALLEST_SHARE).log()
 
-    def pool(self, scores_BQL: Tensor, bank: Bank) -> Tensor:
+    def pool(self, scores_BQL: Tensor, memory: HistoryMemory) -> Tensor:
         """Returns the memory's values averaged by softmax over (nothing, actions), (B, Q, D)."""
         # The entry for nothing also keeps a user without a past from a softmax over -inf alone, which is nan.
         weights = F.pad(scores_BQL, (1, 0)).softmax(dim=-1)[..., 1:]
-        return weights.to(bank.content_BLE.dtype) @ self.value(bank.content_BLE)
+        return weights.to(memory.content_BLE.dtype) @ self.value(memory.content_BLE)
 
 
 class PairTables(nn.Module, Generic[Features]):

@@ -31,13 +31,15 @@ class Content(NamedTuple):
     given: Tensor | None
 
 
-class TasteMatch(nn.Module):
+class InterestMatch(nn.Module):
     """Maps of both sides of the match."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         D, M, self.dim = config.hidden_dim, config.multimodal_dim, config.embedding_dim
-        self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.taste.dropout)
+        self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.interest_match.dropout)
+        self.rate_scales = {"": config.interest_match.match_rate}
+        """Factor on the learning rate of all of it (`models.training.optimizer.collect_rate_scales`)."""
         self.salience = nn.Linear(D, 1)
         self.past = nn.Linear(D, self.dim, bias=False)
         self.candidate = nn.Linear(D, self.dim, bias=False)

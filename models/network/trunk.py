@@ -29,9 +29,9 @@ from models.data.batch import (
     take_rows,
 )
 from models.data.slots import LiveSlots
-from models.network.copies import SlotBank, Sources
+from models.network.copies import CrowdMemory, Sources
 from models.network.embedding import TokenEmbedding
-from models.network.history_copy import Bank, PairBias
+from models.network.history_copy import HistoryMemory, PairBias
 from models.network.interest_match import Content
 from models.network.layers import (
     DecoderLayer,
@@ -72,8 +72,8 @@ class Prefix(NamedTuple):
 
     cache: Cache
     history: HistoryBatch
-    bank: Bank | None
-    taste_B2E: Tensor | None = None
+    memory: HistoryMemory | None
+    interest_B2E: Tensor | None = None
 
 
 class RequestState(NamedTuple):
@@ -82,22 +82,22 @@ class RequestState(NamedTuple):
     Attributes:
         cache: with the request's spacetime and action tokens.
         state_BD: state at the action token: predicts the block, and is the user tower's input.
-        bank, pairs: what the memory knows; None if it is off.
+        memory, pairs: what the memory knows; None if it is off.
         slots: what others suggest; None if that is off, or nothing was given.
         live: slots that exist as of the request; None = all within the capacities.
     """
 
     cache: Cache
     state_BD: Tensor
-    bank: Bank | None
+    memory: HistoryMemory | None
     pairs: PairBias | None
-    slots: SlotBank | None
+    slots: CrowdMemory | None
     live: LiveSlots | None
 
     @property
     def sources(self) -> Sources:
         """What can be copied."""
-        return Sources(self.bank, self.pairs, self.slots)
+        return Sources(self.memory, self.pairs, self.slots)
 
 
 class CandidateStates(NamedTuple):

@@ -39,7 +39,7 @@ from models.protocols.tables import (
     ProtocolTables,
     build_evaluation_rows,
     build_tables,
-    count_training_others,
+    count_training_crowd,
     keep_memory,
     write_samples,
 )
@@ -132,9 +132,9 @@ def fit_recipe(recipe: Recipe, protocol: Protocol) -> Recipe:
 
 def build_finder(tables: ProtocolTables, recipe: Recipe) -> SlotFinder | None:
     """Counts the training rows of others; None if the model does not copy from others."""
-    if not recipe.decoder.others.enabled:
+    if not recipe.decoder.crowd.enabled:
         return None
-    return SlotFinder(count_training_others(tables), tables.index.catalogue)
+    return SlotFinder(count_training_crowd(tables), tables.index.catalogue)
 
 
 def train_on_protocol(

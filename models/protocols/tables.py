@@ -17,7 +17,7 @@ from deltalake import write_deltalake
 
 from conf.errors import MissingInputError
 from conf.tokens import action_type_id
-from models.copying.crowd_statistics import OtherStatistics, count_others
+from models.copying.crowd_statistics import CrowdStatistics, count_others
 from models.data.dataset import TableAt
 from models.data.geo import distance_km
 from models.data.requests import BoolArray, IntArray, Requests, Visits, previous_within
@@ -198,7 +198,7 @@ def build_evaluation_rows(tables: ProtocolTables, split: str) -> EvaluationRows:
     )
 
 
-def count_training_others(tables: ProtocolTables) -> OtherStatistics:
+def count_training_crowd(tables: ProtocolTables) -> CrowdStatistics:
     """Counts visits and transitions of the training rows; validation and test rows are never counted."""
     training, visits = tables.rows.is_training, tables.rows.visits
     return count_others(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.dataset as pds
 
 from conf.errors import MissingInputError, NoTrainingDataError
-from models.copying.crowd_tables import OTHER_TABLES, OthersAt, open_finder, read_catalogue
+from models.copying.crowd_tables import CROWD_TABLES, CrowdAt, open_finder, read_catalogue
 from models.data.dataset import TableAt, read_table
 from models.data.pins import locate_table
 from models.evaluation.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
@@ -57,10 +57,10 @@ def add_finder(rows: EvaluationRows, training: Training, bundle: ModelBundle | N
     Raises:
         MissingInputError: the tables of others are not there, or have no row of the day.
     """
-    if rows.finder is not None or bundle is None or not bundle.copies_from_others:
+    if rows.finder is not None or bundle is None or not bundle.copies_from_crowd:
         return rows
-    visits, transitions = (_table(training, name) for name in OTHER_TABLES)
-    others = OthersAt(visits, transitions, training.day, bundle.layout.index_version)
+    visits, transitions = (_table(training, name) for name in CROWD_TABLES)
+    others = CrowdAt(visits, transitions, training.day, bundle.layout.index_version)
     return replace(rows, finder=open_finder(others, rows.catalogue))
 
 

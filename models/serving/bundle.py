@@ -91,12 +91,12 @@ class ModelBundle:
         }
 
     @property
-    def copies_from_others(self) -> bool:
+    def copies_from_crowd(self) -> bool:
         """Does a stage that generates need what others did (`models.copying.crowd_tables`)?"""
         folders = [
             self.folder / STAGE_FOLDERS[stage] for stage in GENERATING_STAGES if stage in self.stage_names
         ]
-        return any(read_config(folder).others.enabled for folder in folders)
+        return any(read_config(folder).crowd.enabled for folder in folders)
 
     @property
     def action_type_id(self) -> int:

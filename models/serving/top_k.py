@@ -115,8 +115,8 @@ def take_requests(state: RequestState, rows: Tensor) -> RequestState:
     """Returns some of the requests; live slots are shared."""
     if len(rows) == len(state.state_BD):
         return state
-    cache, state_BD, bank, pairs, slots = (take_sequences(part, rows) for part in state[:-1])
-    return RequestState(cache, state_BD, bank, pairs, slots, state.live)
+    cache, state_BD, memory, pairs, slots = (take_sequences(part, rows) for part in state[:-1])
+    return RequestState(cache, state_BD, memory, pairs, slots, state.live)
 
 
 def _sort_blocks(model: SpacetimeDecoder, state: RequestState) -> tuple[Tensor, Tensor]:

@@ -92,10 +92,10 @@ def start_posttraining(
         if not from_scratch or name.endswith(_PLACE_BUFFERS)
     }
     fresh.load_state_dict(learned, strict=False)
-    embedding = fresh.trunk.embedding
+    embedding = fresh.embedding
     if vectors is not None and embedding.given_vectors is not None and embedding.multimodal is not None:
         embedding.given_vectors.set_vectors(*vectors)
         nn.init.zeros_(embedding.multimodal.weight)
-        if fresh.taste is not None:
-            fresh.taste.start_texts(embedding.given_vectors.vectors_RM[: len(vectors.block_ids)])
+        if fresh.interest_match is not None:
+            fresh.interest_match.start_texts(embedding.given_vectors.vectors_RM[: len(vectors.block_ids)])
     return fresh

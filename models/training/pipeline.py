@@ -28,7 +28,7 @@ from conf.files import ERASURES_FILE, read_json, write_json
 from conf.settings import Settings
 from models.config import Recipe
 from models.copying.crowd_candidates import SlotFinder
-from models.copying.crowd_tables import OTHER_TABLES, OthersAt, open_finder, read_catalogue
+from models.copying.crowd_tables import CROWD_TABLES, CrowdAt, open_finder, read_catalogue
 from models.data.dataset import TableAt
 from models.data.parallel import tell_all
 from models.data.pins import Pin, locate_table, pin_table
@@ -36,6 +36,7 @@ from models.network.checkpoint import load_stage, read_config
 from models.tracking import RunLog, TableInput, open_stage_run
 from models.training.align_dpo import run_align_dpo
 from models.training.multimodal import SlotVectors, read_slot_vectors
+from models.training.posttraining import SftRun
 from models.training.pretrain import PretrainTables, last_index_version, run_pretrain
 from models.training.sft_embedding import run_sft_embedding
 from models.training.sft_ranking import run_sft_ranking
@@ -235,10 +236,10 @@ def _read_vectors(training: Training) -> SlotVectors | None:
 
 def _open_finder(training: Training, index_version: int) -> SlotFinder | None:
     """Reads what others did, if the decoder copies from them."""
-    if not training.recipe.decoder.others.enabled:
+    if not training.recipe.decoder.crowd.enabled:
         return None
-    visits, transitions = map(training.table, OTHER_TABLES)
-    others = OthersAt(visits, transitions, training.day, index_version)
+    visits, transitions = map(training.table, CROWD_TABLES)
+    others = CrowdAt(visits, transitions, training.day, index_version)
     return open_finder(others, read_catalogue(training.table("poi_index"), index_version))
 
 

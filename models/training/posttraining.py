@@ -102,13 +102,13 @@ class ScoredBatch(NamedTuple):
 
     Attributes:
         loss: summed over what counts.
-        count: how many it is summed over.
+        num_targets: how many it is summed over.
         scores_BC: of the candidates; higher = rather clicked.
         labels_BC: int64, 1 = clicked, 0 = shown, `NO_LABEL` = padding.
     """
 
     loss: Tensor
-    count: int
+    num_targets: int
     scores_BC: Tensor
     labels_BC: Tensor
 
@@ -127,7 +127,7 @@ class ClickStage(SplitStage, Generic[Taught]):
         total, count, scored = 0.0, 0, []
         for rows in self.splits.val_batches():
             batch = self.score(model, rows)
-            total, count = total + float(batch.loss), count + batch.count
+            total, count = total + float(batch.loss), count + batch.num_targets
             arrays = (batch.scores_BC.float().cpu().numpy(), batch.labels_BC.cpu().numpy())
             scored.append((*arrays, rows["user_id"].to_pylist()))
         scores, labels, users = flatten_by_label(scored)

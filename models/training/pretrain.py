@@ -106,7 +106,7 @@ class PretrainStage:
         next_poi = cast(NextPoiModel, model)
         device = next(model.parameters()).device
         history = collate_history(rows)
-        if next_poi.config.others.enabled:
+        if next_poi.config.crowd.enabled:
             history = add_to_history(history, rows, self.finder, next_poi.config)
         self.slots = self.slots.to(device)  # kept: moving them sorts them again
         log_probs = next_poi.next_poi_log_probs(history.to(device), self.slots)

@@ -31,7 +31,7 @@ class RankingStage(ClickStage[SpacetimeDecoder]):
     def loss(self, model: SpacetimeDecoder, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed cross-entropy and the number of candidates."""
         batch = self.score(model, rows)
-        return batch.loss, batch.count, {}
+        return batch.loss, batch.num_targets, {}
 
     def score(self, model: SpacetimeDecoder, rows: pa.Table) -> ScoredBatch:
         """Returns the summed cross-entropy, the number of candidates, and their click logits."""

@@ -1,7 +1,7 @@
 """Which tables each stage of a training reads."""
 
 from models.config import Recipe
-from models.copying.crowd_tables import OTHER_TABLES
+from models.copying.crowd_tables import CROWD_TABLES
 from models.serving.bundle import GENERATING_STAGES
 
 STAGE_TABLES = {
@@ -20,9 +20,9 @@ def tables_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
 
     Those of what others did are read by stages that learn P(POI), if the decoder copies from others.
     """
-    copies = recipe.decoder.others.enabled and stage in GENERATING_STAGES
+    copies = recipe.decoder.crowd.enabled and stage in GENERATING_STAGES
     vectors = VECTOR_TABLES if fuses_vectors(stage, recipe) else ()
-    return STAGE_TABLES[stage] + vectors + (OTHER_TABLES if copies else ())
+    return STAGE_TABLES[stage] + vectors + (CROWD_TABLES if copies else ())
 
 
 def fuses_vectors(stage: str, recipe: Recipe) -> bool:

@@ -123,7 +123,7 @@ def test_the_model_copies_from_what_others_did_in_its_training_period(night: Pat
     visits = DeltaTable(str(night / "training_visits")).to_pyarrow_table(columns=["day"])
     commit = DeltaTable(str(night / "poi_candidates")).history(1)[0]
 
-    assert bundle.copies_from_others
+    assert bundle.copies_from_crowd
     assert bundle.content["data"]["training_visits"]["num_rows"] == visits.num_rows
     assert {str(day) for day in visits["day"].to_pylist()} == {BOOTSTRAP_DAY}
     assert {"training_visits", "training_transitions"} <= set(json.loads(commit["userMetadata"])["read"])

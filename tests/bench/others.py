@@ -1,6 +1,6 @@
 """What copying from others is worth in the pipeline: the same check-ins and samples, with the switch and without.
 
-    python -m tests.bench.others --data FOLDER [--seeds 0,1]
+    python -m tests.bench.crowd --data FOLDER [--seeds 0,1]
 
 Spark makes samples and the tables of what others did; `python -m models pretrain` trains on them, test rows are ranked
 among all live POIs. Records the gain in Acc@10 on discoveries, in points, with its interval; what all rows gain stands
@@ -32,7 +32,7 @@ from tests import small_city
 DAY = "2013-02-14"
 """Last but one day of the Foursquare New York check-ins, as in the demo."""
 RECIPE = "conf/models/tiny.yaml"
-SWITCH = {True: "decoder.others.enabled=true", False: "decoder.others.enabled=false"}
+SWITCH = {True: "decoder.crowd.enabled=true", False: "decoder.crowd.enabled=false"}
 COMMAND = "make bench-others DATA=FOLDER"
 
 

@@ -22,7 +22,7 @@ from models.serving.bundle import ModelBundle, load_bundle, save_bundle
 from models.text_encoder import load_encoder
 from models.training.align_dpo import PAIR_COLUMNS, AlignStage, pair_log_probs, run_align_dpo
 from models.training.multimodal import SlotVectors
-from models.training.posttraining import SampleSource, Splits, run_stage
+from models.training.posttraining import SampleSource, SftRun, Splits, run_stage
 from models.training.pretrain import PretrainTables, build_decoder, load_pretrained, run_pretrain
 from models.training.sft_embedding import run_sft_embedding
 from models.training.sft_ranking import run_sft_ranking
@@ -89,14 +89,16 @@ class Cells:
 
         def train(folder: Path) -> TrainResult:
             return run(
-                self.city.sft_table("ranking_samples"),
-                day=self.last_day,
-                recipe=self.recipe,
-                pretrained=start,
-                folder=folder,
-                log=_no_log,
-                vectors=self.slot_vectors() if kind == "multimodal" else None,
-                from_scratch=kind == "scratch",
+                SftRun(
+                    self.city.sft_table("ranking_samples"),
+                    day=self.last_day,
+                    recipe=self.recipe,
+                    pretrained=start,
+                    folder=folder,
+                    log=_no_log,
+                    vectors=self.slot_vectors() if kind == "multimodal" else None,
+                    from_scratch=kind == "scratch",
+                )
             )
 
         return self._cell(f"{stage}-{kind}", train)

@@ -44,20 +44,24 @@ def score_pairs(model: SpacetimeDecoder, pairs: pa.RecordBatch) -> np.ndarray:
     spacetime, inner = trunk.embed_history(history)
     index, valid = window_index(history.lengths_B, NUM_ACTIONS, model.config.window_actions - 1)
     past, _, _ = trunk._embed_window(history, spacetime, inner, index)
-    bank = None if model.memory is None else model.memory.remember(past_of(history), spacetime, inner)
-    asked, sources = model._ask(Prefix(Cache((), valid, history.lengths_B), history, bank), request)
+    memory = (
+        None
+        if model.history_copy is None
+        else model.history_copy.remember(past_of(history), spacetime, inner)
+    )
+    asked, sources = model._ask(Prefix(Cache((), valid, history.lengths_B), history, memory), request)
     shown = [trunk.embedding.embed_blocks(candidates.blocks_BC), trunk.embed_candidates(candidates)]
     tokens = torch.cat([past, asked, *shown], dim=1)
     num_tokens = tokens.shape[1]
     wanted = torch.arange(num_tokens - 3, num_tokens).expand(len(tokens), 3)
     states, _ = trunk.run(tokens, torch.arange(num_tokens)[None], None, None, wanted)
     features = states.new_zeros(*candidates.blocks_BC.shape, 2)
-    if model.memory is not None and sources.bank is not None and sources.pairs is not None:
-        features = model.memory.log_shares(
+    if model.history_copy is not None and sources.memory is not None and sources.pairs is not None:
+        features = model.history_copy.log_shares(
             (states[:, :1], states[:, 1:2]),
             candidates.blocks_BC,
             candidates.inners_BC,
-            sources.bank,
+            sources.memory,
             sources.pairs,
         )
     return model.click_logits(CandidateStates(states[:, 2:], features))[:, 0].numpy()

@@ -4,7 +4,7 @@ Rows are dealt to small shards and streamed from disk, and dropout is on, so tha
 back is in use.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from models.data.dataset import TableAt
 from models.network.checkpoint import load_stage
 from models.serving.bundle import save_bundle
 from models.training.align_dpo import run_align_dpo
+from models.training.posttraining import SftRun
 from models.training.pretrain import PretrainTables, run_pretrain
 from models.training.sft_embedding import run_sft_embedding
 from models.training.sft_ranking import run_sft_ranking
@@ -92,9 +93,9 @@ def train_stage(stage: str, root: Path, pretrained: Path, folder: Path) -> Train
         return run_align_dpo(
             table("preference_pairs"), index, day=day, recipe=RECIPE, pretrained=pretrained, folder=folder, log=ignore
         )  # fmt: skip
-    run: Callable[..., TrainResult] = run_sft_embedding if stage == "sft_embedding" else run_sft_ranking
+    run = run_sft_embedding if stage == "sft_embedding" else run_sft_ranking
     return run(
-        table("ranking_samples"), day=day, recipe=RECIPE, pretrained=pretrained, folder=folder, log=ignore
+        SftRun(table("ranking_samples"), day, RECIPE, pretrained=pretrained, folder=folder, log=ignore)
     )
 
 

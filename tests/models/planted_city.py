@@ -222,7 +222,7 @@ RECIPE = """
 name: test
 decoder: {hidden_dim: 16, ffn_dim: 32, num_layers: 1, num_heads: 2, num_kv_heads: 2, window_actions: 20,
           embedding_dim: 8, geo_buckets: 64, dropout: 0.0, embedding_dropout: 0.0,
-          others: {enabled: true, num_followers: 2, num_near: 3}}
+          crowd: {enabled: true, num_followers: 2, num_near: 3}}
 pretrain: {epochs: 3, batch_size: 4, warmup_steps: 5}
 sft_embedding: {epochs: 2, batch_size: 8, warmup_steps: 2}
 sft_ranking: {epochs: 2, batch_size: 8, warmup_steps: 2}

@@ -24,6 +24,22 @@ def test_overrides_win_over_the_file():
     assert recipe.pretrain.epochs == 1
 
 
+def test_recipes_and_options_may_use_the_names_that_parts_had_before(tmp_path):
+    old = tmp_path / "old.yaml"
+    old.write_text("decoder: {others: {enabled: true, num_near: 4}, taste: {enabled: true}}")
+
+    recipe = load_recipe(old, ["decoder.crowd.num_near=6"])
+    mixed = load_recipe(old, ["decoder.others.num_near=5", "decoder.interest_match.enabled=false"])
+
+    assert recipe.decoder.crowd.enabled
+    assert recipe.decoder.interest_match.enabled
+    assert mixed.decoder.crowd.num_near == 5
+    assert not mixed.decoder.interest_match.enabled
+    shipped = load_recipe(RECIPES / "checkins.yaml", ["decoder.others.num_near=7"])
+    assert shipped.decoder.crowd.num_near == 7
+    assert shipped.decoder.crowd.enabled
+
+
 def test_a_misspelt_key_names_the_known_ones():
     with pytest.raises(SettingsError, match=r"decoder\.hiden_dim.*hidden_dim"):
         load_recipe(RECIPES / "tiny.yaml", ["decoder.hiden_dim=32"])
@@ -51,7 +67,7 @@ def test_heads_that_do_not_divide_are_refused(changes):
         DecoderConfig(**changes)
 
 
-@pytest.mark.parametrize("changes", [{"tie_embeddings": False}, {"taste": {"enabled": True}}])
+@pytest.mark.parametrize("changes", [{"tie_embeddings": False}, {"interest_match": {"enabled": True}}])
 def test_side_information_in_outputs_goes_only_with_what_it_is_tied_to(changes):
     with pytest.raises(ValidationError, match="tie_side_information"):
         DecoderConfig(tie_side_information=True, **changes)

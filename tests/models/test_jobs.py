@@ -185,10 +185,10 @@ def test_a_training_without_the_tables_of_others_says_what_to_run(run, tmp_path,
 
 def test_a_champion_that_copies_is_judged_with_the_tables_of_the_new_day(run, trained):
     """The challenger copies nothing, so its own rows come without what others did."""
-    code, summary = run("pretrain", "--set-recipe", "decoder.others.enabled=false")
+    code, summary = run("pretrain", "--set-recipe", "decoder.crowd.enabled=false")
     assert code == 0, summary
 
-    code, summary = run("register", "--dry-run", "--set-recipe", "decoder.others.enabled=false")
+    code, summary = run("register", "--dry-run", "--set-recipe", "decoder.crowd.enabled=false")
 
     assert code == 0, summary
     assert summary["notes"]["gate"]["champion"] is not None
@@ -202,7 +202,7 @@ def test_a_stage_before_pretraining_says_so(run, tmp_path):
 
 def test_a_day_without_samples_has_nothing_to_learn_from(run, tmp_path):
     arguments = ["--day", "2026-03-02", f"--set=storage.artifacts={tmp_path}/c"]
-    code, summary = run("pretrain", *arguments, "--set-recipe", "decoder.others.enabled=false")
+    code, summary = run("pretrain", *arguments, "--set-recipe", "decoder.crowd.enabled=false")
     assert code == 3
     assert "NoTrainingDataError" in summary["error"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from conf.tokens import TokenLayout
 from models.config import DecoderConfig, MemoryConfig
 from models.copying.crowd_candidates import NUM_BUCKETS
-from models.data.batch import CandidateBatch, HistoryBatch, OtherSlots, RequestBatch
+from models.data.batch import CandidateBatch, CrowdSlots, HistoryBatch, RequestBatch
 from models.data.slots import AboutSlots, LiveSlots
 from models.network.decoder import SpacetimeDecoder
 
@@ -139,7 +139,7 @@ def drop_columns(history: HistoryBatch, num_actions: int) -> HistoryBatch:
     )
 
 
-def toy_others(num_rows: int, num_steps: int, *, num_slots: int = 5, seed: int = 3) -> OtherSlots:
+def toy_crowd(num_rows: int, num_steps: int, *, num_slots: int = 5, seed: int = 3) -> CrowdSlots:
     """Random slots for every step; some are empty."""
     generator = torch.Generator().manual_seed(seed)
     shape = (num_rows, num_steps, num_slots)
@@ -148,7 +148,7 @@ def toy_others(num_rows: int, num_steps: int, *, num_slots: int = 5, seed: int =
         return torch.randint(0, high, shape, generator=generator)
 
     blocks, inners = draw(NUM_BLOCKS), draw(MAX_INNER)
-    return OtherSlots(
+    return CrowdSlots(
         blocks_BQC=blocks,
         inners_BQC=inners,
         categories_BQC=(blocks + inners) % NUM_CATEGORIES,  # one POI has one category and one place

@@ -220,7 +220,7 @@ class Town:
         return digest_table(read_table(self.spark, self.root, name), TABLES[name])
 
 
-def make_bundle(folder: Path, *, seed: int, copies_from_others: bool = False) -> Path:
+def make_bundle(folder: Path, *, seed: int, copies_from_crowd: bool = False) -> Path:
     """Writes a bundle of all stages with random weights for an index of two blocks.
 
     A model that copies from others has most of every prediction from their slots.
@@ -228,7 +228,7 @@ def make_bundle(folder: Path, *, seed: int, copies_from_others: bool = False) ->
     import torch
 
     from conf.tokens import TokenLayout
-    from models.config import DecoderConfig, OthersConfig
+    from models.config import CrowdConfig, DecoderConfig
     from models.network.checkpoint import save_stage
     from models.network.decoder import SpacetimeDecoder
     from models.serving.bundle import STAGE_FOLDERS, save_bundle
@@ -236,7 +236,7 @@ def make_bundle(folder: Path, *, seed: int, copies_from_others: bool = False) ->
     layout = TokenLayout(index_version=1, num_blocks=4, max_inner=8, num_categories=8)
     shape = DecoderConfig(
         hidden_dim=16, ffn_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, embedding_dim=8,
-        others=OthersConfig(enabled=copies_from_others, num_followers=2, num_near=2, start=6.0),
+        crowd=CrowdConfig(enabled=copies_from_crowd, num_followers=2, num_near=2, start=6.0),
     )  # fmt: skip
     torch.manual_seed(seed)
     model = SpacetimeDecoder(shape.with_layout(layout, num_pois=NUM_POIS))

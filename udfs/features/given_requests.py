@@ -39,7 +39,7 @@ from etl.delta.erased_users import leave_out, read_erased
 from etl.sources.files import FilePart, find_files, open_parquet
 from etl.sources.values import EXPECTED, SPARK_TYPES, convert, may_hold
 from etl.spark.session import compute_once
-from models.copying.crowd_tables import OTHER_TABLES
+from models.copying.crowd_tables import CROWD_TABLES
 from udfs.features.outcomes import REFUSAL_COLUMNS, complete_outcomes, keep_accepted
 from udfs.features.poi_candidates import EMITTED, UNKNOWN_ACTION_TYPE, generate_for_states
 from udfs.features.requests import latest_sequences, prepare_requests, with_defaults, with_history
@@ -69,7 +69,7 @@ def run_given_requests(context: JobContext) -> JobSummary:
     out = options.out
     _check_options(out, top_k)
     started = time.perf_counter()
-    night = open_night(context, ("action_sequences", "poi_index"), OTHER_TABLES)
+    night = open_night(context, ("action_sequences", "poi_index"), CROWD_TABLES)
     asked = read_requests(night.spark, options.requests)
     given = leave_out(asked, read_erased(night.spark, context.settings))
     judged = compute_once(

@@ -41,7 +41,7 @@ class ServedModel:
         is_simulated: was it trained on simulated data.
         loads: counts how often a worker process loaded the weights.
         serving: how its forward passes are run.
-        copies_from_others: does its generator need the tables of what others did.
+        copies_from_crowd: does its generator need the tables of what others did.
         action_type_id: the action type asked for where a request does not say.
         missing_stages: stages that the bundle was trained without, and why.
     """
@@ -55,7 +55,7 @@ class ServedModel:
     is_simulated: bool
     loads: Accumulator[int]
     serving: Serving = field(default_factory=Serving)
-    copies_from_others: bool = False
+    copies_from_crowd: bool = False
     action_type_id: int = 0
     missing_stages: Mapping[str, str] = field(default_factory=dict)
 
@@ -96,7 +96,7 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
         is_simulated=bundle.is_simulated,
         loads=spark.sparkContext.accumulator(0),
         serving=Serving(settings.features.dtype, settings.features.max_actions),
-        copies_from_others=bundle.copies_from_others,
+        copies_from_crowd=bundle.copies_from_crowd,
         action_type_id=bundle.action_type_id,
         missing_stages=bundle.missing_stages,
     )

@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from conf.tables import HISTORY_NAMES, POI_CANDIDATES
 from etl.columns.poi_slots import keep_known
 from models.copying.crowd_candidates import SlotFinder
-from models.copying.crowd_tables import OthersAt, open_finder
+from models.copying.crowd_tables import CrowdAt, open_finder
 from models.serving.inference import Catalogue, generate_candidates
 from udfs.features.isolation import RowFailure, run_isolated
 from udfs.features.model_cache import ServedModel, load_model, task_device
@@ -63,7 +63,7 @@ Found = tuple[np.ndarray, np.ndarray]
 """Rows of the catalogue, best first, and their log probabilities."""
 
 _decoded: dict[str, Catalogue] = {}
-_opened: dict[tuple[str, OthersAt], SlotFinder] = {}
+_opened: dict[tuple[str, CrowdAt], SlotFinder] = {}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Places:
     """What the POIs are that may be generated, and what others did at them; None if the model copies nothing."""
 
     catalogue: ShippedCatalogue
-    others: OthersAt | None = None
+    crowd: CrowdAt | None = None
 
 
 def ship_catalogue(
@@ -175,7 +175,7 @@ def generate_for_requests(
 ) -> Iterator[pa.RecordBatch]:
     """Generates in a worker: requests in, one row per request and rank out."""
     bundle, device, pois = load_model(model), task_device(), decode_catalogue(places.catalogue)
-    finder = open_others(places, pois)
+    finder = open_crowd(places, pois)
 
     def generate(batch: pa.RecordBatch) -> Sequence[Found | RowFailure]:
         results = generate_candidates(
@@ -207,18 +207,18 @@ def decode_catalogue(catalogue: ShippedCatalogue) -> Catalogue:
     return _decoded[catalogue.digest]
 
 
-def open_others(places: Places, pois: Catalogue) -> SlotFinder | None:
+def open_crowd(places: Places, pois: Catalogue) -> SlotFinder | None:
     """Returns what others did, read by this worker process if this is its first task; None if the model copies nothing.
 
     Raises:
         MissingInputError: the tables have no row of the day.
     """
-    if places.others is None:
+    if places.crowd is None:
         return None
-    key = (places.catalogue.digest, places.others)
+    key = (places.catalogue.digest, places.crowd)
     if key not in _opened:
         _opened.clear()
-        _opened[key] = open_finder(places.others, pois)
+        _opened[key] = open_finder(places.crowd, pois)
     return _opened[key]
 
 

@@ -82,7 +82,7 @@ def open_night(context: JobContext, inputs: Sequence[str], copied: Sequence[str]
     # Inputs are pinned once for all tables of the night: what is committed meanwhile is seen by none.
     versions = {name: pin_version(spark, settings.storage.root, name, context.day) for name in inputs}
     model = serve_model(spark, context.options.model or settings.features.model, settings)
-    if model.copies_from_others:
+    if model.copies_from_crowd:
         versions |= {name: pin_version(spark, settings.storage.root, name, context.day) for name in copied}
     night = Night(spark, settings, context.day, context.run_id, model, versions, context.dry_run)
     check_poi_index(night)

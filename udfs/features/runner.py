@@ -27,7 +27,7 @@ from etl.delta.storage import (
     table_location,
 )
 from etl.spark.session import compute_once
-from models.copying.crowd_tables import OTHER_TABLES, last_others
+from models.copying.crowd_tables import CROWD_TABLES, last_crowd
 from udfs.features import poi_candidates, poi_embeddings, ranking_scores, user_embeddings
 from udfs.features.outcomes import FeatureBuild, build_refused, keep_accepted
 from udfs.features.requests import judge_requests_of
@@ -117,10 +117,10 @@ def open_places(night: Night) -> poi_candidates.Places:
     catalogue = poi_candidates.ship_catalogue(
         night.spark, night.read("poi_index"), day=night.day, index_version=night.model.index_version
     )
-    if not night.model.copies_from_others:
+    if not night.model.copies_from_crowd:
         return poi_candidates.Places(catalogue)
-    visits, transitions = (night.locate(name) for name in OTHER_TABLES)
-    others = last_others(visits, transitions, night.day, night.model.index_version)
+    visits, transitions = (night.locate(name) for name in CROWD_TABLES)
+    others = last_crowd(visits, transitions, night.day, night.model.index_version)
     return poi_candidates.Places(catalogue, others)
 
 
@@ -170,7 +170,7 @@ FEATURE_JOBS: dict[str, FeatureJob] = {
         reasons=poi_candidates.REASONS,
         model_failure=poi_candidates.REASON,
         build=plan_poi_candidates,
-        copied=OTHER_TABLES,
+        copied=CROWD_TABLES,
     ),
 }
 

@@ -26,7 +26,7 @@ from etl.delta.retention import table_path
 from etl.delta.storage import table_version
 from etl.quality.gate_rules import Figure
 from models.copying.crowd_candidates import SlotFinder
-from models.copying.crowd_tables import OTHER_TABLES, last_others, open_finder
+from models.copying.crowd_tables import CROWD_TABLES, last_crowd, open_finder
 from models.data.dataset import TableAt
 from models.evaluation.vector_spread import describe_collapse, measure_spread
 from models.serving.bundle import ModelBundle, Serving, load_bundle, resolve_model
@@ -235,14 +235,14 @@ class _Again:
         return _batch(with_defaults(with_history(requests, sequences, as_of=F.lit(self.day))))
 
     def _finder(self, catalogue: Catalogue) -> SlotFinder | None:
-        if not self.bundle.copies_from_others:
+        if not self.bundle.copies_from_crowd:
             return None
         spark, root = self.audited.spark, self.audited.root
         visits, transitions = (
-            TableAt(table_path(spark, root, name), table_version(spark, root, name)) for name in OTHER_TABLES
+            TableAt(table_path(spark, root, name), table_version(spark, root, name)) for name in CROWD_TABLES
         )
         return open_finder(
-            last_others(visits, transitions, self.day, self.bundle.layout.index_version), catalogue
+            last_crowd(visits, transitions, self.day, self.bundle.layout.index_version), catalogue
         )
 
 

@@ -45,7 +45,7 @@ VARIANTS: Mapping[str, Variant] = {
     "memory-others": Variant(
         "with history copy and copying from others (ours)",
         None,
-        ("decoder.memory.enabled=true", "decoder.others.enabled=true"),
+        ("decoder.memory.enabled=true", "decoder.crowd.enabled=true"),
     ),
 }
 """In the order in which cells are trained."""

@@ -8,7 +8,7 @@ import pytest
 
 from models.copying.crowd_candidates import Asked, SlotFinder
 from models.copying.crowd_statistics import count_others
-from models.copying.crowd_visits import HOUR_KERNEL, OtherVisits
+from models.copying.crowd_visits import HOUR_KERNEL, CrowdVisits
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
 from models.protocols.place_index import build_index
@@ -100,7 +100,7 @@ def test_visits_are_counted_by_user_poi_and_local_hour():
 
 
 def test_popularity_at_an_hour_is_a_sum_over_the_visits_of_others():
-    visits = OtherVisits(by_hand())
+    visits = CrowdVisits(by_hand())
 
     at_hour, at_all = visits.popularity(np.array([0]), np.array([[0, 1, -1]]), np.array([9]))
 
@@ -113,13 +113,13 @@ def test_popularity_at_an_hour_is_a_sum_over_the_visits_of_others():
 def test_popularity_among_others_is_exactly_that_without_the_user(seed):
     """To the last bit: a rest of the own visits, however small, would tell a POI from one that nobody visits."""
     users, pois, times, offsets = training = random_training(seed)
-    everybody = OtherVisits(count_others(*training, num_pois=NUM_POIS))
+    everybody = CrowdVisits(count_others(*training, num_pois=NUM_POIS))
     names = count_others(*training, num_pois=NUM_POIS).user_ids
     all_pois = np.arange(NUM_POIS)[None]
 
     for number, name in enumerate(names):
         rest = users != name
-        alone = OtherVisits(
+        alone = CrowdVisits(
             count_others(users[rest], pois[rest], times[rest], offsets[rest], num_pois=NUM_POIS)
         )
         for hour in (np.array([9]), np.array([23])):

@@ -9,15 +9,15 @@ from deltalake import write_deltalake
 from conf.errors import MissingInputError
 from models.copying.crowd_batches import collate_asked
 from models.copying.crowd_statistics import count_others
-from models.copying.crowd_tables import OTHER_TABLES, OthersAt, last_others, open_finder, read_others
+from models.copying.crowd_tables import CROWD_TABLES, CrowdAt, last_crowd, open_finder, read_crowd
 from models.data.dataset import TableAt
 from models.serving.bundle import ModelBundle
 from models.serving.inference import generate_candidates, rank_targets_by_model
 from tests.models.planted_city import DAY, NUM_USERS, other_rows, to_arrow, user_history
 
 
-def others_of(root, day: str = DAY.isoformat(), index_version: int = 1) -> OthersAt:
-    return OthersAt(*(TableAt(str(root / name)) for name in OTHER_TABLES), day, index_version)
+def crowd_of(root, day: str = DAY.isoformat(), index_version: int = 1) -> CrowdAt:
+    return CrowdAt(*(TableAt(str(root / name)) for name in CROWD_TABLES), day, index_version)
 
 
 def write(root, **changed) -> None:
@@ -38,7 +38,7 @@ def test_the_tables_give_the_statistics_of_the_rows_that_they_were_made_of(town_
     pois = catalogue.find_rows(blocks, inners)
     hour = np.full(len(rows), 60)
 
-    found = read_others(others_of(town_root), catalogue)
+    found = read_crowd(crowd_of(town_root), catalogue)
 
     expected = count_others(users, pois, times, hour, num_pois=len(catalogue))
     for name, values in vars(expected).items():
@@ -50,7 +50,7 @@ def test_rows_of_slots_that_are_not_in_the_catalogue_are_left_out_and_told(tmp_p
     stray = [row | {"block_id": 77} for row in rows["training_visits"][:3]]
     write(tmp_path, training_visits=rows["training_visits"] + stray)
 
-    found = read_others(others_of(tmp_path), catalogue)
+    found = read_crowd(crowd_of(tmp_path), catalogue)
 
     assert found.visit_counts.sum() == NUM_USERS * 40
     assert "training_visits: 3 of" in caplog.text
@@ -60,34 +60,34 @@ def test_the_latest_day_that_is_not_later_than_asked_is_read(tmp_path):
     for day in (date(2026, 2, 1), date(2026, 2, 8), date(2026, 2, 15)):
         rows = {name: [row | {"day": day} for row in own] for name, own in other_rows().items()}
         write(tmp_path, **rows)
-    visits, transitions = (TableAt(str(tmp_path / name)) for name in OTHER_TABLES)
+    visits, transitions = (TableAt(str(tmp_path / name)) for name in CROWD_TABLES)
 
-    assert last_others(visits, transitions, date(2026, 2, 14), 1).day == "2026-02-08"
-    assert last_others(visits, transitions, date(2026, 2, 15), 1).day == "2026-02-15"
+    assert last_crowd(visits, transitions, date(2026, 2, 14), 1).day == "2026-02-08"
+    assert last_crowd(visits, transitions, date(2026, 2, 15), 1).day == "2026-02-15"
     with pytest.raises(MissingInputError, match="training_others --day 2026-01-31"):
-        last_others(visits, transitions, date(2026, 1, 31), 1)
+        last_crowd(visits, transitions, date(2026, 1, 31), 1)
     with pytest.raises(MissingInputError, match="index version 2"):
-        last_others(visits, transitions, date(2026, 2, 14), 2)
+        last_crowd(visits, transitions, date(2026, 2, 14), 2)
 
 
 @pytest.mark.parametrize("asked", [{"day": "2026-01-01"}, {"index_version": 2}])
 def test_a_day_or_version_without_rows_says_what_to_run(town_root, catalogue, asked):
     with pytest.raises(MissingInputError, match="training_others"):
-        read_others(others_of(town_root, **asked), catalogue)
+        read_crowd(crowd_of(town_root, **asked), catalogue)
 
 
 ON = {"enabled": True, "num_followers": 2, "num_near": 3}
 
 
 def test_a_model_that_copies_refuses_to_do_without_the_statistics(make_decoder, requests_batch, catalogue):
-    model, targets = make_decoder(others=ON), np.zeros(requests_batch.num_rows, np.int64)
+    model, targets = make_decoder(crowd=ON), np.zeros(requests_batch.num_rows, np.int64)
 
     with pytest.raises(MissingInputError, match="training_visits"):
         rank_targets_by_model(model, requests_batch, targets, catalogue)
 
 
 def test_a_model_that_copies_nothing_looks_nothing_up(make_decoder, requests_batch):
-    assert collate_asked(requests_batch, None, make_decoder().config).others is None
+    assert collate_asked(requests_batch, None, make_decoder().config).crowd is None
 
 
 def test_what_the_user_did_cannot_reach_the_user_through_the_statistics(
@@ -99,10 +99,10 @@ def test_what_the_user_did_cannot_reach_the_user_through_the_statistics(
     without = {name: [row for row in own if row["user_id"] != user] for name, own in rows.items()}
     write(tmp_path / "all")
     write(tmp_path / "without", **without)
-    config = make_decoder(others=ON).config
+    config = make_decoder(crowd=ON).config
 
     slots = [
-        collate_asked(asking, open_finder(others_of(tmp_path / name), catalogue), config).others
+        collate_asked(asking, open_finder(crowd_of(tmp_path / name), catalogue), config).crowd
         for name in ("all", "without")
     ]
 
@@ -120,8 +120,8 @@ def test_generation_and_ranking_agree_on_a_model_that_copies(
     town_root, catalogue, make_decoder, requests_batch, tmp_path
 ):
     """The POI that is generated third is ranked third, whichever batch it is in."""
-    finder = open_finder(others_of(town_root), catalogue)
-    bundle = holding(make_decoder(others=ON), tmp_path)
+    finder = open_finder(crowd_of(town_root), catalogue)
+    bundle = holding(make_decoder(crowd=ON), tmp_path)
 
     lists = generate_candidates(bundle, requests_batch, catalogue, top_k=3, finder=finder)
 
@@ -134,11 +134,11 @@ def test_generation_and_ranking_agree_on_a_model_that_copies(
 def test_slots_of_others_move_the_prediction(town_root, catalogue, make_decoder, requests_batch, tmp_path):
     nobody = {name: rows[:1] for name, rows in other_rows().items()}
     write(tmp_path, **nobody)
-    bundle = holding(make_decoder(others=ON), tmp_path)
+    bundle = holding(make_decoder(crowd=ON), tmp_path)
 
     found, alone = (
         generate_candidates(
-            bundle, requests_batch, catalogue, top_k=3, finder=open_finder(others_of(root), catalogue)
+            bundle, requests_batch, catalogue, top_k=3, finder=open_finder(crowd_of(root), catalogue)
         )
         for root in (town_root, tmp_path)
     )

@@ -80,7 +80,7 @@ def test_shares_of_generator_and_actions_add_up_to_one(explain):
     for seed in range(4):
         found = explain(seed=seed)
         for shares in (found.block_shares, found.poi_shares):
-            assert shares.generator + shares.others + shares.actions.sum() == pytest.approx(1, abs=TOLERANCE)
+            assert shares.generator + shares.crowd + shares.actions.sum() == pytest.approx(1, abs=TOLERANCE)
             assert len(shares.actions) == len(found.past) == 60
 
 

@@ -1,6 +1,7 @@
 """Weights on disk: whole or not at all, damage is found, the checkpoint before is used."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from torch.testing import assert_close
 
 from conf.errors import DamagedCheckpointError, FingerprintError, MissingInputError
 from conf.tokens import TokenLayout
+from models.config import CrowdConfig, InterestMatchConfig
 from models.network.checkpoint import (
+    CONFIG_FILE,
     MODEL_FILE,
     CheckpointStore,
     FolderWriter,
@@ -54,6 +57,27 @@ def test_weights_of_another_version_of_the_model_are_refused_by_name(tmp_path):
         DamagedCheckpointError, match=r"another version of the model \(2 names, first 'old_part.bias'"
     ):
         load_stage(tmp_path / "m")
+
+
+def test_a_model_saved_before_its_parts_had_their_names_still_loads(tmp_path):
+    model = toy_decoder(crowd=CrowdConfig(enabled=True), interest_match=InterestMatchConfig(enabled=True))
+    then = {"history_copy.": "memory.", "crowd_copy.": "others.", "interest_match.": "taste."}
+    weights = model.state_dict()
+    for now, before in then.items():
+        assert any(name.startswith(now) for name in weights)
+        weights = {re.sub(f"^{re.escape(now)}", before, name): value for name, value in weights.items()}
+    decoder = model.config.model_dump(mode="json")
+    decoder["others"], decoder["taste"] = decoder.pop("crowd"), decoder.pop("interest_match")
+    with FolderWriter(tmp_path / "m") as writer:
+        writer.write_tensors(MODEL_FILE, weights)
+        content = {"decoder": decoder, "fingerprint": model.config.layout.fingerprint(), "notes": {}}
+        writer.write_json(CONFIG_FILE, content)
+
+    loaded = load_stage(tmp_path / "m", layout=LAYOUT)
+
+    assert loaded.config == model.config
+    for name, value in model.state_dict().items():
+        assert_close(loaded.state_dict()[name], value, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_missing_model_says_how_to_train_one(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.config import OthersConfig
-from models.data.batch import OtherSlots, steps_of
+from models.config import CrowdConfig
+from models.data.batch import CrowdSlots, steps_of
 from models.network.copies import bucket_novelty
 from models.network.decoder import gather_copies
 from models.network.history_copy import BLOCK
@@ -16,34 +16,34 @@ from tests.models.toy import (
     MAX_INNER,
     NUM_BLOCKS,
     cut_step,
+    toy_crowd,
     toy_decoder,
     toy_history,
-    toy_others,
     toy_requests,
     toy_slots,
 )
 
-ON = OthersConfig(enabled=True, num_followers=2, num_near=3)
+ON = CrowdConfig(enabled=True, num_followers=2, num_near=3)
 ALL_BLOCKS = torch.arange(NUM_BLOCKS)[None].expand(3, NUM_BLOCKS)
 WINDOW = 6
 VARIANTS = [{}, {"memory": False}, {"poi_vectors": "off"}, {"hide_request_time": True}]
 
 
 def ask(model, history, request=None, live=None):
-    request = request or toy_requests(history)._replace(others=toy_others(len(history.lengths_B), 1))
+    request = request or toy_requests(history)._replace(crowd=toy_crowd(len(history.lengths_B), 1))
     return model.request_state(model.encode_prefix(history), request, live)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_training_and_serving_give_the_same_log_probabilities(variant):
-    model, history = toy_decoder(others=ON, **variant), toy_history((9, 4, 1))
-    slots = toy_others(3, WINDOW)
-    trained = model.next_poi_log_probs(history._replace(others=slots))
+    model, history = toy_decoder(crowd=ON, **variant), toy_history((9, 4, 1))
+    slots = toy_crowd(3, WINDOW)
+    trained = model.next_poi_log_probs(history._replace(crowd=slots))
     last, rows = history.lengths_B - 1, torch.arange(3)
     past, request = cut_step(history, last)
     in_window = torch.tensor([WINDOW - 1, 3, 0])
 
-    state = ask(model, past, request._replace(others=slots.take_steps(in_window[:, None])))
+    state = ask(model, past, request._replace(crowd=slots.take_steps(in_window[:, None])))
     blocks, inners = history.blocks_BL[rows, last], history.inners_BL[rows, last]
     block = model.block_log_probs(state)[rows, blocks]
     inner = model.inner_log_probs(state, ALL_BLOCKS)[rows, blocks, inners]
@@ -56,7 +56,7 @@ def test_training_and_serving_give_the_same_log_probabilities(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_probabilities_of_all_live_pois_sum_to_one(variant):
-    model, history = toy_decoder(others=ON, **variant), toy_history((9, 4, 0))
+    model, history = toy_decoder(crowd=ON, **variant), toy_history((9, 4, 0))
     live = toy_slots(without=[(0, 1), (2, 3)])
 
     state = ask(model, history, live=live)
@@ -69,16 +69,21 @@ def test_probabilities_of_all_live_pois_sum_to_one(variant):
 
 def test_a_slot_adds_its_weight_to_its_poi():
     """One slot of weight 3 beside the generator's 1: the rest of the distribution shrinks to a quarter."""
-    model, history = toy_decoder(memory=False, others=ON), toy_history((9, 4, 2))
-    slots = toy_others(3, 1, num_slots=1)._replace(is_real_BQC=torch.ones(3, 1, 1, dtype=torch.bool))
+    model, history = toy_decoder(memory=False, crowd=ON), toy_history((9, 4, 2))
+    slots = toy_crowd(3, 1, num_slots=1)._replace(is_real_BQC=torch.ones(3, 1, 1, dtype=torch.bool))
     with torch.no_grad():
-        for part in (model.others.small, model.others.large, model.others.poi, model.others.key.weight):
+        for part in (
+            model.crowd_copy.small,
+            model.crowd_copy.large,
+            model.crowd_copy.poi,
+            model.crowd_copy.key.weight,
+        ):
             part.zero_()
-        for gate in model.others.gate:
+        for gate in model.crowd_copy.gate:
             gate.weight.zero_()
             gate.bias.fill_(math.log(3.0))
 
-    state = ask(model, history, toy_requests(history)._replace(others=slots))
+    state = ask(model, history, toy_requests(history)._replace(crowd=slots))
     alone = ask(model, history, toy_requests(history))
 
     rows, block = torch.arange(3), slots.blocks_BQC[:, 0, 0]
@@ -88,8 +93,8 @@ def test_a_slot_adds_its_weight_to_its_poi():
 
 
 def test_empty_dead_and_newer_slots_copy_nothing():
-    model, history = toy_decoder(memory=False, others=ON), toy_history((9, 4, 2))
-    slots = toy_others(3, 1, num_slots=3)
+    model, history = toy_decoder(memory=False, crowd=ON), toy_history((9, 4, 2))
+    slots = toy_crowd(3, 1, num_slots=3)
     slots = slots._replace(
         is_real_BQC=torch.tensor([[[False, True, True]]]).expand(3, 1, 3),
         blocks_BQC=torch.tensor([[[1, 0, 0]]]).expand(3, 1, 3),
@@ -97,20 +102,20 @@ def test_empty_dead_and_newer_slots_copy_nothing():
     )
     live = toy_slots(without=[(0, 1)])
 
-    state = ask(model, history, toy_requests(history)._replace(others=slots), live)
+    state = ask(model, history, toy_requests(history)._replace(crowd=slots), live)
 
-    copies = gather_copies(None, model.others, BLOCK, state.state_BD[:, None], state.sources)
+    copies = gather_copies(None, model.crowd_copy, BLOCK, state.state_BD[:, None], state.sources)
     assert copies.scores_BQX.isneginf().all()
     alone = ask(model, history, toy_requests(history), live)
     assert_close(model.block_log_probs(state), model.block_log_probs(alone))
 
 
 def test_own_visits_of_a_slot_are_counted_up_to_the_step():
-    model, history = toy_decoder(others=ON), toy_history((12, 5, 1))
+    model, history = toy_decoder(crowd=ON), toy_history((12, 5, 1))
     index = torch.tensor([[0, 4, 11], [1, 2, 4], [0, 0, 0]])
-    slots, steps = toy_others(3, 3), steps_of(history, index)
+    slots, steps = toy_crowd(3, 3), steps_of(history, index)
 
-    found = model.others._count_own(slots, past_of(history), steps)
+    found = model.crowd_copy._count_own(slots, past_of(history), steps)
 
     for b, q, c in torch.cartesian_prod(*(torch.arange(n) for n in found.shape)).tolist():
         poi = (slots.blocks_BQC[b, q, c], slots.inners_BQC[b, q, c])
@@ -122,11 +127,11 @@ def test_own_visits_of_a_slot_are_counted_up_to_the_step():
 
 def test_tastes_are_counted_up_to_the_step():
     """New POIs among the last actions, and visits to the slot's category, by a plain loop."""
-    model, history = toy_decoder(others=ON), toy_history((12, 5, 1))
+    model, history = toy_decoder(crowd=ON), toy_history((12, 5, 1))
     index = torch.tensor([[0, 4, 11], [1, 2, 4], [0, 0, 0]])
-    slots, steps, past = toy_others(3, 3), steps_of(history, index), past_of(history)
+    slots, steps, past = toy_crowd(3, 3), steps_of(history, index), past_of(history)
 
-    novelty, taste = bucket_novelty(past, steps), model.others._bucket_taste(slots, past, steps)
+    novelty, taste = bucket_novelty(past, steps), model.crowd_copy._bucket_affinity(slots, past, steps)
 
     for b, q in torch.cartesian_prod(torch.arange(3), torch.arange(3)).tolist():
         n = int(index[b, q])
@@ -141,11 +146,11 @@ def test_tastes_are_counted_up_to_the_step():
 
 
 def test_without_slots_a_decoder_that_could_copy_gives_what_the_memory_gives():
-    model, history = toy_decoder(others=ON), toy_history()
+    model, history = toy_decoder(crowd=ON), toy_history()
     request = toy_requests(history)
-    empty = toy_others(3, 1)._replace(is_real_BQC=torch.zeros(3, 1, 5, dtype=torch.bool))
+    empty = toy_crowd(3, 1)._replace(is_real_BQC=torch.zeros(3, 1, 5, dtype=torch.bool))
 
-    without, with_empty = ask(model, history, request), ask(model, history, request._replace(others=empty))
+    without, with_empty = ask(model, history, request), ask(model, history, request._replace(crowd=empty))
 
     assert_close(model.block_log_probs(with_empty), model.block_log_probs(without))
     assert_close(model.inner_log_probs(with_empty, ALL_BLOCKS), model.inner_log_probs(without, ALL_BLOCKS))
@@ -154,18 +159,20 @@ def test_without_slots_a_decoder_that_could_copy_gives_what_the_memory_gives():
 def test_off_is_the_model_without_any_of_it():
     model, history = toy_decoder(), toy_history()
 
-    assert not any(name.startswith("others.") for name, _ in model.named_parameters())
+    assert not any(name.startswith("crowd_copy.") for name, _ in model.named_parameters())
     request = toy_requests(history)
-    given = ask(model, history, request._replace(others=toy_others(3, 1)))
+    given = ask(model, history, request._replace(crowd=toy_crowd(3, 1)))
     assert torch.equal(model.block_log_probs(given), model.block_log_probs(ask(model, history, request)))
 
 
 def test_every_weight_of_the_slots_learns():
-    model, history = toy_decoder(others=ON), toy_history()
-    log_probs = model.next_poi_log_probs(history._replace(others=toy_others(3, WINDOW)))
+    model, history = toy_decoder(crowd=ON), toy_history()
+    log_probs = model.next_poi_log_probs(history._replace(crowd=toy_crowd(3, WINDOW)))
     (log_probs.block_BQ.sum() + log_probs.inner_BQ.sum()).backward()
 
-    silent = [n for n, p in model.others.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    silent = [
+        n for n, p in model.crowd_copy.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
 
     assert silent == []
 
@@ -197,9 +204,9 @@ def test_a_target_in_training_does_not_see_its_own_time_but_the_next_one_does():
 
 
 def test_slots_of_some_steps_are_those_steps_slots():
-    slots = toy_others(2, 4)
+    slots = toy_crowd(2, 4)
     taken = slots.take_steps(torch.tensor([[3, 0], [1, 1]]))
 
-    assert isinstance(taken, OtherSlots)
+    assert isinstance(taken, CrowdSlots)
     assert torch.equal(taken.blocks_BQC[0], slots.blocks_BQC[0, [3, 0]])
     assert torch.equal(taken.lonlat_BQC2[1, 0], slots.lonlat_BQC2[1, 1])

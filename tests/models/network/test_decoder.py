@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.config import DecoderConfig, TasteConfig
+from models.config import DecoderConfig, InterestMatchConfig
 from models.data.batch import HistoryBatch, RequestBatch
 from models.network.decoder import SpacetimeDecoder
 from tests.models.toy import (
@@ -29,7 +29,7 @@ VARIANTS = [
     {"tie_embeddings": False},
     {"num_kv_heads": 4},
     {"hide_request_time": True},
-    {"taste": TasteConfig(enabled=True)},
+    {"interest_match": InterestMatchConfig(enabled=True)},
     {"routines": True},
 ]
 
@@ -304,7 +304,7 @@ def test_with_the_memory_off_the_generator_is_all_there_is():
     state = model.request_state(model.encode_prefix(history), toy_requests(history))
     embedding = model.trunk.embedding
 
-    assert not any("memory." in name and "click" not in name for name, _ in model.named_parameters())
+    assert not any("history_copy." in name for name, _ in model.named_parameters())
     assert_close(
         model.block_log_probs(state), model.generator.block_log_probs(state.state_BD, embedding, None)
     )
@@ -351,7 +351,7 @@ def test_every_weight_of_pretraining_learns():
     silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
 
     assert silent == {
-        "memory.value.weight", "user_projection.weight", "poi_projection.weight",
+        "history_copy.value.weight", "user_projection.weight", "poi_projection.weight",
         "click.state.weight", "click.state.bias", "click.memory.weight",
     }  # fmt: skip
 

@@ -85,13 +85,13 @@ def test_sums_of_tables_and_their_gradients_equal_plain_lookups(clock_tables):
 def test_a_fresh_model_copies_by_the_kernel_counters_weights():
     """With gates 0, constant 1 and no content match, scores are those of the tables."""
     model, history = toy_decoder(), toy_history((6, 6, 6))
-    memory = model.memory
-    memory.reset_gates()
+    memory = model.history_copy
+    memory.reset_start()
     with torch.no_grad():
         memory.query[BLOCK].weight.zero_()
     state = model.request_state(model.encode_prefix(history), toy_requests(history))
 
-    scores = memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)
+    scores = memory.score(BLOCK, state.state_BD[:, None], state.memory, state.pairs)
 
     assert_close(scores, 1 + state.pairs.bias_BQL2[..., BLOCK])
 
@@ -103,7 +103,7 @@ def test_dead_slots_are_not_copied():
 
     state = model.request_state(model.encode_prefix(history), toy_requests(history), live)
 
-    scores = model.memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)[0, 0]
+    scores = model.history_copy.score(BLOCK, state.state_BD[:, None], state.memory, state.pairs)[0, 0]
     is_dead = (history.blocks_BL[0] == dead[0]) & (history.inners_BL[0] == dead[1])
     assert torch.equal(scores.isneginf(), is_dead)
 
@@ -112,7 +112,7 @@ def test_click_features_are_the_shares_of_poi_and_block():
     model, history = toy_decoder(), toy_history((9, 4, 0))
     prefix, request, candidates = model.encode_prefix(history), toy_requests(history), toy_candidates()
     state = model.request_state(prefix, request)
-    scores = model.memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)[:, 0]
+    scores = model.history_copy.score(BLOCK, state.state_BD[:, None], state.memory, state.pairs)[:, 0]
 
     features = model.candidate_states(prefix, request, candidates).memory_BC2
 
@@ -128,9 +128,9 @@ def test_click_features_are_the_shares_of_poi_and_block():
 def test_a_user_without_past_pools_nothing():
     model, history = toy_decoder(), toy_history((0, 3))
     state = model.request_state(model.encode_prefix(history), None)
-    scores = model.memory.score(BLOCK, state.state_BD[:, None], state.bank, state.pairs)
+    scores = model.history_copy.score(BLOCK, state.state_BD[:, None], state.memory, state.pairs)
 
-    pooled = model.memory.pool(scores, state.bank)
+    pooled = model.history_copy.pool(scores, state.memory)
 
     assert pooled[0].abs().max() == 0
     assert pooled[1].abs().max() > 0

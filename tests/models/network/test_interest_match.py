@@ -5,19 +5,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.config import TasteConfig
+from models.config import InterestMatchConfig
 from models.network.checkpoint import save_stage
 from models.network.decoder import SpacetimeDecoder
-from models.network.interest_match import Content, TasteMatch, match, principal_components
+from models.network.interest_match import Content, InterestMatch, match, principal_components
 from models.network.trunk import CandidateStates
 from models.training.multimodal import SlotVectors, start_posttraining
 from tests.models.toy import toy_candidates, toy_config, toy_decoder, toy_history, toy_requests
 
-TASTE = TasteConfig(enabled=True, dropout=0.0)
+TASTE = InterestMatchConfig(enabled=True, dropout=0.0)
 
 
-def _fresh(**changes: object) -> TasteMatch:
-    taste = TasteMatch(toy_config(hidden_dim=8, embedding_dim=8, taste=TASTE, **changes)).eval()
+def _fresh(**changes: object) -> InterestMatch:
+    taste = InterestMatch(toy_config(hidden_dim=8, embedding_dim=8, interest_match=TASTE, **changes)).eval()
     taste.reset_start()
     return taste
 
@@ -85,7 +85,7 @@ def test_texts_are_told_apart_by_what_few_of_them_say():
 
 @pytest.mark.parametrize("memory", [True, False])
 def test_the_click_head_is_told_the_generators_own_log_probabilities(memory):
-    model, history = toy_decoder(memory=memory, taste=TASTE), toy_history()
+    model, history = toy_decoder(memory=memory, interest_match=TASTE), toy_history()
     candidates, request = toy_candidates(), toy_requests(history)
     prefix = model.encode_prefix(history)
 
@@ -100,7 +100,7 @@ def test_the_click_head_is_told_the_generators_own_log_probabilities(memory):
 
 
 def test_a_poi_newer_than_the_model_has_a_finite_click_logit():
-    model, history = toy_decoder(taste=TASTE), toy_history()
+    model, history = toy_decoder(interest_match=TASTE), toy_history()
     newer = toy_candidates()
     newer = newer._replace(inners_BC=newer.inners_BC.clone().index_fill_(1, torch.tensor([0]), 999))
 
@@ -112,7 +112,7 @@ def test_a_poi_newer_than_the_model_has_a_finite_click_logit():
 
 
 def test_a_candidate_is_scored_alone_as_among_others():
-    model, history = toy_decoder(taste=TASTE), toy_history((9, 4, 0))
+    model, history = toy_decoder(interest_match=TASTE), toy_history((9, 4, 0))
     candidates, prefix = toy_candidates((4, 4, 4)), model.encode_prefix(history)
     one = type(candidates)(torch.ones(3, dtype=torch.int64), *(field[:, 2:3] for field in candidates[1:5]))
 
@@ -124,7 +124,7 @@ def test_a_candidate_is_scored_alone_as_among_others():
 
 
 def test_post_training_with_vectors_starts_the_maps_of_texts(tmp_path):
-    save_stage(tmp_path / "model", toy_decoder(taste=TASTE))
+    save_stage(tmp_path / "model", toy_decoder(interest_match=TASTE))
     slots = SlotVectors(torch.arange(4), torch.arange(4), torch.randn(4, 3))
 
     fused = start_posttraining(tmp_path, vectors=slots).eval()
@@ -139,7 +139,7 @@ def test_post_training_with_vectors_starts_the_maps_of_texts(tmp_path):
 
 
 def test_rescaling_the_head_is_linear_in_every_part():
-    model = SpacetimeDecoder(toy_config(taste=TASTE))
+    model = SpacetimeDecoder(toy_config(interest_match=TASTE))
     torch.nn.init.normal_(model.click.evidence.weight)
     torch.nn.init.normal_(model.click.memory.weight)
     states = CandidateStates(torch.randn(2, 3, 16), torch.randn(2, 3, 2), torch.randn(2, 3, 4))

@@ -17,7 +17,7 @@ from models.protocols.tables import (
     UNKNOWN_INNER,
     build_evaluation_rows,
     build_tables,
-    count_training_others,
+    count_training_crowd,
     keep_memory,
     name_patterns,
     write_samples,
@@ -30,7 +30,7 @@ RECIPE = Recipe.model_validate(
         "decoder": {
             "hidden_dim": 16, "ffn_dim": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
             "window_actions": WINDOW, "geo_buckets": 32, "headroom": 1.0, "memory": {"key_dim": 8},
-            "others": {"enabled": True, "num_followers": 2, "num_near": 4},
+            "crowd": {"enabled": True, "num_followers": 2, "num_near": 4},
         },
         "pretrain": {"epochs": 1, "batch_size": 8, "warmup_steps": 2, "curriculum": False},
     }
@@ -114,12 +114,12 @@ def test_every_training_row_is_a_target_once_and_context_lies_before(tables, tmp
 
 
 def test_validation_and_test_rows_are_in_no_count_of_others(folder, tables):
-    before = count_training_others(tables)
+    before = count_training_crowd(tables)
     shuffled = tables.poi_rows.copy()
     held_out = ~tables.rows.is_training
     shuffled[held_out] = 0
 
-    after = count_training_others(type(tables)(tables.rows, tables.index, tables.visit_columns, shuffled))
+    after = count_training_crowd(type(tables)(tables.rows, tables.index, tables.visit_columns, shuffled))
 
     for name, values in vars(before).items():
         np.testing.assert_array_equal(values, getattr(after, name), err_msg=name)
@@ -166,7 +166,7 @@ def test_a_protocol_trains_once_and_is_scored_beside_its_baselines(folder, tmp_p
 
 def test_a_recipe_without_others_needs_no_statistics(tables):
     alone = RECIPE.decoder.model_copy(
-        update={"others": RECIPE.decoder.others.model_copy(update={"enabled": False})}
+        update={"crowd": RECIPE.decoder.crowd.model_copy(update={"enabled": False})}
     )
     recipe = fit_recipe(RECIPE.model_copy(update={"decoder": alone}), PROTOCOLS["nyc-table6-notime"])
 

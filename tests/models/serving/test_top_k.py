@@ -24,7 +24,12 @@ def _brute_force(model, state, catalogue):
     return model.poi_log_probs(state, blocks, inners).double().numpy()
 
 
-PARTS = [{"memory": {"enabled": False}}, {}, {"taste": {"enabled": True}}, {"tie_side_information": True}]
+PARTS = [
+    {"memory": {"enabled": False}},
+    {},
+    {"interest_match": {"enabled": True}},
+    {"tie_side_information": True},
+]
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=str)

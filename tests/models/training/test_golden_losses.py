@@ -14,6 +14,7 @@ from models.config import load_recipe
 from models.data.dataset import TableAt
 from models.training import trainer
 from models.training.align_dpo import run_align_dpo
+from models.training.posttraining import SftRun
 from models.training.pretrain import PretrainTables, run_pretrain
 from models.training.sft_embedding import run_sft_embedding
 from models.training.sft_ranking import run_sft_ranking
@@ -34,7 +35,7 @@ def losses(town_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
     stages = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
     # Patience must not end a stage early: all fifty steps are compared.
     steps = [f"{stage}.{key}" for stage in stages for key in (f"max_steps={STEPS}", f"patience={STEPS}")]
-    recipe = load_recipe(folder / "recipe.yaml", [*steps, "decoder.others.enabled=false"])
+    recipe = load_recipe(folder / "recipe.yaml", [*steps, "decoder.crowd.enabled=false"])
     names = ("pretrain_samples", "poi_index", "blocks", "ranking_samples", "preference_pairs")
     at = {name: TableAt(str(town_root / name), 0) for name in names}
     tables = PretrainTables(at["pretrain_samples"], at["poi_index"], at["blocks"])
@@ -53,8 +54,8 @@ def losses(town_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
         run_pretrain(tables, layout=None, folder=folder / "pretrain", log=keep("pretrain"), **common)
         start = {**common, "pretrained": folder / "pretrain"}
         samples = at["ranking_samples"]
-        run_sft_embedding(samples, folder=folder / "embedding", log=keep("sft_embedding"), **start)
-        run_sft_ranking(samples, folder=folder / "ranking", log=keep("sft_ranking"), **start)
+        run_sft_embedding(SftRun(samples, folder=folder / "embedding", log=keep("sft_embedding"), **start))
+        run_sft_ranking(SftRun(samples, folder=folder / "ranking", log=keep("sft_ranking"), **start))
         run_align_dpo(at["preference_pairs"], tables, folder=folder / "dpo", log=keep("align_dpo"), **start)
     return found
 

@@ -18,9 +18,7 @@ from models.training.trainer import train
 
 def _splits(town_root, config: TrainConfig, tmp_path) -> Splits:
     table = TableAt(str(town_root / "ranking_samples"))
-    return Splits(
-        SampleSource(table, "2026-03-01", "request_id", SFT_COLUMNS), config, tmp_path / "scratch"
-    )
+    return Splits(SampleSource(table, "2026-03-01", "request_id", SFT_COLUMNS), config, tmp_path / "scratch")
 
 
 def test_ranking_stage_learns_whose_favourite_is_clicked(make_decoder, town_root, tmp_path):

@@ -104,7 +104,7 @@ def test_the_paper_model_is_one_switch_away(town_root, tmp_path):
 
     run_pretrain(tables(town_root), day=DAY, recipe=recipe, layout=None, folder=tmp_path, log=ignore)
 
-    assert load_pretrained(tmp_path).memory is None
+    assert load_pretrained(tmp_path).history_copy is None
 
 
 def test_a_day_without_samples_says_so(town_root, tmp_path):

@@ -13,7 +13,7 @@ from conf.settings import Settings
 from tests.models.planted_city import RECIPE
 
 STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
-PAIR_TABLES = ("memory.", "others.small", "others.large", "others.poi")
+PAIR_TABLES = ("history_copy.", "crowd_copy.small", "crowd_copy.large", "crowd_copy.poi")
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

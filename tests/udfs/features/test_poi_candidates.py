@@ -15,7 +15,7 @@ pytestmark = pytest.mark.spark
 def copying_bundle(build_once):
     """A model that takes most of every prediction from slots of others."""
     return (
-        build_once("copying", lambda folder: make_bundle(folder, seed=1, copies_from_others=True)) / "bundle"
+        build_once("copying", lambda folder: make_bundle(folder, seed=1, copies_from_crowd=True)) / "bundle"
     )
 
 
@@ -24,7 +24,7 @@ def probabilities(town: Town, request_id: str = "r1") -> dict[str, float]:
     return {row["poi_id"]: row["log_probability"] for row in rows if row["request_id"] == request_id}
 
 
-def deliver_others(town: Town, day, *, transitions=(), visits=()) -> None:
+def deliver_crowd(town: Town, day, *, transitions=(), visits=()) -> None:
     town.deliver(day, training_transitions=transitions, training_visits=visits)
 
 
@@ -41,7 +41,7 @@ def test_a_model_that_copies_names_the_job_that_makes_its_tables(first_night, co
 def test_candidates_follow_what_others_did_and_not_what_the_user_did(first_night, copying_bundle):
     """u1 was last at p0, from where others went to p6; u1's own way to p5 tells u1 nothing."""
     town, crowd = first_night, [visit(f"x{n}", 6) for n in range(5)]
-    deliver_others(
+    deliver_crowd(
         town,
         DAY_1,
         transitions=[transition(f"x{n}", 0, 6) for n in range(5)],
@@ -51,7 +51,7 @@ def test_candidates_follow_what_others_did_and_not_what_the_user_did(first_night
     assert next(iter(with_crowd)) == "p6"
     digest = town.digest("poi_candidates")
 
-    deliver_others(
+    deliver_crowd(
         town,
         DAY_1,
         transitions=[*(transition(f"x{n}", 0, 6) for n in range(5)), transition("u1", 0, 5, 50.0)],
@@ -68,10 +68,10 @@ def test_candidates_follow_what_others_did_and_not_what_the_user_did(first_night
 
 def test_a_day_reads_the_statistics_that_there_were_by_then(first_night, copying_bundle):
     town = first_night
-    deliver_others(town, DAY_1, transitions=[transition("x", 0, 6)], visits=[visit("x", 6)])
+    deliver_crowd(town, DAY_1, transitions=[transition("x", 0, 6)], visits=[visit("x", 6)])
     before = run(town, copying_bundle)
 
-    deliver_others(town, DAY_2, transitions=[transition("x", 0, 3, 9.0)], visits=[visit("x", 3, 9)])
+    deliver_crowd(town, DAY_2, transitions=[transition("x", 0, 3, 9.0)], visits=[visit("x", 3, 9)])
 
     assert run(town, copying_bundle) == before
     town.deliver(DAY_2, ranking_requests=[request("r3", "u1", DAY_2, [])])
