@@ -127,7 +127,7 @@ bench-rerun: setup ## Runs the synthetic demo's last night once more and compare
 bench-protocols: setup ## Trains on public check-ins and scores them beside the baselines [DATA=FOLDER of folders]
 	@$(PY) -m tests.bench.protocols --data $(DATA)
 
-bench-others: setup ## What copying from others adds in the pipeline, with the switch and without [DATA=CHECK-IN FOLDER]
+bench-others: setup ## What the crowd copy adds in the pipeline, with the switch and without [DATA=CHECK-IN FOLDER]
 	@$(PY) -m tests.bench.others --data $(DATA)
 
 bench-train: setup ## Training speed against transformers' Llama, padding, cost per history length [DATA=CHECK-IN FOLDER]
@@ -210,8 +210,8 @@ bench-own-data: setup ## make demo with DATA alone on public and tiny data; resu
 bench-gates: setup ## Planted faults and clean nights: what do the gates catch, what do they refuse wrongly? [WORK=FOLDER]
 	@$(PY) -m tests.bench.gates $(if $(WORK),--work "$(WORK)")
 
-bench-gate-time: setup ## What the audit costs of a night, at the size of bench-night-cost [ACTIONS=N]
-	@$(PY) -m tests.bench.gate_time $(if $(ACTIONS),--actions $(ACTIONS))
+bench-gate-time: setup ## What the audit costs of a night, at the size of bench-night-cost [ACTIONS=N] [WORK=FOLDER]
+	@$(PY) -m tests.bench.gate_time $(if $(ACTIONS),--actions $(ACTIONS)) $(if $(WORK),--work "$(WORK)")
 
 bench-operations: setup ## Faults of operations found by hand: do the tests of each one hold?
 	@$(PY) -m tests.bench.operations

@@ -2,9 +2,9 @@
 
 The order of a night: a source (synthetic, checkins, tsmc, getnext or actions), poi_index, clean_actions,
 action_sequences; `night` runs them in one session. Before a training: pretrain_samples, ranking_samples,
-preference_pairs, or `samples` for all three; and training_others, for models that copy from others. This file holds the
-job table; the work is in `etl/jobs/index_pois.py`, `etl/jobs/recompute.py`, `etl/jobs/runner.py`, `etl/jobs/samples.py`
-and the table files.
+preference_pairs, or `samples` for all three; and training_others, for models that copy from the crowd. This file
+holds the job table; the work is in `etl/jobs/index_pois.py`, `etl/jobs/recompute.py`, `etl/jobs/runner.py`,
+`etl/jobs/samples.py` and the table files.
 """
 
 import argparse
@@ -231,7 +231,7 @@ JOBS: dict[str, Job] = {
     ),
     "training_others": Job(
         "cleaned_actions -> training_visits, training_transitions: what each user did in the training period, for "
-        "models that copy from others (decoder.others)",
+        "models that copy from the crowd (decoder.crowd)",
         run_one("etl.jobs.samples", "count_others"),
         access="shared",
     ),

@@ -83,7 +83,7 @@ def measure_tables(
         if gates.histograms or gates.crowded_by:
             parts.append(measure_spread(rows, gates, name, day=day))
         if gates.repeated_after_days and name in eve:
-            parts.append(measure_sent_again(rows, eve[name], name, gates.repeated_after_days))
+            parts.append(measure_sent_again(rows, eve[name], name, gates.repeated_after_days, day=day))
     return reduce(DataFrame.unionAll, parts)
 
 
@@ -163,10 +163,17 @@ def measure_spread(rows: DataFrame, gates: TableGates, table: str, *, day: date)
     return figures.selectExpr(f"'{table}' AS table_name", "column_name", "statistic", "value", "example")
 
 
-def measure_sent_again(rows: DataFrame, eve: DataFrame, table: str, columns: Sequence[str]) -> DataFrame:
-    """Counts the rows that are one of the day before, moved by a day to the millisecond."""
+def measure_sent_again(
+    rows: DataFrame, eve: DataFrame, table: str, columns: Sequence[str], *, day: date
+) -> DataFrame:
+    """Counts the rows that are one of the day before, moved by a day to the millisecond.
+
+    Only what the day before said of itself is looked at: its delivery may hold a history of years.
+    """
     *key, time = columns
-    moved = eve.select(*key, (F.col(time) + MS_PER_DAY).alias(time)).distinct()
+    start_ms = ((day - EPOCH).days - 1) * MS_PER_DAY
+    of_eve = eve.where(F.col(time) >= F.lit(start_ms))
+    moved = of_eve.select(*key, (F.col(time) + MS_PER_DAY).alias(time))
     again = rows.join(moved, [*key, time], "left_semi")
     example = f"min(to_json(struct({', '.join(columns)})))"
     return _compute(again, table, [Aggregate(", ".join(columns), SENT_AGAIN, "count(*)", example)])

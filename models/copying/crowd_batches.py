@@ -1,4 +1,4 @@
-"""Slots of others for batches: Arrow rows and tensors in, `CrowdSlots` out; between numpy and torch.
+"""Crowd candidates for batches: Arrow rows and tensors in, `CrowdSlots` out; between numpy and torch.
 
 The finder takes the requesting user's own training rows out of all counts, so it needs to know who asks.
 """
@@ -42,7 +42,7 @@ def add_to_history(
         config: says whether the model copies, how long the window is, and whether request times are hidden.
 
     Raises:
-        MissingInputError: the model copies from others, and there is no finder.
+        MissingInputError: the model copies from the crowd, and there is no finder.
     """
     if not config.crowd.enabled:
         return history
@@ -58,7 +58,7 @@ def add_to_history(
 def collate_asked(
     rows: pa.Table | pa.RecordBatch, finder: SlotFinder | None, config: DecoderConfig
 ) -> RequestBatch:
-    """Collates one request per row, with the slots of others if the model copies from them; neutral ones have none.
+    """Collates one request per row, with the crowd candidates if the model copies from them; neutral ones have none.
 
     Args:
         rows: the request's columns, the history columns, and `user_id` if the model copies.
@@ -66,7 +66,7 @@ def collate_asked(
         config: says whether the model copies, and whether request times are hidden.
 
     Raises:
-        MissingInputError: the model copies from others, and there is no finder.
+        MissingInputError: the model copies from the crowd, and there is no finder.
     """
     request = collate_requests(rows)
     if not config.crowd.enabled:
@@ -95,8 +95,8 @@ def _find(
     """Looks up the slots of the steps that ask."""
     if finder is None:
         raise MissingInputError(
-            what="what others did", where=f"{TRAINING_VISITS.name} and {TRAINING_TRANSITIONS.name}",
-            needed_by="A decoder that copies from others (decoder.crowd)",
+            what="what the crowd did", where=f"{TRAINING_VISITS.name} and {TRAINING_TRANSITIONS.name}",
+            needed_by="A decoder that copies from the crowd (decoder.crowd)",
             remedy=f"Run: python -m etl {TRAINING_VISITS.job} --day DAY, and have its tables read.",
         )  # fmt: skip
     users = np.asarray(samples["user_id"].to_pylist(), dtype=str)

@@ -1,4 +1,4 @@
-"""Which POIs a request may copy from others: those that follow the current POI, and those near and fitting.
+"""Which POIs a request may copy from the crowd: those that follow the current POI, and those near and fitting.
 
 Two lists per request, both from training rows of *other* users (`models.copying.crowd_statistics`):
 
@@ -84,7 +84,7 @@ class Asked:
 
 
 class SlotFinder:
-    """Finds the slots of requests in the statistics of others; for any model of the catalogue's index."""
+    """Finds the slots of requests in the statistics of the crowd; for any model of the catalogue's index."""
 
     def __init__(self, statistics: CrowdStatistics, catalogue: Catalogue) -> None:
         self.statistics, self.catalogue = statistics, catalogue

@@ -1,4 +1,4 @@
-"""Statistics of others as Spark makes them: `training_visits` and `training_transitions` -> `CrowdStatistics`.
+"""Statistics of the crowd as Spark makes them: `training_visits` and `training_transitions` -> `CrowdStatistics`.
 
 Rows of one day, that is, of one training period, are read through Arrow: in training those of its own day at pinned
 versions, in serving those of the latest day there is. A process holds both tables, and a request is compared with all
@@ -23,13 +23,13 @@ from models.data.dataset import TableAt, open_table, read_table
 from models.data.requests import IntArray
 
 LOGGER = logging.getLogger(__name__)
-NEEDED_BY = "A decoder that copies from others (decoder.crowd)"
+NEEDED_BY = "A decoder that copies from the crowd (decoder.crowd)"
 CROWD_TABLES = (TRAINING_VISITS.name, TRAINING_TRANSITIONS.name)
 
 
 @dataclass(frozen=True)
 class CrowdAt:
-    """Where the statistics of others are.
+    """Where the statistics of the crowd are.
 
     Attributes:
         visits: `training_visits`.

@@ -270,7 +270,7 @@ def select_tables(*, clock_tables: bool, hide_request_time: bool) -> list[PairTa
 
 
 def start_table(table: PairTable[Features]) -> Tensor:
-    """Returns the start of a table, (rows,): the weights of the kernel counter (docs/design.md 5), else zero."""
+    """Returns the start of a table, (rows,): the weights of recency-weighted visits (docs/design.md 5), else zero."""
     # Tables add up before the exponential, so the factors of the counter start as logarithms.
     if table.name == "age_match":
         # The age in the middle of each bucket: the inverse of `_bucket_age`.

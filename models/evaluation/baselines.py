@@ -2,8 +2,8 @@
 
 - popularity: how often a POI was visited in the training period, by anyone;
 - visit counter: how often this user visited it before the request;
-- kernel counter: the same with every past visit weighted by age, clock and previous POI, plus a little of what others
-  do next.
+- recency-weighted visits: the same with every past visit weighted by age, clock and previous POI, plus a little of what
+  others do next.
 
 Each scores all POIs of a catalogue for a slice of requests, in float64: float32 would lose the tie-break of
 1e-9 x popularity. For ranking lists the baselines are distance only and popularity only.
@@ -79,7 +79,7 @@ def score_visits(requests: Requests, counts: TrainingCounts) -> FloatArray:
 def score_kernel(
     requests: Requests, counts: TrainingCounts, *, hide_request_time: bool = False
 ) -> FloatArray:
-    """Scores every POI by the kernel counter (docs/design.md 5); (requests, POIs).
+    """Scores every POI by the recency-weighted visit baseline (docs/design.md 5); (requests, POIs).
 
     Clock times are whole local hours, and all POIs outside the catalogue count as one POI when the action
     before a visit is compared with the last action: both as in the published figures, which this reproduces.

@@ -123,7 +123,9 @@ def print_figures(evaluation: Figures, console: Console | None = None) -> None:
             console.print(_next_poi_table(title, next_poi, group))
         console.print(f"{next_poi['rows']} rows of {next_poi['users']} users, digest {next_poi['digest']}")
         for method, differences in next_poi.get("minus_kernel_counter", {}).items():
-            console.print(f"{method} minus kernel counter, same rows: {_tell_differences(differences)}")
+            console.print(
+                f"{method} minus the recency-weighted visits, same rows: {_tell_differences(differences)}"
+            )
     if isinstance(ranking, dict):
         label = _label_simulated(ranking)
         console.print(

@@ -50,7 +50,7 @@ def rank_baselines(
         requests: the rows to score.
         counts: popularity and transitions of the training period.
         catalogue: says what is live when; None = everything always.
-        hide_request_time: protocols that hide the request's clock from the kernel counter.
+        hide_request_time: protocols that hide the request's clock from the recency-weighted visit baseline.
     """
 
     def kernel(part: Requests, known: TrainingCounts) -> FloatArray:

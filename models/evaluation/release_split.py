@@ -41,7 +41,7 @@ class EvaluationRows:
         action_type_id: the action type asked for.
         is_simulated: made from simulated rows.
         num_not_live: targets left out since they were not live on their day.
-        finder: what others did in the training period; None where no model asks for it.
+        finder: what the crowd did in the training period; None where no model asks for it.
     """
 
     requests: Requests

@@ -6,11 +6,11 @@ apart exactly. In the block's prediction past action j has the share
     e^{s_j} / (1 + sum e^{s})           and the generator 1 / (1 + sum e^{s});
 
 in the POI's prediction, which draws a block and then an inner id, the shares inside each block count with
-P(block). Both add up to 1 over generator, slots of others and past actions. What P(POI) has from the user's
+P(block). Both add up to 1 over generator, crowd candidates and past actions. What P(POI) has from the user's
 own visits is the sum of the POI shares of the visits to it.
 """
 
-# Shape letters: L = past actions, X = copies (L, then slots of others), V = blocks, K = blocks looked into.
+# Shape letters: L = past actions, X = copies (L, then crowd candidates), V = blocks, K = blocks looked into.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -161,7 +161,7 @@ def explain_request(
         catalogue: slots of the model's index version.
         centers: where blocks lie.
         top_k: POIs to list; fewer where fewer are live.
-        finder: slots of others, for a model that copies from them.
+        finder: crowd candidates, for a model that copies from them.
 
     Raises:
         ValueError: there is more than one row, or none.
@@ -275,7 +275,7 @@ def list_pois(
 def _split_shares(
     model: SpacetimeDecoder, generator: float, shares_X: FloatArray, num_actions: int
 ) -> Shares:
-    """Tells own past and slots of others apart; the own past comes first, if there is a memory."""
+    """Tells own past and crowd candidates apart; the own past comes first, if there is a memory."""
     if model.history_copy is None:
         return Shares(generator, float(shares_X.sum()), np.zeros(num_actions))
     return Shares(generator, float(shares_X[num_actions:].sum()), shares_X[:num_actions])

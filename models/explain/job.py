@@ -199,7 +199,7 @@ def read_places(settings: Settings, index_version: int) -> tuple[Catalogue, dict
 
 
 def open_crowd(settings: Settings, bundle: ModelBundle, catalogue: Catalogue, day: date) -> SlotFinder | None:
-    """Returns what others did, as of the day, if the bundle copies from them; raises as `last_crowd`."""
+    """Returns what the crowd did, as of the day, if the bundle copies from them; raises as `last_crowd`."""
     if not bundle.copies_from_crowd:
         return None
     visits, transitions = (TableAt(locate_table(settings.storage.root, name)) for name in CROWD_TABLES)

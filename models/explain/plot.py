@@ -174,7 +174,7 @@ def _draw_shares(axes: Axes, explanation: Explanation, names: Mapping[str, str])
     chosen = explanation.leaned_on(NUM_ACTIONS)
     rows = [("generator", of_block.generator, of_poi.generator)]
     if of_block.crowd or of_poi.crowd:
-        rows.append(("slots of others", of_block.crowd, of_poi.crowd))
+        rows.append(("crowd candidates", of_block.crowd, of_poi.crowd))
     for place in chosen:
         when = tell_time(int(past.timestamps_ms[place]), int(past.tz_offsets_min[place]))
         name = _shorten(names.get(past.poi_ids[place], past.poi_ids[place]))

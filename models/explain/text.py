@@ -55,7 +55,7 @@ def describe_shares(explanation: Explanation) -> str:
     """Says what the generator, others and the past make of both predictions."""
 
     def tell(shares: Shares) -> str:
-        others = f", slots of others {shares.crowd:.1%}" if shares.crowd else ""
+        others = f", crowd candidates {shares.crowd:.1%}" if shares.crowd else ""
         return f"generator {shares.generator:.1%}{others}, past actions {shares.actions.sum():.1%}"
 
     return f"block: {tell(explanation.block_shares)}\nPOI:   {tell(explanation.poi_shares)}"

@@ -2,7 +2,7 @@
 
 Distance, popularity (overall, at this hour, of the category at this hour, clicks per exposure) as of the start of the
 request's UTC day; visits of the user to the POI and the category, by age and by hour, strictly before the request; the
-kernel counter. Positions are never a feature: a ranker does not know them when it scores.
+recency-weighted visit baseline. Positions are never a feature: a ranker does not know them when it scores.
 """
 
 # Shape letters: R = requests of a chunk, C = candidates, H = past actions; flat arrays have one row per candidate.
@@ -63,7 +63,7 @@ class History:
     Attributes:
         visit_rows, visit_times, visit_hours: catalogue row, time and local hour of day of every action.
         shown_rows, shown_times, shown_labels: the same of every exposure.
-        counts: popularity and transitions as of a day before all requests, for the kernel counter.
+        counts: popularity and transitions as of a day before all requests, for the recency-weighted visit baseline.
     """
 
     visit_rows: IntArray

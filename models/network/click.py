@@ -1,6 +1,6 @@
 """The click head of ranking SFT (paper 3.3.2): log-odds of a click from the state at a candidate's inner token.
 
-Beside the paper it reads what the history copy and the match of taste know of the candidate, where the model has
+Beside the paper it reads what the history copy and the interest match know of the candidate, where the model has
 them: linear terms, which start at zero.
 """
 
@@ -60,7 +60,7 @@ class ClickHead(nn.Module):
 def gather_evidence(
     log_block_BC: Tensor, log_inner_BC: Tensor, match_BC2: Tensor, config: DecoderConfig
 ) -> Tensor:
-    """Returns the evidence of taste, (B, C, 4): log P(block) and log P(POI) over those of chance, and the match."""
+    """Returns the evidence of interest, (B, C, 4): log P(block) and log P(POI) over those of chance, and the match."""
     block = log_block_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.num_blocks)).log()
     inner = log_inner_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.max_inner)).log()
     return torch.cat([torch.stack([block, block + inner], dim=-1), match_BC2.float()], dim=-1)

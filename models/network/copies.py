@@ -1,4 +1,4 @@
-"""Copying from others: slots of POIs that other users' training rows suggest, scored beside the own past.
+"""The crowd copy: slots of POIs that other users' training rows suggest, scored beside the own past.
 
 Score of slot c, for the block and for the inner id apart: f_c = start + gate(h) + q(h) . k_c / sqrt(d) + tables;
 e^{f_c} enters the mixture of `models.network.history_copy` as one more copy. Slots come from
@@ -27,7 +27,7 @@ from models.network.history_copy import BLOCK, INNER, HistoryMemory, PairBias, S
 
 NUM_OWN_VISITS = 4
 NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
-"""Buckets of a user's taste for new POIs, and the actions it is judged by."""
+"""Buckets of a user's share of first visits, and the actions it is judged by."""
 NUM_AFFINITIES = 12
 """Buckets of a user's visits to a category."""
 
@@ -50,7 +50,7 @@ class CrowdMemory(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """Where copies come from: the own past, compared with the steps, and the slots of others."""
+    """Where copies come from: the own past, compared with the steps, and the crowd candidates."""
 
     memory: HistoryMemory | None
     pairs: PairBias | None
@@ -58,7 +58,7 @@ class Sources(NamedTuple):
 
 
 class CrowdCopy(nn.Module):
-    """Scores of the slots of others."""
+    """Scores of the crowd candidates."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

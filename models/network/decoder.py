@@ -288,7 +288,7 @@ class SpacetimeDecoder(nn.Module):
         slots: CrowdSlots | None,
         live: LiveSlots | None,
     ) -> Sources:
-        """Looks up what does not depend on states: the own past, and the slots of others."""
+        """Looks up what does not depend on states: the own past, and the crowd candidates."""
         pairs = (
             None
             if self.history_copy is None or memory is None

@@ -252,7 +252,7 @@ def log_mass(scores_BQL: Tensor) -> Tensor:
 
 
 class Copies(NamedTuple):
-    """Everything that may be copied into the distribution of a step: own past, then slots of others.
+    """Everything that may be copied into the distribution of a step: own past, then crowd candidates.
 
     Attributes:
         scores_BQX: float32, -inf where nothing may be copied.

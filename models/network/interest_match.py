@@ -1,4 +1,4 @@
-"""The match of taste (ours, beside the paper): is a POI like those that the user went to before?
+"""The interest match (ours, beside the paper): is a POI like those that the user went to before?
 
 The user's past as one vector: input embeddings of all past POIs, averaged by a learned salience. A POI as one vector:
 its input embedding. Both maps start as the same rotation, so the dot product begins as "alike", not as noise; what the

@@ -101,7 +101,7 @@ class RequestState(NamedTuple):
 
 
 class CandidateStates(NamedTuple):
-    """States at the candidates' inner tokens, the memory's log shares of POI and block, and the evidence of taste.
+    """States at the candidates' inner tokens, the memory's log shares of POI and block, and the evidence of interest.
 
     The evidence, if the model has it: by how much more probable than by chance the generator finds block and POI (log),
     and how alike the POI is to the user's past, by embedding and by text.
@@ -136,7 +136,7 @@ def valid_user(history: HistoryBatch) -> Tensor:
 
 
 def keep_last(history: HistoryBatch, num_actions: int) -> HistoryBatch:
-    """Cuts pasts to their last actions; slots of others belong to the window and stay."""
+    """Cuts pasts to their last actions; crowd candidates belong to the window and stay."""
     longest = history.timestamps_BL.shape[1]
     if longest <= num_actions:
         return history

@@ -131,7 +131,7 @@ def fit_recipe(recipe: Recipe, protocol: Protocol) -> Recipe:
 
 
 def build_finder(tables: ProtocolTables, recipe: Recipe) -> SlotFinder | None:
-    """Counts the training rows of others; None if the model does not copy from others."""
+    """Counts the training rows of others; None if the model does not copy from the crowd."""
     if not recipe.decoder.crowd.enabled:
         return None
     return SlotFinder(count_training_crowd(tables), tables.index.catalogue)

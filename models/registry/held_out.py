@@ -1,4 +1,4 @@
-"""Held-out rows of a training's day, as its pinned tables have them: requests, what others did, impressions."""
+"""Held-out rows of a training's day, as its pinned tables have them: requests, what the crowd did, impressions."""
 
 import logging
 from dataclasses import replace
@@ -52,10 +52,10 @@ def find_evaluation_rows(training: Training, split: str, bundle: ModelBundle) ->
 
 
 def add_finder(rows: EvaluationRows, training: Training, bundle: ModelBundle | None) -> EvaluationRows:
-    """Adds what others did in the training period, if the bundle copies from them and the rows have it not yet.
+    """Adds what the crowd did in the training period, if the bundle copies from them and the rows have it not yet.
 
     Raises:
-        MissingInputError: the tables of others are not there, or have no row of the day.
+        MissingInputError: the tables of the crowd are not there, or have no row of the day.
     """
     if rows.finder is not None or bundle is None or not bundle.copies_from_crowd:
         return rows

@@ -37,7 +37,7 @@ METHOD_NAMES = {
     "pretrain": "pre-trained",
     "sft_ranking": "ranking SFT",
     "sft_embedding": "embedding SFT",
-    "kernel_counter": "kernel counter",
+    "kernel_counter": "recency-weighted visits",
     "visit_counter": "visit counter",
     "next_poi": "the next POI",
     "ranking": "ranking",
@@ -59,7 +59,7 @@ class Result:
         protocol: how the rows were chosen.
         methods: next POI: method -> group -> figures; ranking: method -> figures.
         calibration: columns of the reliability diagram of the served stage.
-        differences: stage -> metric -> paired difference to the kernel counter, with interval.
+        differences: stage -> metric -> paired difference to the recency-weighted visit baseline, with interval.
     """
 
     name: str
@@ -259,7 +259,13 @@ def _difference_tables(result: Result) -> list[TableView]:
     )
     header = ("method", "metric", "difference", "95 % from", "to")
     return (
-        [TableView("Minus the kernel counter, paired on the same rows", header, rows, (0, 1))] if rows else []
+        [
+            TableView(
+                "Minus the recency-weighted visit baseline, paired on the same rows", header, rows, (0, 1)
+            )
+        ]
+        if rows
+        else []
     )
 
 

@@ -92,7 +92,7 @@ class ModelBundle:
 
     @property
     def copies_from_crowd(self) -> bool:
-        """Does a stage that generates need what others did (`models.copying.crowd_tables`)?"""
+        """Does a stage that generates need what the crowd did (`models.copying.crowd_tables`)?"""
         folders = [
             self.folder / STAGE_FOLDERS[stage] for stage in GENERATING_STAGES if stage in self.stage_names
         ]

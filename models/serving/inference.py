@@ -135,8 +135,8 @@ def generate_candidates(
 ) -> list[tuple[IntArray, FloatArray]]:
     """Returns per request its `top_k` most probable live POIs (rows of the catalogue) and log probabilities.
 
-    The list is exact, best first, and shorter than `top_k` only if fewer POIs are live. A model that copies from others
-    needs the `finder`, and `user_id` in the requests.
+    The list is exact, best first, and shorter than `top_k` only if fewer POIs are live. A model that copies from the
+    crowd needs the `finder`, and `user_id` in the requests.
     """
     model = bundle.model(bundle.generator_stage, device)
     found: list[tuple[IntArray, FloatArray]] = [
@@ -169,8 +169,8 @@ def rank_targets_by_model(
 ) -> Ranks:
     """Returns the exact rank of each target (a row of the catalogue) among all POIs live on its day.
 
-    A model that copies from others needs the `finder`, and `user_id` in the requests. A batch has at most `max_actions`
-    past actions, padding included.
+    A model that copies from the crowd needs the `finder`, and `user_id` in the requests. A batch has at most
+    `max_actions` past actions, padding included.
     """
     higher, equal = np.zeros(requests.num_rows, np.int64), np.ones(requests.num_rows, np.int64)
     for rows, state in _request_states(

@@ -65,7 +65,7 @@ class AlignStage(SplitStage):
             config: of the stage.
             reference: the pre-trained model; frozen here.
             slots: POIs that exist, the same as in pre-training.
-            finder: slots of others, for a decoder that copies from them.
+            finder: crowd candidates, for a decoder that copies from them.
         """
         super().__init__(splits)
         self.config, self.slots, self.finder = config, slots, finder
@@ -124,7 +124,7 @@ def pair_log_probs(
         model: policy or reference.
         rows: preference pairs.
         slots: POIs that exist; None = all ids.
-        asked: the pairs' requests, for a model that copies from others; None = made of the rows.
+        asked: the pairs' requests, for a model that copies from the crowd; None = made of the rows.
     """
     device = next(model.parameters()).device
     rejected = collate_candidates(rows, prefix="rejected").to(device)
@@ -165,7 +165,7 @@ def run_align_dpo(
         pretrained: folder of the pre-training stage.
         folder: of this stage.
         log: takes metrics and their step.
-        finder: slots of others, for a decoder that copies from them.
+        finder: crowd candidates, for a decoder that copies from them.
         needs_validation: an empty validation split is an error; else the last weights are kept.
 
     Raises:

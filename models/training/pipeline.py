@@ -235,7 +235,7 @@ def _read_vectors(training: Training) -> SlotVectors | None:
 
 
 def _open_finder(training: Training, index_version: int) -> SlotFinder | None:
-    """Reads what others did, if the decoder copies from them."""
+    """Reads what the crowd did, if the decoder copies from them."""
     if not training.recipe.decoder.crowd.enabled:
         return None
     visits, transitions = map(training.table, CROWD_TABLES)

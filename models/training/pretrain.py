@@ -151,7 +151,7 @@ def run_pretrain(
         layout: capacities; None = the index as it is, with the recipe's headroom.
         folder: of the stage.
         log: takes metrics and their step.
-        finder: slots of others, for a decoder that copies from them.
+        finder: crowd candidates, for a decoder that copies from them.
         needs_validation: an empty validation split is an error; else the last weights are kept.
 
     Raises:

@@ -18,7 +18,7 @@ VECTOR_TABLES = ("poi_vectors", "poi_index")
 def tables_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
     """Returns the tables that a stage reads, the one of its samples first.
 
-    Those of what others did are read by stages that learn P(POI), if the decoder copies from others.
+    Those of what the crowd did are read by stages that learn P(POI), if the decoder copies from the crowd.
     """
     copies = recipe.decoder.crowd.enabled and stage in GENERATING_STAGES
     vectors = VECTOR_TABLES if fuses_vectors(stage, recipe) else ()

@@ -46,7 +46,7 @@ def write_settings(folder: Path, spark: SparkSettings) -> Path:
 
 
 def write_recipe(folder: Path) -> Path:
-    """The smallest recipe that copies from others, as a file: a DAG gives no further words to the training."""
+    """The smallest recipe that copies from the crowd, as a file: a DAG gives no further words to the training."""
     recipe = yaml.safe_load(Path("conf/models/tiny.yaml").read_text())
     for key in small_city.RECIPE_KEYS:
         names, value = key.split("=")

@@ -1,10 +1,10 @@
-"""What copying from others is worth in the pipeline: the same check-ins and samples, with the switch and without.
+"""What the crowd copy is worth in the pipeline: the same check-ins and samples, with the switch and without.
 
-    python -m tests.bench.crowd --data FOLDER [--seeds 0,1]
+    python -m tests.bench.others --data FOLDER [--seeds 0,1]
 
-Spark makes samples and the tables of what others did; `python -m models pretrain` trains on them, test rows are ranked
-among all live POIs. Records the gain in Acc@10 on discoveries, in points, with its interval; what all rows gain stands
-in the notes. Everything lies in the folder of --work, and trainings found there are not repeated.
+Spark makes samples and the tables of what the crowd did; `python -m models pretrain` trains on them, test rows are
+ranked among all live POIs. Records the gain in Acc@10 on discoveries, in points, with its interval; what all rows gain
+stands in the notes. Everything lies in the folder of --work, and trainings found there are not repeated.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def tell(rows: EvaluationRows, ranks: dict[bool, list[Ranks]], group: BoolArray,
 
 def main() -> int:
     """Makes tables, trains, ranks and records."""
-    parser = argparse.ArgumentParser(description="Records what copying from others adds in the pipeline.")
+    parser = argparse.ArgumentParser(description="Records what the crowd copy adds in the pipeline.")
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with checkins.parquet and pois.parquet"
     )

@@ -10,7 +10,7 @@ Figures = Mapping[str, object]
 TABLE4_TITLES = {
     "distance": "*distance alone*",
     "popularity": "*popularity alone*",
-    "kernel": "*kernel counter alone*",
+    "kernel": "*recency-weighted visit baseline alone*",
     "base": "base ranker",
     "embedding": "+ embeddings",
     "scores": "+ ranking scores",

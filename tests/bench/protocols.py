@@ -35,8 +35,8 @@ FOLDERS = {
     "calgary": "fsq_calgary",
     "gowalla-nyc": "gowalla_nyc",
 }
-KERNEL = "kernel counter"
-"""A bar that is the kernel counter's figure on the same rows."""
+KERNEL = "recency-weighted visit baseline"
+"""A bar that is the recency-weighted visit baseline's figure on the same rows."""
 BARS: dict[tuple[str, str], float | str] = {
     ("nyc-table6", "acc1"): 0.434,
     ("nyc-table6-all", "acc1"): 0.399,
@@ -96,11 +96,11 @@ def describe_baselines(figures: Figures, key: str, group: str = "all") -> str:
 
 
 def describe_difference(figures: Figures, key: str) -> str:
-    """Says how far the mean of the seeds is from the kernel counter, with its interval."""
+    """Says how far the mean of the seeds is from the recency-weighted visit baseline, with its interval."""
     differences = figures["minus_kernel_counter"]
     assert isinstance(differences, dict)
     own = differences[MEAN][key]
-    return f"minus kernel counter {own['value']:+.4f}, 95 % by users {own['low']:+.4f} to {own['high']:+.4f}"
+    return f"minus recency-weighted visits {own['value']:+.4f}, 95 % by users {own['low']:+.4f} to {own['high']:+.4f}"
 
 
 def record_minutes(work: Path, threads: int, folder: str) -> None:

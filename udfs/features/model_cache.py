@@ -41,7 +41,7 @@ class ServedModel:
         is_simulated: was it trained on simulated data.
         loads: counts how often a worker process loaded the weights.
         serving: how its forward passes are run.
-        copies_from_crowd: does its generator need the tables of what others did.
+        copies_from_crowd: does its generator need the tables of what the crowd did.
         action_type_id: the action type asked for where a request does not say.
         missing_stages: stages that the bundle was trained without, and why.
     """

@@ -1,7 +1,7 @@
 """ranking_requests + action_sequences + poi_index -> poi_candidates: exact top-k live POIs of each request.
 
 Every POI of the index that is live as of the request competes; none is sampled or pruned. The catalogue is
-sent once to each executor and decoded once per worker process; what others did, if the model copies from them, each
+sent once to each executor and decoded once per worker process; what the crowd did, if the model copies from them, each
 worker process reads for itself at the pinned version, so that the driver never holds it. Run it with `python -m udfs
 poi_candidates --day D`; requests of another table or file are answered by `udfs/features/given_requests.py`.
 """
@@ -76,7 +76,7 @@ class ShippedCatalogue:
 
 @dataclass(frozen=True)
 class Places:
-    """What the POIs are that may be generated, and what others did at them; None if the model copies nothing."""
+    """What the POIs are that may be generated, and what the crowd did at them; None if the model copies nothing."""
 
     catalogue: ShippedCatalogue
     crowd: CrowdAt | None = None
@@ -208,7 +208,7 @@ def decode_catalogue(catalogue: ShippedCatalogue) -> Catalogue:
 
 
 def open_crowd(places: Places, pois: Catalogue) -> SlotFinder | None:
-    """Returns what others did, read by this worker process if this is its first task; None if the model copies nothing.
+    """Returns what the crowd did, read once per worker process; None if the model copies nothing.
 
     Raises:
         MissingInputError: the tables have no row of the day.

@@ -68,7 +68,7 @@ def open_night(context: JobContext, inputs: Sequence[str], copied: Sequence[str]
     Args:
         context: of the job.
         inputs: tables that are read whatever the model.
-        copied: tables that are read too if the model copies from others.
+        copied: tables that are read too if the model copies from the crowd.
 
     Raises:
         MissingInputError: an input or the model is not there.

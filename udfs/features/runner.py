@@ -51,7 +51,7 @@ class FeatureJob:
         reasons: all reason codes of the job.
         model_failure: the reason code of rows that made the model fail.
         build: plans the rows of a night.
-        copied: tables that are read too if the model copies from others.
+        copied: tables that are read too if the model copies from the crowd.
         stage: of the model, that makes it; empty for the one that generates, which every model has.
     """
 
@@ -113,7 +113,7 @@ def plan_ranking_scores(night: Night) -> FeatureBuild:
 
 
 def open_places(night: Night) -> poi_candidates.Places:
-    """Sends the catalogue to the workers, and tells them where they find what others did, if the model copies."""
+    """Sends the catalogue to the workers, and tells them where they find what the crowd did, if the model copies."""
     catalogue = poi_candidates.ship_catalogue(
         night.spark, night.read("poi_index"), day=night.day, index_version=night.model.index_version
     )

@@ -9,6 +9,7 @@ publication; a warning is in the record, the job's summary and the Data Docs. Ru
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -18,7 +19,7 @@ from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import GateFailedError
-from conf.settings import GateSettings
+from conf.settings import GateSettings, Settings
 from conf.tables import TABLE_STATISTICS
 from etl.delta.contracts import spark_schema
 from etl.delta.storage import replace_day
@@ -29,6 +30,7 @@ from etl.spark.session import local_frame, open_session
 from udfs.features.skipped_features import load_skipped
 from udfs.releases.audit_checks import (
     AuditedDay,
+    Check,
     check_across_tables,
     check_stamps,
     find_stamps,
@@ -56,18 +58,16 @@ def run_audit(context: JobContext) -> JobSummary:
     docs = Path(settings.storage.artifacts) / "data_docs" / str(context.day)
     stamps = find_stamps(audited)
     model_version, index_version = stamps[0][:2] if len(stamps) == 1 else (None, None)
-    checks, sample = check_stamps(stamps), SampleFindings()
-    if model_version is not None and index_version is not None:
-        checks += check_across_tables(audited, model_version=model_version, index_version=index_version)
-        clock.end("checks")
-        model_uri = getattr(context.options, "model", None) or settings.features.model
-        sample = look_at_sample(audited, settings, model_version=model_version, model_uri=model_uri)
-        checks += sample.checks
-        clock.end("sample")
-    figures = measure_day(audited, history_days=settings.gates.history_days, index_version=index_version)
-    for table, found in sample.figures.items():
-        figures[context.day, table] |= found
-    clock.end("figures")
+    clock.end("open")
+    checks, sample, figures = look_at_day(
+        audited,
+        settings,
+        model_version=model_version,
+        index_version=index_version,
+        model_uri=getattr(context.options, "model", None) or settings.features.model,
+    )
+    checks = check_stamps(stamps) + checks
+    clock.end("look")
     judgement = judge_day(audited, figures, docs, settings.gates)
     clock.end("gates")
     failures = [f"{check.table}: {check.found} {check.name}" for check in checks if not check.is_passed]
@@ -95,6 +95,37 @@ def run_audit(context: JobContext) -> JobSummary:
     if not context.dry_run:
         summary.tables[TABLE_STATISTICS.name] = save_figures(audited, figures, context)
     return summary
+
+
+def look_at_day(
+    audited: AuditedDay,
+    settings: Settings,
+    *,
+    model_version: str | None,
+    index_version: int | None,
+    model_uri: str,
+) -> tuple[list[Check], SampleFindings, DayFigures]:
+    """Checks across tables, recomputes a sample, and counts the day's figures, all three at once.
+
+    Each is a Spark action whose time goes into planning, on one core of the driver, so they do not wait for each other.
+    Rows of several models or indexes are only counted.
+    """
+    history_days = settings.gates.history_days
+    if model_version is None or index_version is None:
+        return [], SampleFindings(), measure_day(audited, history_days=history_days)
+    audited.prepare()
+    with ThreadPoolExecutor(3) as pool:
+        checking = pool.submit(
+            check_across_tables, audited, model_version=model_version, index_version=index_version
+        )
+        sampling = pool.submit(
+            look_at_sample, audited, settings, model_version=model_version, model_uri=model_uri
+        )
+        figures = measure_day(audited, history_days=history_days, index_version=index_version)
+        checks, sample = checking.result(), sampling.result()
+    for table, found in sample.figures.items():
+        figures[audited.day, table] |= found
+    return checks + sample.checks, sample, figures
 
 
 class StepClock:

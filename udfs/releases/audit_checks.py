@@ -82,6 +82,12 @@ class AuditedDay:
             self._frames[name] = read_table(self.spark, self.root, name, version=self.versions[name])
         return self._frames[name]
 
+    def prepare(self) -> None:
+        """Opens all tables and judges the requests, so that several threads may then read."""
+        for name in self.versions:
+            self.read(name)
+        self.judged_requests  # noqa: B018
+
     def rows(self, name: str) -> DataFrame:
         """Reads the day's rows of a table; all rows of one that is not written by day."""
         rows = self.read(name)

@@ -43,7 +43,7 @@ VARIANTS: Mapping[str, Variant] = {
     "ids-only": Variant("outputs of ids alone", None, ("decoder.tie_side_information=false",)),
     "memory": Variant("with history copy (ours)", None, ("decoder.memory.enabled=true",)),
     "memory-others": Variant(
-        "with history copy and copying from others (ours)",
+        "with history copy and the crowd copy (ours)",
         None,
         ("decoder.memory.enabled=true", "decoder.crowd.enabled=true"),
     ),

@@ -1,4 +1,4 @@
-"""Statistics of others: counted by hand, own rows taken out, lists against a brute-force twin."""
+"""Statistics of the crowd: counted by hand, own rows taken out, lists against a brute-force twin."""
 
 import math
 from dataclasses import replace

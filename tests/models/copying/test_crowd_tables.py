@@ -1,4 +1,4 @@
-"""What others did, read from tables: the same as counted from the rows, of one day, of slots that exist."""
+"""What the crowd did, read from tables: the same as counted from the rows, of one day, of slots that exist."""
 
 from datetime import date
 

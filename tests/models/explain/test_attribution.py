@@ -50,7 +50,7 @@ def explain(make_decoder, catalogue: Catalogue, request_row) -> Callable[..., Ex
 
 
 def planted_decoder(make_decoder: Callable[..., SpacetimeDecoder]) -> SpacetimeDecoder:
-    """A decoder as it starts, whose memory is the kernel counter and whose generator knows nothing."""
+    """A decoder as it starts, whose memory is the recency-weighted visit baseline and whose generator knows nothing."""
     config = make_decoder().config
     torch.manual_seed(0)
     return SpacetimeDecoder(DecoderConfig.model_validate(config.model_dump())).eval()

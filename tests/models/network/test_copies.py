@@ -1,4 +1,4 @@
-"""Copying from others: one exact distribution, the same in training and serving, and off by a switch."""
+"""The crowd copy: one exact distribution, the same in training and serving, and off by a switch."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The match of taste: what it starts as, what it may look at, and that its evidence is the generator's own."""
+"""The interest match: what it starts as, what it may look at, and that its evidence is the generator's own."""
 
 import numpy as np
 import pytest

@@ -198,7 +198,7 @@ def test_accuracy_prints_model_and_baselines_with_protocol_and_digest(tmp_path):
 
     assert "release-split, test, 1,234 rows, 56 users, digest of the row ids 0123456789abcdef" in section
     assert "all rows pre-trained 1,234 0.4500" in section
-    assert "all rows kernel counter 1,234 0.3700" in section
+    assert "all rows recency-weighted visits 1,234 0.3700" in section
     assert "discoveries popularity 234" in section
     assert "best baseline 0.6100 (distance)" in section
     assert "+0.0800 +0.0100 +0.1500" in section

@@ -1,4 +1,4 @@
-"""Candidates by a model that copies from others: from the tables of the training period, never from the own rows."""
+"""Candidates by a model that copies from the crowd: from the tables of the training period, never from the own rows."""
 
 import json
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.spark
 
 @pytest.fixture(scope="module")
 def copying_bundle(build_once):
-    """A model that takes most of every prediction from slots of others."""
+    """A model that takes most of every prediction from crowd candidates."""
     return (
         build_once("copying", lambda folder: make_bundle(folder, seed=1, copies_from_crowd=True)) / "bundle"
     )
