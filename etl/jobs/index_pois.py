@@ -16,7 +16,7 @@ from conf.errors import IndexFullError, IndexOrderError
 from conf.settings import IndexSettings, Settings
 from conf.taxonomy import load_taxonomy
 from etl.columns.poi_slots import state_before
-from etl.jobs.runner import A_SOURCE, Night
+from etl.jobs.runner import A_SOURCE, JobRun
 from etl.spark.session import compute_once
 from etl.tables import categories, poi_index
 
@@ -32,21 +32,21 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
         IndexOrderError: a later day has been indexed, and this one holds POIs.
         IndexFullError: a block would hold more POIs than there are inner ids; nothing is written.
     """
-    night, day, settings = Night(context, spark), context.day, context.settings
+    run, day, settings = JobRun(context, spark), context.day, context.settings
     version = settings.index.version
-    raw = night.read("raw_pois", made_by=A_SOURCE).where(F.col("day") == day)
+    raw = run.read("raw_pois", made_by=A_SOURCE).where(F.col("day") == day)
     index, blocks, known = (
-        night.read_or_empty(name).where(F.col("index_version") == version)
+        run.read_or_empty(name).where(F.col("index_version") == version)
         for name in ("poi_index", "blocks", "categories")
     )
     last_day = _last_day(index)
     if last_day is not None and last_day > day:
-        return _leave_index(night, raw, index, last_day=last_day)
+        return _leave_index(run, raw, index, last_day=last_day)
     before = state_before(index, day=day)
     judged = poi_index.judge_pois(raw, before, day=day, settings=settings.clean)
     max_pois = settings.clean.max_pois_at_place
     judged = compute_once(poi_index.with_shared_places(judged, before, max_pois=max_pois))
-    counts = night.count(judged, table="raw_pois", rows_in=raw.count())
+    counts = run.count(judged, table="raw_pois", rows_in=raw.count())
 
     new_categories, pois = _with_categories(
         describe_pois(judged.where("status = 'accepted'")), known, context
@@ -69,21 +69,21 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
             compared, index, known_blocks.unionByName(new_blocks), day=day, index_version=version
         )
     )
-    with night.step("build"):
-        night.summary.notes |= _report_growth(before, slots, day=day, settings=settings.index)
+    with run.step("build"):
+        run.summary.notes |= _report_growth(before, slots, day=day, settings=settings.index)
 
-    night.quarantine(
+    run.quarantine(
         judged.where("status = 'refused'"), source_table="raw_pois", columns=poi_index.PAYLOAD_COLUMNS
     )
     # A rerun gives the ids of the day out again. A row that only the earlier run added could have the id of
     # another one by now, so it is deleted in the same commit.
     of_day = f"target.first_day = DATE'{day}' AND target.index_version = {version}"
-    night.merge(new_categories, "categories", delete_where=of_day)
-    night.merge(new_blocks, "blocks", delete_where=of_day)
-    night.merge(slots, "poi_index", delete_where=of_day.replace("first_day", "indexed_day"))
-    night.summary.notes |= counts
-    _warn_of_shared_places(night, judged, settings)
-    return night.summary
+    run.merge(new_categories, "categories", delete_where=of_day)
+    run.merge(new_blocks, "blocks", delete_where=of_day)
+    run.merge(slots, "poi_index", delete_where=of_day.replace("first_day", "indexed_day"))
+    run.summary.notes |= counts
+    _warn_of_shared_places(run, judged, settings)
+    return run.summary
 
 
 def describe_pois(accepted: DataFrame) -> DataFrame:
@@ -95,24 +95,24 @@ def describe_pois(accepted: DataFrame) -> DataFrame:
     )
 
 
-def _leave_index(night: Night, raw: DataFrame, index: DataFrame, *, last_day: date) -> JobSummary:
+def _leave_index(run: JobRun, raw: DataFrame, index: DataFrame, *, last_day: date) -> JobSummary:
     """Leaves the index as it is for a day before the last indexed one that brings no POI which the index lacks.
 
     Raises:
         IndexOrderError: it brings some.
     """
-    day = night.context.day
+    day = run.context.day
     if not poi_index.keep_unknown_pois(raw, index).isEmpty():
         raise IndexOrderError(day=str(day), last_day=str(last_day))
     warning = (
         f"{last_day} is indexed, and {day} brings no POI that it lacks: the index stays as it is. Changes of known "
         "POIs are taken in by the next delivery"
     )
-    night.summary.notes |= {"warnings": [warning]}
-    return night.summary
+    run.summary.notes |= {"warnings": [warning]}
+    return run.summary
 
 
-def _warn_of_shared_places(night: Night, judged: DataFrame, settings: Settings) -> None:
+def _warn_of_shared_places(run: JobRun, judged: DataFrame, settings: Settings) -> None:
     """Names in a warning the places at which too many POIs lie to have been put there one by one."""
     flagged = judged.where(
         F.array_contains("repairs", poi_index.SHARED_PLACE) & (F.col("status") == "accepted")
@@ -124,8 +124,8 @@ def _warn_of_shared_places(night: Night, judged: DataFrame, settings: Settings) 
             f"clean.max_pois_at_place={settings.clean.max_pois_at_place}: a geocoder's fallback? They are indexed, "
             "and move when the catalogue delivers their places"
         )
-        LOGGER.warning("poi_index %s: %s", night.context.day, warning)
-        warnings = night.summary.notes.setdefault("warnings", [])
+        LOGGER.warning("poi_index %s: %s", run.context.day, warning)
+        warnings = run.summary.notes.setdefault("warnings", [])
         assert isinstance(warnings, list)
         warnings.append(warning)
 

@@ -37,7 +37,7 @@ A_SOURCE = "SOURCE (synthetic, checkins, tsmc, getnext or actions)"
 
 
 @dataclass
-class Night:
+class JobRun:
     """One job at work on one day: where it reads and writes, and what it reports."""
 
     context: JobContext
@@ -173,23 +173,23 @@ def clean_day(
         RowsLostError: the counts do not add up; nothing is written.
         EmptyDeliveryError: every row was refused, unless `may_refuse_all`; they are in quarantine.
     """
-    night, day, settings = Night(context, spark, skip_equal=skip_equal), context.day, context.settings
+    run, day, settings = JobRun(context, spark, skip_equal=skip_equal), context.day, context.settings
     # Before the first read: a commit of another run in between must not pass for seen.
-    note = commits.note_of(spark, night.root, "cleaned_actions", as_of=as_of)
-    raw = night.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
+    note = commits.note_of(spark, run.root, "cleaned_actions", as_of=as_of)
+    raw = run.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
     of_version = F.col("index_version") == settings.index.version
     as_of = as_of or day
-    index = night.read("poi_index", made_by="poi_index").where(of_version)
+    index = run.read("poi_index", made_by="poi_index").where(of_version)
     slots = state_before(index, day=as_of + timedelta(days=1))
-    leaves = night.read("categories", made_by="poi_index").where(of_version & (F.col("first_day") <= as_of))
-    accepted_ever = night.read_or_empty("cleaned_actions").where(of_version)
+    leaves = run.read("categories", made_by="poi_index").where(of_version & (F.col("first_day") <= as_of))
+    accepted_ever = run.read_or_empty("cleaned_actions").where(of_version)
     history = accepted_ever.where(F.col("day") < day)
     rows_in = raw.count()
     # What a later day has accepted since is not accepted a second time.
     others = history if as_of == day else accepted_ever.where(F.col("day") != day)
     known = _known_actions(raw, others, rows_in, since=day - timedelta(days=settings.clean.duplicate_days))
     judged = compute_once(clean_actions.judge_actions(raw, slots, known, day=day, settings=settings.clean))
-    counts = night.count(judged, table="raw_actions", rows_in=rows_in)
+    counts = run.count(judged, table="raw_actions", rows_in=rows_in)
     accepted = clean_actions.keep_accepted(judged)
     users = accepted.select("user_id").distinct()
     # An action is delivered on its own day or later: older days need not be opened.
@@ -204,18 +204,18 @@ def clean_day(
     cleaned = clean_actions.with_interest(
         accepted, leaves, places, at_place_km=settings.places.at_place_m / 1000
     )
-    night.quarantine(
+    run.quarantine(
         judged.where("status = 'refused'"), source_table="raw_actions", columns=action_rules.PAYLOAD_COLUMNS
     )
-    night.replace(places, "user_places")
+    run.replace(places, "user_places")
     # Last, as this commit marks the day as done: after a kill before it, the next run makes the day again.
-    night.replace(cleaned, "cleaned_actions", note=note)
-    night.summary.notes |= counts
-    if rows_in and night.summary.rows_refused == rows_in and not may_refuse_all:
+    run.replace(cleaned, "cleaned_actions", note=note)
+    run.summary.notes |= counts
+    if rows_in and run.summary.rows_refused == rows_in and not may_refuse_all:
         # After the writing, so that the quarantine says why; the raw rows stay for a replay.
         shown = ", ".join(f"{reason} {n}" for reason, n in list(counts["reasons"].items())[:MAX_REASONS])
         raise EmptyDeliveryError(path="raw_actions", day=str(day), refused=rows_in, reasons=shown)
-    return night.summary
+    return run.summary
 
 
 def _known_actions(raw: DataFrame, accepted: DataFrame, rows_in: int, *, since: date) -> DataFrame:
@@ -235,13 +235,13 @@ def _known_actions(raw: DataFrame, accepted: DataFrame, rows_in: int, *, since: 
 
 def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool = False) -> JobSummary:
     """Makes the histories of the users active on the day: `cleaned_actions` -> `action_sequences`."""
-    night, day, settings = Night(context, spark, skip_equal=skip_equal), context.day, context.settings
-    note = commits.note_of(spark, night.root, "action_sequences")
+    run, day, settings = JobRun(context, spark, skip_equal=skip_equal), context.day, context.settings
+    note = commits.note_of(spark, run.root, "action_sequences")
     of_version = F.col("index_version") == settings.index.version
-    cleaned = night.read("cleaned_actions", made_by="clean_actions").where((F.col("day") <= day) & of_version)
-    places = night.read("user_places", made_by="clean_actions").where(F.col("day") == day)
-    raw = night.read_or_empty("raw_profiles").where(F.col("day") <= day)
-    judged_profiles = _judge_profiles(night, raw.where(F.col("day") == day))
+    cleaned = run.read("cleaned_actions", made_by="clean_actions").where((F.col("day") <= day) & of_version)
+    places = run.read("user_places", made_by="clean_actions").where(F.col("day") == day)
+    raw = run.read_or_empty("raw_profiles").where(F.col("day") <= day)
+    judged_profiles = _judge_profiles(run, raw.where(F.col("day") == day))
     of_day = cleaned.where(F.col("day") == day)
     users = _small(of_day.select("user_id").distinct(), of_day.count())
     told = raw.join(users, clean_id(raw["user_id"]) == users["user_id"], "left_semi")
@@ -254,41 +254,41 @@ def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool =
             settings=settings.sequences,
         )
     )
-    with night.step("build"):
+    with run.step("build"):
         counted = (
             sequences.groupBy("pattern")
             .agg(F.count("*").alias("n"), F.sum("seq_len").alias("actions"))
             .collect()
         )
-    night.replace(sequences, "action_sequences", note=note)
-    night.summary.rows_in = sum(row["actions"] for row in counted)
-    night.summary.rows_out = sum(row["n"] for row in counted)
-    night.summary.notes |= {"users_by_pattern": {row["pattern"]: row["n"] for row in sorted(counted)}}
-    night.summary.notes |= judged_profiles
-    return night.summary
+    run.replace(sequences, "action_sequences", note=note)
+    run.summary.rows_in = sum(row["actions"] for row in counted)
+    run.summary.rows_out = sum(row["n"] for row in counted)
+    run.summary.notes |= {"users_by_pattern": {row["pattern"]: row["n"] for row in sorted(counted)}}
+    run.summary.notes |= judged_profiles
+    return run.summary
 
 
-def _judge_profiles(night: Night, delivered: DataFrame) -> dict[str, object]:
+def _judge_profiles(run: JobRun, delivered: DataFrame) -> dict[str, object]:
     """Quarantines the profile rows of the day that are refused, and returns what became of all of them, for the notes.
 
     Raises:
         RowsLostError: rows delivered are not accepted + refused + dropped.
     """
-    of_source = (F.col("day") == night.context.day) & (F.col("source_table") == "raw_profiles")
-    was_refused = not night.read_or_empty(QUARANTINED_ROWS.name).where(of_source).isEmpty()
+    of_source = (F.col("day") == run.context.day) & (F.col("source_table") == "raw_profiles")
+    was_refused = not run.read_or_empty(QUARANTINED_ROWS.name).where(of_source).isEmpty()
     if delivered.isEmpty() and not was_refused:  # few sources know any
         return {}
-    judged = compute_once(judge_profiles(delivered, settings=night.context.settings.clean))
+    judged = compute_once(judge_profiles(delivered, settings=run.context.settings.clean))
     counts, num_delivered = tally(count_rows(judged).collect()), delivered.count()
     statuses = counts["statuses"]
     if num_delivered != sum(statuses.values()):
         raise RowsLostError(
-            table="raw_profiles", day=str(night.context.day), rows_in=num_delivered,
+            table="raw_profiles", day=str(run.context.day), rows_in=num_delivered,
             rows_out=statuses["accepted"], rows_refused=statuses["refused"], rows_dropped=statuses["dropped"],
         )  # fmt: skip
     if statuses["refused"] or was_refused:
         refused = judged.where("status = 'refused'")
-        night.quarantine(refused, source_table="raw_profiles", columns=profiles.PAYLOAD_COLUMNS)
+        run.quarantine(refused, source_table="raw_profiles", columns=profiles.PAYLOAD_COLUMNS)
     return {
         "profiles": {
             "delivered": num_delivered, **statuses, "reasons": counts["reasons"], "repairs": counts["repairs"]

@@ -43,7 +43,7 @@ from models.copying.crowd_tables import CROWD_TABLES
 from udfs.features.outcomes import REFUSAL_COLUMNS, complete_outcomes, keep_accepted
 from udfs.features.poi_candidates import EMITTED, UNKNOWN_ACTION_TYPE, generate_for_states
 from udfs.features.requests import latest_sequences, prepare_requests, with_defaults, with_history
-from udfs.features.run_context import Night, open_night
+from udfs.features.run_context import FeatureRun, open_run
 from udfs.features.runner import check_versions, open_places
 
 LOGGER = logging.getLogger(__name__)
@@ -69,13 +69,13 @@ def run_given_requests(context: JobContext) -> JobSummary:
     out = options.out
     _check_options(out, top_k)
     started = time.perf_counter()
-    night = open_night(context, ("action_sequences", "poi_index"), CROWD_TABLES)
-    asked = read_requests(night.spark, options.requests)
-    given = leave_out(asked, read_erased(night.spark, context.settings))
+    run = open_run(context, ("action_sequences", "poi_index"), CROWD_TABLES)
+    asked = read_requests(run.spark, options.requests)
+    given = leave_out(asked, read_erased(run.spark, context.settings))
     judged = compute_once(
-        judge_requests(given, day=night.day, settings=context.settings.clean, content=("payload",))
+        judge_requests(given, day=run.day, settings=context.settings.clean, content=("payload",))
     )
-    outcomes = compute_once(answer_requests(night, judged, top_k=top_k))
+    outcomes = compute_once(answer_requests(run, judged, top_k=top_k))
     counted = outcomes.agg(
         F.count_if(F.col("reason").isNull()).alias("rows"),
         F.count_distinct(F.when(F.col("reason").isNull(), F.col("request_id"))).alias("answered"),
@@ -87,7 +87,7 @@ def run_given_requests(context: JobContext) -> JobSummary:
     dropped = of_rows["statuses"]["dropped"] + of_erased
     if rows_in != counted["answered"] + counted["refused"] + dropped:
         raise RowsLostError(
-            table="candidates", day=str(night.day), rows_in=rows_in, rows_out=counted["answered"],
+            table="candidates", day=str(run.day), rows_in=rows_in, rows_out=counted["answered"],
             rows_refused=counted["refused"], rows_dropped=dropped,
         )  # fmt: skip
     if not context.dry_run:
@@ -105,8 +105,8 @@ def run_given_requests(context: JobContext) -> JobSummary:
             "of_erased_users": of_erased,
             "reasons": {row["reason"]: row["count"] for row in sorted(reasons)},
             "repairs": of_rows["repairs"],
-            "model_version": night.model.model_version,
-            "inputs": night.versions,
+            "model_version": run.model.model_version,
+            "inputs": run.versions,
         },
     )
 
@@ -187,22 +187,22 @@ def _naming_repeated_columns(name: str) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def answer_requests(night: Night, judged: DataFrame, *, top_k: int) -> DataFrame:
+def answer_requests(run: FeatureRun, judged: DataFrame, *, top_k: int) -> DataFrame:
     """Plans the candidates of judged requests: columns of `poi_candidates` plus those of refusals."""
-    sequences = night.read("action_sequences").where(F.col("day") <= F.lit(night.day))
-    accepted = prepare_requests(judged, action_type_id=night.model.action_type_id, more=("payload",))
+    sequences = run.read("action_sequences").where(F.col("day") <= F.lit(run.day))
+    accepted = prepare_requests(judged, action_type_id=run.model.action_type_id, more=("payload",))
     is_known = F.col("action_type_id").isNotNull()
     good = accepted.where(is_known).drop("payload")
-    as_of = day_known(sequences, F.col("request_ts_ms"), day=night.day)
+    as_of = day_known(sequences, F.col("request_ts_ms"), day=run.day)
     check_versions(
-        night, latest_sequences(sequences, good.withColumn("as_of", as_of)).select("index_version").distinct()
+        run, latest_sequences(sequences, good.withColumn("as_of", as_of)).select("index_version").distinct()
     )
     generated = generate_for_states(
         with_defaults(with_history(good, sequences, as_of=as_of)),
-        open_places(night),
-        model=night.model,
-        micro_batch=night.settings.features.micro_batch,
-        num_partitions=night.settings.spark.shuffle_partitions,
+        open_places(run),
+        model=run.model,
+        micro_batch=run.settings.features.micro_batch,
+        num_partitions=run.settings.spark.shuffle_partitions,
         top_k=top_k,
     )
     unknown = accepted.where(~is_known).withColumns(
@@ -216,7 +216,7 @@ def answer_requests(night: Night, judged: DataFrame, *, top_k: int) -> DataFrame
                 *REFUSAL_COLUMNS,
             )
         )
-    return complete_outcomes(outcomes, POI_CANDIDATES, day=night.day, model=night.model, run_id=night.run_id)
+    return complete_outcomes(outcomes, POI_CANDIDATES, day=run.day, model=run.model, run_id=run.run_id)
 
 
 def day_known(sequences: DataFrame, timestamp_ms: Column, *, day: date) -> Column:

@@ -20,7 +20,7 @@ from conf.cli import JobContext, JobSummary
 from conf.tables import POI_VECTORS
 from etl.columns.poi_slots import is_live, keep_known
 from etl.delta.contracts import spark_schema
-from etl.jobs.runner import Night
+from etl.jobs.runner import JobRun
 from etl.spark.session import compute_once, open_session
 from models.text_encoder import TextEncoder, load_encoder
 
@@ -35,28 +35,28 @@ def run_poi_vectors(context: JobContext) -> JobSummary:
     """
     spark = open_session(context.settings, f"spacetime-gr {context.job} {context.day}")
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", context.settings.features.batch_rows)
-    night, name = Night(context, spark), context.settings.features.text_encoder
+    run, name = JobRun(context, spark), context.settings.features.text_encoder
     encoder = load_encoder(name)  # on the driver too: a missing package is told before a task starts
     slots = keep_known(
-        night.read("poi_index", made_by="poi_index"),
+        run.read("poi_index", made_by="poi_index"),
         day=context.day,
         index_version=context.settings.index.version,
     )
-    earlier = night.read_or_empty("poi_vectors").where(
+    earlier = run.read_or_empty("poi_vectors").where(
         (F.col("day") < F.lit(context.day)) & (F.col("encoder") == encoder.name)
     )
     todo = compute_once(pending_texts(slots, earlier, day=context.day))
-    with night.step("count"):
-        night.summary.rows_in = night.summary.rows_out = todo.count()
+    with run.step("count"):
+        run.summary.rows_in = run.summary.rows_out = todo.count()
     fields = spark_schema(POI_VECTORS)
     emitted = StructType([fields[column] for column in EMITTED])
     rows = todo.mapInArrow(partial(encode_texts, encoder=name), emitted)
     stamped = rows.withColumns(
         {"day": F.lit(context.day), "encoder": F.lit(encoder.name), "run_id": F.lit(context.run_id)}
     )
-    night.replace(stamped.select(*POI_VECTORS.column_names), "poi_vectors")
-    night.summary.notes |= {"encoder": encoder.name, "dim": encoder.dim}
-    return night.summary
+    run.replace(stamped.select(*POI_VECTORS.column_names), "poi_vectors")
+    run.summary.notes |= {"encoder": encoder.name, "dim": encoder.dim}
+    return run.summary
 
 
 def pending_texts(slots: DataFrame, made: DataFrame, *, day: date) -> DataFrame:

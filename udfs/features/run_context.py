@@ -1,4 +1,4 @@
-"""What the feature jobs of one night share: a session, inputs at pinned versions, a model that fits the index."""
+"""What the feature jobs of one run share: a session, inputs at pinned versions, a model that fits the index."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ WORKER_PROPERTIES = {"spark.python.daemon.module": "udfs.worker_daemon"}
 
 
 @dataclass(frozen=True)
-class Night:
-    """What the feature jobs of one night share.
+class FeatureRun:
+    """What the feature jobs of one run share.
 
     Attributes:
         spark: open session.
@@ -62,7 +62,7 @@ class Night:
         return local_frame(self.spark, [], spark_schema(TABLES[name]))
 
 
-def open_night(context: JobContext, inputs: Sequence[str], copied: Sequence[str] = ()) -> Night:
+def open_run(context: JobContext, inputs: Sequence[str], copied: Sequence[str] = ()) -> FeatureRun:
     """Opens the session, pins the inputs and checks that model and index fit each other.
 
     Args:
@@ -84,9 +84,9 @@ def open_night(context: JobContext, inputs: Sequence[str], copied: Sequence[str]
     model = serve_model(spark, context.options.model or settings.features.model, settings)
     if model.copies_from_crowd:
         versions |= {name: pin_version(spark, settings.storage.root, name, context.day) for name in copied}
-    night = Night(spark, settings, context.day, context.run_id, model, versions, context.dry_run)
-    check_poi_index(night)
-    return night
+    run = FeatureRun(spark, settings, context.day, context.run_id, model, versions, context.dry_run)
+    check_poi_index(run)
+    return run
 
 
 def pin_version(spark: SparkSession, root: str, name: str, day: date) -> int:
@@ -96,10 +96,10 @@ def pin_version(spark: SparkSession, root: str, name: str, day: date) -> int:
     return table_version(spark, root, name)
 
 
-def check_poi_index(night: Night) -> None:
+def check_poi_index(run: FeatureRun) -> None:
     """Checks version and size of tonight's index against the model; raises as `check_index`."""
-    model, version = night.model, night.settings.index.version
-    known = keep_known(night.read("poi_index"), day=night.day, index_version=version)
+    model, version = run.model, run.settings.index.version
+    known = keep_known(run.read("poi_index"), day=run.day, index_version=version)
     size = known.agg(
         *(F.coalesce(F.max(name) + 1, F.lit(0)) for name in ("block_id", "inner_id", "category_id"))
     ).first()

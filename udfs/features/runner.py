@@ -31,7 +31,7 @@ from models.copying.crowd_tables import CROWD_TABLES, last_crowd
 from udfs.features import poi_candidates, poi_embeddings, ranking_scores, user_embeddings
 from udfs.features.outcomes import FeatureBuild, build_refused, keep_accepted
 from udfs.features.requests import judge_requests_of
-from udfs.features.run_context import Night, open_night
+from udfs.features.run_context import FeatureRun, open_run
 from udfs.features.skipped_features import save_skipped, skip_feature
 
 LOGGER = logging.getLogger(__name__)
@@ -59,83 +59,83 @@ class FeatureJob:
     source_table: str
     reasons: tuple[str, ...]
     model_failure: str
-    build: Callable[[Night], FeatureBuild]
+    build: Callable[[FeatureRun], FeatureBuild]
     copied: tuple[str, ...] = ()
     stage: str = ""
 
 
-def plan_user_embeddings(night: Night) -> FeatureBuild:
+def plan_user_embeddings(run: FeatureRun) -> FeatureBuild:
     """Plans `user_embeddings` from the tables of a night."""
-    root = night.settings.storage.root
+    root = run.settings.storage.root
     return user_embeddings.build_user_embeddings(
-        night.read("action_sequences"),
-        user_embeddings.mark_current(night.read_output("user_embeddings"), root),
-        day=night.day,
-        model=night.model,
-        run_id=night.run_id,
-        micro_batch=night.settings.features.micro_batch,
-        num_partitions=night.settings.spark.shuffle_partitions,
+        run.read("action_sequences"),
+        user_embeddings.mark_current(run.read_output("user_embeddings"), root),
+        day=run.day,
+        model=run.model,
+        run_id=run.run_id,
+        micro_batch=run.settings.features.micro_batch,
+        num_partitions=run.settings.spark.shuffle_partitions,
     )
 
 
-def plan_poi_embeddings(night: Night) -> FeatureBuild:
+def plan_poi_embeddings(run: FeatureRun) -> FeatureBuild:
     """Plans `poi_embeddings` from the tables of a night."""
     return poi_embeddings.build_poi_embeddings(
-        night.read("poi_index"),
-        night.read_output("poi_embeddings"),
-        day=night.day,
-        model=night.model,
-        run_id=night.run_id,
-        micro_batch=night.settings.features.micro_batch,
-        num_partitions=night.settings.spark.shuffle_partitions,
+        run.read("poi_index"),
+        run.read_output("poi_embeddings"),
+        day=run.day,
+        model=run.model,
+        run_id=run.run_id,
+        micro_batch=run.settings.features.micro_batch,
+        num_partitions=run.settings.spark.shuffle_partitions,
     )
 
 
-def judge_night(night: Night) -> DataFrame:
+def judge_night(run: FeatureRun) -> DataFrame:
     """Judges the requests of a night, once for all that is made of them."""
-    requests = night.read("ranking_requests")
-    return compute_once(judge_requests_of(requests, day=night.day, settings=night.settings.clean))
+    requests = run.read("ranking_requests")
+    return compute_once(judge_requests_of(requests, day=run.day, settings=run.settings.clean))
 
 
-def plan_ranking_scores(night: Night) -> FeatureBuild:
+def plan_ranking_scores(run: FeatureRun) -> FeatureBuild:
     """Plans `ranking_scores` from the tables of a night."""
     return ranking_scores.build_ranking_scores(
-        judge_night(night),
-        night.read("action_sequences"),
-        night.read("poi_index"),
-        day=night.day,
-        model=night.model,
-        run_id=night.run_id,
-        micro_batch=night.settings.features.micro_batch,
-        num_partitions=night.settings.spark.shuffle_partitions,
-        max_text_length=night.settings.clean.max_text_length,
+        judge_night(run),
+        run.read("action_sequences"),
+        run.read("poi_index"),
+        day=run.day,
+        model=run.model,
+        run_id=run.run_id,
+        micro_batch=run.settings.features.micro_batch,
+        num_partitions=run.settings.spark.shuffle_partitions,
+        max_text_length=run.settings.clean.max_text_length,
     )
 
 
-def open_places(night: Night) -> poi_candidates.Places:
+def open_places(run: FeatureRun) -> poi_candidates.Places:
     """Sends the catalogue to the workers, and tells them where they find what the crowd did, if the model copies."""
     catalogue = poi_candidates.ship_catalogue(
-        night.spark, night.read("poi_index"), day=night.day, index_version=night.model.index_version
+        run.spark, run.read("poi_index"), day=run.day, index_version=run.model.index_version
     )
-    if not night.model.copies_from_crowd:
+    if not run.model.copies_from_crowd:
         return poi_candidates.Places(catalogue)
-    visits, transitions = (night.locate(name) for name in CROWD_TABLES)
-    others = last_crowd(visits, transitions, night.day, night.model.index_version)
+    visits, transitions = (run.locate(name) for name in CROWD_TABLES)
+    others = last_crowd(visits, transitions, run.day, run.model.index_version)
     return poi_candidates.Places(catalogue, others)
 
 
-def plan_poi_candidates(night: Night) -> FeatureBuild:
+def plan_poi_candidates(run: FeatureRun) -> FeatureBuild:
     """Plans `poi_candidates` from the tables of a night."""
     return poi_candidates.build_poi_candidates(
-        judge_night(night),
-        night.read("action_sequences"),
-        open_places(night),
-        day=night.day,
-        model=night.model,
-        run_id=night.run_id,
-        micro_batch=night.settings.features.micro_batch,
-        num_partitions=night.settings.spark.shuffle_partitions,
-        top_k=night.settings.features.top_k,
+        judge_night(run),
+        run.read("action_sequences"),
+        open_places(run),
+        day=run.day,
+        model=run.model,
+        run_id=run.run_id,
+        micro_batch=run.settings.features.micro_batch,
+        num_partitions=run.settings.spark.shuffle_partitions,
+        top_k=run.settings.features.top_k,
     )
 
 
@@ -181,26 +181,26 @@ def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
     jobs = [FEATURE_JOBS[name] for name in names]
     inputs = sorted({table for job in jobs for table in job.inputs})
     copied = sorted({table for job in jobs for table in job.copied})
-    night = open_night(context, inputs, copied)
+    run = open_run(context, inputs, copied)
     total = JobSummary(steps={"open": time.perf_counter() - started})
     for name in names:
         started = time.perf_counter()
-        summary = run_feature(night, name)
+        summary = run_feature(run, name)
         total.rows_in += summary.rows_in
         total.rows_out += summary.rows_out
         total.take(summary, name)
         total.notes |= summary.notes
         total.steps[name] = time.perf_counter() - started
     total.notes |= {
-        "model_version": night.model.model_version,
-        "index_version": night.model.index_version,
-        "model_loads": night.model.loads.value,
-        "inputs": night.versions,
+        "model_version": run.model.model_version,
+        "index_version": run.model.index_version,
+        "model_loads": run.model.loads.value,
+        "inputs": run.versions,
     }
     return total
 
 
-def run_feature(night: Night, name: str) -> JobSummary:
+def run_feature(run: FeatureRun, name: str) -> JobSummary:
     """Computes and writes one feature table for the night's day.
 
     Raises:
@@ -210,53 +210,53 @@ def run_feature(night: Night, name: str) -> JobSummary:
     """
     started = time.perf_counter()
     job = FEATURE_JOBS[name]
-    if job.stage in night.model.missing_stages:
-        return skip_feature(night, name, stage=job.stage)
-    build = job.build(night)
-    check_versions(night, build.index_versions)
+    if job.stage in run.model.missing_stages:
+        return skip_feature(run, name, stage=job.stage)
+    build = job.build(run)
+    check_versions(run, build.index_versions)
     # On disk, since they are large and what a GPU has made is not to be made twice.
     outcomes = compute_once(build.outcomes, StorageLevel.DISK_ONLY)
     counts = count_outcomes(outcomes, build.unit, job)
     rows_in = build.todo.count()
     summary = JobSummary(rows_in=rows_in, rows_out=counts["rows"], rows_refused=counts["refused"])
-    _count_requests(night, build, summary)
+    _count_requests(run, build, summary)
     if rows_in != counts["done"] + counts["refused"]:
         raise RowsLostError(
             table=name,
-            day=str(night.day),
+            day=str(run.day),
             rows_in=rows_in,
             rows_out=counts["done"],
             rows_refused=counts["refused"],
             rows_dropped=0,
         )
-    if not night.dry_run:
+    if not run.dry_run:
         # Refused rows come first: a night that is stopped for them leaves them to be looked at.
         # A kill before the table's one commit leaves its day as it was, and a rerun replaces both alike.
-        _write_refused(night, job, build, outcomes, name)
-        _stop_if_model_fails(night, job, name, failed=counts["failed"], rows_in=rows_in)
+        _write_refused(run, job, build, outcomes, name)
+        _stop_if_model_fails(run, job, name, failed=counts["failed"], rows_in=rows_in)
         summary.tables[name] = replace_day(
-            keep_accepted(outcomes), name, night.settings.storage.root,
-            day=night.day, run_id=night.run_id, job=name, note={"read": dict(night.versions)},
+            keep_accepted(outcomes), name, run.settings.storage.root,
+            day=run.day, run_id=run.run_id, job=name, note={"read": dict(run.versions)},
         )  # fmt: skip
-        save_skipped(None, night.settings.storage.artifacts, name, day=night.day)
+        save_skipped(None, run.settings.storage.artifacts, name, day=run.day)
     LOGGER.info(
         "%s %s: %d in, %d rows out, %d refused, model %s, %.1f s",
-        name, night.day, rows_in, counts["rows"], counts["refused"], night.model.model_version,
+        name, run.day, rows_in, counts["rows"], counts["refused"], run.model.model_version,
         time.perf_counter() - started,
     )  # fmt: skip
     return summary
 
 
-def check_versions(night: Night, index_versions: DataFrame) -> None:
+def check_versions(run: FeatureRun, index_versions: DataFrame) -> None:
     """Checks that histories were made with the model's index; `index_versions` has one column.
 
     Raises:
         IndexVersionError: some were not.
     """
     for row in index_versions.collect():
-        if row["index_version"] != night.model.index_version:
+        if row["index_version"] != run.model.index_version:
             raise IndexVersionError(
-                model_uri=night.model.uri, trained_on=night.model.index_version, found=row["index_version"]
+                model_uri=run.model.uri, trained_on=run.model.index_version, found=row["index_version"]
             )
 
 
@@ -284,7 +284,7 @@ def refused_where(job: FeatureJob) -> str:
     return f"source_table = '{job.source_table}' AND reason IN ({reasons})"
 
 
-def _count_requests(night: Night, build: FeatureBuild, summary: JobSummary) -> None:
+def _count_requests(run: FeatureRun, build: FeatureBuild, summary: JobSummary) -> None:
     """Adds the requests that are not worked on to the summary, by reason.
 
     Raises:
@@ -292,12 +292,12 @@ def _count_requests(night: Night, build: FeatureBuild, summary: JobSummary) -> N
     """
     if build.judged is None:
         return
-    delivered = night.read(RANKING_REQUESTS.name).where(F.col("day") == F.lit(night.day)).count()
+    delivered = run.read(RANKING_REQUESTS.name).where(F.col("day") == F.lit(run.day)).count()
     counts = tally(count_rows(build.judged).collect())
     statuses = counts["statuses"]
     if delivered != sum(statuses.values()):
         raise RowsLostError(
-            table=RANKING_REQUESTS.name, day=str(night.day), rows_in=delivered, rows_out=statuses["accepted"],
+            table=RANKING_REQUESTS.name, day=str(run.day), rows_in=delivered, rows_out=statuses["accepted"],
             rows_refused=statuses["refused"], rows_dropped=statuses["dropped"],
         )  # fmt: skip
     summary.rows_in += statuses["refused"] + statuses["dropped"]
@@ -309,47 +309,47 @@ def _count_requests(night: Night, build: FeatureBuild, summary: JobSummary) -> N
 
 
 def _write_refused(
-    night: Night, job: FeatureJob, build: FeatureBuild, outcomes: DataFrame, name: str
+    run: FeatureRun, job: FeatureJob, build: FeatureBuild, outcomes: DataFrame, name: str
 ) -> None:
     """Replaces what this job refused on the day; no commit where the quarantine holds just that.
 
     Two jobs that read the requests may run at once and write the refused ones both. Delta lets one of them commit;
     the other looks again, and finds them there.
     """
-    refused = build_refused(outcomes, day=night.day, source_table=job.source_table)
+    refused = build_refused(outcomes, day=run.day, source_table=job.source_table)
     if build.judged is not None:
         requests = to_quarantine(
             build.judged.where("status = 'refused'"),
             source_table=job.source_table, payload_columns=request_rules.PAYLOAD_COLUMNS,
         )  # fmt: skip
-        refused = refused.unionByName(requests.withColumn("day", F.lit(night.day)))
+        refused = refused.unionByName(requests.withColumn("day", F.lit(run.day)))
     rows = compute_once(conform(refused, QUARANTINED_ROWS))
     expected = digest_table(rows, QUARANTINED_ROWS)
     for attempt in range(ATTEMPTS):
-        stored = night.read_output(QUARANTINED_ROWS.name).where(F.col("day") == F.lit(night.day))
+        stored = run.read_output(QUARANTINED_ROWS.name).where(F.col("day") == F.lit(run.day))
         if digest_table(stored.where(refused_where(job)), QUARANTINED_ROWS) == expected:
             return
         try:
             replace_day(
-                rows, QUARANTINED_ROWS.name, night.settings.storage.root,
-                day=night.day, run_id=night.run_id, job=name, where=refused_where(job),
+                rows, QUARANTINED_ROWS.name, run.settings.storage.root,
+                day=run.day, run_id=run.run_id, job=name, where=refused_where(job),
             )  # fmt: skip
             return
         except ConflictingWriteError:
             if attempt + 1 == ATTEMPTS:
                 raise
             LOGGER.info(
-                "%s %s: another job wrote refused rows at the same time; looking again", name, night.day
+                "%s %s: another job wrote refused rows at the same time; looking again", name, run.day
             )
 
 
-def _stop_if_model_fails(night: Night, job: FeatureJob, name: str, *, failed: int, rows_in: int) -> None:
-    limit = night.settings.features.max_failed_share
+def _stop_if_model_fails(run: FeatureRun, job: FeatureJob, name: str, *, failed: int, rows_in: int) -> None:
+    limit = run.settings.features.max_failed_share
     if failed > limit * rows_in:
         raise GateFailedError(
             table=name,
-            day=str(night.day),
+            day=str(run.day),
             failures=[f"{failed} of {rows_in} rows made the model fail ({job.model_failure}), "
                       f"more than features.max_failed_share={limit} allows"],
-            docs=table_location(night.settings.storage.root, "quarantined_rows"),
+            docs=table_location(run.settings.storage.root, "quarantined_rows"),
         )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from conf.cli import JobSummary
 from conf.files import read_json, write_json
 from etl.delta.storage import replace_day
-from udfs.features.run_context import Night
+from udfs.features.run_context import FeatureRun
 
 LOGGER = logging.getLogger(__name__)
 
@@ -34,17 +34,17 @@ class SkippedFeature:
     is_simulated: bool
 
 
-def skip_feature(night: Night, name: str, *, stage: str) -> JobSummary:
+def skip_feature(run: FeatureRun, name: str, *, stage: str) -> JobSummary:
     """Empties the day of a table whose stage the model was trained without; summary and record say why."""
-    model, reason = night.model, night.model.missing_stages[stage]
-    LOGGER.warning("%s %s is not made: the model has no stage %s (%s)", name, night.day, stage, reason)
+    model, reason = run.model, run.model.missing_stages[stage]
+    LOGGER.warning("%s %s is not made: the model has no stage %s (%s)", name, run.day, stage, reason)
     summary = JobSummary(notes={f"{name}_skipped": reason})
-    if not night.dry_run:
+    if not run.dry_run:
         # Emptied before the record is kept: beside an earlier run's rows it would have the audit skip them.
-        nothing, root = night.read_output(name).limit(0), night.settings.storage.root
-        summary.tables[name] = replace_day(nothing, name, root, day=night.day, run_id=night.run_id, job=name)
+        nothing, root = run.read_output(name).limit(0), run.settings.storage.root
+        summary.tables[name] = replace_day(nothing, name, root, day=run.day, run_id=run.run_id, job=name)
         skipped = SkippedFeature(reason, model.model_version, model.index_version, model.is_simulated)
-        save_skipped(skipped, night.settings.storage.artifacts, name, day=night.day)
+        save_skipped(skipped, run.settings.storage.artifacts, name, day=run.day)
     return summary
 
 

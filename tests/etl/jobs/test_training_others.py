@@ -11,7 +11,7 @@ from conf.settings import load_settings
 from etl.delta.digests import digest_tables
 from etl.delta.storage import read_table, replace_day, table_exists, table_version
 from etl.jobs import samples
-from etl.jobs.runner import Night
+from etl.jobs.runner import JobRun
 from etl.tables.training_transitions import build_training_transitions
 from etl.tables.training_visits import build_training_visits
 from models.copying.crowd_statistics import count_others
@@ -180,14 +180,14 @@ def test_the_job_counts_the_training_period_alone_and_a_rerun_changes_nothing(sp
 
 def test_a_run_that_was_killed_between_the_tables_is_made_good_by_the_next(spark, settings, monkeypatch):
     write_actions(spark, settings, ANN + BOB)
-    replace = Night.replace
+    replace = JobRun.replace
 
-    def die_before_the_visits(night, frame, name, **options):
+    def die_before_the_visits(run, frame, name, **options):
         if name == "training_visits":
             raise KeyboardInterrupt
-        replace(night, frame, name, **options)
+        replace(run, frame, name, **options)
 
-    monkeypatch.setattr(Night, "replace", die_before_the_visits)
+    monkeypatch.setattr(JobRun, "replace", die_before_the_visits)
     with pytest.raises(KeyboardInterrupt):
         run(spark, settings)
     assert not table_exists(
