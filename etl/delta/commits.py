@@ -83,8 +83,10 @@ def table_version_of_day(spark: SparkSession, root: str, name: str, day: date) -
     return storage.table_version(spark, root, name) if first_later is None else max(int(first_later) - 1, 0)
 
 
-def note_of(spark: SparkSession, root: str, name: str, *, as_of: date | None = None) -> dict[str, object]:
-    """Returns what a commit of `name` has to note; taken before anything is read."""
+def commit_metadata(
+    spark: SparkSession, root: str, name: str, *, as_of: date | None = None
+) -> dict[str, object]:
+    """Returns the metadata that a commit of `name` needs; taken before anything is read."""
     read = {
         source: storage.table_version(spark, root, source)
         if storage.table_exists(spark, root, source)
@@ -128,9 +130,9 @@ def _read_log(spark: SparkSession, root: str, name: str) -> tuple[dict[date, Day
     for row in sorted(history, key=lambda row: row["version"]):
         # Commits that make, alter or restore a table carry no note, and are of no day.
         if row["userMetadata"] is not None:
-            note = json.loads(row["userMetadata"])
-            as_of = note.get("as_of")
-            found[date.fromisoformat(note["day"])] = DayCommit(
-                row["version"], note.get("read", {}), date.fromisoformat(as_of) if as_of else None
+            metadata = json.loads(row["userMetadata"])
+            as_of = metadata.get("as_of")
+            found[date.fromisoformat(metadata["day"])] = DayCommit(
+                row["version"], metadata.get("read", {}), date.fromisoformat(as_of) if as_of else None
             )
     return found, any(row["version"] == 0 for row in history)

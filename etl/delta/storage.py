@@ -117,7 +117,7 @@ def replace_day(
     run_id: str,
     job: str,
     where: str | None = None,
-    note: Mapping[str, object] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> int:
     """Replaces the rows of one day by `frame` in one commit and returns the new version.
 
@@ -130,16 +130,16 @@ def replace_day(
         job: kept in the commit.
         where: replaces only the rows of the day that match this condition, as every row of `frame` must; for tables
             that several jobs write.
-        note: further facts that the commit notes (`etl/delta/commits.py`).
+        metadata: further facts for the commit's metadata (`etl/delta/commits.py`).
 
     Raises:
         SchemaError: a column of the contract is missing.
         ConflictingWriteError: another run replaced the same day at the same time.
     """
     only = f"day = DATE'{day}'" + (f" AND ({where})" if where else "")
-    note_of_commit = _commit_note(job, day, run_id, note)
+    commit = _commit_metadata(job, day, run_id, metadata)
     return _replace_where(
-        frame.withColumn("day", F.lit(day)), name, root, day=day, only=only, note=note_of_commit
+        frame.withColumn("day", F.lit(day)), name, root, day=day, only=only, metadata=commit
     )
 
 
@@ -164,7 +164,7 @@ def replace_days(
     """
     # Not BETWEEN: Delta looks at the condition before Spark has replaced that.
     only = f"day >= DATE'{first_day}' AND day <= DATE'{day}' AND ({where})"
-    return _replace_where(frame, name, root, day=day, only=only, note=_commit_note(job, day, run_id))
+    return _replace_where(frame, name, root, day=day, only=only, metadata=_commit_metadata(job, day, run_id))
 
 
 def merge_rows(
@@ -210,8 +210,8 @@ def merge_rows(
     )
     if delete_where is not None:
         merge = merge.whenNotMatchedBySourceDelete(delete_where)
-    note = _commit_note(job, day, run_id)
-    return _with_commit_note(spark, note, lambda: _commit(spark, merge.execute, root, name, day))
+    metadata = _commit_metadata(job, day, run_id)
+    return _with_commit_metadata(spark, metadata, lambda: _commit(spark, merge.execute, root, name, day))
 
 
 def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str, day: date) -> int:
@@ -238,7 +238,9 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
         _refuse_duplicate_keys(rows.unionByName(known), contract)
     # The write itself reads the table, so Delta sees a conflict if another run appends between the two.
     new = rows.join(read_table(spark, root, name).select(*key), key, "left_anti").select(*rows.columns)
-    writer = new.write.format("delta").mode("append").option("userMetadata", _commit_note(job, day, run_id))
+    writer = (
+        new.write.format("delta").mode("append").option("userMetadata", _commit_metadata(job, day, run_id))
+    )
     location = table_location(root, name)
     save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
     version = _commit(spark, lambda: save(location), root, name, day)
@@ -251,7 +253,7 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
 # --- private ----------------------------------------------------------------------------------------------------------
 
 
-def _replace_where(frame: DataFrame, name: str, root: str, *, day: date, only: str, note: str) -> int:
+def _replace_where(frame: DataFrame, name: str, root: str, *, day: date, only: str, metadata: str) -> int:
     contract = TABLES[name]
     assert contract.write == "day", f"{name} is not written by day"
     rows = conform(frame, contract)
@@ -260,7 +262,7 @@ def _replace_where(frame: DataFrame, name: str, root: str, *, day: date, only: s
         rows = rows.sortWithinPartitions(*contract.cluster_by)
     writer = rows.write.format("delta").mode("overwrite").option("replaceWhere", only)
     location = table_location(root, name)
-    save = writer.option("userMetadata", note)
+    save = writer.option("userMetadata", metadata)
     write = save.saveAsTable if root.startswith(CATALOG_PREFIX) else save.save
     return _commit(frame.sparkSession, lambda: write(location), root, name, day)
 
@@ -387,14 +389,14 @@ def _require(spark: SparkSession, root: str, name: str) -> None:
         )
 
 
-def _commit_note(job: str, day: date, run_id: str, note: Mapping[str, object] | None = None) -> str:
-    return json.dumps({"job": job, "day": str(day), "run_id": run_id, **(note or {})})
+def _commit_metadata(job: str, day: date, run_id: str, metadata: Mapping[str, object] | None = None) -> str:
+    return json.dumps({"job": job, "day": str(day), "run_id": run_id, **(metadata or {})})
 
 
-def _with_commit_note(spark: SparkSession, note: str, write: Callable[[], int]) -> int:
-    """Runs a write whose API takes no option: Delta then reads the note from the session."""
+def _with_commit_metadata(spark: SparkSession, metadata: str, write: Callable[[], int]) -> int:
+    """Runs a write whose API takes no option: Delta then reads the metadata from the session."""
     key = "spark.databricks.delta.commitInfo.userMetadata"
-    spark.conf.set(key, note)
+    spark.conf.set(key, metadata)
     try:
         return write()
     finally:

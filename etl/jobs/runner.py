@@ -73,7 +73,7 @@ class JobRun:
         name: str,
         *,
         where: str | None = None,
-        note: Mapping[str, object] | None = None,
+        metadata: Mapping[str, object] | None = None,
     ) -> None:
         """Replaces the rows of the day, unless the run is dry."""
         with self.step(f"write_{name}"):
@@ -85,7 +85,14 @@ class JobRun:
                 self.summary.tables[name] = storage.table_version(self.spark, self.root, name)
                 return
             self.summary.tables[name] = storage.replace_day(
-                frame, name, self.root, day=run.day, run_id=run.run_id, job=run.job, where=where, note=note
+                frame,
+                name,
+                self.root,
+                day=run.day,
+                run_id=run.run_id,
+                job=run.job,
+                where=where,
+                metadata=metadata,
             )
 
     def _is_stored(self, frame: DataFrame, name: str, where: str | None) -> bool:
@@ -175,7 +182,7 @@ def clean_day(
     """
     run, day, settings = JobRun(context, spark, skip_equal=skip_equal), context.day, context.settings
     # Before the first read: a commit of another run in between must not pass for seen.
-    note = commits.note_of(spark, run.root, "cleaned_actions", as_of=as_of)
+    metadata = commits.commit_metadata(spark, run.root, "cleaned_actions", as_of=as_of)
     raw = run.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
     of_version = F.col("index_version") == settings.index.version
     as_of = as_of or day
@@ -209,7 +216,7 @@ def clean_day(
     )
     run.replace(places, "user_places")
     # Last, as this commit marks the day as done: after a kill before it, the next run makes the day again.
-    run.replace(cleaned, "cleaned_actions", note=note)
+    run.replace(cleaned, "cleaned_actions", metadata=metadata)
     run.summary.notes |= counts
     if rows_in and run.summary.rows_refused == rows_in and not may_refuse_all:
         # After the writing, so that the quarantine says why; the raw rows stay for a replay.
@@ -236,7 +243,7 @@ def _known_actions(raw: DataFrame, accepted: DataFrame, rows_in: int, *, since: 
 def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool = False) -> JobSummary:
     """Makes the histories of the users active on the day: `cleaned_actions` -> `action_sequences`."""
     run, day, settings = JobRun(context, spark, skip_equal=skip_equal), context.day, context.settings
-    note = commits.note_of(spark, run.root, "action_sequences")
+    metadata = commits.commit_metadata(spark, run.root, "action_sequences")
     of_version = F.col("index_version") == settings.index.version
     cleaned = run.read("cleaned_actions", made_by="clean_actions").where((F.col("day") <= day) & of_version)
     places = run.read("user_places", made_by="clean_actions").where(F.col("day") == day)
@@ -260,7 +267,7 @@ def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool =
             .agg(F.count("*").alias("n"), F.sum("seq_len").alias("actions"))
             .collect()
         )
-    run.replace(sequences, "action_sequences", note=note)
+    run.replace(sequences, "action_sequences", metadata=metadata)
     run.summary.rows_in = sum(row["actions"] for row in counted)
     run.summary.rows_out = sum(row["n"] for row in counted)
     run.summary.notes |= {"users_by_pattern": {row["pattern"]: row["n"] for row in sorted(counted)}}

@@ -236,7 +236,7 @@ def run_feature(run: FeatureRun, name: str) -> JobSummary:
         _stop_if_model_fails(run, job, name, failed=counts["failed"], rows_in=rows_in)
         summary.tables[name] = replace_day(
             keep_accepted(outcomes), name, run.settings.storage.root,
-            day=run.day, run_id=run.run_id, job=name, note={"read": dict(run.versions)},
+            day=run.day, run_id=run.run_id, job=name, metadata={"read": dict(run.versions)},
         )  # fmt: skip
         save_skipped(None, run.settings.storage.artifacts, name, day=run.day)
     LOGGER.info(

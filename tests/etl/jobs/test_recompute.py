@@ -22,9 +22,9 @@ ACTIONS = {
 POIS = {DAY: [poi()], NEXT: [poi(day=NEXT, category="Zoo", name="Uno")]}
 
 
-def write(spark, settings, name, rows, day, **note):
+def write(spark, settings, name, rows, day, **metadata):
     frame = frame_of(spark, name, rows)
-    return replace_day(frame, name, settings.storage.root, day=day, run_id="r", job="test", note=note)
+    return replace_day(frame, name, settings.storage.root, day=day, run_id="r", job="test", metadata=metadata)
 
 
 def test_a_day_is_behind_if_a_day_that_it_is_made_from_was_committed_since(spark, settings):
