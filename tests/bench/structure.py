@@ -5,7 +5,7 @@
 A room is a package (`models.training`), or a file that lies beside the packages (`models.config`). The floor of a room
 is one more than the highest floor of the rooms it imports; `__main__` stands above and is not counted. Imports within
 functions count like others. Code lines are those without blanks, comments and docstrings. The files that one training
-batch passes from rows to loss are found by tracing one.
+batch passes from rows to loss, and one action from its raw table to a release, are found by tracing.
 """
 
 import argparse
@@ -13,9 +13,11 @@ import ast
 import io
 import statistics
 import sys
+import tempfile
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +27,7 @@ from models.config import DecoderConfig
 from models.data.catalogue import Catalogue
 from models.network.decoder import SpacetimeDecoder
 from models.training.pretrain import PretrainStage
+from tests import small_city
 from tests.models import planted_city as city
 
 COMMAND = "make bench-structure"
@@ -147,9 +150,17 @@ def trace_batch() -> list[str]:
         city.FIRST_MS, num_blocks=layout.num_blocks, max_inner=layout.max_inner
     )
     rows = city.to_arrow("pretrain_samples", city.pretrain_rows())
+    with trace_files() as files:
+        stage.loss(model, rows)
+    return sorted(files)
+
+
+@contextmanager
+def trace_files() -> Iterator[set[str]]:
+    """Collects the files of the product whose functions are called, in this thread, while it lasts."""
     files: set[str] = set()
 
-    def note(frame: FrameType, event: str, argument: object) -> None:
+    def see(frame: FrameType, event: str, argument: object) -> None:
         path = Path(frame.f_code.co_filename)
         if (
             event == "call"
@@ -158,12 +169,36 @@ def trace_batch() -> list[str]:
         ):
             files.add(str(path.relative_to(Path.cwd())))
 
-    sys.setprofile(note)
+    sys.setprofile(see)
     try:
-        stage.loss(model, rows)
+        yield files
     finally:
         sys.setprofile(None)
-    return sorted(files)
+
+
+def trace_action(folder: Path) -> list[str]:
+    """Returns the files of the product that bring an action from its raw table into a release.
+
+    Those whose functions run on the driver in the jobs that it passes: cleaning, sequences, user vectors, publishing.
+    What is common to all jobs does not count: contracts, settings and errors (`conf`), and the job tables (`__main__`).
+    """
+    layer = small_city.write_settings(folder, num_users=60)
+    day = str(small_city.DAYS[0])
+    for words in [*small_city.night(0), *small_city.training(), ("udfs", "features", "--day", day)]:
+        small_city.run(layer, *words)
+    small_city.run(layer, "udfs", "audit", "--day", day)
+    passed: set[str] = set()
+    for words in (
+        ("etl", "clean_actions"),
+        ("etl", "action_sequences"),
+        ("udfs", "user_embeddings"),
+        ("udfs", "publish"),
+    ):
+        with trace_files() as files:
+            small_city.run(layer, *words, "--day", day)
+        passed |= files
+    small_city.close_spark()
+    return sorted(each for each in passed if not each.startswith("conf/") and "__main__" not in each)
 
 
 def main() -> int:
@@ -216,6 +251,9 @@ def main() -> int:
     )
     passed = trace_batch()
     held.append(keep("files-per-batch", len(passed), "files", "<= 10", ", ".join(passed)))
+    with tempfile.TemporaryDirectory() as folder:
+        passed = trace_action(Path(folder))
+    held.append(keep("files-per-action", len(passed), "files", "<= 20", ", ".join(passed)))
     return 0 if all(held) and max(lengths) <= 60 and max(sizes.values()) <= MOST_FILES else 1
 
 
