@@ -15,7 +15,7 @@ from etl.jobs.runner import JobRun
 from etl.tables.training_transitions import build_training_transitions
 from etl.tables.training_visits import build_training_visits
 from models.copying.crowd_statistics import count_others
-from models.copying.crowd_tables import OthersAt, read_others
+from models.copying.crowd_tables import CrowdAt, read_crowd
 from models.data.catalogue import Catalogue
 from models.data.dataset import TableAt
 from tests.etl.contexts import context_of
@@ -137,8 +137,8 @@ def test_the_tables_say_what_the_twin_counts(spark, settings):
     for name, frame in frames.items():
         replace_day(frame, name, root, day=DAY, run_id="test", job="test")
 
-    others = OthersAt(*(TableAt(f"{root}/{name}") for name in NAMES), DAY.isoformat(), 1)
-    found, expected = read_others(others, catalogue_of_pois()), count_by_twin(rows)
+    others = CrowdAt(*(TableAt(f"{root}/{name}") for name in NAMES), DAY.isoformat(), 1)
+    found, expected = read_crowd(others, catalogue_of_pois()), count_by_twin(rows)
 
     for name, values in vars(expected).items():
         np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
