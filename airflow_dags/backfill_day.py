@@ -1,9 +1,9 @@
-"""Recomputes the tables of one past day, for example after a mended cleaning rule; publishes nothing.
+"""Recomputes the tables of one past day, for example after a cleaning rule was corrected. It publishes nothing.
 
 Trigger it with the day: `airflow dags trigger backfill_day --conf '{"day": "2026-01-31"}'`. Raw tables stay
-as delivered and `poi_index` is left alone, since its ids depend on the order of days. Days may be recomputed
-in any order: later days of cleaned actions and sequences that the day leaves behind follow by themselves. Features of
-later days are not recomputed; trigger the DAG for those that are to be published anew.
+as delivered. `poi_index` is left alone, since its ids depend on the order of days. Days may be recomputed in any
+order: later days of cleaned actions and sequences that become stale are recomputed automatically. Features of later
+days are not recomputed; trigger the DAG for each later day that has to be published again.
 """
 
 from airflow.sdk import DAG, Param

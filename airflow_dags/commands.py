@@ -1,6 +1,6 @@
 """Builds the tasks of our DAGs: each is one command line. Imports the standard library and Airflow only.
 
-Airflow lives in an environment of its own, so the machine that runs the tasks says where ours is:
+Airflow has its own environment. These variables on the machine that runs the tasks point to ours:
 
     SPACETIME_PYTHON   interpreter with the project installed (default: python on PATH)
     SPACETIME_HOME     folder that relative paths of the settings start from (default: the checkout)
@@ -37,12 +37,12 @@ RELEASE = Asset("spacetime://features/releases")
 """Updated by every published release; ranking DAGs are scheduled on it."""
 
 FINAL_EXIT_CODES = ("2", "3", "4")
-"""Wrong settings, a failed data gate, versions that do not fit: another try with the same input ends the same
+"""Wrong settings, a failed data gate, versions that do not fit: a retry with the same input fails in the same
 way."""
 
 
 class JobRetryPolicy(RetryPolicy):
-    """Retries what may pass (exit codes 1 and 5, a lost machine), not what cannot get better by itself."""
+    """Retries failures that may pass (exit codes 1 and 5, a lost machine), not those that a retry cannot fix."""
 
     def evaluate(self, exception: BaseException, *args: object, **kwargs: object) -> RetryDecision:
         """Fails at once if the job said that a retry is useless."""
@@ -75,7 +75,7 @@ def run_job(
     Args:
         program: etl, models or udfs.
         job: name in the job table of the program.
-        options: further words of the command line.
+        options: further arguments of the command line.
         day: template of the job's day.
         task_id: the task's name, by default the job's.
         outlets: assets that the task updates.

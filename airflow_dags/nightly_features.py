@@ -1,18 +1,18 @@
 """Turns the day's raw actions into a published release of the four feature tables.
 
 **Reads** the day's delivery (`SPACETIME_SOURCE`). **Writes** raw, cleaned and derived tables for the day,
-then one row of `releases`. Readers see nothing of the night before the last row: if a task fails, they still
-have the last release.
+then one row of `releases`. Readers see nothing of the new day until that row is written: if a task fails, they
+still have the last release.
 
-**Nights that did not run** are made up for by the next one: it delivers every row that no other night has
-delivered, regardless of the day on which it happened (docs/operations.md, "A scheduler that was down").
+**Missed nights** need no action. The next night delivers every row that no other night has delivered, regardless
+of the day on which the action happened (docs/operations.md, "A scheduler that was down").
 
-**Rerun** any task for any day as often as needed, it replaces what it wrote; only `poi_index` runs strictly
-forward. **Exit codes** 2 (settings), 3 (data gate) and 4 (versions) are not retried: the task's log ends with
-what to do. The model is the registry's champion; if it changes while the night runs, `publish` refuses the
-mixture (exit code 4).
+**Rerun** any task for any day as often as needed: it replaces the rows that it wrote before. Only `poi_index` has
+to run in the order of days. **Exit codes** 2 (settings), 3 (data gate) and 4 (versions) are not retried: the
+task's log ends with the remedy. The model is the registry's champion. If the champion changes during a run,
+`publish` refuses tables of two models (exit code 4).
 
-The asset `spacetime://features/releases` is updated by `publish`; schedule ranking DAGs on it.
+`publish` updates the asset `spacetime://features/releases`; schedule ranking DAGs on it.
 """
 
 from datetime import timedelta
@@ -33,7 +33,7 @@ with DAG(
     dagrun_timeout=timedelta(hours=20),
     tags=[FEATURES],
 ):
-    # It delivers what no other night has: rows that come late, and those of nights that did not run.
+    # The reader delivers rows that no other night has: late rows, and rows of nights that did not run.
     read_source = run_job("etl", SOURCE, task_id="read_source")
     poi_index = run_job("etl", "poi_index")
     clean_actions = run_job("etl", "clean_actions")

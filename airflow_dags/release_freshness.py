@@ -1,8 +1,8 @@
-"""Raises an alarm when readers have been looking at the same release for too long.
+"""Fails when the current release is too old.
 
-The nightly DAG tells of a night that failed; this one also of a night that never began, or that hangs: it asks the
-table of releases alone. The task fails with exit code 3 (not retried) when the current release was published, or
-its day ended, more than `SPACETIME_MAX_AGE_H` hours ago; connect the alarm to it as to any other failed task.
+The nightly DAG reports a night that failed. This DAG also detects a night that never started or that hangs, because
+it reads the table of releases only. The task fails with exit code 3 (not retried) when the current release was
+published, or its day ended, more than `SPACETIME_MAX_AGE_H` hours ago. Alert on it as on any other failed task.
 """
 
 from airflow.sdk import DAG, CronTriggerTimetable

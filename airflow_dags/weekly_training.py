@@ -1,12 +1,12 @@
 """Trains a challenger on everything up to yesterday and promotes it if it passes the gate.
 
-**Reads** cleaned actions and impressions. **Writes** the sample tables of the day and what users did in its
-training period, an MLflow parent run with a child per stage, and a registered model version with alias
-`challenger`; it becomes `champion` only if the gate (docs/operations.md) has nothing against its generated POIs, its
-clicks and its vectors, compared with baselines and the last champions. A refusal leaves the champion and says why
-in the log and in the version's tags. The nightly DAG picks up the champion on its next run.
+**Reads** cleaned actions and impressions. **Writes** the sample tables of the day, the tables of what users did in
+its training period, an MLflow parent run with a child per stage, and a registered model version with alias
+`challenger`. The challenger becomes `champion` only if it passes the gate (docs/operations.md), which compares its
+generated POIs, its clicks and its vectors with baselines and the last champions. If it is refused, the champion
+stays, and the log and the version's tags give the reasons. The nightly DAG uses the champion from its next run on.
 
-Training goes on from its last checkpoint when `train` is retried.
+A retry of `train` continues from the last checkpoint.
 """
 
 from datetime import timedelta
@@ -21,8 +21,8 @@ with DAG(
     dag_id="weekly_training",
     description="samples -> pre-training -> SFT -> DPO -> evaluation -> registry",
     doc_md=__doc__,
-    # After Sunday's nightly run; the interval is that one day, so data_interval_start is the last day that is
-    # complete.
+    # It runs after Sunday's nightly run. The interval is that one day, so data_interval_start is the last
+    # complete day.
     schedule=CronTriggerTimetable("0 6 * * 1", timezone="UTC", interval=timedelta(days=1)),
     start_date=START_DATE,
     catchup=False,

@@ -30,7 +30,7 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JobContext:
-    """What a job may know of the outside: its day, its settings, its run."""
+    """Everything that a job may know of the outside: its day, its settings, its run."""
 
     job: str
     day: date
@@ -42,7 +42,7 @@ class JobContext:
 
 @dataclass
 class JobSummary:
-    """What a job did. Rows in = rows out + rows refused + rows dropped, where that makes sense for the job.
+    """The outcome of a job. Rows in = rows out + rows refused + rows dropped, where that makes sense for the job.
 
     Attributes:
         rows_in: rows read.
@@ -51,7 +51,7 @@ class JobSummary:
         rows_dropped: exact duplicates dropped.
         tables: Delta version of every table written.
         notes: anything else worth a glance: small numbers and short strings.
-        steps: seconds by step, where the time went.
+        steps: seconds by step.
     """
 
     rows_in: int = 0
@@ -63,7 +63,7 @@ class JobSummary:
     steps: dict[str, float] = field(default_factory=dict)
 
     def take(self, done: "JobSummary", step: str) -> None:
-        """Adds what a step refused, dropped and wrote, and its seconds; rows in and out are the job's affair."""
+        """Adds the refused and dropped rows, tables and seconds of a step; the job itself sets rows in and out."""
         self.rows_refused += done.rows_refused
         self.rows_dropped += done.rows_dropped
         self.tables |= done.tables
@@ -75,11 +75,11 @@ class Job:
     """One line of a job table.
 
     Attributes:
-        help: what the job reads and writes, one line.
+        help: one line about what the job reads and writes.
         run: does the work.
         add_options: adds the job's own options to its parser.
-        needs_day: is `--day` required.
-        access: how it needs the tables (`conf/run_lock.py`).
+        needs_day: whether `--day` is required.
+        access: kind of access to the tables that it needs (`conf/run_lock.py`).
     """
 
     help: str
@@ -210,16 +210,18 @@ def cpu_seconds() -> float:
     """
     # After the name in parentheses: user, system, waited-for user and system time are fields 11 to 14.
     fields = [stat.rpartition(")")[2].split()[11:15] for stat in _read_of_descendants("stat")]
-    return sum(int(ticks) for own in fields for ticks in own) / os.sysconf("SC_CLK_TCK")
+    return sum(int(ticks) for ticks_of_process in fields for ticks in ticks_of_process) / os.sysconf(
+        "SC_CLK_TCK"
+    )
 
 
 def _read_of_descendants(name: str) -> list[str]:
     """Reads a file of /proc/PID for this process and all its live descendants."""
-    found, pending = [], [os.getpid()]
+    contents, pending = [], [os.getpid()]
     while pending:
         pid = pending.pop()
         try:
-            found.append(Path(f"/proc/{pid}/{name}").read_text())
+            contents.append(Path(f"/proc/{pid}/{name}").read_text())
             pending += [
                 int(child)
                 for task in Path(f"/proc/{pid}/task").iterdir()
@@ -227,7 +229,7 @@ def _read_of_descendants(name: str) -> list[str]:
             ]
         except OSError:  # the process ended while we looked, or there is no /proc
             continue
-    return found
+    return contents
 
 
 def _set_up_logging(verbose: bool) -> None:

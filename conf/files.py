@@ -1,5 +1,6 @@
-"""Files for other jobs and for people, written in one step: a reader sees the old one or the new one whole."""
+"""Files for other jobs and for people, written atomically: a reader sees the whole old or the whole new file."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,16 +13,16 @@ ERASURES_FILE = "erasures.json"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file, text as UTF-8, and the folders above it; a kill leaves what was there before."""
+    """Writes a file, text as UTF-8, and the folders above it; a kill leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Named after the process: two that write the same file do not write the same draft.
+    # Named after the process: two processes that write the same file use different drafts.
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(draft, path)
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes a JSON file as `write_whole` does; keys sorted, what JSON does not know as text."""
+    """Writes a JSON file as `write_whole` does; keys are sorted, types that JSON lacks become text."""
     write_whole(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
 
 
@@ -29,11 +30,11 @@ def read_json(path: Path, *, expected: str) -> dict[str, Any]:
     """Reads a file that holds a JSON object.
 
     Args:
-        path: of the file; it is there.
-        expected: what the file should be, in words, for the error.
+        path: an existing file.
+        expected: description of the file, for the error.
 
     Raises:
-        CorruptInputError: it is cut, or holds something else.
+        CorruptInputError: the file is cut short, or holds something else.
     """
     try:
         content = json.loads(path.read_text())

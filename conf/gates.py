@@ -1,8 +1,8 @@
-"""What is watched in a table beyond its contract: volume, shares, freshness, further keys, ids that never change.
+"""The watch list of each table beyond its contract: volume, shares, freshness, further keys, ids that never change.
 
-Said once here, per table; bounds are in the settings (`gates.*`). `etl/quality/gate_rules.py` derives rules from it and
-from the contract, Great Expectations judges them (`etl/quality/expectations.py`). Null rates are not listed: every
-column that may be null is compared with its usual rate. Standard library only, so that everything may import it.
+Bounds are in the settings (`gates.*`). `etl/quality/gate_rules.py` derives rules from this list and from the contract,
+and Great Expectations judges them (`etl/quality/expectations.py`). Null rates are not listed: every column that may be
+null is compared with its usual rate. Standard library only, so that everything may import it.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ Severity = Literal["critical", "warning"]
 
 @dataclass(frozen=True)
 class Watched:
-    """How the rows of a day spread over the values of something; compared with the days before.
+    """A distribution of the rows of a day over some values, which is compared with earlier days.
 
     Attributes:
-        name: names it in `table_statistics` and in reports.
+        name: name in `table_statistics` and in reports.
         value: SQL expression of one row, a text or a whole number.
-        keeps_shape: the shares of all values together must stay about what they were.
-        keeps_values: a value that has had a large share on the days before must not vanish.
+        keeps_shape: whether the shares of all values together must stay about the same.
+        keeps_values: whether a value with a large share on earlier days must not vanish.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Watched:
 
 @dataclass(frozen=True)
 class Rate:
-    """One figure as a share of another, compared with the days before.
+    """One figure as a share of another, compared with earlier days.
 
     Attributes:
-        label: says in words what it is.
+        label: description in words.
         part: column and statistic of the part.
         whole: column and statistic of the whole.
     """
@@ -52,26 +52,26 @@ class Rate:
 
 @dataclass(frozen=True)
 class TableGates:
-    """What is watched in one table.
+    """The watch list of one table.
 
     Attributes:
-        volume: the severity of a day on which almost nothing came, compared with the days before; a day outside the
-            normal band is always a warning. None: the number of rows says nothing, for example because a table holds
-            what is new or changed.
+        volume: severity of a day with almost no rows, compared with earlier days; a day outside the normal band is
+            always a warning. None: the number of rows is no sign of health, for example because a table holds only
+            new or changed rows.
         counted_by: date column; only rows of the day itself are compared, since a first delivery brings all history.
             Empty: all rows.
-        shares: boolean columns whose share of true is compared with the days before.
+        shares: boolean columns whose share of true is compared with earlier days.
         newest: column with the time of the row (a date, or epoch milliseconds UTC); its largest value must not be
             older than the day.
         unique: sets of columns that are unique together, besides the key.
-        frozen: columns that never change once a key has them; compared with the table as it stood before the night.
-        histograms: how rows spread over hours, categories, regions.
-        crowded_by: column of which no single value may suddenly have most rows.
-        repeated_after_days: columns and a time column (epoch milliseconds, last); rows that repeat one of the delivery
-            of the day before, a day later to the millisecond, are counted: a delivery sent again with its dates moved.
-        rates: shares that must stay about what they were.
-        means: columns and statistics that are means of numbers up to 1, which must stay about what they were.
-        may_be_empty: a day without rows is nothing wrong, and then nothing but the volume is judged.
+        frozen: columns that never change once a key has them; compared with the table as it stood before the run.
+        histograms: distributions of rows over hours, categories, regions.
+        crowded_by: column whose single values must not suddenly have most rows.
+        repeated_after_days: columns and a time column (epoch milliseconds, last). The audit counts rows that repeat a
+            row of the day before, exactly one day later: a sign of a repeated delivery with moved dates.
+        rates: shares that must stay about the same.
+        means: columns and statistics that are means of numbers up to 1, which must stay about the same.
+        may_be_empty: a day without rows is fine; then only the volume is judged.
     """
 
     volume: Severity | None = None
@@ -97,10 +97,10 @@ GATES: dict[str, TableGates] = {
         shares=("is_interest",),
         newest="event_date",
         histograms=(
-            # A clock that is hours off, or a category column filled with one value, leaves every row valid.
+            # Rows stay valid if a clock is hours off, or a category column is filled with one value.
             Watched("local_hour", _LOCAL_HOUR, keeps_shape=True),
             Watched("category_id", "category_id", keeps_shape=True),
-            # About 50 km: a city whose delivery is missing is one of them. New ones are nothing wrong.
+            # Regions of about 50 km: a missing delivery of a city shows as one of them. New regions are fine.
             Watched(
                 "region", "concat_ws(' ', floor(poi_lon * 2) / 2, floor(poi_lat * 2) / 2)", keeps_values=True
             ),
@@ -108,17 +108,17 @@ GATES: dict[str, TableGates] = {
         crowded_by="user_id",
         repeated_after_days=("user_id", "poi_id", "action_ts_ms"),
     ),
-    # Grows and never shrinks, which `frozen` proves slot by slot; a sudden growth is worth a look.
+    # The table only grows, which `frozen` checks slot by slot; sudden growth is worth a warning.
     "poi_index": TableGates(
         volume="warning",
         unique=(("index_version", "block_id", "inner_id"),),
         frozen=("block_id", "inner_id"),
     ),
-    # One row per active user; the first night has every user that ever acted.
+    # One row per active user; the first run has every user that ever acted.
     "action_sequences": TableGates(volume="warning"),
-    # A night may have no requests at all, so that few of them stop nothing.
+    # A day may have no requests at all, so a small number of them stops nothing.
     "ranking_requests": TableGates(volume="warning", newest="request_ts_ms", may_be_empty=True),
-    # What is new or changed: a new model embeds everything again. Completeness is counted across tables.
+    # New or changed rows only: a new model embeds everything again. Completeness is counted across tables.
     "user_embeddings": TableGates(means=(("embedding", COSINE_BEFORE),), may_be_empty=True),
     "poi_embeddings": TableGates(may_be_empty=True),
     "ranking_scores": TableGates(may_be_empty=True),
@@ -137,5 +137,5 @@ GATES: dict[str, TableGates] = {
 
 
 def gates_of(table: str) -> TableGates:
-    """Returns what is watched in a table; nothing beyond its contract if it is not listed."""
+    """Returns the watch list of a table; empty if the table is not listed."""
     return GATES.get(table, TableGates())

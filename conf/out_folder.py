@@ -1,7 +1,7 @@
-"""Folders that a job fills for people: replaced as a whole, and only what a job of ours wrote before.
+"""Output folders for people: a job replaces the whole content, and only files that one of our jobs wrote.
 
-`.spacetime-gr.json` in the folder lists the files that were written there. Any other file in it belongs to
-somebody else, and then nothing is written at all.
+`.spacetime-gr.json` in the folder lists the files that a job wrote. Any other file there belongs to somebody
+else, and then nothing is written at all.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ DRAFT = f".{MANIFEST}."
 
 
 def check_out_folder(out: Path) -> None:
-    """Checks that a job may fill the folder: it is absent, empty, or holds only what a job wrote there.
+    """Checks that a job may fill the folder: it is absent, empty, or holds only files that a job wrote.
 
     Raises:
         SettingsError: it holds anything else, is a file, or its list of files cannot be read.
@@ -40,14 +40,14 @@ def check_out_folder(out: Path) -> None:
 
 @contextlib.contextmanager
 def fill_out_folder(out: Path, job: str) -> Iterator[Path]:
-    """Gives a working folder; when the block ends, its content takes the place of what a job wrote to `out` before.
+    """Yields a working folder; when the block ends, its content replaces the files that a job wrote to `out` before.
 
-    The working folder lies in `out`, so that nothing outside is touched and a mounted folder can be given. If the block
-    fails, `out` is as it was; what a killed run has left is removed by the next.
+    The working folder lies in `out`, so that nothing outside is touched and `out` may be a mount. If the block fails,
+    `out` is unchanged; the next run removes the remains of a killed one.
 
     Args:
         out: the folder.
-        job: noted in the list of files.
+        job: name recorded in the list of files.
 
     Raises:
         SettingsError: as `check_out_folder`, or another run is filling the folder at this moment.
@@ -60,7 +60,7 @@ def fill_out_folder(out: Path, job: str) -> Iterator[Path]:
         _prune(out, {f"{path.name}/any" for path in out.glob(f"{UNFINISHED}*")})
         before, fresh = _listed(out), set[str]()
         work = out / f"{UNFINISHED}{uuid.uuid4().hex}"
-        # Listed before it is there: a killed run leaves nothing unknown.
+        # Listed before it exists: a killed run leaves no unknown files.
         _list(out, job, before, work.name)
         work.mkdir()
         try:
@@ -81,7 +81,7 @@ def fill_out_folder(out: Path, job: str) -> Iterator[Path]:
 
 
 def _found(folder: Path, below: str = "") -> set[str]:
-    """Files below a folder, as paths in it; a link is a file, wherever it leads, and an empty folder is nothing."""
+    """Returns the files below a folder as relative paths; a link counts as a file, an empty folder as nothing."""
     names: set[str] = set()
     if not folder.is_dir():
         return names
@@ -95,7 +95,7 @@ def _found(folder: Path, below: str = "") -> set[str]:
 
 
 def _listed(out: Path) -> set[str]:
-    """What the folder's list names, and all that lies in the working folder that it names."""
+    """Returns the files in the folder's list, and all files in the working folder that the list names."""
     path = out / MANIFEST
     if not path.is_file():
         return set()
@@ -130,7 +130,7 @@ def _prune(out: Path, files: set[str]) -> None:
 
 
 def _move(entry: Path, target: Path) -> None:
-    """Renames; a folder that is still there, for a file put into it meanwhile, takes the new files in addition."""
+    """Renames; a folder that still exists, because it got a file meanwhile, receives the new files in addition."""
     if not target.exists():
         entry.rename(target)
     elif entry.is_dir() and target.is_dir():

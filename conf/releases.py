@@ -1,7 +1,7 @@
-"""The one reader of releases: the log of them, which one is current, which one a rollback goes back to.
+"""The only reader of releases: their log, the current release, and the release that a rollback goes back to.
 
-Reads the tables `releases` and `withdrawals` through Arrow, so that the report, readers of features and jobs of Spark
-look at the same rows in the same way. Only a root that is a metastore needs Spark (`udfs/releases/release_log.py`).
+It reads the tables `releases` and `withdrawals` through Arrow, so that the report, readers of features and Spark jobs
+see the same rows in the same way. Only a root that is a metastore needs Spark (`udfs/releases/release_log.py`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,11 +36,11 @@ class Release:
 
     @property
     def published(self) -> datetime:
-        """When it became visible, UTC."""
+        """The time at which it became visible, UTC."""
         return datetime.fromtimestamp(self.published_ts_ms / 1000, tz=UTC)
 
     def has_content_of(self, other: "Release") -> bool:
-        """Tells whether readers see the same rows through both releases, by versions alone."""
+        """Tells whether readers see the same rows through both releases; compares versions only."""
         mine = (self.day, self.table_versions, self.model_version, self.index_version)
         return mine == (other.day, other.table_versions, other.model_version, other.index_version)
 
@@ -62,18 +62,18 @@ def load_releases(root: str) -> list[Release]:
 def join_log(
     releases: Iterable[Mapping[str, Any]], withdrawals: Iterable[Mapping[str, Any]]
 ) -> list[Release]:
-    """Returns the releases of rows of the two log tables, oldest first."""
+    """Builds the releases from the rows of the two log tables, oldest first."""
     reasons = {row["release_id"]: row["reason"] for row in withdrawals}
-    found = [Release(**row, withdrawn=reasons.get(row["release_id"], "")) for row in releases]
-    return sorted(found, key=lambda release: release.release_id)
+    joined = [Release(**row, withdrawn=reasons.get(row["release_id"], "")) for row in releases]
+    return sorted(joined, key=lambda release: release.release_id)
 
 
 def find_release(releases: Sequence[Release], root: str, release_id: int | None = None) -> Release:
-    """Returns the current release, or the one asked for.
+    """Returns the current release, or the one with the given number.
 
     Raises:
-        NoReleaseError: there is none, or none of this number.
-        ReleaseWithdrawnError: the one asked for can no longer be read.
+        NoReleaseError: there is none, or none with this number.
+        ReleaseWithdrawnError: the release with this number can no longer be read.
     """
     readable = [release for release in releases if not release.withdrawn]
     if readable and release_id is None:
@@ -88,11 +88,11 @@ def find_release(releases: Sequence[Release], root: str, release_id: int | None 
 
 
 def find_release_of_day(releases: Sequence[Release], root: str, day: date) -> Release:
-    """Returns the last release of a day that can be read.
+    """Returns the last readable release of a day.
 
     Raises:
-        NoReleaseError: there is none of this day.
-        ReleaseWithdrawnError: there was, and none can be read any more.
+        NoReleaseError: the day has no release.
+        ReleaseWithdrawnError: the day had releases, but none can be read any more.
     """
     of_day = [release for release in releases if release.day == day]
     if not of_day:
@@ -105,20 +105,20 @@ def find_release_of_day(releases: Sequence[Release], root: str, day: date) -> Re
 
 
 def find_before(releases: Sequence[Release], release: Release) -> Release | None:
-    """Returns the last release before another one that can be read; None if there is none."""
+    """Returns the last readable release before another one; None if there is none."""
     earlier = [each for each in releases if each.release_id < release.release_id]
     return find_current(earlier)
 
 
 def find_current(releases: Sequence[Release]) -> Release | None:
-    """Returns what readers see: the last release that was not withdrawn."""
+    """Returns the release that readers see: the last one that was not withdrawn."""
     return next((release for release in reversed(releases) if not release.withdrawn), None)
 
 
 def find_taken_back(releases: Sequence[Release]) -> list[Release]:
     """Returns the releases that a rollback took back, as they were first published.
 
-    One that was published again since, by a rollback to it or by `publish --replace`, is not among them.
+    A release that was published again since, by a rollback to it or by `publish --replace`, is not among them.
     """
     by_id = {release.release_id: release for release in releases}
     taken: dict[int, Release] = {}
@@ -131,7 +131,7 @@ def find_taken_back(releases: Sequence[Release]) -> list[Release]:
 
 
 def find_previous(releases: Sequence[Release], root: str) -> Release:
-    """Returns the release that a rollback goes to: the last readable one before the current that was not taken back.
+    """Returns the target of a rollback: the last readable release before the current one that was not taken back.
 
     Raises:
         NoReleaseError: there is nothing to go back to.
@@ -192,7 +192,7 @@ def table_location(root: str, name: str) -> str:
 
 
 def _origin(release: Release, releases: Sequence[Release]) -> Release:
-    """Returns the first release of this content: itself, or the one that a rollback went back to."""
+    """Returns the first release with this content: itself, or the one that a rollback went back to."""
     return next(
         first for first in releases if first.release_id == release.release_id
         or (first.rollback_of is None and first.has_content_of(release))

@@ -30,7 +30,7 @@ MACHINE_PATH = re.compile(r"(?:^|[\s='\"])(?:/|[A-Z]:\\)\w")
 
 @dataclass(frozen=True)
 class Machine:
-    """What a number was measured on, as far as it matters to the number."""
+    """The machine that a number was measured on, as far as it matters to the number."""
 
     cores: int
     memory_gib: float
@@ -44,14 +44,14 @@ class Result:
     Attributes:
         name: kebab-case; also the file's name.
         value: the number.
-        unit: what it counts, for example s, GiB, rows; empty for a ratio.
-        bar: what it has to reach, for example `>= 0.40`; empty if it is only told.
-        holds: does the value reach the bar; true without a bar.
-        command: what to type to measure it again.
-        commit: what it was measured on; `+changes` if the checkout had changes.
+        unit: for example s, GiB, rows; empty for a ratio.
+        bar: condition to meet, for example `>= 0.40`; empty if the number is only reported.
+        holds: whether the value reaches the bar; true without a bar.
+        command: command that repeats the measurement.
+        commit: commit that was measured; `+changes` if the checkout had changes.
         date: UTC day.
-        machine: what it was measured on.
-        notes: what one has to know to read the number.
+        machine: machine that it was measured on.
+        notes: facts that a reader needs to interpret the number.
     """
 
     name: str
@@ -104,7 +104,7 @@ def record(
     notes: str = "",
     folder: str | Path = FOLDER,
 ) -> Result:
-    """Writes a number into the ledger, replacing what stood there under its name; never half a file.
+    """Writes a number into the ledger, replacing an earlier one of its name; the file is never half written.
 
     Raises:
         MalformedResultError: a field is wrong, for example a path of this machine in the command.
@@ -131,7 +131,7 @@ def parse(content: object, name: str) -> Result:
     """Checks one entry of the ledger and returns it.
 
     Raises:
-        MalformedResultError: names the field and what is wrong with it.
+        MalformedResultError: names the field and its problem.
     """
     if not isinstance(content, Mapping):
         raise MalformedResultError(f"{name}: it is not a JSON object")
@@ -156,7 +156,7 @@ def parse(content: object, name: str) -> Result:
 
 
 def load(folder: str | Path = FOLDER) -> tuple[list[Result], list[str]]:
-    """Returns the results of a folder by name, and what is wrong with the files that are malformed."""
+    """Returns the results of a folder by name, and the problems of malformed files."""
     results, problems = [], []
     for path in sorted(Path(folder).glob("*.json")):
         try:
@@ -176,7 +176,7 @@ def describe_machine() -> Machine:
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """Returns the ledger as text, one line per number, those that fall short marked."""
+    """Returns the ledger as text, one line per number; numbers that fall short are marked."""
     header = ("name", "value", "unit", "bar", "holds", "date", "commit")
     rows = [
         (

@@ -1,9 +1,9 @@
-"""Keeps apart jobs that must not run at the same time: those that delete old versions, and those that write or publish.
+"""Lock between jobs that must not run at the same time: jobs that delete old versions, and jobs that write.
 
-`{storage.artifacts}/jobs.lock` is locked by every such job while it runs: shared by jobs that write, alone by jobs that
-delete (vacuum, erase). Without it a rollback could publish versions that a vacuum is about to delete, and a night that
-has read a user's rows could write them again after an erasure has looked everywhere. The operating system frees the
-lock of a job that was killed. Where artefacts lie on a file system without locks, the job says so and runs.
+Every such job locks `{storage.artifacts}/jobs.lock` while it runs. Jobs that write share the lock; jobs that delete
+(vacuum, erase) hold it exclusively. Without the lock a rollback could publish versions that a vacuum is about to
+delete, and a run that has read a user's rows could write them again after an erasure has searched everywhere. The
+operating system frees the lock of a killed job. On a file system without locks, the job logs that and runs.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ def hold_tables(artifacts: str, access: Access, *, job: str, run_id: str) -> Ite
     Args:
         artifacts: folder of artefacts.
         access: what the job needs.
-        job: its name, for the message to others.
-        run_id: likewise.
+        job: name of the job, for the message to other jobs.
+        run_id: id of the run, for the same message.
 
     Raises:
         TablesInUseError: another job is in the way.

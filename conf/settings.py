@@ -5,8 +5,8 @@
 Layers, later ones win: `conf/base.yaml` < every `--conf PATH` in order < every `--set`. Only this file reads the
 environment: `SPACETIME_CONF` may name further layers, separated by `:`, between base and `--conf`.
 
-`--set` takes a text as it stands, not as YAML reads it: a path may hold ` #` or `*`, or be called `no` or
-`2012`. Numbers, switches and days are written as such; lists and mappings as YAML.
+`--set` takes text literally, not as YAML reads it: a path may hold ` #` or `*`, or be called `no` or `2012`.
+Numbers, switches and days are written as such; lists and mappings as YAML.
 """
 
 import os
@@ -51,7 +51,7 @@ Day = Annotated[date, BeforeValidator(_require_day)]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping: PyYAML takes the last and says nothing of the other."""
+    """Refuses a key that occurs twice in one mapping: PyYAML silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -64,16 +64,16 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def rename_keys(model: type[BaseModel], content: Mapping[str, object]) -> dict[str, object]:
-    """Returns keys by the names that they have now, at every level; layers can be merged only so."""
+    """Replaces old names of keys by their present names, at every level, so that layers can be merged."""
     old_names: Mapping[str, str] = getattr(model, "renamed", {})
     renamed: dict[str, object] = {}
     for name, value in content.items():
-        now = old_names.get(name, name)
-        field = model.model_fields.get(now)
+        current_name = old_names.get(name, name)
+        field = model.model_fields.get(current_name)
         kind = field.annotation if field is not None else None
         if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
             value = rename_keys(kind, value)
-        renamed[now] = value
+        renamed[current_name] = value
     return renamed
 
 
@@ -81,7 +81,7 @@ class Section(BaseModel):
     """A frozen group of settings; a misspelt key is an error.
 
     Attributes:
-        renamed: names that keys had before -> their names now. Files and options may use either.
+        renamed: old name of a key -> present name. Files and options may use either.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,8 +89,8 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_old_names(cls, given: object) -> object:
-        return rename_keys(cls, given) if isinstance(given, Mapping) else given
+    def _take_old_names(cls, content: object) -> object:
+        return rename_keys(cls, content) if isinstance(content, Mapping) else content
 
 
 class StorageSettings(Section):
@@ -102,10 +102,10 @@ class StorageSettings(Section):
     @field_validator("root")
     @classmethod
     def _spelt_alike(cls, root: str) -> str:
-        """A root that Spark, deltalake and pyarrow all take for the same folder.
+        """Refuses a root that Spark, deltalake and pyarrow would not all read as the same folder.
 
-        They differ in what they decode: the first takes a path as it is, the others take `%20` for a blank and a
-        backslash for a slash, and in a URI what follows `#` or `?` is no path. Delta's SQL ends at a backtick.
+        They decode differently: Spark takes a path literally, the others read `%20` as a blank and a backslash as a
+        slash. In a URI the part after `#` or `?` is no path. Delta's SQL ends at a backtick.
         """
         scheme, separator, _ = root.partition("://")
         if scheme == "file" or root.startswith("file:/"):
@@ -156,7 +156,7 @@ class SourceSettings(Section):
 class ClickSettings(Section):
     """The click model of the synthetic city: effects on the log-odds of a click.
 
-    All zero but `bias`: clicks that depend on nothing.
+    If all but `bias` are zero, clicks are independent of everything.
     """
 
     bias: float = Field(-2.5, description="log-odds without any effect")
@@ -302,7 +302,7 @@ class ImpressionSettings(Section):
 
 
 class GateSettings(Section):
-    """Bounds of the audit (what is watched in which table: conf/gates.py)."""
+    """Bounds of the audit (`conf/gates.py` lists the watched columns of each table)."""
 
     history_days: int = Field(7, ge=1, description="days before --day that a day is compared with")
     min_history_days: int = Field(
@@ -418,7 +418,7 @@ def load_settings(layers: Sequence[str | Path] = (), overrides: Sequence[str] = 
 
     Raises:
         SettingsError: a key is unknown, a value cannot be read or is out of range; it names file, key and known keys.
-        MissingInputError: a layer is not there.
+        MissingInputError: a layer does not exist.
     """
     from_environment = [layer for layer in os.environ.get("SPACETIME_CONF", "").split(":") if layer]
     return load_model(Settings, [CONF_DIR / "base.yaml", *from_environment, *layers], overrides)
@@ -483,9 +483,9 @@ def _parse_override(model: type[BaseModel], override: str) -> dict[str, object]:
 
 
 def _find_setting(model: type[BaseModel], key: str) -> tuple[list[str], object]:
-    """Returns the path of a key and the type of its setting; None for a key that is not known.
+    """Returns the path of a key and the type of its setting; None for an unknown key.
 
-    Within a setting that is a mapping, the rest of the key is the key there: `spark.conf.spark.sql.x`.
+    For a setting that is a mapping, the rest of the key is a key of the mapping: `spark.conf.spark.sql.x`.
     """
     parts = key.split(".")
     for number in range(1, len(parts) + 1):
@@ -508,7 +508,7 @@ def _find_setting(model: type[BaseModel], key: str) -> tuple[list[str], object]:
 def _read_value(kind: object, text: str, key: str, override: str) -> object:
     """Reads the text after the sign as a value of a type; pydantic then checks the value."""
     try:
-        text.encode()  # bytes of the command line that are no UTF-8 are surrogates here, which Java cannot take
+        text.encode()  # fails on surrogates: bytes of the command line that are not UTF-8, which Java cannot take
         choices = [_strip(choice) for choice in _choices(kind)]
         if type(None) in choices and text in NULL_WORDS:
             return None
@@ -524,7 +524,7 @@ def _choices(kind: object) -> tuple[object, ...]:
 
 
 def _strip(kind: object) -> object:
-    """Returns a type without what is only said about it: Annotated[date, ...] is date, Literal["a"] is Literal."""
+    """Returns a type without its annotations: Annotated[date, ...] is date, Literal["a"] is Literal."""
     if get_origin(kind) is Annotated:
         return get_args(kind)[0]
     return Literal if get_origin(kind) is Literal else kind

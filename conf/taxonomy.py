@@ -1,7 +1,7 @@
 """Interest or functional, by category: the rules of `conf/taxonomy.yaml` and how they are applied.
 
 In: a leaf category and its path (levels joined by ' > '). Out: a `Verdict`. `etl/tables/categories.py` applies the
-same rules as column expressions, made from `names` and `word_patterns`; a test holds both to the same
+same rules as column expressions, built from `names` and `word_patterns`; a test checks that both give the same
 answers.
 """
 
@@ -39,7 +39,7 @@ class _File(_Section):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the taxonomy says about one category; `is_known` is False where only the default spoke."""
+    """The verdict on one category; `is_known` is False if only the default applied."""
 
     is_interest: bool
     is_known: bool
@@ -50,10 +50,10 @@ class Taxonomy:
     """The rules, ready to be applied.
 
     Attributes:
-        names: lower-case name of a level -> does it show taste.
-        word_patterns: (regular expression over the lower-case leaf, does it show taste), first match wins.
-            Plain enough to mean the same in Python and Java.
-        default_interest: answer for what no rule knows.
+        names: lower-case name of a level -> whether it shows interest.
+        word_patterns: (regular expression over the lower-case leaf, whether it shows interest), first match wins.
+            The expressions are simple enough to mean the same in Python and Java.
+        default_interest: answer for categories that no rule knows.
         home_names: lower-case categories of places where people live.
         work_names: lower-case categories of places where people work.
     """

@@ -44,7 +44,7 @@ def action_type_id(action_type: str) -> int:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """What must agree between a table of samples and a checkpoint.
+    """The properties that must agree between a table of samples and a checkpoint.
 
     Attributes:
         index_version: version of the block and inner assignment.

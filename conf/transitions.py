@@ -1,7 +1,7 @@
-"""What counts as a transition: from one POI to another a few actions later, within hours. Standard library only.
+"""The rule for transitions: from one POI to another a few actions later, within hours. Standard library only.
 
-Counted twice, by the Spark job (`etl/tables/training_transitions.py`) and for public protocols
-(`models/copying/crowd_statistics.py`), each the other's check, so the rule itself stands here.
+Transitions are counted twice, by the Spark job (`etl/tables/training_transitions.py`) and for public protocols
+(`models/copying/crowd_statistics.py`), as a check of each other. So the common rule is here.
 """
 
 STEP_WEIGHTS = (1.0, 0.5, 0.25)

@@ -74,7 +74,7 @@ def run_forward(module: str, function: str) -> Callable[[JobContext], JobSummary
 
 
 def run_night(context: JobContext) -> JobSummary:
-    """Runs a source, if one is given, and the three jobs of a night in one session."""
+    """Runs a source, if one is given, and the three daily jobs in one session."""
     source = context.options.source
     steps = {**({source: SOURCES[source][:2]} if source else {}), **NIGHT_STEPS}
     return _run_steps(context, steps, _open_for_day(context))
@@ -86,7 +86,7 @@ def run_samples(context: JobContext) -> JobSummary:
 
 
 def run_docs(context: JobContext) -> JobSummary:
-    """Writes the table pages made from the contracts."""
+    """Writes the table pages generated from the contracts."""
     from etl.setup.tables_page import write_page
 
     written = write_page(context.options.readme, check=context.dry_run)

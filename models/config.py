@@ -1,7 +1,7 @@
-"""Recipes of models: the decoder's shape, how each stage is trained; frozen, read from `conf/models/*.yaml`.
+"""Recipes of models: the shape of the decoder and the training of each stage; read from `conf/models/*.yaml`.
 
-A recipe says nothing about data. Vocabulary sizes come from the POI index through `conf.tokens.TokenLayout`,
-so the same recipe serves a town and a country.
+A recipe does not describe data. Vocabulary sizes come from the POI index through `conf.tokens.TokenLayout`, so the same
+recipe serves a small city and a country.
 """
 
 import math
@@ -15,7 +15,7 @@ from conf.settings import Section, load_model
 from conf.tokens import TokenLayout
 
 PreferenceKind = Literal["dpo", "s-dpo", "ipo"]
-"""Losses that learn from a chosen POI beside rejected ones."""
+"""Losses that learn from a chosen POI and rejected ones."""
 
 
 class MemoryConfig(Section):
@@ -150,7 +150,7 @@ class DecoderConfig(Section):
         if self.num_heads % self.num_kv_heads:
             raise ValueError("num_kv_heads must divide num_heads")
         if self.tie_side_information and (not self.tie_embeddings or self.interest_match.enabled):
-            # Candidates of ranking SFT come without the live slots that such outputs are made of.
+            # Candidates of ranking SFT come without the live slots that such outputs need.
             raise ValueError("tie_side_information needs tie_embeddings, and goes without interest_match")
         return self
 
@@ -164,9 +164,9 @@ class DecoderConfig(Section):
 
         Args:
             layout: capacities, headroom included (see `size_layout`).
-            num_pois: slots in the index; rows of POI vectors are sized by it, where the recipe does not say.
+            num_pois: slots in the index; the default number of rows of POI vectors depends on it.
         """
-        # Every block gets its share rounded up, so one spare row each.
+        # Every block gets its share rounded up, which takes up to one more row per block.
         rows = self.poi_rows or math.ceil(num_pois * self.headroom) + 2 * layout.num_blocks
         return self.model_copy(
             update={
@@ -267,7 +267,7 @@ class Recipe(Section):
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Loads a recipe and applies `a.b=value` overrides; raises as `conf.settings.load_model`."""
+    """Loads a recipe and applies `a.b=value` overrides; raises the errors of `conf.settings.load_model`."""
     return load_model(Recipe, [path], overrides)
 
 
@@ -281,7 +281,7 @@ def size_layout(
         num_blocks: largest block id + 1 in the index.
         max_inner: largest inner id + 1 in the index.
         num_categories: largest category id + 1.
-        headroom: factor by which the index may grow before a new model is due.
+        headroom: factor by which the index may grow before a new model is needed.
     """
     return TokenLayout(
         index_version=index_version,

@@ -48,13 +48,13 @@ from models.training.stage import TrainResult
 from models.training.stage_tables import STAGE_TABLES, tables_of
 
 DEFAULT_RECIPE = CONF_DIR / "models" / "tiny.yaml"
-"""Recipe of a training where none is given."""
+"""Default recipe of a training."""
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 def run_stage_job(context: JobContext) -> JobSummary:
-    """Trains the stage that the job is named after, and remakes the bundle."""
+    """Trains the stage of the job's name, and rebuilds the bundle."""
     training = _open(context)
     if context.dry_run:
         return _plan(training, (context.job,))
@@ -92,7 +92,7 @@ def _lead_training(context: JobContext, training: Training) -> JobSummary:
 
 
 def run_evaluate_job(context: JobContext) -> JobSummary:
-    """Evaluates a bundle on the day's held-out rows, or models of their own on a public protocol."""
+    """Evaluates a bundle on the day's held-out rows, or separately trained models on a public protocol."""
     if context.options.protocol != RELEASE_SPLIT:
         return run_protocol_job(context)
     if context.options.day is None:
@@ -207,7 +207,7 @@ def _register(
 
 
 def _plan(training: Training, stages: tuple[str, ...]) -> JobSummary:
-    """Says what would be read; trains and writes nothing."""
+    """Returns the inputs that would be read; trains and writes nothing."""
     root = training.settings.storage.root
     names = dict.fromkeys(name for stage in stages for name in tables_of(stage, training.recipe))
     pins = {name: pin_table(root, name, training.day, training.pins.get(name)) for name in names}

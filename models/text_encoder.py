@@ -20,10 +20,10 @@ WORDLLAMA_DIM = 256
 
 
 class TextEncoder(Protocol):
-    """What turns texts into vectors; equal texts get equal vectors, whatever stands beside them.
+    """An encoder of texts; equal texts get equal vectors in any batch.
 
     Attributes:
-        name: with version; goes into every row, since vectors of two encoders must not be mixed.
+        name: name with version; stored in every row, since vectors of two encoders must not be mixed.
         dim: length of a vector.
     """
 
@@ -31,12 +31,12 @@ class TextEncoder(Protocol):
     dim: int
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Returns unit vectors, (texts, dim); zero where a text says nothing."""
+        """Returns unit vectors, (texts, dim); zero for empty texts."""
         ...
 
 
 class WordLlamaEncoder:
-    """WordLlama of 256 dimensions: averaged token vectors, made to unit length."""
+    """WordLlama of 256 dimensions: averaged token vectors of unit length."""
 
     def __init__(self) -> None:
         try:
@@ -49,17 +49,17 @@ class WordLlamaEncoder:
                 remedy="It is a package of this project: run make setup, or name another encoder: "
                 "--set features.text_encoder=MODULE:FUNCTION.",
             ) from error
-        # Its own look-up misses the tokenizer that the package holds; the folder itself finds both.
+        # WordLlama's default look-up misses the tokenizer in the package; with the folder it finds both files.
         folder = Path(wordllama.__file__).parent
         self._model = wordllama.WordLlama.load(dim=WORDLLAMA_DIM, cache_dir=folder, disable_download=True)
         self.name, self.dim = f"wordllama-{wordllama.__version__}-{WORDLLAMA_DIM}", WORDLLAMA_DIM
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Returns unit vectors, (texts, 256); zero where a text says nothing."""
+        """Returns unit vectors, (texts, 256); zero for empty texts."""
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        told = [row for row, text in enumerate(texts) if text and text.strip()]
-        if told:
-            vectors[told] = self._model.embed([texts[row] for row in told])
+        nonempty = [row for row, text in enumerate(texts) if text and text.strip()]
+        if nonempty:
+            vectors[nonempty] = self._model.embed([texts[row] for row in nonempty])
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 

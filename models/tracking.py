@@ -1,8 +1,8 @@
-"""MLflow: one parent run per training, a nested child per stage; and where a model URI leads.
+"""MLflow: one parent run per training, a nested child per stage, and the resolution of model URIs.
 
-A training keeps the id of its parent run in `mlflow_run.json` beside its stages, so that a training that was
-killed, or whose stages are run one by one, goes on in the run that it began. Nothing is logged under an
-active global run: the run is always named. Telemetry is off.
+A training keeps the id of its parent run in `mlflow_run.json` in its folder, so that a training that was killed, or
+whose stages are run one by one, continues in the same run. Nothing is logged under an active global run: the run is
+always explicit. Telemetry is off.
 """
 
 import json
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import: MLflow asks at import
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import, which reads it
 
 import mlflow
 from mlflow import MlflowClient
@@ -67,13 +67,13 @@ class RunLog:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the metric values that are buffered."""
+        """Writes the buffered metric values."""
         if self._metrics:
             self.client.log_batch(self.run_id, metrics=self._metrics)
             self._metrics = []
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Logs parameters; nested mappings become dotted names. A resumed run keeps what it had."""
+        """Logs parameters; nested mappings become dotted names. A resumed run keeps its earlier parameters."""
         known = self.client.get_run(self.run_id).data.params
         flat = {name: str(value)[:MAX_PARAM_LENGTH] for name, value in flatten_params(params).items()}
         new = [Param(name, value) for name, value in flat.items() if name not in known]
@@ -111,7 +111,7 @@ class RunLog:
 
 
 def open_client(settings: MlflowSettings) -> MlflowClient:
-    """Returns a client of the tracking store; makes the experiment on first use."""
+    """Returns a client of the tracking store; creates the experiment at first use."""
     mlflow.set_tracking_uri(settings.tracking_uri)
     client = MlflowClient(tracking_uri=settings.tracking_uri)
     if client.get_experiment_by_name(settings.experiment) is None:
@@ -121,7 +121,7 @@ def open_client(settings: MlflowSettings) -> MlflowClient:
             client.create_experiment(settings.experiment, artifact_location=location)
         except (
             MlflowException
-        ):  # made by another process in the meantime, or it really fails: then it is not there
+        ):  # created by another process in the meantime; otherwise it does not exist and the error is real
             if client.get_experiment_by_name(settings.experiment) is None:
                 raise
     return client
@@ -131,7 +131,7 @@ def open_client(settings: MlflowSettings) -> MlflowClient:
 def open_training_run(
     settings: MlflowSettings, folder: Path, *, name: str, tags: Mapping[str, str] | None = None
 ) -> Iterator[RunLog]:
-    """Opens the parent run of a training, the one begun earlier if the folder knows one."""
+    """Opens the parent run of a training; continues the run in the folder if there is one."""
     client = open_client(settings)
     path = folder / RUN_FILE
     run_id = read_json(path, expected="the run of a training")["run_id"] if path.is_file() else ""
@@ -163,7 +163,7 @@ def resolve_model_uri(uri: str, settings: MlflowSettings) -> tuple[Path, str] | 
     try:
         if alias:
             version = client.get_model_version_by_alias(name, alias).version
-        found = client.get_model_version(name, version)
+        model_version = client.get_model_version(name, version)
         folder = mlflow.artifacts.download_artifacts(
             f"{MODEL_SCHEME}{name}/{version}", tracking_uri=settings.tracking_uri
         )
@@ -174,7 +174,7 @@ def resolve_model_uri(uri: str, settings: MlflowSettings) -> tuple[Path, str] | 
             needed_by="The job",
             remedy=f"Train and register one with: python -m models train --day DAY. ({error.message})",
         ) from error
-    return Path(folder), f"{name}/{found.version}"
+    return Path(folder), f"{name}/{model_version.version}"
 
 
 def flatten_params(params: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from conf.cli import Job, JobContext, JobSummary, hours, main, positive, run_later
 
 FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
-"""In the order in which `features` makes them."""
+"""Feature tables in the order in which `features` builds them."""
 
 
 def add_model_option(parser: ArgumentParser) -> None:
@@ -105,7 +105,7 @@ def add_user_options(parser: ArgumentParser) -> None:
 
 
 def add_training_options(parser: ArgumentParser) -> None:
-    """Adds `--processes` and what `python -m models train` knows of them."""
+    """Adds `--processes` and the options that `python -m models train` shares."""
     parser.add_argument(
         "--processes",
         type=positive,
@@ -141,14 +141,14 @@ def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:
 
 
 def candidates_job(context: JobContext) -> JobSummary:
-    """Generates for the night's requests, or for those of `--requests`."""
+    """Generates POIs for the requests of the day, or for those of `--requests`."""
     if context.options.requests:
         return run_later("udfs.features.given_requests", "run_given_requests")(context)
     return feature_job("poi_candidates")(context)
 
 
 def add_candidates_options(parser: ArgumentParser) -> None:
-    """Adds `--model`, and what requests of another table or file need."""
+    """Adds `--model` and the options for requests of another table or file."""
     add_model_option(parser)
     parser.add_argument(
         "--requests",
@@ -172,10 +172,11 @@ def run_release(context: JobContext) -> JobSummary:
     """Runs features, audit and publish for one day; their summaries are in the notes."""
     total = JobSummary()
     for name in ("features", "audit", "publish"):
-        done = JOBS[name].run(replace(context, job=name))
-        total.rows_in, total.rows_out = total.rows_in or done.rows_in, total.rows_out or done.rows_out
-        total.take(done, name)
-        total.notes[name] = done.notes
+        summary = JOBS[name].run(replace(context, job=name))
+        total.rows_in = total.rows_in or summary.rows_in
+        total.rows_out = total.rows_out or summary.rows_out
+        total.take(summary, name)
+        total.notes[name] = summary.notes
     return total
 
 

@@ -1,4 +1,4 @@
-"""What ranking teams import: a feature table as one release shows it, with Spark or without (`releases/reader.py`)."""
+"""The import for ranking teams: reads a feature table of one release, with or without Spark (`releases/reader.py`)."""
 
 from udfs.releases.reader import read_release
 

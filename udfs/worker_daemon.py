@@ -1,11 +1,10 @@
-"""The process that Spark forks its Python workers from, with torch and the model code already imported.
+"""The process from which Spark forks its Python workers, with torch and the model code already imported.
 
-Spark's own daemon (`pyspark.daemon`) imports neither, so every worker would do it again, seconds each, and once more
-after every idle minute, when Spark ends its workers. Forked from here they start at
-once and share the memory. Named by the property `spark.python.daemon.module`; Spark runs it as
-`python -m udfs.worker_daemon pyspark.worker`.
+Spark's own daemon (`pyspark.daemon`) imports neither. Every worker would then spend seconds on the imports, and again
+after every idle minute, when Spark ends its workers. Workers forked from here start at once and share the memory. The
+property `spark.python.daemon.module` names this module; Spark runs it as `python -m udfs.worker_daemon pyspark.worker`.
 
-Nothing here may start a thread: threads do not survive a fork. Importing does not, computing does.
+Nothing here may start a thread, since threads do not survive a fork. Imports start none; computations do.
 """
 
 from pyspark import daemon

@@ -45,7 +45,7 @@ class Slot:
     """A time of the day.
 
     Attributes:
-        name: what the user is about.
+        name: the user's activity.
         hour: mean local hour.
         weight: share among the slots of its plan.
         origin: where the user comes from, one of `ORIGINS`.
@@ -145,10 +145,10 @@ def build_visits(users: DataFrame, *, city: CitySettings, after: date | None, un
 
 
 def with_day(frame: DataFrame, *, city: CitySettings) -> DataFrame:
-    """Adds what a day fixes to users and `day_no`.
+    """Adds the columns that depend on the day alone to rows of users and `day_no`.
 
     Columns: local_day, plan_no, stay_city (where the user is on the day), tz_offset_min, hotel_hood, and
-    the places that a day can start from beside home and work (`hotel_` and `center_`, lon and lat).
+    the places other than home and work that a day can start from (`hotel_` and `center_`, lon and lat).
     """
     on_trip = F.col("day_no").between(F.col("trip_start"), F.col("trip_end"))
     layout, stay = lay_out(city), F.col("stay_city")
@@ -176,7 +176,7 @@ def with_slot(frame: DataFrame, *, ids: tuple[str, ...], city: CitySettings) -> 
     """Adds slot_no, kind_no, anchor_hood, ts_ms (UTC) and from_lon, from_lat to the rows of `with_day`.
 
     Args:
-        frame: users on days, with `progress` in [0, 1): early numbers, early slots.
+        frame: users on days, with `progress` in [0, 1): small numbers give early slots.
         ids: columns that name the row in every draw.
         city: settings.
     """
@@ -248,7 +248,7 @@ def _active_days(users: DataFrame, city: CitySettings) -> DataFrame:
 
 
 def _walk(days: DataFrame, city: CitySettings) -> DataFrame:
-    """Makes the steps of each day, with `progress` through its plan in [0, 1)."""
+    """Adds one row per step of each day, with `progress` through its plan in [0, 1)."""
     steps = days.withColumn("step", F.explode(F.sequence(F.lit(0), F.col("num_steps") - 1)))
     jitter = uniform(city.seed, "progress", F.col("user_no"), F.col("active_no"), F.col("step"))
     return steps.withColumn("progress", (F.col("step") + jitter) / F.col("num_steps"))
@@ -286,7 +286,7 @@ def _with_visited_poi(steps: DataFrame, city: CitySettings) -> DataFrame:
 
 
 def _may_fall_into(day_no: Column, city: CitySettings, *, after: date | None, until: date) -> Column:
-    """Tells whether a local day can hold UTC times of the wanted days: a day of slack for time zones."""
+    """Tells whether a local day can hold UTC times of the requested days; time zones get a day of slack."""
     condition = day_no <= (until - city.first_day).days + 1
     return condition if after is None else condition & (day_no >= (after - city.first_day).days)
 

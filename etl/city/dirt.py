@@ -1,10 +1,10 @@
 """Dirty rows for the synthetic city: every way in which a delivered row can be bad, with its reason.
 
-A share of the clean rows is copied and the copy is spoilt, so the clean rows stay as they are and each
-planted row is known by its own id. Reasons are the codes of `conf/rules.py`. Three kinds of copies: those
-that must be refused or dropped (`city.dirty_share`), those that are repaired or flagged and kept
-(`city.kept_dirt_share`), and bots (`city.bot_share`), who do more on one day than is kept. What a delivery
-cannot hold by itself is not planted: `NOT_PLANTED`.
+A share of the clean rows is copied and the copies are spoilt. So the clean rows stay as they are, and each
+planted row has its own id. Reasons are the codes of `conf/rules.py`. There are three kinds of copies: rows
+that must be refused or dropped (`city.dirty_share`), rows that are repaired or flagged and kept
+(`city.kept_dirt_share`), and bots (`city.bot_share`), which exceed the daily cap. `NOT_PLANTED` lists the
+reasons that cannot occur within a single delivery.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,9 @@ class Dirt:
 
     Attributes:
         reason: code of the rule that must catch it.
-        changes: column -> what it becomes; `planted_no` is the number of a bot's action.
-        suffix: what is added to the id of the row that it was made from, to make its own.
-        times: copies that are made.
+        changes: column -> spoilt value; `planted_no` is the number of a bot's action.
+        suffix: added to the id of the original row to form the id of the copy.
+        times: number of copies.
     """
 
     reason: str
@@ -43,9 +43,9 @@ class Dirt:
 
 
 def plant_dirty_actions(actions: DataFrame, *, city: CitySettings, clean: CleanSettings) -> DataFrame:
-    """Adds spoilt copies of a share of the actions; `planted_reason` is null for rows that are as they should.
+    """Adds spoilt copies of a share of the actions; `planted_reason` is null for rows without a fault.
 
-    Such are the clean ones, and the first actions of every bot, up to the cap.
+    These are the clean rows, and the first actions of every bot, up to the cap.
     """
     kinds = {
         "dirt": (_refused_actions(clean), city.dirty_share / (1.0 - city.dirty_share)),
@@ -79,7 +79,7 @@ def _plant(
     for group, (of_group, share) in groups.items():
         if not share:
             continue
-        # Chosen by the id before it is changed, so that the same rows are spoilt however the night is cut.
+        # Chosen by the original id, so that the same rows are spoilt however deliveries are split.
         kind = whole(uniform(seed, f"{group} kind {key}", F.col(key)), len(of_group)) + len(kinds)
         is_picked = uniform(seed, f"{group} {key}", F.col(key)) < share
         numbers = F.sequence(F.lit(0), F.lit(of_group[0].times - 1))
@@ -101,7 +101,7 @@ def _plant(
             if name in dirt.changes:
                 value = F.when(number == n, dirt.changes[name]).otherwise(value)
         columns.append(value.alias(name))
-    # Spark takes element_at for never null, even of a null index: IS NULL on it would be folded away.
+    # Spark assumes that element_at is never null, even for a null index: IS NULL on it would be folded away.
     reason = F.when(number.isNotNull(), look_up([dirt.reason for dirt in kinds], number))
     return copied.select(*columns, "planted_no", reason.alias("planted_reason"))
 
@@ -144,7 +144,7 @@ def _refused_actions(clean: CleanSettings) -> tuple[Dirt, ...]:
         Dirt("placeholder_poi", {"poi_id": F.lit("\\N")}),
         Dirt("broken_text", {"user_id": F.concat(F.lit("u\ufffd"), F.col("user_id"))}),
         Dirt("broken_text", {"poi_id": F.concat(F.lit("p\x00"), F.col("poi_id"))}),
-        # Latin-1 bytes of an o with diaeresis, passed on as they were.
+        # Latin-1 bytes of an o with diaeresis, passed on without decoding.
         Dirt("broken_text", {"user_id": F.concat(F.expr("cast(X'F6' AS string)"), F.col("user_id"))}),
         Dirt("unknown_action_type", {"action_type": F.lit("hover")}),
         Dirt("time_negative", {"action_ts_ms": -time}),
@@ -168,7 +168,7 @@ def _refused_actions(clean: CleanSettings) -> tuple[Dirt, ...]:
 
 
 def _kept_actions() -> tuple[Dirt, ...]:
-    """Kinds that are repaired or flagged; a millisecond later than their original, or they would repeat it."""
+    """Returns the kinds that are repaired or flagged; they are a millisecond late, so as not to repeat the original."""
 
     def kept(reason: str, later_ms: int = 1, **changes: Column) -> Dirt:
         time = F.col("action_ts_ms") + F.lit(later_ms)
@@ -197,13 +197,13 @@ def _kept_actions() -> tuple[Dirt, ...]:
         ),
         # Older than any POI of the city, and later than the service.
         kept("before_poi_opened", later_ms=-15 * 365 * MS_PER_DAY),
-        # As if 67 km farther north a millisecond later; where there is no user place, it is like any other.
+        # 67 km farther north a millisecond later; without a user place the copy is not unusual.
         kept("impossible_speed", user_lat=F.col("user_lat") + F.lit(0.6)),
     )
 
 
 def _bots(clean: CleanSettings) -> tuple[Dirt, ...]:
-    """A bot of its own acts at one place every second from midnight, more often than is kept."""
+    """Returns the bots: a separate user acts at one place every second from midnight, beyond the daily cap."""
     number = F.col("planted_no")
     midnight = F.floor(F.col("action_ts_ms") / MS_PER_DAY) * F.lit(MS_PER_DAY)
     changes = {

@@ -1,9 +1,8 @@
 """The places of the synthetic city: cities, neighbourhoods, categories and every attribute of a POI.
 
-A POI is a number from 0 to `num_pois` - 1, and everything about it is an expression of that number and the
-seed: category, city, neighbourhood, rank of popularity, place, opening, closing, move. The other way round,
-category, city, neighbourhood and rank give the number. So users choose POIs without a join, and rows do not
-depend on how the work is partitioned.
+A POI is a number from 0 to `num_pois` - 1. Its category, city, neighbourhood, rank of popularity, place, opening,
+closing and move are expressions of that number and the seed. Conversely, category, city, neighbourhood and rank give
+the number. So users choose POIs without a join, and rows do not depend on how the work is partitioned.
 """
 
 import math
@@ -68,7 +67,7 @@ STABLE_LEAVES = FIRST_LEAF[KIND_NAMES.index("transit")]
 
 @dataclass(frozen=True)
 class Layout:
-    """How many of everything a city of these settings has.
+    """The layout of a city: how many cities, neighbourhoods and POIs it has.
 
     Attributes:
         num_cities: the main city, number 0, and the others.
@@ -98,7 +97,8 @@ def lay_out(city: CitySettings) -> Layout:
     )
     centers = [(city.center_lon, city.center_lat)]
     for number in range(others):
-        # Ever farther away, all around: 150 km is a day trip, beyond 1500 km there is another time zone.
+        # Each city is farther away than the last, in all directions: 150 km is a day trip, beyond 1500 km lies
+        # another time zone.
         angle = 2.4 * (number + 1) + city.seed
         far_km = 150.0 * 3.2**number if number < 3 else 1500.0 + 100 * number
         lat = city.center_lat + far_km * math.sin(angle) / KM_PER_DEGREE
@@ -152,8 +152,8 @@ def draw_from(
 
     Args:
         tables: value -> share, shares of a table add up to anything.
-        table_no: which table to draw from.
-        draw: a column of numbers in [0, 1); named by reference, since it is looked at once per value.
+        table_no: number of the table to draw from.
+        draw: a column of numbers in [0, 1); passed by name, since it is read once per value.
     """
     width = max(map(len, tables))
     values = F.expr(f"array({', '.join(_array_sql(_padded(list(table), width)) for table in tables)})")
@@ -169,7 +169,7 @@ def draw_from(
 
 
 def _literal_array(values: Sequence[object]) -> Column:
-    """Returns an array of literals, made of one text: a call per element would cost the driver seconds."""
+    """Returns an array of literals, parsed from one text: a call per element would cost the driver seconds."""
     return F.expr(_array_sql(list(values)))
 
 
@@ -194,29 +194,28 @@ def poi_number(leaf_no: Column, city_no: Column, in_city: Column, *, city: CityS
     Args:
         leaf_no: leaf.
         city_no: city.
-        in_city: rank * neighbourhoods of the city + neighbourhood; a column by reference, since it is
-            looked at twice.
+        in_city: rank * neighbourhoods of the city + neighbourhood; a column passed by name, since it is read twice.
         city: settings.
     """
     cycle = MAIN_WIDTH + city.num_other_cities
     in_main = F.floor(in_city / MAIN_WIDTH).cast("int") * cycle + F.pmod(in_city, F.lit(MAIN_WIDTH))
     in_other = in_city * cycle + F.lit(MAIN_WIDTH - 1) + city_no
     number = leaf_no + F.lit(len(LEAVES)) * F.when(city_no == 0, in_main).otherwise(in_other)
-    # In a catalogue too small for one POI of every leaf and city, others stand in.
+    # A catalogue may be too small for one POI of every leaf and city; other POIs then stand in.
     return F.pmod(number, F.lit(city.num_pois)).cast("int")
 
 
 def with_poi(frame: DataFrame, *, city: CitySettings) -> DataFrame:
-    """Adds what follows from `poi_no`: leaf_no, city_no, hood_no, rank, attribute_no and dates of its life.
+    """Adds the columns that follow from `poi_no`: leaf_no, city_no, hood_no, rank, attribute_no and dates of its life.
 
-    The dates are null for what never happens; `opened_date` is a day before the city's first for most.
+    The dates are null for events that never happen; for most POIs `opened_date` lies before the city's first day.
     """
     layout, number = lay_out(city), F.col("poi_no")
     cycle = MAIN_WIDTH + city.num_other_cities
     place = F.pmod(F.col("_among"), F.lit(cycle))
     round_no = F.floor(F.col("_among") / cycle).cast("int")
     in_city = F.when(F.col("city_no") == 0, round_no * MAIN_WIDTH + place).otherwise(round_no)
-    # As few steps as the columns' order allows: Spark analyses the whole row at each.
+    # As few steps as the order of the columns allows: Spark analyses the whole row at each one.
     steps: tuple[dict[str, Column], ...] = (
         {
             "leaf_no": F.pmod(number, F.lit(len(LEAVES))),
@@ -246,7 +245,7 @@ def place_of_poi(on: Column, *, city: CitySettings) -> tuple[Column, Column]:
     seed, number, layout = city.seed, F.col("poi_no"), lay_out(city)
     hood_lon, hood_lat = hood_center(F.col("city_no"), F.col("hood_no"), city=city)
     has_moved = F.coalesce(F.col("moved_date") <= on, F.lit(False))
-    # A move is a kilometre or two; the logged place then still is the catalogue's within tolerance.
+    # A move is a kilometre or two, so the logged place stays within tolerance of the catalogue's.
     east = F.lit(0.6) * normal(seed, "poi east", number) + F.when(has_moved, 1.5).otherwise(0.0)
     north = F.lit(0.6) * normal(seed, "poi north", number)
     return shift(hood_lon, hood_lat, east, north, at_lat=_center_lat(layout, F.col("city_no")))
@@ -281,7 +280,9 @@ def _life(city: CitySettings) -> dict[str, Column]:
     """Opening, closing and move; the most popular POI of a leaf and neighbourhood stays as a stand-in."""
     seed, number, days = city.seed, F.col("poi_no"), city.num_days
     changes = (F.col("rank") > 0) & (F.col("leaf_no") >= STABLE_LEAVES)
-    happens = {what: changes & (uniform(seed, what, number) < share) for what, share in CHURN_SHARES.items()}
+    happens = {
+        event: changes & (uniform(seed, event, number) < share) for event, share in CHURN_SHARES.items()
+    }
     first = F.lit(city.first_day)
     before = F.date_sub(first, whole(uniform(seed, "age", number), 700) + 1)
     opened = F.date_add(first, whole(uniform(seed, "opening day", number), max(1, days // 2)) + 1)

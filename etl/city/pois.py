@@ -42,7 +42,7 @@ def build_pois(pois: DataFrame, *, city: CitySettings, day: date) -> DataFrame:
         look_up(PATHS, F.col("leaf_no")).alias("category_path"),
         lon.alias("poi_lon"),
         lat.alias("poi_lat"),
-        # Homes and offices have no character; of the others only the text tells it.
+        # Homes and offices have no attribute; for other POIs it appears only in the text.
         F.when(F.col("leaf_no") < STABLE_LEAVES, F.lit(""))
         .otherwise(F.concat(F.lit("A "), attribute, F.lit(" place: "), F.lower(leaf), F.lit(".")))
         .alias("description"),

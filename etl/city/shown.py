@@ -1,9 +1,9 @@
 """Requests of the synthetic city, the POIs shown in them, and the click model behind the labels.
 
 The click model is known (settings `city.clicks`), so the best AUC that any ranker can reach is known too:
-`click_logit` gives the log-odds of a click as an expression. It depends on taste (leaf), hour (does the POI
-serve what people do at this hour), distance, favourite POIs, popularity, an attribute that only the POI's
-text tells, the position, and noise that no feature shows.
+`click_logit` gives the log-odds of a click as an expression. It depends on interest (leaf), hour (whether the POI
+serves what people do at this hour), distance, favourite POIs, popularity, an attribute that appears only in the
+POI's text, the position, and noise that no feature shows.
 """
 
 from datetime import date
@@ -59,15 +59,14 @@ def build_impressions(users: DataFrame, *, city: CitySettings, after: date | Non
 
 
 def build_exposures(users: DataFrame, *, city: CitySettings, after: date | None, until: date) -> DataFrame:
-    """Builds the shown POIs with everything that `click_logit` looks at, one row per request and POI."""
+    """Builds the shown POIs with all columns that `click_logit` reads, one row per request and POI."""
     requests = _make_requests(users, city).where(
         keep_dates(event_date(F.col("request_ts_ms")), day=until, since=after)
     )
     opened = with_open_poi(_recall(requests, city), "local_day", city=city).dropDuplicates(
         ["request_id", "request_ts_ms", "poi_no"]
     )
-    # Grouped by time too, so that a filter on the day reaches the users and the rest of the city's life is
-    # not computed.
+    # Grouped by time too, so that a filter on the day is pushed down to the users and other days are not computed.
     by_hash = Window.partitionBy("request_id", "request_ts_ms").orderBy(
         F.xxhash64(F.lit(city.seed), "request_id", "poi_no"), "poi_no"
     )
@@ -91,12 +90,11 @@ def click_logit(*, city: CitySettings, observable: bool = False) -> Column:
 
     Args:
         city: settings.
-        observable: leave out the noise and the position, as an oracle that ranks before showing would have
-            to.
+        observable: leave out the noise and the position, which an oracle that ranks before showing cannot know.
     """
     weights, kind_no = city.clicks, F.col("shown_kind_no")
     tastes = [F.col("leaf_no") == favourite_leaf(kind_no, place, city=city) for place in (0, 1)]
-    # One bit per kind: which kinds the slot of the request leads to.
+    # One bit for each kind that the slot of the request leads to.
     served = look_up(
         [sum(1 << KIND_NAMES.index(kind) for kind in slot.kinds) for slot in SLOTS], F.col("slot_no")
     )
@@ -120,7 +118,7 @@ def click_logit(*, city: CitySettings, observable: bool = False) -> Column:
 
 
 def _make_requests(users: DataFrame, city: CitySettings) -> DataFrame:
-    """Makes requests in proportion to activity, at times and places of the slots of a day."""
+    """Builds requests in proportion to activity, at times and places of the slots of a day."""
     seed, user = city.seed, F.col("user_no")
     expected = F.lit(city.num_requests / city.num_users) * F.col("activity")
     num_requests = F.floor(expected + uniform(seed, "requests", user)).cast("int")
@@ -143,7 +141,7 @@ def _make_requests(users: DataFrame, city: CitySettings) -> DataFrame:
 
 
 def _recall(requests: DataFrame, city: CitySettings) -> DataFrame:
-    """Recalls POIs in turn: favourites, around the user for this hour, around the user of any kind."""
+    """Recalls POIs in turn: favourites, POIs around the user for this hour, POIs around the user of any kind."""
     seed, ids = city.seed, (F.col("request_id"), F.col("recall_no"))
     recalled = requests.withColumn(
         "recall_no", F.explode(F.sequence(F.lit(0), F.lit(city.num_candidates + SPARE_CANDIDATES - 1)))
@@ -182,7 +180,7 @@ def _recall(requests: DataFrame, city: CitySettings) -> DataFrame:
 
 
 def _with_favourites(shown: DataFrame, city: CitySettings) -> DataFrame:
-    """Adds the numbers of the user's favourite POIs of the leaf shown: `favourite_0` and so on."""
+    """Adds the numbers of the user's favourite POIs of the shown leaf: `favourite_0` and so on."""
     of_user = shown.withColumnsRenamed({"city_no": "_poi_city_no", "home_city_no": "city_no"})
     for number in range(FAVOURITES):
         of_user = with_chosen_poi(

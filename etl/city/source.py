@@ -1,13 +1,12 @@
 """The synthetic city: raw tables with known answers, of any size, seeded (design section 1).
 
 Run: python -m etl synthetic --day D, sizes in the settings `city.*`. Everything follows from the seed by
-    hashing the numbers of users and POIs: rows depend neither on partitioning nor on which nights are
-    delivered together, users need no join to find their POIs, and the cost is linear. What was planted is
-    in `plant_truth`. Every row says `is_simulated`.
+hashing the numbers of users and POIs: rows depend neither on partitioning nor on which days are
+delivered together, users need no join to find their POIs, and the cost is linear. `plant_truth` returns
+the planted answers. Every row has `is_simulated` set.
 
-Parts: places and POIs (`synthetic_places`, `synthetic_pois`), users and their tastes (`synthetic_users`),
-their days (`synthetic_actions`), requests and clicks (`synthetic_impressions`), dirty rows
-(`synthetic_dirt`).
+Parts: geography and POIs (`geography`, `pois`), users and their interests (`users`), their days (`actions`),
+requests and clicks (`shown`), dirty rows (`dirt`).
 """
 
 from collections.abc import Mapping
@@ -46,11 +45,11 @@ class SyntheticCity:
     def read(
         self, spark: SparkSession, settings: Settings, *, day: date, warehouse: Warehouse | None = None
     ) -> Mapping[str, DataFrame]:
-        """Makes what happened after `source.since`, or where that is not set, after the last delivered day."""
+        """Generates the events after `source.since`, or if that is not set, after the last delivered day."""
         city, clean, since = settings.city, settings.clean, settings.source.since
         if since is None and warehouse is not None:
             since = warehouse.last_day()
-        # Cut the plan: three tables start from the users, and each would analyse and compute them again.
+        # This cuts the plan: three tables start from the users, and each would analyse and compute them again.
         users = compute_once(build_users(spark, city))
         actions = build_visits(users, city=city, after=since, until=day)
         pois = changed_pois(spark, settings, day, since=since)
@@ -73,14 +72,13 @@ class SyntheticCity:
 
 @dataclass(frozen=True)
 class PlantedTruth:
-    """What the city hides in its tables.
+    """The known answers that the city hides in its tables.
 
     Attributes:
-        users: user_id, home and work (`home_lon`, `home_lat`, `work_lon`, `work_lat`), `likes` (attribute
-            that only texts tell)
-            and the favourite leaf of every kind (`taste_food` ...).
+        users: user_id, home and work (`home_lon`, `home_lat`, `work_lon`, `work_lat`), `likes` (attribute that
+            appears only in texts) and the favourite leaf of every kind (`taste_food` ...).
         actions: action_id and reason of every planted action, refused, dropped or kept; the id of an
-            unparsable record is that of its text.
+            unparsable record is taken from its text.
         pois: poi_id and reason of every planted POI.
     """
 
@@ -95,7 +93,7 @@ def deliver(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def plant_truth(spark: SparkSession, settings: Settings, *, day: date) -> PlantedTruth:
-    """Returns what is planted in the delivery of a day."""
+    """Returns the planted answers of the delivery of a day."""
     city, clean = settings.city, settings.clean
     users = build_users(spark, city)
     tastes = {

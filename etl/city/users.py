@@ -1,4 +1,4 @@
-"""The users of the synthetic city: activity, home, work, tastes, favourite POIs and a trip."""
+"""The users of the synthetic city: activity, home, work, interests, favourite POIs and a trip."""
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -43,7 +43,7 @@ def build_users(spark: SparkSession, city: CitySettings) -> DataFrame:
     trip), likes_no.
     """
     seed, user, layout = city.seed, F.col("user_no"), lay_out(city)
-    late = uniform(seed, "is late", user) < 0.1
+    is_late = uniform(seed, "is late", user) < 0.1
     at_home = uniform(seed, "city", user) < 0.85
     hoods = F.col("_hoods")
     users = (
@@ -53,7 +53,7 @@ def build_users(spark: SparkSession, city: CitySettings) -> DataFrame:
             {
                 "activity": _activity(user, city),
                 "joined": F.when(
-                    late, whole(uniform(seed, "joined", user), max(1, city.num_days // 2))
+                    is_late, whole(uniform(seed, "joined", user), max(1, city.num_days // 2))
                 ).otherwise(0),
                 "city_no": F.when(at_home, 0).otherwise(
                     whole(uniform(seed, "which city", user), layout.num_cities)
@@ -76,7 +76,7 @@ def build_users(spark: SparkSession, city: CitySettings) -> DataFrame:
 def build_profiles(users: DataFrame, *, city: CitySettings) -> DataFrame:
     """Builds the attributes of the users: user_id, attribute, value, known_date (from when the value holds).
 
-    An age group is told by a new value when the user grows out of it, which happens to a few.
+    The age group changes when a user grows out of it, which happens to a few.
     """
     seed, user = city.seed, F.col("user_no")
     numbered = (
@@ -85,7 +85,7 @@ def build_profiles(users: DataFrame, *, city: CitySettings) -> DataFrame:
         .withColumn("_birthday", F.date_add("_joined", whole(uniform(seed, "birthday", user), 365) + 1))
     )
     grown = F.when(uniform(seed, "grows", user) < 0.1, look_up(AGE_GROUPS, F.col("_group") + 1))
-    told = (
+    attributes = (
         ("age_group", look_up(AGE_GROUPS, F.col("_group")), "_joined"),
         ("age_group", grown, "_birthday"),
         ("home_city", F.concat(F.lit("city-"), F.col("city_no").cast("string")), "_joined"),
@@ -93,7 +93,7 @@ def build_profiles(users: DataFrame, *, city: CitySettings) -> DataFrame:
     values = F.array(
         *(
             F.struct(F.lit(name).alias("attribute"), value.alias("value"), F.col(known).alias("known_date"))
-            for name, value, known in told
+            for name, value, known in attributes
         )
     )
     return (
@@ -112,7 +112,7 @@ def favourite_leaf(kind_no: Column, place: int, *, city: CitySettings) -> Column
 
 
 def choose_leaf(kind_no: Column, draw: Column, *, city: CitySettings) -> Column:
-    """Chooses a leaf of a kind by the user's taste; `draw` is a number in [0, 1), a column by reference."""
+    """Chooses a leaf of a kind by the user's interests; `draw` is a number in [0, 1), a column passed by name."""
     first, second = TASTE_SHARES
     rest = (draw - (first + second)) / (1.0 - first - second)
     return (
@@ -132,17 +132,17 @@ def with_chosen_poi(
     city: CitySettings,
     seeks: bool = True,
 ) -> DataFrame:
-    """Adds the number of a POI of a leaf that a user goes to: a favourite, or one found by looking around.
+    """Adds the number of the POI of a leaf that a user goes to: a favourite, or one found by looking around.
 
     Args:
-        frame: users (`build_users`), with stay_city and anchor_hood if anybody looks around.
+        frame: users (`build_users`), with stay_city and anchor_hood if any of them looks around.
         name: column to add.
         leaf: column of the leaf.
         favourite: number of the favourite, 0 to `FAVOURITES` - 1, null where the user looks around.
-        looks_around: anything that names the occasion on which a user looks around; None = nobody does.
+        looks_around: identifies the occasion on which a user looks around; None = nobody does.
         city: settings.
-        seeks: do users who look around prefer POIs with the attribute that they like; favourites always have
-            been chosen so.
+        seeks: whether users who look around prefer POIs with the attribute that they like; favourites are always
+            chosen so.
     """
     seed, layout = city.seed, lay_out(city)
     occasion = F.xxhash64(F.lit("around"), F.lit(0) if looks_around is None else looks_around)
@@ -177,7 +177,7 @@ def with_chosen_poi(
 
 
 def _with_liked_poi(frame: DataFrame, name: str, leaf: str, seeks: Column, city: CitySettings) -> DataFrame:
-    """Adds the first POI looked at that has the attribute liked; the very first one if none has, or if not `seeks`."""
+    """Adds the first POI that has the liked attribute; the very first POI if none has it, or if not `seeks`."""
     seed, num_ranks = city.seed, look_up(lay_out(city).num_ranks, F.col("_city"))
     tries = [f"_try_{number}" for number in range(city.attribute_tries)]
     places = {column: f"_in_city{column}" for column in tries}
@@ -215,7 +215,7 @@ def with_open_poi(frame: DataFrame, on: str, *, city: CitySettings) -> DataFrame
     described = with_poi(frame.withColumnRenamed("city_no", "home_city_no"), city=city)
     stand_in = poi_number(F.col("leaf_no"), F.col("city_no"), F.col("hood_no"), city=city)
     number = F.when(is_open(F.col(on)), F.col("poi_no")).otherwise(stand_in)
-    found = (
+    poi_columns = (
         "leaf_no",
         "city_no",
         "hood_no",
@@ -225,7 +225,7 @@ def with_open_poi(frame: DataFrame, on: str, *, city: CitySettings) -> DataFrame
         "moved_date",
         "attribute_no",
     )
-    return with_poi(described.withColumn("poi_no", number).drop(*found), city=city)
+    return with_poi(described.withColumn("poi_no", number).drop(*poi_columns), city=city)
 
 
 def _activity(user: Column, city: CitySettings) -> Column:
@@ -237,7 +237,7 @@ def _activity(user: Column, city: CitySettings) -> Column:
 
 
 def _with_trip(users: DataFrame, city: CitySettings) -> DataFrame:
-    """Four users in ten travel once to another city, for two to five days."""
+    """Adds the trips: four users in ten travel once to another city, for two to five days."""
     seed, user, num_cities = city.seed, F.col("user_no"), 1 + city.num_other_cities
     away = F.lit(1) + whole(uniform(seed, "trip city", user), max(1, num_cities - 1))
     start = F.col("joined") + whole(uniform(seed, "trip start", user), F.lit(city.num_days) - F.col("joined"))
@@ -252,21 +252,25 @@ def _with_trip(users: DataFrame, city: CitySettings) -> DataFrame:
     )
 
 
-def _with_building(users: DataFrame, what: str, city: CitySettings) -> DataFrame:
+def _with_building(users: DataFrame, purpose: str, city: CitySettings) -> DataFrame:
     """Adds number and place of the building where a user lives or works."""
-    seed, user, kind_no = city.seed, F.col("user_no"), F.lit(0 if what == "home" else 1)
-    leaf = whole(uniform(seed, f"{what} building", user), look_up(NUM_LEAVES, kind_no)) + look_up(
+    seed, user, kind_no = city.seed, F.col("user_no"), F.lit(0 if purpose == "home" else 1)
+    leaf = whole(uniform(seed, f"{purpose} building", user), look_up(NUM_LEAVES, kind_no)) + look_up(
         FIRST_LEAF, kind_no
     )
-    rank = whole(uniform(seed, f"{what} rank", user), look_up(lay_out(city).num_ranks, F.col("city_no")))
+    rank = whole(uniform(seed, f"{purpose} rank", user), look_up(lay_out(city).num_ranks, F.col("city_no")))
     kept = [name for name in users.columns if name != "city_no"]
     numbered = (
-        users.withColumn("_in_city", rank * F.col("_hoods") + F.col(f"{what}_hood"))
+        users.withColumn("_in_city", rank * F.col("_hoods") + F.col(f"{purpose}_hood"))
         .withColumn("poi_no", poi_number(leaf, F.col("city_no"), F.col("_in_city"), city=city))
         .withColumnsRenamed({"city_no": "_city_no", "_hoods": "_user_hoods"})
     )
     lon, lat = place_of_poi(F.lit(city.first_day), city=city)
-    building = [F.col("poi_no").alias(f"{what}_poi_no"), lon.alias(f"{what}_lon"), lat.alias(f"{what}_lat")]
+    building = [
+        F.col("poi_no").alias(f"{purpose}_poi_no"),
+        lon.alias(f"{purpose}_lon"),
+        lat.alias(f"{purpose}_lat"),
+    ]
     kept = ["_user_hoods" if name == "_hoods" else name for name in kept]
     return (
         with_poi(numbered, city=city)

@@ -1,7 +1,7 @@
-"""What is wrong with an action: one condition per rule of `conf/rules.py` that looks at one row.
+"""Faults of actions: one condition per rule of `conf/rules.py` that reads a single row.
 
-In: rows of `raw_actions`. Out: columns. `with_clean_ids` first, then the POI's `slot` is joined, then
-`refusals` and `repairs` can be read. The rules that compare rows are in `etl/tables/clean_actions.py`.
+In: rows of `raw_actions`. Out: columns. The order is: `with_clean_ids`, a join that adds the POI's `slot`, then
+`refusals` and `repairs`. The rules that compare rows are in `etl/tables/clean_actions.py`.
 """
 
 from datetime import date
@@ -44,7 +44,7 @@ IDS = ("action_id", "user_id", "poi_id")
 def with_clean_ids(raw: DataFrame) -> DataFrame:
     """Adds ids and action type without the blanks around them (`clean_*`), and `event_day`.
 
-    `clean_action_id` is null where none was delivered; `event_day` where the time is no day.
+    `clean_action_id` is null where none was delivered; `event_day` is null where the time has no valid day.
     """
     action_id = clean_id(F.col("action_id"))
     is_id = ~is_empty(action_id) & ~is_placeholder(action_id)
@@ -60,11 +60,11 @@ def with_clean_ids(raw: DataFrame) -> DataFrame:
 
 
 def refusals(*, day: date, settings: CleanSettings) -> dict[str, Column]:
-    """Returns the refusing conditions by code; they read `slot` and what `with_clean_ids` adds.
+    """Returns the refusing conditions by code; they read `slot` and the columns of `with_clean_ids`.
 
     Args:
         day: the job's day.
-        settings: bounds of what is accepted.
+        settings: bounds of accepted values.
     """
     user_lon, user_lat, poi_lon, poi_lat = _places()
     user, poi, kind = (F.col(f"clean_{name}") for name in ("user_id", "poi_id", "action_type"))
@@ -109,7 +109,7 @@ def with_clean_values(checked: DataFrame) -> DataFrame:
     clean_lon, clean_lat = clean_place(lon, lat)
     nautical = spacetime.tz_offset_from_longitude(F.coalesce(clean_lon, F.col("slot.poi_lon")))
     types = F.array(*map(F.lit, ACTION_TYPES))
-    # One projection: `has_action_id` has to see the id as delivered, not the settled one made beside it.
+    # One projection: `has_action_id` has to read the delivered id, not the settled one of the same projection.
     return checked.withColumns(
         {
             "clean_user_lon": clean_lon,
@@ -123,7 +123,7 @@ def with_clean_values(checked: DataFrame) -> DataFrame:
 
 
 def repairs(*, settings: CleanSettings) -> dict[str, Column]:
-    """Returns the repairing conditions by code; they read what `with_clean_values` adds."""
+    """Returns the repairing conditions by code; they read the columns of `with_clean_values`."""
     lon, lat, poi_lon, poi_lat = _places()
     tz = F.col("tz_offset_min")
     far = _km(poi_lon, poi_lat, F.col("slot.poi_lon"), F.col("slot.poi_lat"))
@@ -143,11 +143,11 @@ def repairs(*, settings: CleanSettings) -> dict[str, Column]:
 
 
 def flags() -> dict[str, Column]:
-    """Returns the flagging conditions that look at one row, by code.
+    """Returns the flagging conditions that read a single row, by code.
 
-    Days of the catalogue are days of somewhere, the event's is UTC: a day of tolerance.
+    Days of the catalogue are local days, the day of the event is UTC: they may differ by one day.
 
-    The time zone is compared with where the user was: at the POI for a check-in, and where nothing else is known.
+    The time zone is compared with the user's place: the POI for a check-in, or if no other place is known.
     """
     event_day, poi_lon = F.col("event_day"), F.col("slot.poi_lon")
     acting = F.col("action_type_id") == action_type_id("checkin")

@@ -1,8 +1,8 @@
-"""What is wrong with an impression: the conditions of `conf/rules.py` on `raw_impressions`.
+"""Faults of impressions: the conditions of `conf/rules.py` on `raw_impressions`.
 
-In: impressions of many deliveries, one row per request and POI that it showed. Out: the rows judged (accepted, refused,
-dropped) with clean values next to the delivered ones: rows in = accepted + refused + dropped. A request that several
-deliveries hold is one, as it was delivered last.
+In: impressions of many deliveries, one row per request and shown POI. Out: the judged rows (accepted, refused,
+dropped) with clean values next to the delivered ones: rows in = accepted + refused + dropped. If several deliveries
+hold a request, the last one counts.
 """
 
 from functools import reduce
@@ -30,18 +30,18 @@ WHERE = ("clean_user_lon", "clean_user_lat", "clean_tz_offset_min")
 def judge_impressions(impressions: DataFrame, *, settings: CleanSettings) -> DataFrame:
     """Judges every impression of every delivery; no row is lost or doubled.
 
-    Within a delivery the first good row of a request in order (position, POI, content) says whose it is, when and
-    where; rows that say otherwise are refused. Of good rows with one request and POI the first stands; rows equal to
-    it are dropped, others refused. Between deliveries the last one stands: rows of earlier ones are dropped where it
-    holds the same POI, and refused where it says that the request was another.
+    Within a delivery the first good row of a request in order (position, POI, content) sets its user, time and place;
+    rows that disagree are refused. If good rows share request and POI, the first stands; rows equal to it are dropped,
+    other rows are refused. Between deliveries the last one stands: rows of earlier ones are dropped if it holds the
+    same POI, and refused if it gives the id to another request.
 
     Args:
         impressions: `raw_impressions`, any days.
-        settings: bounds of what is accepted; a time is in the future of the row's own day of delivery.
+        settings: bounds of accepted values; a time is in the future if it lies after the row's day of delivery.
 
     Returns:
-        The raw columns plus `status`, `reason` (of dropped rows the rule that drops them), `detail`, `repairs`, and
-        under `clean_*` what `keep_accepted` returns.
+        The raw columns plus `status`, `reason` (for dropped rows the rule that drops them), `detail`, `repairs`, and
+        the columns of `keep_accepted` under `clean_*` names.
     """
     refusing = rules_of(RAW_IMPRESSIONS.name, "refuse")
     conditions = _refusals(settings)
@@ -58,9 +58,9 @@ def judge_impressions(impressions: DataFrame, *, settings: CleanSettings) -> Dat
         )
     )
     is_good = F.col("reason").isNull()
-    # Bad rows are spread by their content: a broken export without ids would else be one group.
+    # Bad rows are spread by their content: a broken export without ids would otherwise be one group.
     owner = F.when(is_good, F.col("clean_request_id")).otherwise(F.col("content_hash").cast("string"))
-    # All windows that follow are partitioned by the owner and more, so that this one shuffle serves them all.
+    # All later windows are partitioned by the owner and further columns, so this one shuffle serves them all.
     by_owner = checked.withColumns({"owner": owner, "is_good": is_good}).repartition("owner")
     judged = _between_deliveries(_within_delivery(by_owner))
     status = F.when(F.col("reason").isNull(), "accepted").when(F.col("reason").isin(EXACT, AGAIN), "dropped")
@@ -102,7 +102,7 @@ def _within_delivery(rows: DataFrame) -> DataFrame:
 
 
 def _between_deliveries(rows: DataFrame) -> DataFrame:
-    """Gives a reason to rows that a later delivery of their request has replaced, or has made another's."""
+    """Gives a reason to rows whose request a later delivery has replaced, or has assigned to another user or time."""
     standing = rows.withColumn("is_standing", F.col("reason").isNull())
     newest_first = (F.desc("day"), *_ORDER)
     last_of_request = Window.partitionBy("owner", "is_standing").orderBy(*newest_first)
@@ -122,14 +122,14 @@ def _with_reason(rows: DataFrame, code: str, condition: Column) -> DataFrame:
 
 
 def _head(in_order: WindowSpec) -> Column:
-    """Returns what the first row of a request says, and for what it does not say the first row that does."""
-    # By default the frame of an ordered window ends at the current row, and misses what a later row says.
+    """Returns the values of a request's first row; a missing value comes from the first row that has one."""
+    # By default the frame of an ordered window ends at the current row, and misses values of later rows.
     whole = in_order.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     return F.struct(*(F.first(name, ignorenulls=True).over(whole).alias(name) for name in (*WHOSE, *WHERE)))
 
 
 def _agrees(head: str) -> Column:
-    """Tells whether a row says of its request nothing else than `head`."""
+    """Tells whether a row does not contradict `head` on its request."""
     agreements = [F.col(name).eqNullSafe(F.col(f"{head}.{name}")) for name in WHOSE]
     agreements += [F.col(name).isNull() | (F.col(name) == F.col(f"{head}.{name}")) for name in WHERE]
     return reduce(Column.__and__, agreements)

@@ -1,9 +1,9 @@
-"""The conditions that all delivered tables share: ids, times, places and time zones, each said once.
+"""The conditions that all delivered tables share: ids, times, places and time zones, each defined once.
 
-In: columns. Out: columns. `id_text`, `time_ms`, `minutes` and `degrees` read a value of any type that a file or table
-holds into the type of our contracts, null where it is none, and never fail; `clean_id` is the one way in which an id
-is normalised, in every table. The conditions take columns and know no table; which of them refuse a row, and under
-which code, is said in `conf/rules.py` and by the module that judges the table.
+In: columns. Out: columns. `id_text`, `time_ms`, `minutes` and `degrees` convert a value of any delivered type into the
+type of our contracts. They return null for an invalid value and never fail. `clean_id` is the only way in which an id
+is normalised, in every table. The conditions take columns and know no table. `conf/rules.py` and the module that
+judges a table define which of them refuse a row, and under which code.
 """
 
 from datetime import UTC, date, datetime
@@ -60,12 +60,12 @@ def can_be_id(dtype: DataType) -> bool:
 def id_text(column: Column, dtype: DataType) -> Column:
     """Returns an id as text, from a column of any type.
 
-    Text stays as it is, integers become their digits. Numbers with a fraction become digits if they are whole and
-    exact, as when a null in a column of integers has made pandas write floats; else they are no ids.
+    Text stays as it is, integers become their digits. Floats become digits if they are whole and exact (pandas writes
+    floats for a column of integers with a null); other floats are no ids.
 
     Args:
         column: the id as delivered.
-        dtype: its type; of a type that holds no ids (`can_be_id`) everything is null.
+        dtype: its type; all values of a type that holds no ids (`can_be_id`) are null.
     """
     if isinstance(dtype, StringType | NullType):
         return column.cast("string")
@@ -104,19 +104,19 @@ def degrees(column: Column, dtype: DataType) -> Column:
 
 
 def epoch_ms(day: date | Column) -> Column:
-    """Returns the begin of a UTC day in epoch milliseconds."""
+    """Returns the start of a UTC day in epoch milliseconds."""
     if isinstance(day, Column):
         return F.unix_date(day).cast("bigint") * spacetime.MS_PER_DAY
     return F.lit(int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)).cast("bigint")
 
 
 def time_faults(time: Column, *, day: date | Column, settings: CleanSettings) -> dict[str, Column]:
-    """Returns what is wrong with a time in epoch milliseconds, by code, in the order in which it is tried.
+    """Returns the faults that a time in epoch milliseconds can have, by code, in the order in which they are tried.
 
     Args:
         time: bigint, any value.
-        day: the day on which it was delivered, or as of which it is asked: no time can be after its end.
-        settings: earliest day, and by how much a clock may be ahead.
+        day: the day of the delivery or of the question: no time can be after its end.
+        settings: earliest day, and the time by which a clock may be ahead.
     """
     earliest = epoch_ms(settings.earliest_day)
     latest = epoch_ms(day) + spacetime.MS_PER_DAY + settings.max_future_min * 60_000
@@ -132,7 +132,7 @@ def time_faults(time: Column, *, day: date | Column, settings: CleanSettings) ->
 
 
 def place_faults(lon: Column, lat: Column) -> dict[str, Column]:
-    """Returns what is wrong with a place whose row is kept without it, by code."""
+    """Returns the faults of a place, by code; the row is then kept without the place."""
     is_given, is_broken = lon.isNotNull() & lat.isNotNull(), is_not_finite(lon, lat)
     return {
         "place_not_finite": is_broken,
@@ -143,7 +143,7 @@ def place_faults(lon: Column, lat: Column) -> dict[str, Column]:
 
 
 def clean_place(lon: Column, lat: Column) -> tuple[Column, Column]:
-    """Returns a place, null where it is none: out of range, half of one, or the zeros of a default."""
+    """Returns a place, or null if it is invalid: out of range, one coordinate missing, or the zeros of a default."""
     is_usable = spacetime.is_on_earth(lon, lat) & ~((lon == 0) & (lat == 0))
     return F.when(is_usable, lon), F.when(is_usable, lat)
 
@@ -159,18 +159,18 @@ def is_time_zone(tz: Column) -> Column:
 
 
 def is_zone_of_hours(tz: Column) -> Column:
-    """Tells whether an offset can only be in hours."""
+    """Tells whether an offset must be in hours."""
     return tz.between(-MAX_HOURS, MAX_HOURS) & (tz != 0)
 
 
 def has_wrong_sign(tz: Column, lon: Column) -> Column:
     """Tells whether no place at a longitude keeps such an offset, but places there keep its negative."""
-    valid = F.when(is_time_zone(tz), tz)  # the least of all integers has no negative
+    valid = F.when(is_time_zone(tz), tz)  # the smallest integer has no negative
     return ~_can_be_kept(valid, lon) & _can_be_kept(-valid, lon)
 
 
 def is_zone_far(tz: Column, lon: Column) -> Column:
-    """Tells whether an offset in minutes does not fit a longitude: hours away, hours for minutes, or a wrong sign."""
+    """Tells whether an offset in minutes does not fit a longitude: hours off, hours for minutes, or a wrong sign."""
     valid = F.when(is_time_zone(tz), tz)
     apart = F.abs(valid - spacetime.tz_offset_from_longitude(lon))
     # Across the date line, two offsets that are a day apart show the same time of day.
@@ -179,11 +179,11 @@ def is_zone_far(tz: Column, lon: Column) -> Column:
 
 
 def zone_warning(tz: Column, lon: Column) -> Column:
-    """Aggregates a column of offsets to a warning in words, null if nothing is wrong with it as a whole.
+    """Aggregates a column of offsets to a warning in words; null if the column as a whole is right.
 
     Args:
         tz: offsets as delivered, minutes.
-        lon: where each was taken: of the POI, or of the user if the POI's is not known.
+        lon: longitude for each offset: the POI's, or the user's if the POI's is unknown.
     """
     is_offset = is_time_zone(tz) & (tz != 0)
     num_offsets, num_hours = F.count_if(is_offset), F.count_if(is_zone_of_hours(tz))
@@ -204,7 +204,7 @@ def zone_warning(tz: Column, lon: Column) -> Column:
 
 
 def _can_be_kept(tz: Column, lon: Column) -> Column:
-    """Tells whether clocks at a longitude may be so far ahead of UTC, by how far they are ahead of the sun."""
+    """Tells whether an offset is possible at a longitude, by how far its clock is ahead of the sun."""
     known = F.when(lon.between(-180.0, 180.0), lon)
     ahead = tz - F.floor(known * 4)  # the sun takes 4 minutes a degree
     turned = F.pmod(ahead + 720, F.lit(1440)) - 720  # the other side of the date line has another day
@@ -212,7 +212,7 @@ def _can_be_kept(tz: Column, lon: Column) -> Column:
 
 
 def _integer(column: Column, dtype: DataType, kind: str) -> Column:
-    if isinstance(dtype, DoubleType):  # larger than exact, and yet a number whose unit can be told
+    if isinstance(dtype, DoubleType):  # too large to be exact, but its unit can still be recognised
         return F.when(F.abs(column) < float("inf"), F.when(column % 1 == 0, column)).try_cast(kind)
     if isinstance(dtype, NumericType):
         return _whole(column, dtype).try_cast(kind)
@@ -230,6 +230,6 @@ def _whole(column: Column, dtype: DataType) -> Column:
     if isinstance(dtype, DecimalType):
         return F.when(column % 1 == 0, column.try_cast("decimal(38,0)"))
     assert isinstance(dtype, FloatType | DoubleType)
-    # NaN compares as larger than everything, so it is none.
+    # NaN compares as larger than everything, so it is not whole.
     exact = F.when(F.abs(column) < WHOLE_UP_TO[dtype.simpleString()], column)
     return F.when(exact % 1 == 0, exact.cast("decimal(20,0)"))

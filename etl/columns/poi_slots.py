@@ -1,11 +1,11 @@
 """Slots of the POI index as of a day: which are known, which are live, and how the day changes a slot.
 
 A slot is live from `valid_from` up to, not including, `valid_to`; `models.data.catalogue` and `udfs.releases.reader`
-say the same for arrays and Arrow, and a test compares the three.
+define the same for arrays and Arrow, and a test compares the three.
 
-The ids of a slot never change; what is said of it does: a POI closes, moves away, gets another name or category. Every
-change keeps what held before in `past_details`, so the index knows its own past without time travel: a rerun of its
-last day starts from the state before that day, and a backfill of an older day sees the names and categories of then.
+The ids of a slot never change, but its details do: a POI closes, moves away, gets another name or category. Every
+change keeps the old details in `past_details`, so the index knows its past without time travel. A rerun of the last
+day starts from the state before that day, and a backfill of an older day reads the names and categories of that time.
 """
 
 from datetime import date
@@ -22,10 +22,10 @@ DETAILS = ("changed_day", "name", "text", "category_id")
 
 
 def state_before(index: DataFrame, *, day: date) -> DataFrame:
-    """Returns the index as it stood before a day: slots since then taken out, changes since then undone."""
+    """Returns the index as it stood before a day: later slots are removed, later changes undone."""
     since = F.filter(PAST, lambda past: past["replaced_day"] >= F.lit(day))
     kept = F.filter(PAST, lambda past: past["replaced_day"] < F.lit(day))
-    # Changes are appended in order of time: the first of those undone holds what stood before all of them.
+    # Changes are appended in order of time: the first undone change holds the details before all of them.
     then = F.get(since, F.lit(0))
     is_ended_since = F.coalesce(F.col("closed_day") >= F.lit(day), F.lit(False))
     before = {
@@ -38,7 +38,7 @@ def state_before(index: DataFrame, *, day: date) -> DataFrame:
 
 
 def keep_known(slots: DataFrame, *, day: date, index_version: int) -> DataFrame:
-    """Keeps the slots of one index version held at the end of `day`, closings of later days undone."""
+    """Keeps the slots that one index version held at the end of `day`; later closings are undone."""
     closed_later = F.coalesce(F.col("closed_day") > F.lit(day), F.lit(False))
     known = slots.where((F.col("index_version") == index_version) & (F.col("indexed_day") <= F.lit(day)))
     return known.withColumn("valid_to", F.when(~closed_later, F.col("valid_to")))
@@ -79,10 +79,10 @@ def change_slots(compared: DataFrame, *, day: date) -> DataFrame:
 
 
 def restore_slots(index: DataFrame, touched: DataFrame, *, day: date) -> DataFrame:
-    """Builds the slots that an earlier run of the day had changed and this one has not, as they were before.
+    """Builds the slots that an earlier run of the day changed and this one does not, as they were before.
 
     Args:
-        index: the index as it is stored.
+        index: the stored index.
         touched: result of `change_slots`.
         day: the job's day.
     """

@@ -1,8 +1,8 @@
 """Rows that break a rule: the first matching reason, the offending value, and the quarantined row.
 
 In: a delivered frame and one condition per rule of `conf/rules.py`. Out: the frame with `reason` (null =
-fine) and `detail`, and rows in the shape of table `quarantined_rows`. What makes a text no id is here too,
-as it is the same for all ids.
+no fault) and `detail`, and rows in the shape of table `quarantined_rows`. The conditions for invalid ids are
+here too, as they are the same for all ids.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ def is_placeholder(text: Column) -> Column:
 
 def is_broken_text(*texts: Column) -> Column:
     """Tells whether one of the texts holds a control character or broken UTF-8: one search for all."""
-    # Not concat, for which one null makes all null: a broken text beside it would pass.
+    # Not concat: one null makes its result null, and a broken text next to the null would pass.
     return F.concat_ws("", *texts).rlike(BROKEN_TEXT)
 
 
@@ -72,12 +72,12 @@ def first_reason(rules: Sequence[Rule], conditions: Mapping[str, Column]) -> Col
 
 
 def found_codes(conditions: Mapping[str, Column]) -> Column:
-    """Returns the codes of all conditions that hold, sorted; null counts as not."""
+    """Returns the codes of all conditions that hold, sorted; null counts as not holding."""
     return F.array_compact(F.array(*(F.when(held, F.lit(code)) for code, held in sorted(conditions.items()))))
 
 
 def with_detail(frame: DataFrame, rules: Sequence[Rule]) -> DataFrame:
-    """Adds `detail`, the offending values of the rule that is the row's `reason`, shortened; null without."""
+    """Adds `detail`, the shortened values that break the rule of the row's `reason`; null without a reason."""
     codes_by_columns: dict[tuple[str, ...], list[str]] = {}
     for rule in rules:
         codes_by_columns.setdefault(rule.columns, []).append(rule.code)
@@ -110,15 +110,16 @@ def tally(counted: Sequence[Row]) -> dict[str, dict[str, int]]:
 def to_quarantine(
     refused: DataFrame, *, source_table: str, payload_columns: Sequence[str], by_day: bool = False
 ) -> DataFrame:
-    """Turns refused rows into rows of `quarantined_rows`, whole payload kept, nothing null.
+    """Turns refused rows into rows of `quarantined_rows`, with the whole payload and no nulls.
 
     Rows with equal payload are numbered, so that none is lost under the table's key.
 
     Args:
         refused: rows with `reason` and `detail`.
-        source_table: table that they were delivered in.
-        payload_columns: what was delivered.
-        by_day: keep the `day` of each row, and number the rows of each day; else all are of one day, left out here.
+        source_table: table of the delivery.
+        payload_columns: delivered columns.
+        by_day: keep the `day` of each row and number the rows of each day; else all rows belong to one day, and the
+            column is left out.
     """
     payload = F.to_json(F.struct(*payload_columns), {"ignoreNullFields": "false"})
     days = ["day"] if by_day else []

@@ -1,7 +1,7 @@
-"""What is wrong with a request: the conditions of `conf/rules.py` on `ranking_requests`, and on any requests given.
+"""Faults of requests: the conditions of `conf/rules.py` on `ranking_requests`, and on requests from other places.
 
-In: delivered requests. Out: the rows judged (accepted, refused, dropped) with clean values next to the delivered ones:
-rows in = accepted + refused + exact duplicates dropped. The conditions on a request's own columns hold for the rows of
+In: delivered requests. Out: the judged rows (accepted, refused, dropped) with clean values next to the delivered ones:
+rows in = accepted + refused + exact duplicates dropped. The conditions on the columns of a request hold for the rows of
 `raw_impressions` too (`etl/columns/impression_rules.py`); there a request has one row per POI that it showed.
 """
 
@@ -43,18 +43,18 @@ def judge_requests(
 ) -> DataFrame:
     """Judges every delivered request; no row is lost or doubled.
 
-    Of several good rows with one id the first by time, user and content stands for it; rows equal to it are dropped,
-    others refused.
+    If several good rows share an id, the first by time, user and content stands for it; rows equal to it are dropped,
+    other rows are refused.
 
     Args:
         requests: columns of `ranking_requests`; further columns pass through.
-        day: the job's day: nothing is known of later ones, so that a request of one is refused.
-        settings: bounds of what is accepted.
-        content: columns that hold all that was delivered; rows that agree in them are equal.
+        day: the job's day; requests of later days are refused.
+        settings: bounds of accepted values.
+        content: all delivered columns; rows that agree in them are equal.
 
     Returns:
-        The columns given plus `status` (accepted, refused, dropped), `reason`, `detail`, `repairs`, and under `clean_*`
-        what `keep_accepted` returns.
+        The given columns plus `status` (accepted, refused, dropped), `reason`, `detail`, `repairs`, and the columns
+        of `keep_accepted` under `clean_*` names.
     """
     refusing = rules_of(RANKING_REQUESTS.name, "refuse")
     conditions = request_refusals("request", day=F.lit(day), settings=settings)
@@ -83,8 +83,8 @@ def judge_requests(
 def keep_accepted(judged: DataFrame, *, more: Sequence[str] = ()) -> DataFrame:
     """Keeps the accepted requests with clean values, in the columns of `ranking_requests` without `day`, and `more`.
 
-    Place, time zone and action type are null where a request does not say them, or not rightly; candidates may still
-    be no ids (`is_no_id`), and are never null as a whole.
+    Place, time zone and action type are null where a request lacks them or has them wrong. Candidates may still
+    include invalid ids (`is_no_id`); the array itself is never null.
     """
     clean = {name: F.col(f"clean_{name}").alias(name) for name in _CLEANED}
     return judged.where("status = 'accepted'").select(
@@ -93,17 +93,17 @@ def keep_accepted(judged: DataFrame, *, more: Sequence[str] = ()) -> DataFrame:
 
 
 def with_clean_request(rows: DataFrame) -> DataFrame:
-    """Adds what a request says under `clean_*` names, null where it says nothing usable.
+    """Adds the clean values of a request under `clean_*` names; null where a value is unusable.
 
-    A word for nothing is no id if more than one user or time has one: then it stands for many requests. One request
-    alone may well be called `nan`.
+    A placeholder word such as `nan` is not an id if more than one user or time has one: it then stands for many
+    requests. A single request may well be called `nan`.
     """
     request_id = clean_id(F.col("request_id"))
     lon, lat = clean_place(F.col("user_lon"), F.col("user_lat"))
     tz = F.col("tz_offset_min")
     of_words = rows.where(is_placeholder(request_id))
     is_shared = F.count_distinct(F.struct(clean_id(F.col("user_id")), "request_ts_ms")) > 1
-    # An aggregate without keys has one row even over no rows, so the cross join below loses no request.
+    # An aggregate without keys has one row even for empty input, so the cross join below loses no request.
     shared = F.broadcast(of_words.agg(is_shared.alias("is_word_shared")))
     is_id = ~is_empty(request_id) & ~(is_placeholder(request_id) & F.col("is_word_shared"))
     return (
@@ -125,7 +125,7 @@ def clean_candidates(requests: DataFrame) -> Column:
     """Returns the candidates of requests as ids without blanks around them; an empty array where there are none."""
     candidates, dtype = F.col("candidate_poi_ids"), requests.schema["candidate_poi_ids"].dataType
     if isinstance(dtype, ArrayType) and not dtype.containsNull:
-        # A table made by an earlier contract says that no element is null, and Spark would believe it.
+        # A table of an earlier contract declares that no element is null, and Spark would rely on that.
         candidates = F.from_json(F.to_json(candidates), "array<string>")
     return F.coalesce(F.transform(candidates, clean_id), F.array().cast("array<string>"))
 
@@ -133,12 +133,12 @@ def clean_candidates(requests: DataFrame) -> Column:
 def request_refusals(
     prefix: str, *, day: Column, settings: CleanSettings, ids: Sequence[str] = ("request_id", "user_id")
 ) -> dict[str, Column]:
-    """Returns the refusing conditions on what a request says, by code; they read what `with_clean_request` adds.
+    """Returns the refusing conditions on a request, by code; they read the columns of `with_clean_request`.
 
     Args:
-        prefix: of the codes.
+        prefix: prefix of the codes.
         day: day of the delivery.
-        settings: bounds of what is accepted.
+        settings: bounds of accepted values.
         ids: columns that hold ids.
     """
     user, time = F.col("clean_user_id"), F.col("request_ts_ms")
@@ -178,7 +178,7 @@ def is_no_id(text: Column, *, max_length: int) -> Column:
 def _with_repetition(judged: DataFrame) -> DataFrame:
     """Adds `status`, and the reason of good rows whose id stands for another request.
 
-    Bad rows are spread by their content: a broken export without ids would else be one group.
+    Bad rows are spread by their content: a broken export without ids would otherwise be one group.
     """
     is_good = F.col("reason").isNull()
     owner = F.when(is_good, F.col("clean_request_id")).otherwise(F.col("content_hash").cast("string"))

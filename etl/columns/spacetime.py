@@ -1,9 +1,9 @@
-"""Where and when, as column expressions: grid cell, Hilbert number, distance, local hour. One for all.
+"""Space and time as column expressions for all tables: grid cell, Hilbert number, distance, local hour.
 
 In and out: Spark columns. No Python runs per row. The grid (design section 3): rows are latitude bands of
-`cell_km`, stretched by less than half a cell over the whole meridian so that they end exactly at the poles;
-each row is cut into round(circumference at its middle / cell_km) columns, at least one. A point on a border,
-or nearer to it than `BORDER_WIDTH`, belongs to the cell north and east of it; the north pole belongs to the last row,
+`cell_km`, stretched by less than half a cell over the whole meridian so that they end exactly at the poles.
+Each row is cut into round(circumference at its middle / cell_km) columns, at least one. A point on a border,
+or nearer to it than `BORDER_WIDTH`, belongs to the cell north and east of it. The north pole belongs to the last row;
 longitude 180 is longitude -180.
 """
 
@@ -31,7 +31,7 @@ _HILBERT_NEXT = (1, 0, 2, 0, 0, 3, 1, 1, 2, 2, 0, 3, 3, 1, 3, 2)
 
 
 class GridCell(NamedTuple):
-    """The cell of a point, and where in it the point lies (0 to 1, eastwards and northwards)."""
+    """The cell of a point, and the position of the point in it (0 to 1, eastwards and northwards)."""
 
     cell_x: Column
     cell_y: Column
@@ -86,7 +86,7 @@ def hilbert_number(east: Column, north: Column, *, order: int = HILBERT_ORDER) -
         order: the square is cut into 2^order x 2^order small ones.
     """
     side = 2**order
-    # At the north pole a part is 1, and at a border it may lie a hair below 0: both stay in the square.
+    # At the north pole a part is 1, and at a border it may be slightly below 0: both are kept in the square.
     x, y = (
         F.greatest(F.least(F.floor(part * side), F.lit(side - 1)), F.lit(0)).cast("int")
         for part in (east, north)
@@ -112,7 +112,7 @@ def distance_km(lon_a: Column, lat_a: Column, lon_b: Column, lat_b: Column) -> C
     half_lat = F.sin(F.radians(lat_b - lat_a) / 2)
     half_lon = F.sin(F.radians(lon_b - lon_a) / 2)
     chord = half_lat * half_lat + F.cos(F.radians(lat_a)) * F.cos(F.radians(lat_b)) * half_lon * half_lon
-    # Rounding may lift the chord of opposite points above 1, where asin is NaN. `least` would take 1 for null too.
+    # Rounding may lift the chord of opposite points above 1, where asin is NaN. `least` would turn null into 1.
     return F.lit(2 * EARTH_RADIUS_KM) * F.nanvl(F.asin(F.sqrt(chord)), F.lit(math.pi / 2))
 
 
@@ -123,15 +123,15 @@ def is_on_earth(lon: Column, lat: Column) -> Column:
 
 
 def wrap_lon(lon: Column) -> Column:
-    """Returns a longitude between -180 and 180 that was counted on beyond one of them, by less than a turn."""
+    """Returns a longitude, which may exceed -180 or 180 by less than a turn, as one between -180 and 180."""
     return F.when(lon > 180, lon - LON_AROUND).when(lon < -180, lon + LON_AROUND).otherwise(lon)
 
 
 def lon_in_cell(lon: Column, cell_x: Column) -> Column:
-    """Returns a longitude that can be compared with those of its grid cell; `wrap_lon` turns what comes of it back.
+    """Returns a longitude that can be compared with others of its grid cell; `wrap_lon` turns the result back.
 
-    The first cell of a row begins at -180, and a point at 180 belongs to it (see above): a turn away from its
-    neighbours, so that their mean or median would lie on the other side of the earth.
+    The first cell of a row begins at -180, and a point at 180 belongs to it (see above). As a number, 180 is a full
+    turn away from its neighbours, so their mean or median would lie on the other side of the earth.
     """
     return F.when((cell_x == 0) & (lon > 0), lon - LON_AROUND).otherwise(lon)
 
@@ -139,9 +139,9 @@ def lon_in_cell(lon: Column, cell_x: Column) -> Column:
 def median_lon(lon: Column) -> Column:
     """Aggregates longitudes to their median, on the date line too; nulls are left out.
 
-    Longitudes more than half a turn apart lie on both sides of the date line, as nothing that has a middle spans
-    more than half of the earth. They are counted on eastwards, from 0 to 360, so that 179 and -179 have their middle
-    at 180 and not at 0.
+    Longitudes more than half a turn apart lie on both sides of the date line, as no set of points with a middle spans
+    more than half of the earth. They are counted eastwards from 0 to 360, so that the middle of 179 and -179 is 180
+    and not 0.
     """
     is_across = F.max(lon) - F.min(lon) > LON_AROUND / 2
     eastwards = wrap_lon(F.percentile(F.pmod(lon, F.lit(LON_AROUND)), 0.5))
@@ -149,9 +149,9 @@ def median_lon(lon: Column) -> Column:
 
 
 def tz_offset_from_longitude(lon: Column) -> Column:
-    """Returns the nautical time zone of a longitude, minutes to add to UTC: for sources that know no zone.
+    """Returns the nautical time zone of a longitude, minutes to add to UTC; for sources without time zones.
 
-    Null for what is no longitude.
+    The result is null for an invalid longitude.
     """
     known = F.when(lon.between(-180.0, 180.0), lon)
     return (F.floor(known / 15 + F.lit(0.5)) * 60).cast("int")

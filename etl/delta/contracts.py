@@ -1,4 +1,4 @@
-"""What Spark makes of a contract: schema, CHECK constraints, frames that conform to it, digests of their rows."""
+"""Contracts in Spark: schema, CHECK constraints, frames that conform to it, digests of their rows."""
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -23,15 +23,15 @@ def spark_schema(contract: TableContract) -> StructType:
     return StructType([as_field(column, contract) for column in contract.columns])
 
 
-def loosen_schema(found: StructType, contract: TableContract) -> StructType:
-    """Returns the schema of a table with all that its contract allows beyond it; nothing is tightened.
+def loosen_schema(stored: StructType, contract: TableContract) -> StructType:
+    """Returns the schema of a table, loosened to what its contract allows; nothing is tightened.
 
-    Columns of the contract that may be null and are missing are appended; a column, or the elements of an array, may
-    be null if the contract lets them.
+    Missing nullable columns of the contract are appended. Columns and array elements become nullable where the contract
+    allows nulls.
     """
     allowed = {field.name.lower(): field for field in spark_schema(contract)}
-    fields = [_loosen(field, allowed.get(field.name.lower())) for field in found]
-    known = {field.name.lower() for field in found}
+    fields = [_loosen(field, allowed.get(field.name.lower())) for field in stored]
+    known = {field.name.lower() for field in stored}
     return StructType([*fields, *(f for name, f in allowed.items() if f.nullable and name not in known)])
 
 
@@ -66,7 +66,7 @@ def conform(frame: DataFrame, contract: TableContract) -> DataFrame:
                 found=f"only {', '.join(frame.columns)}",
                 remedy="Correct the job that builds the table.",
             )
-    # The contract's own text, not the field's type: a cast may not turn elements that could be null into others.
+    # The contract's text, not the field's type: a cast cannot turn nullable elements into elements that are not.
     return frame.select(*(F.col(column.name).cast(column.type) for column in contract.columns))
 
 
@@ -81,7 +81,7 @@ def digest_table(frame: DataFrame, contract: TableContract) -> str:
         F.struct(*(_hashable(contract.column(name)) for name in names)), {"ignoreNullFields": "false"}
     )
     hashed = F.sha2(as_text, 256)
-    # Twelve hex digits are 48 bits: their sum could overflow a bigint from 2^15 rows on, no decimal(38,0).
+    # Twelve hex digits are 48 bits: from 2^15 rows on their sum could overflow a bigint, but not a decimal(38,0).
     halves = [
         F.sum(F.conv(F.substring(hashed, start, 12), 16, 10).cast("decimal(38,0)")) for start in (1, 13)
     ]
@@ -91,20 +91,20 @@ def digest_table(frame: DataFrame, contract: TableContract) -> str:
 
 
 def as_field(column: Column, contract: TableContract) -> StructField:
-    """Returns the Spark field of one column of a table; elements of arrays may be null as delivered, and only so."""
+    """Returns the Spark field of one column of a table; array elements may be null in delivered tables only."""
     data_type = _parse_datatype_string(column.type)
     if isinstance(data_type, ArrayType) and not contract.raw:
         data_type = ArrayType(data_type.elementType, containsNull=False)
     return StructField(column.name, data_type, column.nullable, {"comment": column.doc})
 
 
-def _loosen(found: StructField, allowed: StructField | None) -> StructField:
+def _loosen(stored: StructField, allowed: StructField | None) -> StructField:
     if allowed is None:
-        return found
-    data_type = found.dataType
+        return stored
+    data_type = stored.dataType
     if isinstance(data_type, ArrayType) and isinstance(allowed.dataType, ArrayType):
         data_type = ArrayType(data_type.elementType, data_type.containsNull or allowed.dataType.containsNull)
-    return StructField(found.name, data_type, found.nullable or allowed.nullable, found.metadata)
+    return StructField(stored.name, data_type, stored.nullable or allowed.nullable, stored.metadata)
 
 
 def _hashable(column: Column) -> F.Column:
@@ -115,7 +115,7 @@ def _hashable(column: Column) -> F.Column:
 
 
 def _bounds(column: Column) -> str:
-    """Returns the condition on one column's range; NaN stands for an unknown place in arrays and is let through."""
+    """Returns the condition on one column's range; NaN stands for an unknown place in arrays and passes."""
     parts = []
     subject = "x" if column.is_array else column.name
     if column.low is not None:

@@ -1,4 +1,4 @@
-"""Digests of tables: what a rerun, a backfill or a rebuild is compared by. See `contracts.digest_table`."""
+"""Digests of tables, for comparing a rerun, a backfill or a rebuild. See `contracts.digest_table`."""
 
 from collections.abc import Sequence
 from datetime import date

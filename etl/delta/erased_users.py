@@ -1,7 +1,7 @@
-"""Who was erased and must not come back: digests of ids, and rows of a delivery that are theirs.
+"""Erased users, who must not come back: digests of their ids, and filters for their rows in a delivery.
 
-A cumulative export still holds a user after the erasure. `erased_users` keeps the digest of every erased id, readers
-leave out rows of such users and count them, and `source.readmit_erased` lets them in again.
+A cumulative export still holds a user after the erasure. `erased_users` keeps the digest of every erased id. Readers
+leave out the rows of such users and count them. The setting `source.readmit_erased` readmits them.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ IS_ERASED = "_is_erased"
 
 
 def digest_user(user: str) -> str:
-    """Returns the digest by which an erased user is known: SHA-256 of the normalised id."""
+    """Returns the digest that identifies an erased user: SHA-256 of the normalised id."""
     return hashlib.sha256(clean_text(user).encode()).hexdigest()
 
 
 def digest_of(user: Column) -> Column:
-    """Returns the same of a column of ids as delivered."""
+    """Returns the same digest for a column of delivered ids."""
     return F.sha2(clean_id(user), 256)
 
 
@@ -43,22 +43,22 @@ def read_erased(spark: SparkSession, settings: Settings) -> DataFrame | None:
 
 
 def mark_erased(rows: DataFrame, erased: DataFrame | None) -> DataFrame:
-    """Adds `_is_erased`: is the row of a user who stays away.
+    """Adds `_is_erased`: whether the row belongs to an erased user.
 
     Args:
         rows: with `user_id`, as delivered.
-        erased: of `read_erased`.
+        erased: result of `read_erased`.
     """
     if erased is None:
         return rows.withColumn(IS_ERASED, F.lit(False))
     known = F.broadcast(erased.withColumn(IS_ERASED, F.lit(True)))
-    # No anti join: the summary tells how many rows are left out, so they are counted before they go.
+    # No anti join: the summary reports the number of omitted rows, so they are counted first.
     marked = rows.join(known, digest_of(F.col("user_id")) == F.col("user_digest"), "left")
     return marked.drop("user_digest").fillna(False, [IS_ERASED])
 
 
 def leave_out(rows: DataFrame, erased: DataFrame | None) -> DataFrame:
-    """Leaves out the rows of users who stay away, of a table that has users."""
+    """Leaves out the rows of erased users from a table that has users."""
     if erased is None or "user_id" not in rows.columns:
         return rows
     return rows.join(F.broadcast(erased), digest_of(F.col("user_id")) == F.col("user_digest"), "left_anti")

@@ -1,8 +1,8 @@
-"""Which rows tell of a user, and how they leave a table for good: from its rows, its old versions and its log.
+"""Finds the rows about a user and deletes them for good: from a table's rows, its old versions and its log.
 
-A table of the contract with a column `user_id` holds users; so does `quarantined_rows`, whose payload is the refused
-row. Raw rows name users as they were delivered, with blanks or broken characters around the id, or within a text that
-could not be parsed; those count too. The tables of places and of figures about tables hold no user.
+A table of the contract with a column `user_id` holds users. So does `quarantined_rows`, whose payload is the refused
+row. Raw rows name users as delivered: with blanks or broken characters around the id, or within a text that could not
+be parsed. Such rows count too. The tables of POIs and of figures about tables hold no users.
 """
 
 import contextlib
@@ -44,9 +44,9 @@ class Found:
 
     Attributes:
         rows: rows of the latest version.
-        kept_rows: rows of all data files that lie there, whatever version they are of.
+        kept_rows: rows of all stored data files, of any version.
         log_files: files of the log.
-        users: digests of those who were found.
+        users: digests of the users that were found.
     """
 
     rows: int = 0
@@ -75,7 +75,7 @@ def user_tables() -> list[str]:
 def conditions(name: str) -> list[Column]:
     """Returns the conditions under which a row names a user of `as_frame`; at most one of them holds.
 
-    They are apart, since equality is a hash join and a search in a text is not.
+    They are separate, since equality is a hash join and a search in a text is not.
     """
     if name == QUARANTINED_ROWS.name:
         fields = (F.get_json_object("payload", f"$.{field}") for field in ("user_id", UNPARSED, RECORD))
@@ -86,26 +86,26 @@ def conditions(name: str) -> list[Column]:
             F.col(field) if field in known else F.lit(None).cast("string") for field in (UNPARSED, RECORD)
         )
         return _as_delivered(F.col("user_id"), *texts)
-    # Normalised here too: an earlier version of the rules may have let padded ids into the table.
+    # Ids are normalised here too: an earlier version of the rules may have let padded ids into the table.
     return [clean_id(F.col("user_id")) == F.col("erased_id")]
 
 
 def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> Found:
-    """Counts where a table names the users; `users` as `as_frame` makes it."""
+    """Counts the places where a table names the users; `users` is the result of `as_frame`."""
     path = retention.table_path(spark, root, name)
     rows = storage.read_table(spark, root, name)
     pattern = id_pattern(_as_in_statistics(rows, name, users))
     with _as_parquet(spark):
         kept = spark.read.option("__globPaths__", "false").schema(spark_schema(TABLES[name])).parquet(path)
         kept_rows = _count(kept, name, users)
-        found = sorted(_named(kept, name, users)) if kept_rows else []
+        digests = sorted(_named(kept, name, users)) if kept_rows else []
     in_log = sum(bool(pattern.search(content)) for content in retention.read_log(path)) if pattern else 0
     # The latest rows are among those that are kept.
-    return Found(_count(rows, name, users) if kept_rows else 0, kept_rows, in_log, tuple(found))
+    return Found(_count(rows, name, users) if kept_rows else 0, kept_rows, in_log, tuple(digests))
 
 
 def _as_in_statistics(rows: DataFrame, name: str, users: DataFrame) -> list[str]:
-    """Returns the ids as statistics hold them, cut to 32 characters, but for beginnings that others share."""
+    """Returns the ids as statistics hold them, cut to 32 characters, except beginnings that other users share."""
     ids = [row["erased_id"] for row in users.collect()]
     long = {user[:STATISTICS_LENGTH] for user in ids if len(user) > STATISTICS_LENGTH}
     if long and "user_id" in TABLES[name].column_names:
@@ -120,24 +120,24 @@ def _as_in_statistics(rows: DataFrame, name: str, users: DataFrame) -> list[str]
 
 
 def id_pattern(users: Sequence[str]) -> re.Pattern[bytes] | None:
-    """Returns what finds ids in a text or a log, each as a word; None for no ids.
+    """Returns a pattern that finds ids in a text or a log, each as a word; None for no ids.
 
-    An id is found as it is and as JSON and HTML spell it. One that could be any number or word counts only after the
-    name of a column of users, in the group `said`.
+    The pattern finds an id literally and as JSON and HTML spell it. An id that could be any number or word counts only
+    after the name of a column of users, in the group `said`.
     """
     if not users:
         return None
     plain = [user for user in users if len(user) >= SHORTEST_PLAIN_ID and not user.isdigit()]
-    others = sorted(set(users) - set(plain))
+    ambiguous = sorted(set(users) - set(plain))
     parts = [rb"(?<!\w)(?:" + _any_of(plain) + rb")(?!\w)"] if plain else []
-    # Up to the id the text may hold quotes, also as HTML spells them.
-    said = rb"(?P<said>(?:user|sample)_id(?:\W|&quot;|&#34;){1,24})"
-    parts += [said + rb"(?:" + _any_of(others) + rb")(?!\w)"] if others else []
+    # Quotes may stand before the id, also as HTML spells them.
+    column_name = rb"(?P<said>(?:user|sample)_id(?:\W|&quot;|&#34;){1,24})"
+    parts += [column_name + rb"(?:" + _any_of(ambiguous) + rb")(?!\w)"] if ambiguous else []
     return re.compile(b"|".join(parts))
 
 
 def delete_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> None:
-    """Deletes the rows that tell of the users; the ids come from a frame, so that no commit spells them out."""
+    """Deletes the rows about the users; the ids come from a frame, so that no commit contains them."""
     location = storage.table_location(root, name)
     is_named = root.startswith(CATALOG_PREFIX)
     table = DeltaTable.forName(spark, location) if is_named else DeltaTable.forPath(spark, location)
@@ -147,12 +147,12 @@ def delete_users(spark: SparkSession, root: str, name: str, users: DataFrame) ->
 
 def _any_of(users: Sequence[str]) -> bytes:
     spellings = {spelling for user in users for spelling in _spellings(user)}
-    # The longer ones first: an alternative that begins another must not win.
+    # Longer ids first: an id that is a prefix of another must not match in its place.
     return b"|".join(re.escape(text) for text in sorted(spellings, key=lambda text: (-len(text), text)))
 
 
 def _spell_in_json(text: str) -> set[str]:
-    """The id with and without escapes; a number also as records of earlier versions tell a float: 1.0126086E7."""
+    """Returns the id with and without escapes; a number also as a float of earlier versions: 1.0126086E7."""
     spelt = {json.dumps(text, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
     if re.fullmatch(r"[1-9]\d{7,15}", text):
         digits = text.rstrip("0")
@@ -161,7 +161,7 @@ def _spell_in_json(text: str) -> set[str]:
 
 
 def _spellings(user: str) -> set[bytes]:
-    """An id in UTF-8, in JSON with and without escapes, both within a text of JSON, and all of them in HTML."""
+    """Returns an id in UTF-8, in JSON with and without escapes, both nested in a JSON string, and all in HTML."""
     once = _spell_in_json(user)
     plain = {user} | once | {text for spelling in once for text in _spell_in_json(spelling)}
     return {text.encode() for text in plain | {html.escape(text) for text in plain}}
@@ -176,38 +176,38 @@ def _count(rows: DataFrame, name: str, users: DataFrame) -> int:
 
 
 def _named(rows: DataFrame, name: str, users: DataFrame) -> set[str]:
-    """Returns the digests of those users of whom rows tell."""
-    found: set[str] = set()
+    """Returns the digests of the users that the rows name."""
+    digests: set[str] = set()
     for condition in conditions(name):
         named = F.broadcast(users).join(rows, condition).select("user_digest").distinct()
-        found |= {row["user_digest"] for row in named.collect()}
-    return found
+        digests |= {row["user_digest"] for row in named.collect()}
+    return digests
 
 
 def _as_delivered(user: Column, unparsed: Column, record: Column) -> list[Column]:
-    """The id with blanks around it; the id among broken characters, or in a record of which no user could be read."""
+    """Returns two conditions: the id with blanks around it; the id in broken text or in a record without a user."""
     erased = F.col("erased_id")
     in_text = (user.rlike(_BROKEN) & _names(user)) | _names(unparsed)
     in_text |= user.isNull() & _names(record)
     is_user = (clean_id(user) == erased) | (_bare(user) == erased)
-    # Null-safe: a row of which no user could be read would otherwise meet neither condition.
+    # Null-safe: a row without a readable user would otherwise meet neither condition.
     return [_bare(user) == erased, (in_text | is_user) & ~_bare(user).eqNullSafe(erased)]
 
 
 def _bare(text: Column) -> Column:
-    """The id without blanks and without what damage leaves around it."""
+    """Returns the id without blanks and broken characters around it."""
     return clean_id(F.regexp_replace(text, f"^{_AROUND}+|{_AROUND}+$", ""))
 
 
 def _names(text: Column) -> Column:
-    """Does the text hold the id as a word, literally, as it is or as JSON spells it."""
+    """Tells whether the text holds the id as a word, literally or as JSON spells it."""
     return text.isNotNull() & F.exists("spellings", lambda word: _has_word(text, word))
 
 
 def _has_word(text: Column, word: Column) -> Column:
-    # An id may hold \E, which would end the quotation: there it is closed, \E is spelled out, and it goes on.
+    # An id may hold \E, which would end the quotation. So the quotation is closed there and reopened after the \E.
     literal = F.concat(F.lit(r"\Q"), F.replace(word, F.lit(r"\E"), F.lit(r"\E\\E\Q")), F.lit(r"\E"))
-    # Not \b: beside an id that begins or ends with a sign, it would ask for a letter around the id.
+    # Not \b: next to an id that begins or ends with a sign, it would require a letter around the id.
     quoted = F.concat(F.lit(r"(?<![\p{L}\p{N}_])"), literal, F.lit(r"(?![\p{L}\p{N}_])"))
     return F.regexp(text, quoted)
 
@@ -226,7 +226,7 @@ def _as_parquet(spark: SparkSession) -> Iterator[None]:
 
 
 def as_frame(spark: SparkSession, users: Sequence[str]) -> DataFrame:
-    """Returns the ids as a frame, each once.
+    """Returns the distinct ids as a frame.
 
     Columns: `erased_id`; `user_digest` as `erased_users` keeps it; `spellings`, how a record may write the id.
     """

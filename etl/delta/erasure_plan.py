@@ -1,7 +1,7 @@
-"""What an erasure has set out to do and how far it got, so that one that was killed is ended by the next.
+"""The plan and the progress of an erasure, so that the next attempt can finish one that was killed.
 
 `{storage.artifacts}/erasures/unfinished.json` is written before anything is deleted, and after every step; it names
-users by their digests only. While it is there, nothing is published and no features are made: a table may show an
+users by their digests only. While it exists, nothing is published and no features are computed: a table may show an
 older version for a moment.
 """
 
@@ -22,16 +22,16 @@ class Plan:
 
     Attributes:
         users: digests of the users, sorted.
-        run_id: of the first attempt; releases and withdrawals carry it.
-        attempts: how often the command was run for it.
+        run_id: run id of the first attempt; releases and withdrawals carry it.
+        attempts: number of runs of the command for this erasure.
         before: counts by table, as the first attempt found them.
-        files: files outside the tables that named the users then.
+        files: files outside the tables that named the users at that time.
         found: digests of the users that were found anywhere.
-        tables: tables that named them.
-        carried: the releases to be carried over, as rows of `releases`, the current one last.
+        tables: tables that named the users.
+        carried: releases to carry over, as rows of `releases`, the current one last.
         latest: by table, the version that was the latest before anything was deleted.
-        starts: by table, the version at which its history starts; a table is done once it is here.
-        versions: by table, the version that now shows what an old one showed, by old version.
+        starts: by table, the version at which its history starts; a table is done once it is listed here.
+        versions: by table, old version -> version that takes its place.
         releases: the carried releases as they are published, as rows of `releases`.
         withdrawn: numbers of the releases that are withdrawn.
     """
@@ -57,10 +57,10 @@ def load_plan(artifacts: str, users: Sequence[str], *, run_id: str) -> Plan:
     Args:
         artifacts: folder of artefacts.
         users: digests.
-        run_id: of this attempt.
+        run_id: run id of this attempt.
 
     Raises:
-        ErasureUnfinishedError: an erasure of others was begun and has not ended.
+        ErasureUnfinishedError: an erasure of other users has begun and not ended.
     """
     path = plan_path(artifacts)
     if not path.is_file():
@@ -72,7 +72,7 @@ def load_plan(artifacts: str, users: Sequence[str], *, run_id: str) -> Plan:
 
 
 def save_plan(artifacts: str, plan: Plan) -> None:
-    """Writes how far the erasure got, in one step."""
+    """Writes the progress of the erasure atomically."""
     write_json(plan_path(artifacts), asdict(plan))
 
 
@@ -82,7 +82,7 @@ def end_plan(artifacts: str) -> None:
 
 
 def refuse_unfinished_erasure(artifacts: str) -> None:
-    """Raises ErasureUnfinishedError if an erasure was begun and has not ended."""
+    """Raises ErasureUnfinishedError if an erasure has begun and not ended."""
     path = plan_path(artifacts)
     if path.is_file():
         plan = Plan(**read_json(path, expected="the plan of an erasure"))
@@ -90,5 +90,5 @@ def refuse_unfinished_erasure(artifacts: str) -> None:
 
 
 def plan_path(artifacts: str) -> Path:
-    """Returns where the plan of an unfinished erasure lies."""
+    """Returns the path of the plan of an unfinished erasure."""
     return Path(artifacts) / "erasures" / UNFINISHED

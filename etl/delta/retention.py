@@ -1,11 +1,11 @@
-"""What Delta keeps beyond the rows of today: old files, and a log that tells of them. Frees what nothing pins.
+"""Retention of old Delta files and log entries; deletes those that nothing pins.
 
-`vacuum_table` deletes data files that no version to be kept needs, and only after Delta itself has listed the files of
-the latest and of every pinned version and none of them is among the doomed. Spark's own VACUUM knows an age only;
-which versions a release or a training still reads is known here. `forget_history` makes the present version the first:
-the files of all others go, and so does the log, whose statistics hold the smallest and largest value of every column.
-The log is written by Spark and tended by the `deltalake` library and the file system, so the root must be a folder or a
-URI that pyarrow opens, or a metastore's table that lies in one.
+`vacuum_table` deletes data files that no kept version needs. Before that, Delta itself lists the files of the latest
+and of every pinned version, and none of them may be among those to delete. Spark's own VACUUM knows an age only; this
+module also knows which versions a release or a training still reads. `forget_history` makes the present version the
+first: it deletes the files of all others and the log, whose statistics hold the smallest and largest value of every
+column. Spark writes the log; the `deltalake` library and the file system maintain it. So the root must be a folder or
+a URI that pyarrow opens, or a metastore's table that lies in one.
 """
 
 import re
@@ -38,7 +38,7 @@ def table_path(spark: SparkSession, root: str, name: str) -> str:
         row = SparkDeltaTable.forName(spark, location).detail().select("location").first()
         assert row is not None, "a table that exists has a location"
         location = str(row["location"])
-    return re.sub("^s3a://", "s3://", location)  # Hadoop's word for what all others call s3
+    return re.sub("^s3a://", "s3://", location)  # Hadoop's name for s3
 
 
 def vacuum_table(
@@ -50,25 +50,25 @@ def vacuum_table(
     hours: float,
     dry_run: bool = False,
 ) -> list[str]:
-    """Deletes data files that neither a version to be kept needs nor an age protects; commits nothing.
+    """Deletes data files that no kept version needs and no age protects; commits nothing.
 
-    The `deltalake` library's own vacuum keeps versions too, but commits twice that it was made: an audited table would
-    then have changed since its audit.
+    The `deltalake` library's own vacuum keeps versions too, but it makes two commits: an audited table would then have
+    changed since its audit.
 
     Args:
-        spark: session that lists once more, for the guard, what must stay.
+        spark: session that lists, as a second check, the files that must stay.
         root: table root.
         name: the table.
-        keep_versions: versions that stay readable, as far as the log knows them; the latest one does anyway.
-        hours: versions that were the latest within so long stay, for jobs that are at them, and so do younger files,
-            for jobs that have not committed them yet.
-        dry_run: only tell.
+        keep_versions: versions that stay readable, as far as the log knows them; the latest one always does.
+        hours: age limit. Versions that were the latest within it stay, for jobs that still read them, and so do
+            younger files, for jobs that have not committed them yet.
+        dry_run: list the files without deleting them.
 
     Returns:
         The files deleted, as paths of their file system.
 
     Raises:
-        DeletionRefusedError: Delta counts a file that would go among those of the latest or of a pinned version.
+        DeletionRefusedError: by Delta's list, the latest or a pinned version needs one of the files to delete.
     """
     path = table_path(spark, root, name)
     system, folder = open_folder(path)
@@ -92,14 +92,14 @@ def vacuum_table(
 
 
 def missing_files(spark: SparkSession, root: str, name: str, version: int) -> list[str]:
-    """Returns the data files of a version that are not there, or not in full length.
+    """Returns the data files of a version that are missing or cut short.
 
     Raises:
         DeltaError: the log no longer has the version.
     """
     path = table_path(spark, root, name)
     system, folder = open_folder(path)
-    found = {
+    sizes = {
         _below(folder, info.path): info.size
         for info in system.get_file_info(fs.FileSelector(folder, recursive=True))
         if info.is_file
@@ -108,15 +108,15 @@ def missing_files(spark: SparkSession, root: str, name: str, version: int) -> li
     return [
         unquote(row["path"])
         for row in files.to_pylist()
-        if found.get(unquote(row["path"])) != row["size_bytes"]
+        if sizes.get(unquote(row["path"])) != row["size_bytes"]
     ]
 
 
 def start_history_anew(spark: SparkSession, root: str, name: str) -> int:
-    """Commits a version with the same rows that tells nothing of the files before it, and returns it.
+    """Commits a version with the same rows that does not refer to earlier files, and returns it.
 
-    The commit that deletes rows tells the statistics of the files that it removes, so it cannot be the first of a
-    history that must not know them. A checkpoint lets the log begin here (`forget_history`).
+    The commit that deletes rows holds the statistics of the files that it removes. So it cannot be the first of a
+    history that must not contain them. A checkpoint lets the log begin here (`forget_history`).
     """
     location = table_location(root, name)
     table = location if root.startswith(CATALOG_PREFIX) else f"delta.`{location}`"
@@ -129,7 +129,7 @@ def start_history_anew(spark: SparkSession, root: str, name: str) -> int:
 def show_version(spark: SparkSession, root: str, name: str, version: int) -> int:
     """Commits a version with the rows of an earlier one, from the same files, and returns it.
 
-    By `deltalake`, which compares two lists of files; Delta's own command runs Spark jobs for it.
+    This uses `deltalake`, which compares two lists of files; Delta's own command runs Spark jobs for it.
     """
     DeltaTable(table_path(spark, root, name)).restore(version)
     return table_version(spark, root, name)
@@ -144,18 +144,18 @@ def forget_history(spark: SparkSession, root: str, name: str, start: int) -> int
         spark: session.
         root: table root.
         name: the table.
-        start: version that `start_history_anew` has made.
+        start: version that `start_history_anew` has committed.
     """
     path = table_path(spark, root, name)
     versions = range(start, table_version(spark, root, name) + 1)
-    gone = vacuum_table(spark, root, name, keep_versions=versions, hours=0)
+    deleted = vacuum_table(spark, root, name, keep_versions=versions, hours=0)
     system, folder = open_folder(path)
     for info in system.get_file_info(fs.FileSelector(f"{folder}/_delta_log", recursive=True)):
         match = _LOG_FILE.match(info.base_name)
         if info.is_file and match and int(match.group(1)) < start:
             system.delete_file(info.path)
-            gone.append(info.path)
-    return len(gone)
+            deleted.append(info.path)
+    return len(deleted)
 
 
 def read_log(path: str) -> Iterator[bytes]:
@@ -175,11 +175,11 @@ def open_folder(path: str) -> tuple[fs.FileSystem, str]:
     """Returns the file system of a folder or URI, and the folder on it."""
     if urlparse(path).scheme:
         return fs.FileSystem.from_uri(path)
-    return fs.LocalFileSystem(), path  # as it is: in a path, '#' and '?' are letters like others
+    return fs.LocalFileSystem(), path  # unchanged: '#' and '?' are ordinary characters in a path
 
 
 def _commits(spark: SparkSession, root: str, name: str) -> dict[int, float]:
-    """Returns the versions that the log knows, with the second of each; `deltalake` finds none below a '#'."""
+    """Returns the versions in the log with the time of each in seconds; `deltalake` finds none below a '#'."""
     rows = (
         table_history(spark, root, name).select("version", F.unix_millis("timestamp").alias("ms")).collect()
     )
@@ -187,13 +187,13 @@ def _commits(spark: SparkSession, root: str, name: str) -> dict[int, float]:
 
 
 def _versions_kept(commits: Mapping[int, float], pinned: Sequence[int], since: datetime) -> list[int]:
-    """Versions of the log that are pinned, and those that were the latest at `since` or after it."""
+    """Returns the versions of the log that are pinned, or were the latest at `since` or after it."""
     before = [version for version, seconds in commits.items() if seconds < since.timestamp()]
     return sorted(version for version in commits if version in pinned or version >= max(before, default=0))
 
 
 def _is_data_file(path: str) -> bool:
-    """Files of the log, and whatever else begins with an underscore or a dot, are not the table's data."""
+    """Tells whether a file holds data; the log, and other names that begin with an underscore or a dot, do not."""
     return path.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
@@ -202,9 +202,9 @@ def _below(folder: str, path: str) -> str:
 
 
 def _files_of(table: DeltaTable) -> set[str]:
-    """The files of a version, as paths below the table's folder.
+    """Returns the files of a version, as paths below the table's folder.
 
-    Not `file_uris`: how much of those is encoded depends on the folder's name. The log encodes each path once.
+    Not `file_uris`: their encoding depends on the folder's name. The log encodes each path exactly once.
     """
     paths = pa.table(table.get_add_actions()).column("path").to_pylist()
     return {unquote(path) for path in paths}
@@ -213,7 +213,7 @@ def _files_of(table: DeltaTable) -> set[str]:
 def _refuse_live_files(
     spark: SparkSession, root: str, name: str, doomed: Sequence[str], pinned: Sequence[int]
 ) -> None:
-    """Raises if Delta needs one of the files. Base names are compared: they are unique, and nothing encodes them."""
+    """Raises if Delta needs one of the files. It compares base names, which are unique and never encoded."""
     names = {file.rpartition("/")[2]: file for file in doomed}
     for version in (None, *pinned):
         needed = read_table(spark, root, name, version=version).inputFiles()
@@ -225,7 +225,7 @@ def _refuse_live_files(
 
 
 def _delete_checksum(system: fs.FileSystem, file: str) -> None:
-    """Deletes the checksum that Hadoop keeps beside a file of a local folder."""
+    """Deletes the checksum that Hadoop keeps next to a file of a local folder."""
     folder, _, base = file.rpartition("/")
     checksum = f"{folder}/.{base}.crc"
     if system.get_file_info(checksum).is_file:

@@ -56,9 +56,9 @@ _VIOLATION = re.compile(r"(CHECK|NOT NULL) constraint [^\n]{1,400}", re.IGNORECA
 
 
 def table_location(root: str, name: str) -> str:
-    """Returns what a Delta reader takes: a path, or `catalog.table` for a root of the form `catalog:NAME`.
+    """Returns the name that a Delta reader takes: a path, or `catalog.table` for a root of the form `catalog:NAME`.
 
-    A relative folder is made absolute: Delta takes `warehouse/raw_pois` for the name of a table.
+    A relative folder is made absolute: Delta would take `warehouse/raw_pois` for the name of a table.
     """
     if root.startswith(CATALOG_PREFIX):
         return f"{root.removeprefix(CATALOG_PREFIX)}.{name}"
@@ -77,7 +77,7 @@ def table_version(spark: SparkSession, root: str, name: str) -> int:
     """Returns the latest version of the table; MissingInputError if there is none."""
     _require(spark, root, name)
     none = spark._jvm.scala.Option.empty()  # type: ignore[union-attr]
-    # Delta's Python knows no call for it but the history, which takes a Spark job.
+    # Delta's Python API offers this only through the history, which takes a Spark job.
     return int(_delta_table(spark, root, name)._jdt.deltaLog().update(False, none, none).version())
 
 
@@ -90,7 +90,7 @@ def table_history(spark: SparkSession, root: str, name: str) -> DataFrame:
 def read_table(spark: SparkSession, root: str, name: str, *, version: int | None = None) -> DataFrame:
     """Reads a table, at its latest version unless one is given.
 
-    A column of the contract that may be null, and that a table made before it does not have, is null.
+    A nullable column of the contract that an older table lacks is read as null.
 
     Raises:
         MissingInputError: the table has never been written.
@@ -128,8 +128,8 @@ def replace_day(
         day: the job's day; every row gets it.
         run_id: kept in the commit, not in the rows.
         job: kept in the commit.
-        where: replaces only the rows of the day that match this condition, as every row of `frame` must; for tables
-            that several jobs write.
+        where: condition on the rows that are replaced, which every row of `frame` must match; for tables that several
+            jobs write.
         metadata: further facts for the commit's metadata (`etl/delta/commits.py`).
 
     Raises:
@@ -162,7 +162,7 @@ def replace_days(
         SchemaError: a column of the contract is missing.
         ConflictingWriteError: another run replaced such rows at the same time.
     """
-    # Not BETWEEN: Delta looks at the condition before Spark has replaced that.
+    # Not BETWEEN: Delta reads the condition before Spark has rewritten it as two comparisons.
     only = f"day >= DATE'{first_day}' AND day <= DATE'{day}' AND ({where})"
     return _replace_where(frame, name, root, day=day, only=only, metadata=_commit_metadata(job, day, run_id))
 
@@ -187,7 +187,7 @@ def merge_rows(
         job: kept in the commit.
         day: the job's day.
         delete_where: condition on `target`; rows of the table that match it and have no row in `frame` are deleted.
-            A rerun names here what the run before it may have added.
+            A rerun uses it for rows that the run before it may have added.
 
     Raises:
         DuplicateKeyError: a key occurs twice in `frame`.
@@ -199,7 +199,7 @@ def merge_rows(
     _refuse_duplicate_keys(rows, contract)
     create_if_missing(spark, contract, root)
     condition = " AND ".join(f"target.{key} = source.{key}" for key in contract.key)
-    # Null-safe: with `=` a change from or to null would itself be null, and the row would never be updated.
+    # Null-safe: `=` is null where a value changes from or to null, and the row would never be updated.
     changed = " OR ".join(f"NOT (target.{c} <=> source.{c})" for c in contract.business_columns)
     merge = (
         _delta_table(spark, root, name)
@@ -217,11 +217,11 @@ def merge_rows(
 def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str, day: date) -> int:
     """Appends rows with new keys to a log table and returns the new version.
 
-    A retry of the same run finds its rows there, equal in every column, and appends nothing; a key that is there with
-    other content is refused, never skipped.
+    A retry of the same run finds its rows in the table, equal in every column, and appends nothing. A key that the
+    table holds with other content is refused, never skipped.
 
     Raises:
-        DuplicateKeyError: a key is there already with other content, or occurs twice.
+        DuplicateKeyError: the table holds a key with other content, or a key occurs twice.
         ConflictingWriteError: another run appended at the same time.
     """
     contract = TABLES[name]
@@ -244,7 +244,7 @@ def append_log(frame: DataFrame, name: str, root: str, *, run_id: str, job: str,
     location = table_location(root, name)
     save = writer.saveAsTable if root.startswith(CATALOG_PREFIX) else writer.save
     version = _commit(spark, lambda: save(location), root, name, day)
-    # The anti-join above leaves out keys that another run took since the check; then our rows are not there.
+    # The anti-join above leaves out keys that another run took since the check; then our rows are missing.
     if not rows.join(read_table(spark, root, name), [*key, "run_id"], "left_anti").isEmpty():
         raise ConflictingWriteError(table=name, day=str(day), cause="the keys were taken meanwhile")
     return version
@@ -273,7 +273,7 @@ def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:
 
 
 def create_if_missing(spark: SparkSession, contract: TableContract, root: str) -> None:
-    """Makes a table without rows by its contract; one that is there is brought up to it (`update_table`)."""
+    """Creates an empty table from its contract; an existing table is brought up to it (`update_table`)."""
     if table_exists(spark, root, contract.name):
         update_table(spark, contract, root)
         return
@@ -289,17 +289,17 @@ def create_if_missing(spark: SparkSession, contract: TableContract, root: str) -
         builder = builder.property(f"{CONSTRAINT}{constraint}", condition)
     for key, value in TABLE_PROPERTIES.items():
         builder = builder.property(key, value)
-    # Another run may make the table at this moment, by the same contract: then it is there.
+    # Another run may create the table at this moment, from the same contract: then it exists.
     with contextlib.suppress(*_CONFLICTS):
         builder.execute()
 
 
 def update_table(spark: SparkSession, contract: TableContract, root: str) -> None:
-    """Brings a table made by an earlier contract up to what the contract allows now, in one commit without rows.
+    """Brings a table of an earlier contract up to the present one, in one commit without rows.
 
-    Columns that may be null are added; NOT NULL, of columns and of array elements, and our CHECK constraints are
-    dropped where the contract has them no more. Nothing is tightened, and nothing of a user's own is touched. Usually
-    nothing is to do, and then the cost is a look at the log.
+    Nullable columns are added. NOT NULL (of columns and of array elements) and our CHECK constraints are dropped where
+    the contract no longer has them. Nothing is tightened, and changes by users of the table are left alone. Usually
+    nothing has changed, and then the cost is one look at the log.
 
     Raises:
         ConflictingWriteError: other runs kept committing meanwhile.
@@ -307,17 +307,17 @@ def update_table(spark: SparkSession, contract: TableContract, root: str) -> Non
     for attempt in range(ATTEMPTS):
         log = _delta_table(spark, root, contract.name)._jdt.deltaLog()
         none = spark._jvm.scala.Option.empty()  # type: ignore[union-attr]
-        found = log.update(False, none, none).metadata()
-        schema = StructType.fromJson(json.loads(found.schemaString()))
-        wanted, gone = loosen_schema(schema, contract), _dropped_constraints(spark, found, contract)
-        if wanted == schema and not gone:
+        metadata = log.update(False, none, none).metadata()
+        schema = StructType.fromJson(json.loads(metadata.schemaString()))
+        loosened, dropped = loosen_schema(schema, contract), _dropped_constraints(spark, metadata, contract)
+        if loosened == schema and not dropped:
             return
-        # SQL has no command for it: ALTER TABLE cannot let elements of an array be null, and takes a commit a column.
+        # No SQL command does this: ALTER TABLE cannot make array elements nullable, and takes one commit per column.
         transaction = log.startTransaction(none, none)
-        transaction.updateMetadata(_with_schema(found, wanted, gone), False)
+        transaction.updateMetadata(_with_schema(metadata, loosened, dropped), False)
         try:
             transaction.commit(
-                _scala(spark, _NIL), _scala(spark, _MANUAL_UPDATE), found.configuration().empty()
+                _scala(spark, _NIL), _scala(spark, _MANUAL_UPDATE), metadata.configuration().empty()
             )
             return
         except Py4JJavaError as error:
@@ -331,9 +331,9 @@ def update_table(spark: SparkSession, contract: TableContract, root: str) -> Non
                 ) from error
 
 
-def _dropped_constraints(spark: SparkSession, found: JavaObject, contract: TableContract) -> list[str]:
-    """Returns the properties of CHECK constraints that an earlier contract had made and this one has not."""
-    properties = spark._jvm.scala.jdk.javaapi.CollectionConverters.asJava(found.configuration())  # type: ignore[union-attr]
+def _dropped_constraints(spark: SparkSession, metadata: JavaObject, contract: TableContract) -> list[str]:
+    """Returns the properties of CHECK constraints that an earlier contract had and this one no longer has."""
+    properties = spark._jvm.scala.jdk.javaapi.CollectionConverters.asJava(metadata.configuration())  # type: ignore[union-attr]
     ours = {f"{column.name}_{kind}" for column in contract.columns for kind in ("range", "known", "lengths")}
     return [
         name
@@ -343,14 +343,14 @@ def _dropped_constraints(spark: SparkSession, found: JavaObject, contract: Table
     ]
 
 
-def _with_schema(found: JavaObject, schema: StructType, gone: list[str]) -> JavaObject:
+def _with_schema(metadata: JavaObject, schema: StructType, dropped: list[str]) -> JavaObject:
     """Returns the metadata of a table with another schema and without some properties."""
-    properties = found.configuration()
-    for name in gone:
+    properties = metadata.configuration()
+    for name in dropped:
         properties = properties.removed(name)
-    return found.copy(
-        found.id(), found.name(), found.description(), found.format(), schema.json(),
-        found.partitionColumns(), properties, found.createdTime(),
+    return metadata.copy(
+        metadata.id(), metadata.name(), metadata.description(), metadata.format(), schema.json(),
+        metadata.partitionColumns(), properties, metadata.createdTime(),
     )  # fmt: skip
 
 
@@ -360,11 +360,11 @@ def _scala(spark: SparkSession, name: str) -> JavaObject:
 
 
 def _has_only_new_keys(rows: DataFrame, stored: DataFrame, contract: TableContract) -> bool:
-    """Tells in one query whether there are rows and every key is there once, and not in the table."""
+    """Tells in one query whether there are rows, and each key occurs once and is not yet in the table."""
     key = list(contract.key)
     keys = rows.groupBy(*key).count().join(stored.select(*key, F.lit(1).alias("is_stored")), key, "left")
-    found = keys.agg(F.max("count").alias("most"), F.count("is_stored").alias("num_stored")).first()
-    return found is not None and found["most"] == 1 and not found["num_stored"]
+    counts = keys.agg(F.max("count").alias("most"), F.count("is_stored").alias("num_stored")).first()
+    return counts is not None and counts["most"] == 1 and not counts["num_stored"]
 
 
 def _refuse_duplicate_keys(rows: DataFrame, contract: TableContract) -> None:
@@ -405,7 +405,7 @@ def _with_commit_metadata(spark: SparkSession, metadata: str, write: Callable[[]
 
 def _commit(spark: SparkSession, write: Callable[[], object], root: str, name: str, day: date) -> int:
     """Runs a write and returns the table's version after it."""
-    # Else a write that commits nothing would return the version of an earlier commit, maybe of another table.
+    # Otherwise a write that commits nothing would return the version of an earlier commit, maybe of another table.
     spark.conf.unset(LAST_COMMIT)
     try:
         write()

@@ -1,7 +1,7 @@
-"""Days that a delivery cannot mean: after today, before the earliest event, or far beyond the last delivered day.
+"""Implausible days of a delivery: after today, before the earliest event, or far beyond the last delivered day.
 
-The index runs strictly forward, so one night of a mistyped year would block every later night. Checked before anything
-is written; `--any-day` lets such a day through.
+The index runs strictly forward, so one run with a mistyped year would block every later run. The check comes before
+anything is written; `--any-day` lets such a day through.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def refuse_unlikely_day(context: JobContext, spark: SparkSession) -> None:
     """Checks the day of a job that delivers or indexes.
 
     Raises:
-        UnlikelyDayError: the day cannot be meant, and `--any-day` was not given.
+        UnlikelyDayError: the day is implausible, and `--any-day` was not given.
     """
     if context.options.any_day:
         return
@@ -36,13 +36,13 @@ def refuse_unlikely_day(context: JobContext, spark: SparkSession) -> None:
 
 
 def find_problem(day: date, *, today: date, earliest: date, last: Callable[[], date | None]) -> str | None:
-    """Returns why a day cannot be meant, in words; None if it can.
+    """Returns the reason why a day is implausible, in words; None if it is plausible.
 
     Args:
-        day: of the job.
-        today: UTC.
+        day: day of the job.
+        today: present day, UTC.
         earliest: first day that an event may have.
-        last: returns the last day before it that has delivered; None before the first delivery. Asked last, as it
+        last: returns the last earlier day with a delivery; None before the first delivery. It is called last, as it
             reads a table.
     """
     if day > today:

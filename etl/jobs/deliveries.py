@@ -1,9 +1,9 @@
-"""What of a source is new: rows that no other day has delivered, and POIs that the index lacks or holds otherwise.
+"""New content of a source: rows that no other day has delivered, and POIs that the index lacks or holds differently.
 
-A row is new if it has not been delivered, accepted or refused, on another day; the day on which it happened does not
-matter. So late rows arrive with the next delivery, a night that did not run is made up for by the next one, and a file
-that is delivered again brings nothing. Rows are compared by content with those of `raw_actions` whose event days the
-source touches, so that a night stays cheap. POIs are compared with the index and with those that it has refused.
+A row is new if no other day has delivered it, whether it was accepted or refused; the day of its event does not
+matter. So late rows arrive with the next delivery, the next run makes up for a missed one, and a file that is
+delivered again brings nothing. To keep a run cheap, rows are compared by content only with those rows of
+`raw_actions` whose event days the source touches. POIs are compared with the index and with the POIs that it refused.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ POI_CONTENT = tuple(
 
 @dataclass(frozen=True)
 class Warehouse:
-    """What other days have delivered, as seen from the day of a delivery; empty where there are no tables yet."""
+    """The deliveries of other days, as seen from the day of a delivery; empty where there are no tables yet."""
 
     spark: SparkSession
     settings: Settings
@@ -63,7 +63,7 @@ class Warehouse:
 
     @cached_property
     def index(self) -> DataFrame | None:
-        """`poi_index` as other days have made it: as it stood before the day, or without it if later ones are indexed.
+        """`poi_index` of other days: as it stood before the day, or without the day if later days are indexed.
 
         None if there is no index.
         """
@@ -115,7 +115,7 @@ class Warehouse:
 
 
 def is_later(ts_ms: Column, *, day: date) -> Column:
-    """Tells whether a time lies after a day: such a row is not due yet. A time that cannot be dated is not later."""
+    """Tells whether a time lies after a day, so that its row is not due yet. A time without a date is not later."""
     dated = ts_ms.between(FIRST_MS, LAST_MS - 1)
     return F.coalesce(F.when(dated, spacetime.event_date(ts_ms) > F.lit(day)), F.lit(False))
 
@@ -134,16 +134,16 @@ def keep_new_actions(rows: DataFrame, delivered: DataFrame | None) -> DataFrame:
 
 
 def _with_unreadable(rows: DataFrame) -> DataFrame:
-    """Adds the record where a key could not be read: all such rows look alike, and are not the same."""
+    """Adds the record where a key could not be read: such rows look alike but are not equal."""
     lost = F.col("user_id").isNull() | F.col("poi_id").isNull() | F.col("action_ts_ms").isNull()
     return rows.withColumn(UNREADABLE, F.when(lost, F.col("record")))
 
 
 def in_event_days(rows: DataFrame) -> Column:
-    """Returns the condition on `action_ts_ms` that a row is of an event day that some rows touch.
+    """Returns the condition on `action_ts_ms` that a row belongs to one of the event days of some rows.
 
-    It is made of ranges of constants, so that files of other days are not opened. Rows without a day (no time, or none
-    in epoch milliseconds) are of one day together.
+    It consists of ranges of constants, so that files of other days are not opened. Rows without a day (no time, or none
+    in epoch milliseconds) count as one day.
     """
     touched = rows.select(_event_day(F.col("action_ts_ms")).alias("event_day")).distinct().collect()
     days = [row["event_day"] for row in touched if row["event_day"] is not None]
@@ -156,18 +156,18 @@ def in_event_days(rows: DataFrame) -> Column:
 
 
 def keep_unknown(rows: DataFrame, known: DataFrame, names: Sequence[str]) -> DataFrame:
-    """Keeps the rows of which no known row agrees in all the named columns; nulls agree with each other."""
+    """Keeps the rows that differ from every known row in the named columns; nulls are equal to each other."""
     other = known.select(*(F.col(name).alias(f"_known_{name}") for name in names))
     content = F.xxhash64(*(F.col(f"_known_{name}") for name in names))
     same = F.xxhash64(*names) == F.col("_known_content")
     for name in names:
-        # With plain equality a row with a null would match no copy of itself, and come again every night.
+        # With plain equality a row with a null would match no copy of itself, and would arrive again in every run.
         same &= F.col(name).eqNullSafe(F.col(f"_known_{name}"))
     return rows.join(other.withColumn("_known_content", content), same, "left_anti")
 
 
 def merge_days(days: Sequence[int], max_ranges: int = MAX_RANGES) -> list[tuple[int, int]]:
-    """Puts days (since 1970) together to ranges of first and last day; too many are joined over the smallest gaps."""
+    """Merges days (since 1970) into ranges of first and last day; too many ranges are joined at the smallest gaps."""
     ordered = sorted(set(days))
     if not ordered:
         return []
@@ -181,11 +181,11 @@ def merge_days(days: Sequence[int], max_ranges: int = MAX_RANGES) -> list[tuple[
 def keep_changed_pois(pois: DataFrame, warehouse: Warehouse) -> DataFrame:
     """Keeps the POIs that the index lacks or holds with another place, name, text or category.
 
-    Rows that an earlier delivery has brought and the index refused are left out while they stay as they are.
+    Rows of an earlier delivery that the index refused are left out as long as they are unchanged.
 
     Args:
         pois: columns of `raw_pois` without `day`.
-        warehouse: what other days have delivered.
+        warehouse: the deliveries of other days.
     """
     index = warehouse.index
     if index is None or index.isEmpty():
@@ -210,7 +210,7 @@ def keep_changed_pois(pois: DataFrame, warehouse: Warehouse) -> DataFrame:
         & poi_index.poi_text().eqNullSafe(F.col("_text"))
         & leaf.eqNullSafe(F.col("_leaf"))
     )
-    # What is said of a POI that was made from logged actions is its first sight; only its place is followed.
+    # A POI derived from logged actions keeps the details of its first sight; only its place is updated.
     is_same = (F.coalesce("is_derived", F.lit(False)) | is_same_text) & (far <= moved_km)
     is_held = F.col("_poi_id").isNotNull() & F.col("_valid_to").isNull() & is_same
     # Read twice below: to find the POIs that are new, and for all rows of these POIs.
@@ -220,16 +220,16 @@ def keep_changed_pois(pois: DataFrame, warehouse: Warehouse) -> DataFrame:
     new = rows.where("NOT _is_held").drop("_is_held")
     if warehouse.refused_pois is not None:
         new = keep_unknown(new, warehouse.refused_pois, POI_CONTENT)
-    # All rows of such a POI, the known ones too: which of several stands is for the index to say, every time alike.
+    # All rows of such a POI, the known ones too: the index decides which of several counts, always in the same way.
     ids = new.select(trimmed("poi_id").alias("_id")).distinct()
     of_poi = trimmed("poi_id").eqNullSafe(F.col("_id"))
     return rows.drop("_is_held").join(ids, of_poi, "left_semi")
 
 
 def shape(frame: DataFrame, contract: TableContract) -> DataFrame:
-    """Selects the columns of a raw table but `day` (kept if it is there); those that the frame lacks are null.
+    """Selects the columns of a raw table except `day` (kept if present); columns that the frame lacks are null.
 
-    Bytes that are no UTF-8 become U+FFFD, which the cleaning refuses: other readers of the table fail on them.
+    Bytes that are not UTF-8 become U+FFFD, which the cleaning refuses; other readers of the table would fail on them.
     """
     have = set(frame.columns)
     columns = []

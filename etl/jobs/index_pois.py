@@ -1,8 +1,9 @@
 """Job `poi_index`: `raw_pois` of the day -> `categories`, `blocks`, `poi_index`, `quarantined_rows`.
 
-Reads, calls the builders of `poi_index.py` and `categories.py`, writes, and reports how full the index is. It runs
-strictly forward, since ids follow the order of first sight: a rebuild replays the catalogue day by day, a rerun of the
-last day gives the same ids. Every other job reads the index as of its day. Run: python -m etl poi_index --day D.
+The job reads, calls the builders of `poi_index.py` and `categories.py`, writes, and reports how full the index is. It
+runs strictly forward, since ids follow the order of first sight: a rebuild replays the catalogue day by day, and a
+rerun of the last day gives the same ids. Every other job reads the index as of its day. Run: python -m etl poi_index
+--day D.
 """
 
 import logging
@@ -75,8 +76,8 @@ def index_pois(context: JobContext, spark: SparkSession) -> JobSummary:
     run.quarantine(
         judged.where("status = 'refused'"), source_table="raw_pois", columns=poi_index.PAYLOAD_COLUMNS
     )
-    # A rerun gives the ids of the day out again. A row that only the earlier run added could have the id of
-    # another one by now, so it is deleted in the same commit.
+    # A rerun assigns the ids of the day again. A row that only the earlier run added could now share the id of
+    # another row, so it is deleted in the same commit.
     of_day = f"target.first_day = DATE'{day}' AND target.index_version = {version}"
     run.merge(new_categories, "categories", delete_where=of_day)
     run.merge(new_blocks, "blocks", delete_where=of_day)
@@ -96,10 +97,10 @@ def describe_pois(accepted: DataFrame) -> DataFrame:
 
 
 def _leave_index(run: JobRun, raw: DataFrame, index: DataFrame, *, last_day: date) -> JobSummary:
-    """Leaves the index as it is for a day before the last indexed one that brings no POI which the index lacks.
+    """Leaves the index unchanged on a day before the last indexed one, if the index has all its POIs.
 
     Raises:
-        IndexOrderError: it brings some.
+        IndexOrderError: the index lacks some of them.
     """
     day = run.context.day
     if not poi_index.keep_unknown_pois(raw, index).isEmpty():
@@ -113,7 +114,7 @@ def _leave_index(run: JobRun, raw: DataFrame, index: DataFrame, *, last_day: dat
 
 
 def _warn_of_shared_places(run: JobRun, judged: DataFrame, settings: Settings) -> None:
-    """Names in a warning the places at which too many POIs lie to have been put there one by one."""
+    """Warns of places that more POIs share than can be right."""
     flagged = judged.where(
         F.array_contains("repairs", poi_index.SHARED_PLACE) & (F.col("status") == "accepted")
     )
@@ -163,7 +164,7 @@ def measure_growth(slots: DataFrame, *, day: date, settings: IndexSettings) -> D
 def _report_growth(
     before: DataFrame, changes: DataFrame, *, day: date, settings: IndexSettings
 ) -> dict[str, object]:
-    """Raises IndexFullError if a block overflows; returns what the summary says about the index after the day."""
+    """Raises IndexFullError if a block overflows; returns the notes on the index after the day."""
     key = ["poi_id", "valid_from"]
     unchanged = before.join(changes.select(*key), key, "left_anti")
     names = ("block_id", "inner_id", "indexed_day", "closed_day", "valid_to")
@@ -196,7 +197,7 @@ def _report_growth(
 
 
 def _with_categories(pois: DataFrame, known: DataFrame, context: JobContext) -> tuple[DataFrame, DataFrame]:
-    """Returns the categories that are new, and the POIs with `category_id` (0 = none)."""
+    """Returns the new categories, and the POIs with `category_id` (0 = none)."""
     known = known.where(F.col("first_day") < context.day)
     new = compute_once(
         categories.build_categories(

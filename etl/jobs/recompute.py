@@ -1,13 +1,13 @@
 """Jobs `clean_actions` and `action_sequences` of a day, and of the later days that the day makes stale.
 
-On a usual night no later day is there, and nothing is done twice. After a correction or a backfill the later days are
-made again, oldest first, so in whatever order days are run, the tables are those of a run in order; and a kill in
-between is made good by the next run of the day, or of any earlier one. Days that are not stale are left alone, and a
-rerun that finds its rows stored already commits nothing: a backfill of many days in order makes each twice at most.
+In a usual run there is no later day, and nothing is done twice. After a correction or a backfill the later days are
+recomputed, oldest first. So the tables are the same in whatever order days are run, and the next run of the day, or of
+any earlier one, repairs a kill in between. Days that are not stale are left alone, and a rerun whose rows are already
+stored commits nothing: a backfill of many days in order computes each twice at most.
 
-Earlier days that were delivered and never cleaned, since their night failed after the delivery, are made first: no
-later delivery would bring their rows again. They are judged with the catalogue of the day that makes up for them, which
-has delivered their POIs.
+Some earlier days may have been delivered and never cleaned, since their run failed after the delivery. They are
+computed first, as no later delivery would bring their rows again. They are judged with the catalogue of the day that
+makes up for them, which has delivered their POIs.
 """
 
 import logging
@@ -25,7 +25,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None = None) -> JobSummary:
-    """Cleans the day, then the later days that were cleaned before it; see `nightly.clean_day`.
+    """Cleans the day, then the later days that were cleaned before it; see `runner.clean_day`.
 
     A later day that was replayed is judged with the catalogue of its replay again.
     """
@@ -33,19 +33,19 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
     for day in undone:
         runner.clean_day(_of_day(context, day), spark, as_of=context.day, may_refuse_all=True)
     is_current, later = _look_around(context, spark, "cleaned_actions", as_of=as_of)
-    # A replay looks for what has changed since; that nothing has is no news.
+    # A replay may refuse all rows once more; that is no error.
     summary = runner.clean_day(
         context, spark, as_of=as_of, skip_equal=is_current, may_refuse_all=as_of is not None
     )
     _tell_undone(summary, undone)
     if not later:
         return summary
-    seen = _read_commits(context, spark, "cleaned_actions")
-    stale = seen.find_stale(later)
-    # Whatever is made again makes all days after it stale.
+    logs = _read_commits(context, spark, "cleaned_actions")
+    stale = logs.find_stale(later)
+    # Recomputing a day makes all days after it stale.
     due = [day for day in later if day >= stale[0]] if stale else []
-    made = {day: seen.of_day(day) for day in due}
-    as_of_days = {day: commit.as_of for day, commit in made.items() if commit is not None}
+    due_commits = {day: logs.of_day(day) for day in due}
+    as_of_days = {day: commit.as_of for day, commit in due_commits.items() if commit is not None}
     return _run_later(
         context,
         summary,
@@ -55,7 +55,7 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
 
 
 def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
-    """Makes the sequences of the day, then of later days whose actions have changed; see `nightly.sequence_day`."""
+    """Builds the sequences of the day, then of later days whose actions have changed; see `runner.sequence_day`."""
     undone = _undone_days(context, spark, "action_sequences", after="cleaned_actions")
     for day in undone:
         runner.sequence_day(_of_day(context, day), spark)
@@ -64,7 +64,7 @@ def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
     _tell_undone(summary, undone)
     if not later:
         return summary
-    # Unlike cleaned days, sequences are not made from each other: remaking a day makes no later one stale.
+    # Unlike cleaned days, sequences do not depend on each other: recomputing a day makes no later one stale.
     due = _read_commits(context, spark, "action_sequences").find_stale(later)
     return _run_later(context, summary, due, lambda c: runner.sequence_day(c, spark))
 
@@ -72,11 +72,11 @@ def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
 def _look_around(
     context: JobContext, spark: SparkSession, name: str, *, as_of: date | None = None
 ) -> tuple[bool, list[date]]:
-    """Tells whether the day is there as asked for and not stale, and which later days are there (dry: none)."""
-    seen, day = _read_commits(context, spark, name), context.day
-    made = seen.of_day(day)
-    is_current = made is not None and made.as_of == as_of and not seen.find_stale([day])
-    return is_current, [] if context.dry_run else [other for other in seen.days if other > day]
+    """Tells whether the day exists as requested and is not stale, and which later days exist (dry: none)."""
+    logs, day = _read_commits(context, spark, name), context.day
+    commit = logs.of_day(day)
+    is_current = commit is not None and commit.as_of == as_of and not logs.find_stale([day])
+    return is_current, [] if context.dry_run else [other for other in logs.days if other > day]
 
 
 def _read_commits(context: JobContext, spark: SparkSession, name: str) -> commits.Commits:
@@ -86,7 +86,7 @@ def _read_commits(context: JobContext, spark: SparkSession, name: str) -> commit
 def _run_later(
     context: JobContext, summary: JobSummary, days: list[date], run: Callable[[JobContext], JobSummary]
 ) -> JobSummary:
-    """Runs the job for the days and takes into the summary of the first which they were, and the versions."""
+    """Runs the job for the later days and adds these days and their versions to the summary of the first."""
     for day in days:
         summary.tables |= run(_of_day(context, day)).tables
     if days:
@@ -99,12 +99,12 @@ def _undone_days(context: JobContext, spark: SparkSession, name: str, *, after: 
     if context.dry_run:
         return []
     root = context.settings.storage.root
-    given, made = (commits.last_commits(spark, root, table) for table in (after, name))
-    return sorted(day for day in given if day < context.day and day not in made)
+    upstream, done = (commits.last_commits(spark, root, table) for table in (after, name))
+    return sorted(day for day in upstream if day < context.day and day not in done)
 
 
 def _tell_undone(summary: JobSummary, days: list[date]) -> None:
-    """Says in summary and log which earlier days were made up for."""
+    """Records in summary and log which earlier days were made up for."""
     if days:
         summary.notes["undone_days"] = [str(day) for day in days]
         LOGGER.warning("delivered earlier and not done until now: %s", ", ".join(map(str, days)))

@@ -1,20 +1,20 @@
-"""Replay: the rows of a day once more through today's rules, after a fix outside of the rows.
+"""Replay: applies today's rules to the rows of a day once more, after a fix outside of the rows.
 
 Run: python -m etl replay --day D [--as-of R]. Writes what `clean_actions` writes for D: `cleaned_actions`,
 `user_places`, `quarantined_rows`.
 
 Every delivered row stays in `raw_actions`, so a replay judges all rows of the day, not only the quarantined
-ones: whether a row is a duplicate, or beyond the cap of its user, depends on the other rows of the day, and
-only so rows in = accepted + quarantined + dropped holds by construction, however often the job runs. Rules
-and settings are today's, as in every rerun of `clean_actions`; what a rerun cannot know, as it judges as the
-night did, is a POI that the catalogue delivered after D. The replay reads the index as it stood at the end
-of day R (by default all that it holds). So it is a pure function of (inputs, D, R), and `clean_actions --day
-D` takes it back. An action that was accepted stays so, as slots are only appended; one that was delivered
-again and accepted on a later day is an exact duplicate of that one.
+ones. Whether a row is a duplicate, or beyond the cap of its user, depends on the other rows of the day. Judging
+all rows also ensures that rows in = accepted + quarantined + dropped, however often the job runs. Rules and
+settings are today's, as in every rerun of `clean_actions`. But a rerun reads the catalogue of day D, so it cannot
+know a POI that was delivered later. The replay reads the index as it stood at the end of day R (by default the
+whole index). So it is a pure function of (inputs, D, R), and `clean_actions --day D` reverts it. An accepted action
+stays accepted, as slots are only appended. An action that was delivered again and accepted on a later day is an
+exact duplicate of that one.
 
-Later days are brought up (`etl/jobs/recompute.py`), their histories by `action_sequences --day D`; the summary says
-so. Refused POIs are not replayed: ids are given in order of first sight,
-so a repaired POI is delivered again and indexed on that day.
+Later days are recomputed (`etl/jobs/recompute.py`), their histories by `action_sequences --day D`; the summary
+mentions both. Refused POIs are not replayed: ids are assigned in order of first sight, so a repaired POI is delivered
+again and indexed on that day.
 """
 
 from datetime import date
@@ -34,7 +34,7 @@ def replay_day(context: JobContext, spark: SparkSession) -> JobSummary:
     """Judges the day again and says in the notes how the quarantine of its actions changed.
 
     Raises:
-        MissingInputError: the day's inputs have never been written.
+        MissingInputError: the inputs of the day have never been written.
         RowsLostError: the counts do not add up.
     """
     before = _count_quarantined(context, spark)

@@ -1,7 +1,7 @@
-"""The jobs of a night, clean_actions and action_sequences, and what all jobs share: read, call the builders, write.
+"""The daily jobs clean_actions and action_sequences, and the steps of all jobs: read, call the builders, write.
 
-Thin ends around the pure builders of the table files. What is written depends on the inputs, the day and the
-settings alone, so a rerun of a day gives the same tables. Counts are taken in one aggregation per job.
+These are thin ends around the pure builders of the table files. The output depends on the inputs, the day and the
+settings alone, so a rerun of a day gives the same tables. Each job takes its counts in one aggregation.
 """
 
 import logging
@@ -99,8 +99,8 @@ class JobRun:
         """Tells whether the table holds these rows of the day and no others, by content."""
         stored = self.read_or_empty(name).where(F.col("day") == self.context.day).where(where or "true")
         rows = contracts.conform(frame.withColumn("day", F.lit(self.context.day)), TABLES[name])
-        found, expected = (contracts.digest_table(side, TABLES[name]) for side in (stored, rows))
-        return found == expected
+        actual, expected = (contracts.digest_table(side, TABLES[name]) for side in (stored, rows))
+        return actual == expected
 
     def merge(self, frame: DataFrame, name: str, *, delete_where: str) -> None:
         """Merges changed rows and deletes what an earlier run of the day had added, unless the run is dry."""
@@ -109,7 +109,7 @@ class JobRun:
                 frame.write.format("noop").mode("overwrite").save()
                 return
             run = self.context
-            # Usually nothing is there to delete; then only the files with changed rows are opened, if any changed.
+            # Usually there is nothing to delete; then Delta opens only the files with changed rows, if any.
             is_rerun = not self.read_or_empty(name).alias("target").where(delete_where).isEmpty()
             if not is_rerun and frame.isEmpty() and storage.table_exists(self.spark, self.root, name):
                 self.summary.tables[name] = storage.table_version(self.spark, self.root, name)
@@ -142,24 +142,24 @@ class JobRun:
         """Takes the counts of judged rows into the summary.
 
         Returns:
-            For the notes: refused rows by reason, accepted rows by what was repaired or flagged.
+            For the notes: refused rows by reason, accepted rows by repair or flag.
 
         Raises:
-            RowsLostError: they do not add up to `rows_in`.
+            RowsLostError: the counts do not add up to `rows_in`.
         """
         with self.step("count"):
             counts = tally(count_rows(judged).collect())
         statuses = counts["statuses"]
-        found = {
+        totals = {
             "rows_in": rows_in,
             "rows_out": statuses["accepted"],
             "rows_refused": statuses["refused"],
             "rows_dropped": statuses["dropped"],
         }
-        for name, value in found.items():
+        for name, value in totals.items():
             setattr(self.summary, name, value)
         if rows_in != sum(statuses.values()):
-            raise RowsLostError(table=table, day=str(self.context.day), **found)
+            raise RowsLostError(table=table, day=str(self.context.day), **totals)
         return {"reasons": counts["reasons"], "repairs": counts["repairs"]}
 
 
@@ -174,14 +174,14 @@ def clean_day(
     """Cleans the day: `raw_actions` -> `cleaned_actions`, `user_places`, `quarantined_rows`.
 
     The catalogue is read as it stood at the end of `as_of`, by default the day: a backfill judges as the
-    night did. Later days are left to `etl/jobs/recompute.py`.
+    original run did. Later days are left to `etl/jobs/recompute.py`.
 
     Raises:
         RowsLostError: the counts do not add up; nothing is written.
         EmptyDeliveryError: every row was refused, unless `may_refuse_all`; they are in quarantine.
     """
     run, day, settings = JobRun(context, spark, skip_equal=skip_equal), context.day, context.settings
-    # Before the first read: a commit of another run in between must not pass for seen.
+    # Taken before the first read: a commit of another run in between must not count as read.
     metadata = commits.commit_metadata(spark, run.root, "cleaned_actions", as_of=as_of)
     raw = run.read("raw_actions", made_by=A_SOURCE).where(F.col("day") == day)
     of_version = F.col("index_version") == settings.index.version
@@ -192,7 +192,7 @@ def clean_day(
     accepted_ever = run.read_or_empty("cleaned_actions").where(of_version)
     history = accepted_ever.where(F.col("day") < day)
     rows_in = raw.count()
-    # What a later day has accepted since is not accepted a second time.
+    # An action that a later day has accepted since is not accepted a second time.
     others = history if as_of == day else accepted_ever.where(F.col("day") != day)
     known = _known_actions(raw, others, rows_in, since=day - timedelta(days=settings.clean.duplicate_days))
     judged = compute_once(clean_actions.judge_actions(raw, slots, known, day=day, settings=settings.clean))
@@ -215,20 +215,20 @@ def clean_day(
         judged.where("status = 'refused'"), source_table="raw_actions", columns=action_rules.PAYLOAD_COLUMNS
     )
     run.replace(places, "user_places")
-    # Last, as this commit marks the day as done: after a kill before it, the next run makes the day again.
+    # Written last, as this commit marks the day as done: after a kill before it, the next run recomputes the day.
     run.replace(cleaned, "cleaned_actions", metadata=metadata)
     run.summary.notes |= counts
     if rows_in and run.summary.rows_refused == rows_in and not may_refuse_all:
-        # After the writing, so that the quarantine says why; the raw rows stay for a replay.
+        # After the write, so that the quarantine holds the reasons; the raw rows stay for a replay.
         shown = ", ".join(f"{reason} {n}" for reason, n in list(counts["reasons"].items())[:MAX_REASONS])
         raise EmptyDeliveryError(path="raw_actions", day=str(day), refused=rows_in, reasons=shown)
     return run.summary
 
 
 def _known_actions(raw: DataFrame, accepted: DataFrame, rows_in: int, *, since: date) -> DataFrame:
-    """Finds what other days have accepted under the id of a delivered row, or of its user at its time.
+    """Finds actions that other days accepted with the id of a delivered row, or with its user and time.
 
-    Looked at are deliveries from a day on, and the event days that the delivered rows touch, whenever delivered.
+    The search covers deliveries from a day on, and the event days of the delivered rows, whenever delivered.
     """
     recent = accepted.where((F.col("day") >= since) | in_event_days(raw))
     ids, moments = (
@@ -241,7 +241,7 @@ def _known_actions(raw: DataFrame, accepted: DataFrame, rows_in: int, *, since: 
 
 
 def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool = False) -> JobSummary:
-    """Makes the histories of the users active on the day: `cleaned_actions` -> `action_sequences`."""
+    """Builds the histories of the users active on the day: `cleaned_actions` -> `action_sequences`."""
     run, day, settings = JobRun(context, spark, skip_equal=skip_equal), context.day, context.settings
     metadata = commits.commit_metadata(spark, run.root, "action_sequences")
     of_version = F.col("index_version") == settings.index.version
@@ -251,12 +251,12 @@ def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool =
     judged_profiles = _judge_profiles(run, raw.where(F.col("day") == day))
     of_day = cleaned.where(F.col("day") == day)
     users = _small(of_day.select("user_id").distinct(), of_day.count())
-    told = raw.join(users, clean_id(raw["user_id"]) == users["user_id"], "left_semi")
+    profiles = raw.join(users, clean_id(raw["user_id"]) == users["user_id"], "left_semi")
     sequences = compute_once(
         action_sequences.build_action_sequences(
             cleaned.join(users, "user_id", "left_semi"),
             places,
-            keep_accepted(judge_profiles(told, settings=settings.clean)),
+            keep_accepted(judge_profiles(profiles, settings=settings.clean)),
             index_version=settings.index.version,
             settings=settings.sequences,
         )
@@ -276,7 +276,7 @@ def sequence_day(context: JobContext, spark: SparkSession, *, skip_equal: bool =
 
 
 def _judge_profiles(run: JobRun, delivered: DataFrame) -> dict[str, object]:
-    """Quarantines the profile rows of the day that are refused, and returns what became of all of them, for the notes.
+    """Quarantines the refused profile rows of the day and returns the counts of all of them, for the notes.
 
     Raises:
         RowsLostError: rows delivered are not accepted + refused + dropped.
@@ -304,5 +304,5 @@ def _judge_profiles(run: JobRun, delivered: DataFrame) -> dict[str, object]:
 
 
 def _small(keys: DataFrame, num_rows: int) -> DataFrame:
-    """Has the keys of a usual night sent to every task, so that the history is filtered as it is read, not shuffled."""
+    """Broadcasts the keys of a usual day, so that the history is filtered as it is read, not shuffled."""
     return F.broadcast(keys) if num_rows <= MAX_BROADCAST_ROWS else keys

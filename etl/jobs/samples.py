@@ -1,6 +1,6 @@
 """The sample jobs: pretrain_samples, training_others, ranking_samples, preference_pairs. Reads, builds, counts, writes.
 
-Samples are as of a day: they hold what was delivered up to it, split by time counted back from it. A rerun of the day
+Samples are as of a day: they hold the deliveries up to it, split by time counted back from it. A rerun of the day
 gives the same rows.
 """
 
@@ -66,9 +66,9 @@ def sample_windows(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def count_others(context: JobContext, spark: SparkSession) -> JobSummary:
-    """Counts what users did in the training period: `cleaned_actions` -> `training_transitions`, `training_visits`.
+    """Counts actions of the training period: `cleaned_actions` -> `training_transitions`, `training_visits`.
 
-    Visits are written last: whoever finds those of a day finds its transitions too, even after a kill in between.
+    Visits are written last: if the visits of a day exist, its transitions do too, even after a kill in between.
     """
     run, version = JobRun(context, spark), context.settings.index.version
     actions = _training_actions(run)
@@ -92,9 +92,9 @@ def count_others(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
-    """Joins requests with what the user had done before: `raw_impressions` -> `ranking_samples`.
+    """Joins requests with the user's earlier actions: `raw_impressions` -> `ranking_samples`.
 
-    Every row delivered so far is judged; those refused replace what the quarantine holds of these deliveries.
+    Every row delivered so far is judged; the refused rows replace those of the same deliveries in the quarantine.
     """
     run, day, settings = JobRun(context, spark), context.day, context.settings
     raw = run.read("raw_impressions", made_by="SOURCE").where(F.col("day") <= day)
@@ -103,7 +103,7 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
     index = run.read("poi_index", made_by="poi_index").where(of_version)
     slots = state_before(
         index, day=day + timedelta(days=1)
-    )  # a rerun after later nights sees what the night saw
+    )  # a rerun after later runs sees the same rows as the first run
     shown = compute_once(with_live_slot(impression_rules.keep_accepted(judged), slots))
     _count_impressions(run, raw, judged, shown)
     actions = _actions(run)
@@ -125,7 +125,7 @@ def sample_requests(context: JobContext, spark: SparkSession) -> JobSummary:
 
 
 def _count_impressions(run: JobRun, raw: DataFrame, judged: DataFrame, shown: DataFrame) -> None:
-    """Takes into the summary what became of every impression, by name.
+    """Adds the outcome of every impression to the summary, by name.
 
     Raises:
         RowsLostError: rows in are not used + refused + dropped.
@@ -140,7 +140,7 @@ def _count_impressions(run: JobRun, raw: DataFrame, judged: DataFrame, shown: Da
 
 
 def _quarantine_deliveries(run: JobRun, judged: DataFrame, raw: DataFrame) -> None:
-    """Replaces what the quarantine holds of the impressions read, in one commit; none where it holds just that."""
+    """Replaces the quarantined rows of the impressions read, in one commit; commits nothing if they are unchanged."""
     context, where = run.context, "source_table = 'raw_impressions'"
     delivered = raw.agg(F.min("day").alias("first")).first()
     if context.dry_run or delivered is None or delivered["first"] is None:
@@ -152,7 +152,7 @@ def _quarantine_deliveries(run: JobRun, judged: DataFrame, raw: DataFrame) -> No
         by_day=True,
     )
     rows = compute_once(conform(refused, QUARANTINED_ROWS))
-    # A later delivery of a request can make rows of an earlier one refused, so all days are replaced.
+    # A later delivery of a request can cause rows of an earlier one to be refused, so all days are replaced.
     of_days = F.col("day").between(F.lit(delivered["first"]), F.lit(context.day))
     stored = run.read_or_empty(QUARANTINED_ROWS.name).where(of_days).where(where)
     if digest_table(stored, QUARANTINED_ROWS) == digest_table(rows, QUARANTINED_ROWS):
@@ -218,7 +218,7 @@ def _profiles(run: JobRun) -> DataFrame:
 
 
 def _first_day(run: JobRun) -> date:
-    """Returns the day of the first night, which handed over the history."""
+    """Returns the day of the first run, which delivered the history."""
     row = _actions(run).agg(F.min("day").alias("first")).first()
     return run.context.day if row is None or row["first"] is None else row["first"]
 

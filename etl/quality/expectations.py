@@ -1,9 +1,9 @@
-"""The gates: Great Expectations judges the figures of a day's tables; what it found is kept as Data Docs.
+"""The gates: Great Expectations judges the figures of a day's tables and keeps its findings as Data Docs.
 
 In: the rules of every table (`etl/quality/gate_rules.py`), which hold the figures that one Spark action has counted
 (`etl/quality/table_statistics.py`). Out: critical failures, which stop publication, and warnings, which do not. Great
 Expectations gets one row with a column per figure, not the rows themselves: on rows it takes several Spark jobs per
-expectation. Row-level refusal is not here but in `etl/columns/refusal.py`.
+expectation. Single rows are refused in `etl/columns/refusal.py`.
 """
 
 import logging
@@ -31,12 +31,12 @@ SITE = "audits"
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the gates found, in words.
+    """The findings of the gates, in words.
 
     Attributes:
-        failures: critical; the day must not be published.
-        warnings: kept and shown, publication goes on.
-        unjudged: what could not be judged, since too few days came before.
+        failures: critical findings; the day must not be published.
+        warnings: findings that are kept and shown; publication goes on.
+        unjudged: comparisons that could not be made, since there are too few earlier days.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -48,9 +48,9 @@ def judge(rules: Mapping[str, Sequence[Rule]], docs_folder: str | Path, *, day: 
     """Judges the figures of all tables of a day and adds a page per table to the Data Docs.
 
     Args:
-        rules: by table, in the order in which failures are told; a table without rules is left out.
-        docs_folder: folder of the Data Docs site of the day, whose entry is index.html; pages of an earlier run in
-            it are removed.
+        rules: by table, in the order in which failures are reported; a table without rules is left out.
+        docs_folder: folder of the Data Docs site of the day, whose entry is index.html; pages of an earlier run are
+            removed.
         day: names the pages.
 
     Returns:
@@ -67,8 +67,8 @@ def judge(rules: Mapping[str, Sequence[Rule]], docs_folder: str | Path, *, day: 
                 continue
             config = outcome.expectation_config
             assert config is not None, "every expectation of ours has a config"
-            told = judgement.warnings if config.severity == "warning" else judgement.failures
-            told.append(str((config.meta or {})["failure"]))
+            messages = judgement.warnings if config.severity == "warning" else judgement.failures
+            messages.append(str((config.meta or {})["failure"]))
     LOGGER.info(
         "gates of %s: %d rules on %d tables, %d failed, %d warnings",
         day, sum(map(len, suites.values())), len(suites), len(judgement.failures), len(judgement.warnings),
@@ -77,7 +77,7 @@ def judge(rules: Mapping[str, Sequence[Rule]], docs_folder: str | Path, *, day: 
 
 
 def build_expectation(rule: Rule) -> "Expectation":
-    """Says a rule in the words of Great Expectations; its severity goes along."""
+    """Turns a rule into an expectation of Great Expectations, with its severity."""
     from great_expectations import expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
 
@@ -93,7 +93,7 @@ def build_expectation(rule: Rule) -> "Expectation":
 
 
 def _run(suites: Mapping[str, Sequence[Rule]], docs_folder: Path, day: date) -> "CheckpointResult":
-    """Runs one checkpoint over all tables in one context: making a context takes as long as judging."""
+    """Runs one checkpoint over all tables in one context: creating a context takes as long as judging."""
     import great_expectations as gx
     from great_expectations.core.run_identifier import RunIdentifier
 
@@ -118,7 +118,7 @@ def _run(suites: Mapping[str, Sequence[Rule]], docs_folder: Path, day: date) -> 
     result = context.checkpoints.add(checkpoint).run(
         batch_parameters={"dataframe": _figures(suites)}, run_id=run_id
     )
-    # Once for all tables; as an action of the checkpoint it would build the site again after each.
+    # Once for all tables; an action of the checkpoint would rebuild the site after each table.
     context.build_data_docs(site_names=[SITE])
     return result
 
@@ -134,7 +134,7 @@ def _open_context(docs_folder: Path) -> "EphemeralDataContext":
     site = {
         "class_name": "SiteBuilder",
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        # The pages of results say what was expected, too.
+        # The result pages show the expectations too.
         "site_section_builders": {"expectations": "None"},
         "store_backend": store,
     }

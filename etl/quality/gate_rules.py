@@ -1,8 +1,8 @@
-"""The rules of the gates: what a figure of `etl/quality/table_statistics.py` must lie between, what failing stops.
+"""The rules of the gates: bounds on the figures of `etl/quality/table_statistics.py`, and the severity of a failure.
 
-Derived from the contract (`conf/tables.py`), from what is watched beyond it (`conf/gates.py`), from the settings
-`gates.*` and from the same figures on the days before. Pure Python on a few hundred numbers; the figures were counted
-by Spark, and Great Expectations judges them (`etl/quality/expectations.py`).
+The rules are derived from the contract (`conf/tables.py`), from the watch list beyond it (`conf/gates.py`), from the
+settings `gates.*` and from the same figures on earlier days. This is pure Python on a few hundred numbers: Spark has
+counted the figures, and Great Expectations judges them (`etl/quality/expectations.py`).
 """
 
 import math
@@ -50,9 +50,9 @@ class Rule:
         found: the figure.
         low: smallest value that passes; None = any.
         high: largest value that passes.
-        severity: what a failure does.
-        says: what is expected, for the Data Docs.
-        failure: what to say if it fails: table, what was found, what was expected.
+        severity: effect of a failure.
+        says: the expectation in words, for the Data Docs.
+        failure: message of a failure: table, observed and expected value.
     """
 
     table: str
@@ -73,12 +73,12 @@ def build_rules(
     Args:
         table: table of `conf/tables.py`.
         today: its figures of the day.
-        earlier: its figures of days before, as published; others than the last `history_days` are not looked at.
+        earlier: its figures of earlier days, as published; only the last `history_days` are used.
         day: the day that is audited.
         settings: bounds.
 
     Returns:
-        The rules, and in words what could not be judged because too few days came before.
+        The rules, and a sentence for each comparison that needs more earlier days than there are.
     """
     gates = gates_of(table)
     in_sight = [
@@ -113,7 +113,7 @@ def build_rules(
 
 
 def _contract_rules(table: str, today: Figures) -> list[Rule]:
-    """Returns what must hold on every day: rows, nulls, bounds, closed lists, lengths, unit vectors, keys, ids."""
+    """Returns the rules of every day: rows, nulls, bounds, closed lists, lengths, unit vectors, keys, ids."""
     contract, gates = TABLES[table], gates_of(table)
     rows = _count(today, "", stats.ROWS)
     rules = [
@@ -124,15 +124,15 @@ def _contract_rules(table: str, today: Figures) -> list[Rule]:
     ]  # fmt: skip
 
     def forbid(column: str, statistic: str, expected: str) -> None:
-        """Adds the rule that nothing was counted."""
+        """Adds the rule that a count is zero."""
         figure = today[column, statistic]
-        found = figure.value or 0.0
+        count = figure.value or 0.0
         shown = f", for example {figure.example}" if figure.example else ""
         problem = statistic.replace("_", " ")
         rules.append(
             Rule(
-                table, f"{column}: {problem}", found, None, 0, "critical", f"{column}: {expected}",
-                f"{table}: {found:.0f} of {rows:.0f} rows break {column} ({problem}): expected {expected}{shown}",
+                table, f"{column}: {problem}", count, None, 0, "critical", f"{column}: {expected}",
+                f"{table}: {count:.0f} of {rows:.0f} rows break {column} ({problem}): expected {expected}{shown}",
             )
         )  # fmt: skip
 
@@ -178,12 +178,12 @@ def _sent_again(table: str, today: Figures, gates: TableGates, *, max_share: flo
     figure, rows = today.get((columns, stats.SENT_AGAIN)), _count(today, "", stats.ROWS)
     if figure is None or not rows:
         return []
-    found = (figure.value or 0.0) / rows
+    share = (figure.value or 0.0) / rows
     return [
         Rule(
-            table, "rows of the day before, a day later", found, None, max_share, "critical",
+            table, "rows of the day before, a day later", share, None, max_share, "critical",
             f"at most {max_share:g} of the rows are those of the day before with another date",
-            f"{table}: {found:.3f} of the rows are those of the day before, a day later to the millisecond "
+            f"{table}: {share:.3f} of the rows are those of the day before, a day later to the millisecond "
             f"({columns}), expected at most {max_share:g}, for example {figure.example}; was yesterday's delivery sent "
             "again with its dates moved?",
         )
@@ -191,7 +191,7 @@ def _sent_again(table: str, today: Figures, gates: TableGates, *, max_share: flo
 
 
 class _Comparison:
-    """Collects the rules that compare a day with the days before, and what those are too few for."""
+    """Collects the rules that compare a day with earlier days, and the comparisons that need more of these."""
 
     def __init__(self, table: str, today: Figures, earlier: list[Figures], settings: GateSettings) -> None:
         self.table, self.today, self.earlier, self.settings = table, today, earlier, settings
@@ -199,31 +199,31 @@ class _Comparison:
         self.unjudged: list[str] = []
 
     def add_volume(self, severity: Severity, statistic: str) -> None:
-        """Compares the number of rows; one that is 0 on most days is not judged."""
-        settings, found = self.settings, _count(self.today, "", statistic)
-        what = "rows" if statistic == stats.ROWS else "rows of the day itself"
+        """Compares the number of rows; a number that is 0 on most days is not judged."""
+        settings, count = self.settings, _count(self.today, "", statistic)
+        noun = "rows" if statistic == stats.ROWS else "rows of the day itself"
         days = [_count(figures, "", statistic) for figures in self.earlier]
-        usual = self._usual(days, f"number of {what}")
+        usual = self._usual(days, f"number of {noun}")
         if not usual:
             return
-        text = f"{found:.0f} {what}, usual are {usual:.0f} (median of {len(days)} days before)"
+        text = f"{count:.0f} {noun}, usual are {usual:.0f} (median of {len(days)} days before)"
         low, high = settings.low_volume * usual, settings.high_volume * usual
-        self._add(what, found, low, high, "warning", f"{low:.0f} to {high:.0f}", text)
+        self._add(noun, count, low, high, "warning", f"{low:.0f} to {high:.0f}", text)
         least = settings.min_volume * usual
-        self._add(what, found, least, None, severity, f"at least {least:.0f}", text)
+        self._add(noun, count, least, None, severity, f"at least {least:.0f}", text)
 
     def add_share(self, column: str) -> None:
         """Compares the share of rows where a boolean column is true."""
         label = f"share of {column}"
         usual = self._usual(self._shares(column, stats.TRUE), label)
-        found = _share(self.today, column, stats.TRUE)
-        if usual is None or found is None:
+        share = _share(self.today, column, stats.TRUE)
+        if usual is None or share is None:
             return
-        text = f"{label} is {found:.3f}, usual is {usual:.3f}"
+        text = f"{label} is {share:.3f}, usual is {usual:.3f}"
         shift = self.settings.max_share_shift
-        self._add(label, found, usual - shift, usual + shift, "warning", f"{usual:.3f} +- {shift:g}", text)
+        self._add(label, share, usual - shift, usual + shift, "warning", f"{usual:.3f} +- {shift:g}", text)
         least = self.settings.min_share * usual
-        self._add(label, found, least, None, "critical", f"at least {least:.3f}", text)
+        self._add(label, share, least, None, "critical", f"at least {least:.3f}", text)
 
     def add_rate(self, rate: Rate) -> None:
         """Compares one figure as a share of another."""
@@ -235,16 +235,16 @@ class _Comparison:
             return (part.value or 0.0) / whole.value
 
         shares = [each for each in map(share, self.earlier) if each is not None]
-        usual, found = self._usual(shares, rate.label), share(self.today)
-        if usual is None or found is None or _count(self.today, *rate.whole) < LEAST_ROWS:
+        usual, value = self._usual(shares, rate.label), share(self.today)
+        if usual is None or value is None or _count(self.today, *rate.whole) < LEAST_ROWS:
             return
-        text = f"{rate.label}: {found:.3f}, usual is {usual:.3f}"
+        text = f"{rate.label}: {value:.3f}, usual is {usual:.3f}"
         shift = self.settings.max_share_shift
         self._add(
-            rate.label, found, usual - shift, usual + shift, "warning", f"{usual:.3f} +- {shift:g}", text
+            rate.label, value, usual - shift, usual + shift, "warning", f"{usual:.3f} +- {shift:g}", text
         )
         least = self.settings.min_volume * usual
-        self._add(rate.label, found, least, None, "critical", f"at least {least:.3f}", text)
+        self._add(rate.label, value, least, None, "critical", f"at least {least:.3f}", text)
 
     def add_mean(self, column: str, statistic: str) -> None:
         """Compares a mean of numbers up to 1, such as cosines."""
@@ -254,14 +254,14 @@ class _Comparison:
         usual, today = self._usual(values, label), self.today.get((column, statistic))
         if usual is None or today is None or today.value is None:
             return
-        found, settings = today.value, self.settings
-        text = f"{label} is {found:.3f} on average, usual is {usual:.3f}"
+        mean, settings = today.value, self.settings
+        text = f"{label} is {mean:.3f} on average, usual is {usual:.3f}"
         for severity, bound in (("warning", settings.max_mean_fall), ("critical", settings.stop_mean_fall)):
             least = usual - bound
-            self._add(label, found, least, None, cast(Severity, severity), f"at least {least:.3f}", text)
+            self._add(label, mean, least, None, cast(Severity, severity), f"at least {least:.3f}", text)
 
     def add_histogram(self, watched: Watched) -> None:
-        """Compares how the rows of the day spread over the values of something."""
+        """Compares how the rows of the day spread over the watched values."""
         days = [_histogram(figures, watched.name) for figures in self.earlier]
         days = [each for each in days if each]
         needed = self.settings.min_history_days
@@ -279,29 +279,30 @@ class _Comparison:
             self._add_vanished(watched.name, today, days)
 
     def _add_shape(self, name: str, today: Histogram, days: list[Histogram]) -> None:
-        """Compares with the day before that is most alike: a Saturday looks like a Saturday, and a wrong day like none.
+        """Compares with the most similar earlier day: a Saturday looks like a Saturday, and a wrong day like none.
 
-        Half the sum of the differences of all shares is the part of the rows that lies elsewhere. Allowed is the bound
-        beyond what any of the days before differs from the one most like it, or beyond what so few rows differ by by
-        chance if that is more.
+        The shift is half the sum of the differences of all shares: the part of the rows that lies elsewhere. The limit
+        is the bound plus the usual shift. That is the largest shift of any earlier day to its most similar day, or the
+        shift that this number of rows shows by chance, if that is larger.
         """
         settings = self.settings
-        found, where = shift_to_nearest(today, days)
-        others = [
-            shift_to_nearest(own, days[:number] + days[number + 1 :]) for number, own in enumerate(days)
+        moved, where = shift_to_nearest(today, days)
+        shifts = [
+            shift_to_nearest(histogram, days[:number] + days[number + 1 :])
+            for number, histogram in enumerate(days)
         ]
         rows = max(sum(today.counts.values()), 1.0)
         shares = mean_shares(days).shares.values()
         by_chance = sum(math.sqrt(share * (1 - share) / rows) for share in shares) / 2
-        allowed = max(by_chance, *(shift for shift, _ in others))
-        text = f"{name}: {found:.3f} of the rows lie elsewhere than on any day before ({where})"
+        allowed = max(by_chance, *(shift for shift, _ in shifts))
+        text = f"{name}: {moved:.3f} of the rows lie elsewhere than on any day before ({where})"
         label = f"{name}: rows that lie elsewhere than usual"
         bounds: list[tuple[Severity, float]] = [
             ("warning", settings.max_shape_shift), ("critical", settings.stop_shape_shift)
         ]  # fmt: skip
         for severity, bound in bounds:
             high = allowed + bound
-            self._add(label, found, None, high, severity, f"at most {high:.3f}", text)
+            self._add(label, moved, None, high, severity, f"at most {high:.3f}", text)
 
     def _add_vanished(self, name: str, today: Histogram, days: list[Histogram]) -> None:
         """Looks for values with a large share on the days before that have almost no row today."""
@@ -310,7 +311,7 @@ class _Comparison:
         left = {
             value: today.shares.get(value, 0.0) / share
             for value, share in usual.shares.items()
-            # On every one of the days, and enough rows that none of them today is no chance.
+            # Large on every earlier day, and with enough expected rows that their absence is not chance.
             if min(each.shares.get(value, 0.0) for each in days) >= settings.large_value
             and share * rows >= LEAST_ROWS
         }
@@ -334,46 +335,46 @@ class _Comparison:
             return None if not rows or top is None or top.value is None else top.value / rows
 
         usual = self._usual([each for each in map(share, self.earlier) if each is not None], label)
-        found = share(self.today)
-        if usual is None or found is None:
+        value = share(self.today)
+        if usual is None or value is None:
             return
         high = usual + self.settings.max_top_share_rise
-        text = f"{label} is {found:.3f}, usual is {usual:.3f}"
+        text = f"{label} is {value:.3f}, usual is {usual:.3f}"
         if _count(self.today, of_day, rows_of) >= LEAST_ROWS:
-            self._add(label, found, None, high, "critical", f"at most {high:.3f}", text)
+            self._add(label, value, None, high, "critical", f"at most {high:.3f}", text)
 
     def add_null_share(self, column: str) -> None:
         """Compares the share of nulls of a column that may be null."""
         label = f"{column}: share of nulls"
         usual = self._usual(self._shares(column, stats.NULLS), label)
-        found = _share(self.today, column, stats.NULLS)
-        if usual is None or found is None:
+        share = _share(self.today, column, stats.NULLS)
+        if usual is None or share is None:
             return
         shift = self.settings.max_null_shift
-        text = f"{label} is {found:.3f}, usual is {usual:.3f}"
-        self._add(label, found, usual - shift, usual + shift, "warning", f"{usual:.3f} +- {shift:g}", text)
+        text = f"{label} is {share:.3f}, usual is {usual:.3f}"
+        self._add(label, share, usual - shift, usual + shift, "warning", f"{usual:.3f} +- {shift:g}", text)
 
     def _shares(self, column: str, statistic: str) -> list[float]:
         shares = (_share(figures, column, statistic) for figures in self.earlier)
         return [share for share in shares if share is not None]
 
-    def _usual(self, values: list[float], what: str) -> float | None:
-        """Returns the median: unlike the mean, one odd day (a first delivery of all history) does not move it."""
+    def _usual(self, values: list[float], label: str) -> float | None:
+        """Returns the median: unlike the mean, it is not moved by one odd day (a first delivery of all history)."""
         needed = self.settings.min_history_days
         if len(values) < needed:
             self.unjudged.append(
-                f"{self.table}: {what} not judged, {len(values)} of {needed} days needed before it"
+                f"{self.table}: {label} not judged, {len(values)} of {needed} days needed before it"
             )
             return None
         return median(values)
 
     def _add(
-        self, label: str, found: float, low: float | None, high: float | None,
+        self, label: str, value: float, low: float | None, high: float | None,
         severity: Severity, expected: str, text: str,
     ) -> None:  # fmt: skip
         failure = f"{self.table}: {text}, expected {expected}"
         self.rules.append(
-            Rule(self.table, label, found, low, high, severity, f"{label}: {expected}", failure)
+            Rule(self.table, label, value, low, high, severity, f"{label}: {expected}", failure)
         )
 
 

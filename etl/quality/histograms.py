@@ -21,23 +21,25 @@ class Histogram:
 
 
 def mean_shares(days: Sequence[Histogram]) -> Histogram:
-    """Returns the mean of the shares of some days: each counts the same, however many rows it had."""
+    """Returns the mean of the shares of some days; every day has the same weight, whatever its number of rows."""
     values = sorted({value for each in days for value in each.counts})
     shares = [each.shares for each in days]
-    return Histogram({value: sum(own.get(value, 0.0) for own in shares) / len(days) for value in values})
+    return Histogram(
+        {value: sum(day_shares.get(value, 0.0) for day_shares in shares) / len(days) for value in values}
+    )
 
 
 def shift_between(one: Histogram, other: Histogram) -> tuple[float, str]:
-    """Returns the part of the rows that lies elsewhere in the other (total variation), and where most of it does."""
+    """Returns the total variation between two histograms, and the value with the largest difference in words."""
     first, second = one.shares, other.shares
     gaps = {value: first.get(value, 0.0) - second.get(value, 0.0) for value in sorted({*first, *second})}
     if not gaps:
         return 0.0, ""
     value = max(gaps, key=lambda key: abs(gaps[key]))
-    told = f"most at {value}: {first.get(value, 0.0):.3f} instead of {second.get(value, 0.0):.3f}"
-    return sum(abs(gap) for gap in gaps.values()) / 2, told
+    text = f"most at {value}: {first.get(value, 0.0):.3f} instead of {second.get(value, 0.0):.3f}"
+    return sum(abs(gap) for gap in gaps.values()) / 2, text
 
 
 def shift_to_nearest(one: Histogram, days: Sequence[Histogram]) -> tuple[float, str]:
-    """Returns `shift_between` a histogram and the one of some days that is most like it."""
+    """Returns `shift_between` a histogram and the most similar histogram of some days."""
     return min((shift_between(one, day) for day in days), key=lambda shift: shift[0])

@@ -1,8 +1,8 @@
 """The figures that the gates judge: one aggregation per table, one Spark action for all tables of an audit.
 
 In: the rows of one day of every table. Out: one row per figure (`FIGURE_SCHEMA`), in the columns of `table_statistics`
-with an example of what was counted. Every figure that needs no shuffle is an aggregate of one scan; repeated keys and
-changed ids read their own few columns, since carrying whole rows through a shuffle costs more than reading keys twice.
+with an example of a counted value. Every figure without a shuffle is an aggregate of one scan. Repeated keys and
+changed ids read a few columns separately, since shuffling whole rows costs more than reading keys twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,13 +38,13 @@ LENGTH = f"sqrt(aggregate({EMBEDDING}, 0D, (total, x) -> total + double(x) * dou
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A figure to count: SQL text, as building hundreds of column objects takes a call into the JVM for each part.
+    """A figure to count, as SQL text: hundreds of column objects would take a call into the JVM for each part.
 
     Attributes:
         column: name of the column that the figure is about; empty for the table.
         statistic: one of the names above.
         value: aggregate, a number.
-        example: aggregate, text that shows what was counted.
+        example: aggregate, a counted value as text.
     """
 
     column: str
@@ -63,9 +63,9 @@ def measure_tables(
     """Measures tables, as one frame that one action computes.
 
     Args:
-        tables: the rows of the day of each table (all rows of one that is not written by day).
-        before: all rows, as they stood before the night, of the tables with frozen columns.
-        eve: the rows of the day before, of the tables that watch for what is sent again.
+        tables: the rows of the day of each table (all rows if a table is not written by day).
+        before: all rows of the tables with frozen columns, as they stood before the run.
+        eve: the rows of the day before, for the tables that watch for repeated deliveries.
         day: the day that is audited.
 
     Returns:
@@ -88,7 +88,7 @@ def measure_tables(
 
 
 def measure_rows(rows: DataFrame, contract: TableContract, *, day: date) -> DataFrame:
-    """Counts, in one scan, everything that one row shows by itself: nulls, bounds, lists, lengths, shares, age."""
+    """Counts, in one scan, every figure that needs single rows only: nulls, bounds, lists, lengths, shares, age."""
     gates = gates_of(contract.name)
     figures = [Aggregate("", ROWS, "count(*)")]
     if gates.counted_by:
@@ -103,7 +103,7 @@ def measure_rows(rows: DataFrame, contract: TableContract, *, day: date) -> Data
         differ = " OR ".join(f"size({name}) <> size({group[0]})" for name in group[1:])
         figures.append(Aggregate(group[0], LENGTHS_DIFFER, f"count_if({differ})"))
     if EMBEDDING in contract.column_names:
-        # NaN is larger than every number in Spark, so that it lies outside, too.
+        # NaN is larger than every number in Spark, so it is out of bounds too.
         is_off = f"{LENGTH} NOT BETWEEN {1 - UNIT_TOLERANCE} AND {1 + UNIT_TOLERANCE}"
         figures.append(_count(EMBEDDING, NOT_UNIT_LENGTH, is_off, shown=LENGTH))
     return _compute(rows, contract.name, figures)
@@ -121,19 +121,19 @@ def measure_repeated(rows: DataFrame, table: str, columns: Sequence[str]) -> Dat
 def measure_changed(
     rows: DataFrame, before: DataFrame, contract: TableContract, frozen: Sequence[str]
 ) -> DataFrame:
-    """Counts the keys of `before` that are gone, or have other values in columns that never change."""
+    """Counts the keys of `before` that are missing now, or have other values in columns that never change."""
     key = list(contract.key)
     was = before.select(*key, F.struct(*frozen).alias("was"))
-    now = rows.select(*key, F.struct(*frozen).alias("now"))
-    # Null-safe: of a key that is gone `now` is null, and a plain comparison would not count it.
-    changed = was.join(now, key, "left").where(~F.col("was").eqNullSafe(F.col("now")))
+    current = rows.select(*key, F.struct(*frozen).alias("now"))
+    # Null-safe: `now` is null for a missing key, and a plain comparison would not count it.
+    changed = was.join(current, key, "left").where(~F.col("was").eqNullSafe(F.col("now")))
     shown = f"to_json(struct({', '.join(key)}, was, now), map('ignoreNullFields', 'false'))"
     figure = Aggregate(", ".join(frozen), CHANGED, "count(*)", f"min({shown})")
     return _compute(changed, contract.name, [figure])
 
 
 def measure_spread(rows: DataFrame, gates: TableGates, table: str, *, day: date) -> DataFrame:
-    """Counts the rows of the day itself by each value that is watched, in one shuffle: most frequent values only."""
+    """Counts the rows of the day itself by each watched value, in one shuffle; keeps the most frequent values only."""
     watched = {each.name: each.value for each in gates.histograms}
     if gates.crowded_by:
         watched[gates.crowded_by] = gates.crowded_by
@@ -147,7 +147,7 @@ def measure_spread(rows: DataFrame, gates: TableGates, table: str, *, day: date)
         .agg(F.count("*").alias("n"))
     )
     is_top = f"column_name = '{gates.crowded_by}'"
-    # Negative counts, so that the most frequent values come first; users are many and are not gathered.
+    # Negative counts, so that the most frequent values come first; there are too many users to collect them.
     pair = f"CASE WHEN NOT ({is_top}) THEN struct(-n AS less, value) END"
     by_name = counted.groupBy("column_name").agg(
         F.expr("max(struct(n, value))").alias("top"),
@@ -166,21 +166,21 @@ def measure_spread(rows: DataFrame, gates: TableGates, table: str, *, day: date)
 def measure_sent_again(
     rows: DataFrame, eve: DataFrame, table: str, columns: Sequence[str], *, day: date
 ) -> DataFrame:
-    """Counts the rows that are one of the day before, moved by a day to the millisecond.
+    """Counts the rows that repeat a row of the day before, exactly one day later to the millisecond.
 
-    Only what the day before said of itself is looked at: its delivery may hold a history of years.
+    Only events of the day before itself are compared: its delivery may hold a history of years.
     """
     *key, time = columns
     start_ms = ((day - EPOCH).days - 1) * MS_PER_DAY
     of_eve = eve.where(F.col(time) >= F.lit(start_ms))
     moved = of_eve.select(*key, (F.col(time) + MS_PER_DAY).alias(time))
-    again = rows.join(moved, [*key, time], "left_semi")
+    repeated = rows.join(moved, [*key, time], "left_semi")
     example = f"min(to_json(struct({', '.join(columns)})))"
-    return _compute(again, table, [Aggregate(", ".join(columns), SENT_AGAIN, "count(*)", example)])
+    return _compute(repeated, table, [Aggregate(", ".join(columns), SENT_AGAIN, "count(*)", example)])
 
 
 def is_checked(column: Column) -> bool:
-    """Tells whether a column is looked at by itself: arrays and maps are not, Delta checks their elements."""
+    """Tells whether a column is checked here: arrays and maps are not, as Delta checks their elements."""
     return not column.is_array and not column.type.startswith("map<")
 
 
@@ -190,7 +190,7 @@ def has_bounds(column: Column) -> bool:
 
 
 def _newest_day(name: str, contract: TableContract, day: date) -> Aggregate:
-    """Returns the newest day; in raw tables of the times that may be right, since one of 9e18 is newer than all."""
+    """Returns the newest day; raw tables use plausible times only, since a time of 9e18 would be newer than all."""
     newest = name
     if contract.column(name).type != "date":
         newest = f"date_from_unix_date(int(floor({name} / {MS_PER_DAY})))"

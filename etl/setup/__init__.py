@@ -1,1 +1,1 @@
-"""What is done once: jars, the class archive of Java, the pages made from contracts."""
+"""One-time setup: jars, the class archive of Java, the pages generated from contracts."""

@@ -1,8 +1,8 @@
 """Archives the classes that Spark and Delta load, once: `python -m etl.setup.class_archive`. Later JVMs map them.
 
-Reading and verifying classes is a good part of what a short job costs. What this is: "Application Class-Data
-Sharing" of the JDK (JEP 350). An archive holds for the JDK and the class path that made it; any other JVM
-leaves it aside and starts as without it.
+Reading and verifying classes is a good part of the cost of a short job. The method is "Application Class-Data
+Sharing" of the JDK (JEP 350). An archive is valid for the JDK and the class path that created it; any other JVM
+ignores it.
 """
 
 import logging
@@ -27,7 +27,7 @@ NAME = "class-archive"
 
 
 def make_archive(settings: Settings) -> Path:
-    """Writes, merges and reads tables in a folder of its own and returns the archive of the classes this loaded."""
+    """Writes, merges and reads tables in a temporary folder and returns the archive of the loaded classes."""
     archive = class_archive(settings.spark.ivy_dir)
     archive.unlink(missing_ok=True)
     fresh = archive.with_suffix(".new")  # no session sees half an archive
@@ -45,7 +45,7 @@ def make_archive(settings: Settings) -> Path:
 
 
 def _load_classes(spark: SparkSession, root: str, settings: Settings) -> None:
-    """Does once what every job does."""
+    """Runs the operations that every job uses, once."""
     day = settings.city.first_day
     actions = spark.createDataFrame([], spark_schema(TABLES["raw_actions"]))
     replace_day(actions, "raw_actions", root, day=day, run_id=NAME, job=NAME)

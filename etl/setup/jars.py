@@ -1,7 +1,7 @@
 """Fetches Delta's jars once: `python -m etl.setup.jars`. Later sessions find them in `spark.ivy_dir`, offline.
 
-The pip wheel of Delta holds no jar. Spark's own resolver (Ivy) gets the one artefact and what it depends on;
-its pages of messages go to a log file, which is shown only if it fails.
+The pip wheel of Delta holds no jar. Spark's own resolver (Ivy) fetches the artefact and its dependencies;
+its long output goes to a log file, which is shown only if it fails.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def resolve(coordinate: str, ivy_dir: Path, find: Callable[[Path], list[Path]]) 
     Args:
         coordinate: group, artefact and version.
         ivy_dir: the cache.
-        find: its jars in the cache; none = it is to be fetched.
+        find: returns its jars in the cache; an empty list means that it has to be fetched.
 
     Raises:
         JavaMissingError: there is no Java to run the resolver.

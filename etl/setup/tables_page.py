@@ -1,7 +1,6 @@
-"""Pages about every table and every cleansing rule, made from the contracts: python -m etl docs.
+"""Pages about every table and every cleaning rule, generated from the contracts: python -m etl docs.
 
-In: `conf/tables.py`, `conf/rules.py`. Out: the part of etl/README.md below a marker; what stands above it is
-kept.
+In: `conf/tables.py`, `conf/rules.py`. Out: the part of etl/README.md below a marker; the text above it is kept.
 """
 
 from pathlib import Path
@@ -23,7 +22,7 @@ def write_page(readme: Path, *, check: bool = False) -> bool:
     """Writes the pages below the marker and tells whether anything changed.
 
     Args:
-        readme: file to write; made if it does not exist.
+        readme: file to write; created if it does not exist.
         check: write nothing.
 
     Raises:
@@ -65,7 +64,7 @@ def _render_table(contract: TableContract) -> str:
 
 
 def _describe_gates(gates: TableGates) -> list[str]:
-    """Says what the audit watches in a table beyond its contract; nothing if it watches nothing."""
+    """Describes what the audit watches in a table beyond its contract; empty if it watches nothing."""
     watched = []
     if gates.volume is not None:
         counted = f"rows with `{gates.counted_by}` = the day" if gates.counted_by else "rows"

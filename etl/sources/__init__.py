@@ -1,1 +1,1 @@
-"""Readers of data that others made, each from its files to the raw tables."""
+"""Readers of external data, each from its files to the raw tables."""

@@ -1,13 +1,13 @@
-"""What a source of raw tables is, and how the delivery of one day is made and written.
+"""The interface of a source of raw tables, and how the delivery of one day is built and written.
 
 A source is one small class with a `name` and a `read` method that returns the raw tables of a day as
-frames; adding one touches nothing but its own file and the job table in `etl/__main__.py`. What all sources
-share is here: opening files with errors that say what to do, counting what became of every record, and writing.
+frames. A new source touches only its own file and the job table in `etl/__main__.py`. This module holds the
+shared parts: opening files with helpful errors, counting the outcome of every record, and writing.
 
-Delivery of day D: rows carry `day` = D. Delivered is what happened up to and including D and has not been delivered
-on another day (`etl/jobs/deliveries.py`): the first night brings all history, every later one what is new by then.
+The rows of the delivery of day D carry `day` = D. It holds the events up to and including D that no other day has
+delivered (`etl/jobs/deliveries.py`): the first run delivers all history, every later one the rows that are new by then.
 Every record of the source is delivered, known (other days have delivered it), outside of the window (later than D) or
-of a user who was erased, and the summary tells how many.
+of a user who was erased; the summary counts each kind.
 """
 
 import logging
@@ -42,9 +42,9 @@ class Source(Protocol):
 
     Attributes:
         name: name of the job.
-        warnings: what is odd about the delivery and does not stop it, filled by `read`: columns that nobody reads.
-        counts: what became of the records of the source, filled by `read`, for the notes of the summary; empty for a
-            source that makes its records.
+        warnings: oddities that do not stop the delivery, such as columns that nobody reads; filled by `read`.
+        counts: number of records by outcome, filled by `read`, for the notes of the summary; empty for a source that
+            generates its records.
     """
 
     name: str
@@ -54,20 +54,20 @@ class Source(Protocol):
     def read(
         self, spark: SparkSession, settings: Settings, *, day: date, warehouse: Warehouse | None = None
     ) -> Mapping[str, DataFrame]:
-        """Returns the delivery of a day: frames by raw table, `ranking_requests` apart.
+        """Returns the delivery of a day: frames by raw table, except `ranking_requests`.
 
         Columns that a frame lacks are delivered as null, `day` is added; tables left out are delivered empty.
 
         Args:
             spark: session.
-            settings: where the source is.
+            settings: location of the source.
             day: the day of the delivery.
-            warehouse: what other days have delivered; None for nothing.
+            warehouse: the deliveries of other days; None if there are none.
         """
         ...
 
     def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
-        """Returns the requests to be scored tonight, made from the day's delivery of `raw_impressions`."""
+        """Returns the requests to score in this run, built from the day's delivery of `raw_impressions`."""
         ...
 
 
@@ -75,8 +75,8 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
     """Reads the delivery of `context.day` and replaces that day in all raw tables.
 
     Raises:
-        MissingInputError: a file of the source is not there.
-        CorruptInputError: a file cannot be read as what it should be.
+        MissingInputError: a file of the source does not exist.
+        CorruptInputError: a file cannot be read in its format.
         SchemaError: a required column is missing, or has changed to a type that does not convert; nothing is written.
         EmptyDeliveryError: the source holds no record at all; nothing is written.
         IndexOrderError: later days have been indexed, and the delivery holds POIs that they lack; nothing is written.
@@ -93,7 +93,7 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
     for name in DELIVERED_TABLES:
         started = time.perf_counter()
         if name == "ranking_requests" and "raw_impressions" in frames:
-            # From what was just written, unless the run is dry: the impressions are not made a second time.
+            # From the rows just written, unless the run is dry: the impressions are not computed a second time.
             shown = (
                 frames["raw_impressions"]
                 if context.dry_run
@@ -114,7 +114,7 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
 
 
 def _account_for(source: Source, summary: JobSummary, context: JobContext) -> list[str]:
-    """Says in the notes what became of every record; returns a warning if nothing was new."""
+    """Adds the outcome of all records to the notes; returns a warning if nothing was new."""
     if not source.counts:
         return []
     counts, rows = source.counts, int(str(summary.notes["rows_raw_actions"]))
@@ -147,7 +147,7 @@ def _account_for(source: Source, summary: JobSummary, context: JobContext) -> li
 
 
 def _check_order(pois: DataFrame | None, warehouse: Warehouse, source: str) -> None:
-    """Stops a delivery for a day before the last indexed one if it brings POIs: the index could not take them in."""
+    """Stops a delivery for a day before the last indexed one if it brings POIs: the index could not add them."""
     last = warehouse.last_indexed_day
     if pois is None or last is None or last <= warehouse.day or pois.isEmpty():
         return
@@ -163,7 +163,7 @@ def keep_dates(column: Column, *, day: date, since: date | None) -> Column:
 
 
 def collect_requests(impressions: DataFrame, *, day: date, action_type: str) -> DataFrame:
-    """Makes the requests to be scored tonight: those of the day itself, POIs in order of position."""
+    """Builds the requests to score in this run: those of the day itself, POIs in order of position."""
     of_day = impressions.where(event_date(F.col("request_ts_ms")) == F.lit(day))
     shown = F.array_sort(F.collect_list(F.struct("position", "poi_id")))
     keys = ("request_id", "user_id", "request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "is_simulated")
@@ -191,7 +191,7 @@ def _write(frame: DataFrame, name: str, context: JobContext, summary: JobSummary
         )
     except (PySparkException, Py4JJavaError) as error:
         raise _read_failure(error, context.settings) from error
-    # Counted in the table: to count the frame would make the delivery a second time.
+    # Counted in the table: counting the frame would compute the delivery a second time.
     summary.tables[name] = version
     return _read_back(frame.sparkSession, name, context).count()
 
@@ -201,7 +201,7 @@ def _read_back(spark: SparkSession, name: str, context: JobContext) -> DataFrame
 
 
 def _read_failure(error: Exception, settings: Settings) -> Exception:
-    """Returns a named error where a file broke while its rows were read, else the error itself."""
+    """Returns a specific error if reading the rows of a file failed, else the error itself."""
     text = str(error)
     if "FAILED_READ_FILE" not in text and "is not a Parquet file" not in text:
         return error

@@ -1,11 +1,11 @@
-"""Check-in folders (`checkins.parquet`, `pois.parquet`) -> the raw tables, and what all sources of files share.
+"""Check-in folders (`checkins.parquet`, `pois.parquet`) -> the raw tables, and the base of all file sources.
 
 Run: python -m etl checkins --day D --set source.path=FOLDER. Columns are listed in `REQUIRED` and `OPTIONAL`;
 optional ones may be absent or null. A check-in says where a user was, not where the user came from, so
 actions have no user place; impressions are simulated (`etl/tables/impressions.py`) and marked so.
 
-What a catalogue file tells about the whole period (numbers of check-ins, of users) is not read: it would
-leak.
+Totals of the whole period in a catalogue file (numbers of check-ins, of users) are not read: they would leak the
+future.
 """
 
 from abc import ABC, abstractmethod
@@ -68,7 +68,7 @@ ACTION_TYPE = "checkin"
 class FileSource(ABC):
     """A source of files: it reads all actions that they hold, and a catalogue, if there is one.
 
-    What is new of them on a day is found here, the same way for every format.
+    This class finds the new rows of a day, the same way for every format.
     """
 
     name = ""
@@ -96,8 +96,8 @@ class FileSource(ABC):
         erased = None if warehouse is None else warehouse.erased
         actions = mark_erased(actions, erased)
         if warehouse is not None and warehouse.actions is not None:
-            actions = compute_once(actions)  # looked at for the days in it, and once more for its rows
-        # Offsets are judged where the POI lies, or where the user was if the source does not say.
+            actions = compute_once(actions)  # read once for its days and once for its rows
+        # Offsets are judged at the place of the POI, or at the user's place if the source lacks the POI's.
         lon = F.coalesce("poi_lon", "user_lon")
         row = actions.agg(
             F.count("*").alias("records"),
@@ -191,8 +191,8 @@ def build_actions(checkins: DataFrame) -> DataFrame:
         checkins: user_id, poi_id, category, longitude, latitude, action_ts_ms, tz_offset_min, record, is_torn.
 
     Returns:
-        Rows of `raw_actions` without `day`. The id is a hash of user, time and POI alone, so that a check-
-        in delivered twice is recognised as an exact duplicate, also where blanks around an id differ.
+        Rows of `raw_actions` without `day`. The id is a hash of user, time and POI alone. So a check-in delivered
+        twice is recognised as an exact duplicate, even if blanks around an id differ.
     """
     # concat_ws skips nulls: rows that lack different parts could get the same id.
     parts = [
@@ -241,7 +241,7 @@ def build_delivery(
     day: date,
     warehouse: Warehouse | None = None,
 ) -> Mapping[str, DataFrame]:
-    """Makes the delivery of a day out of everything a source holds.
+    """Builds the delivery of a day from all rows of a source.
 
     Args:
         actions: all rows of `raw_actions` that the source holds, without `day`.
@@ -249,7 +249,7 @@ def build_delivery(
             the actions.
         settings: `clean` and the settings of simulated impressions.
         day: the day of the delivery.
-        warehouse: what other days have delivered; None for nothing.
+        warehouse: the deliveries of other days; None if there are none.
     """
     is_due = ~is_later(F.col("action_ts_ms"), day=day)
     delivered = None if warehouse is None else warehouse.actions
@@ -259,14 +259,14 @@ def build_delivery(
     good_ever = compute_once(judged.drop("record", "corrupt_record"))
     good = good_ever.where(is_due)
     catalogue = _derive(good, settings, day=day, warehouse=warehouse) if pois is None else pois
-    # Of later days only this is used: what comes later is not delivered yet.
+    # Rows of later days are left out: they are not delivered yet.
     dated = with_first_seen(catalogue, good_ever)
     due = dated.where(F.coalesce("first_seen_date", F.lit(day)) <= F.lit(day)).withColumns(
         {"is_closed": F.lit(False), "is_simulated": F.lit(False)}
     )
     changed = due if warehouse is None else keep_changed_pois(due, warehouse)
     visits = keep_visits(good, dated)
-    # Cut the plan: every recall list starts from the requests, and would compute them again.
+    # This cuts the plan: every recall list starts from the requests and would compute them again.
     requests = compute_once(
         pick_requests(visits, settings.impressions, day=day, new=None if delivered is None else new)
     )

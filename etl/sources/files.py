@@ -1,11 +1,12 @@
-"""The files behind a path that a source is pointed at: which are read, which are not, and how to open them with Spark.
+"""The files behind the path of a source: which are read, which are not, and how to open them with Spark.
 
-A path means what it says: a name with `[`, `{`, `*` or `?` in it is that file if it is there, and a pattern only if it
-is not. Spark leaves out names that begin with `_` or `.`; a file named by hand is refused with that reason, files of a
-folder are named in a warning. Subfolders are read; folders called `name=value` give a column `name`, as text.
+A path is taken literally first: a name with `[`, `{`, `*` or `?` is that file if it exists, and a pattern only if it
+does not. Spark leaves out names that begin with `_` or `.`. Such a file is refused with that reason if the path names
+it, and named in a warning if it lies in a folder. Subfolders are read; folders called `name=value` give a column
+`name`, as text.
 
-Parquet is opened by the schemas in the footers, file by file: files of one folder may differ in columns and types, and
-a type that Spark does not know spoils its own column only.
+Parquet files are opened one by one, by the schemas in their footers. So the files of one folder may differ in columns
+and types, and a type that Spark does not know spoils its own column only.
 """
 
 import codecs
@@ -43,7 +44,7 @@ class InputFiles:
     """The files behind one path.
 
     Attributes:
-        path: what the settings say.
+        path: the path of the settings.
         files: files to read, sorted.
         base: folder below which folders named `name=value` are columns; None where the path is one file.
         skipped: hidden files of the folder, which are not read.
@@ -65,9 +66,9 @@ class InputFiles:
         ]
 
     def by_folders(self) -> list["InputFiles"]:
-        """Takes files apart whose folders name other columns.
+        """Groups the files by the columns that their folders name.
 
-        Read together, Spark leaves out, without a word, every file that lacks a folder which others have.
+        In one read, Spark would silently leave out every file that lacks a folder which others have.
         """
         groups: dict[tuple[str, ...], list[str]] = {}
         for file in self.files:
@@ -103,9 +104,9 @@ def find_files(spark: SparkSession, path: str, *, what: str, needed_by: str, rem
     Args:
         spark: session.
         path: file, folder or pattern; local, or a URI of a file system that Hadoop knows.
-        what: what the files are, for errors: `Parquet`, `text`.
-        needed_by: who reads them, for errors.
-        remedy: what to do where there are none.
+        what: kind of files, for errors: `Parquet`, `text`.
+        needed_by: reader of the files, for errors.
+        remedy: advice for the case that there are none.
 
     Raises:
         MissingInputError: there is no file.
@@ -114,18 +115,18 @@ def find_files(spark: SparkSession, path: str, *, what: str, needed_by: str, rem
     roots = _resolve(spark, path)
     if not roots:
         raise MissingInputError(what=f"the {what} input", where=path, needed_by=needed_by, remedy=remedy)
-    found, skipped, is_single = [], [], False
+    visible, skipped, is_single = [], [], False
     for root in roots:
         files, hidden, is_file = _walk(spark, root)
         if is_file and hidden and len(roots) == 1:
             raise HiddenInputError(path=path)
-        found += files
+        visible += files
         skipped += hidden
         is_single = is_file and len(roots) == 1
-    if not found:
+    if not visible:
         raise MissingInputError(what=f"any {what} file", where=path, needed_by=needed_by, remedy=remedy)
     base = None if is_single or len(roots) > 1 else roots[0]
-    return InputFiles(path, tuple(sorted(found)), base, tuple(sorted(skipped)))
+    return InputFiles(path, tuple(sorted(visible)), base, tuple(sorted(skipped)))
 
 
 def read_head(spark: SparkSession, file: str, num_bytes: int = HEAD_BYTES) -> bytes:
@@ -161,14 +162,14 @@ def read_header(spark: SparkSession, file: str) -> tuple[str, ...]:
 
 
 def size_of(spark: SparkSession, file: str) -> int:
-    """Returns the bytes that a file takes in storage."""
+    """Returns the size of a file in storage, bytes."""
     jvm, conf = spark._jvm, spark._jsc.hadoopConfiguration()
     assert jvm is not None
     location = jvm.org.apache.hadoop.fs.Path(file)
     return int(location.getFileSystem(conf).getFileStatus(location).getLen())
 
 
-def open_parquet(spark: SparkSession, found: InputFiles) -> list[FilePart]:
+def open_parquet(spark: SparkSession, inputs: InputFiles) -> list[FilePart]:
     """Opens Parquet files: one part for each schema among them, since the files of a folder need not agree.
 
     Raises:
@@ -176,52 +177,52 @@ def open_parquet(spark: SparkSession, found: InputFiles) -> list[FilePart]:
         SchemaError: two columns of a file differ in case only.
     """
     spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
-    return [part for group in found.by_folders() for part in _open_parquet(spark, group)]
+    return [part for group in inputs.by_folders() for part in _open_parquet(spark, group)]
 
 
-def _open_parquet(spark: SparkSession, found: InputFiles) -> list[FilePart]:
+def _open_parquet(spark: SparkSession, inputs: InputFiles) -> list[FilePart]:
     """Opens Parquet files whose folders name the same columns."""
-    if len(found.files) > MAX_FOOTERS:
+    if len(inputs.files) > MAX_FOOTERS:
         raise CorruptInputError(
-            path=found.path,
+            path=inputs.path,
             expected=f"at most {MAX_FOOTERS} Parquet files",
-            cause=f"it has {len(found.files)}; write them to fewer, larger ones",
+            cause=f"it has {len(inputs.files)}; write them to fewer, larger ones",
         )
     by_schema: dict[str, tuple[StructType, frozenset[str], dict[str, str], list[str]]] = {}
-    for file in found.files:
+    for file in inputs.files:
         schema, nanoseconds, unknown = _read_footer(spark, file)
         key = json.dumps([schema.jsonValue(), sorted(nanoseconds), unknown])
         by_schema.setdefault(key, (schema, nanoseconds, unknown, []))[3].append(file)
     return [
-        FilePart(spark.read.options(**found.options()).schema(schema).parquet(*files), nanoseconds, unknown)
+        FilePart(spark.read.options(**inputs.options()).schema(schema).parquet(*files), nanoseconds, unknown)
         for schema, nanoseconds, unknown, files in by_schema.values()
     ]
 
 
 def refuse_repeated(names: Sequence[str], table: str) -> None:
-    """Checks that no two columns differ in case only: nobody could tell which is meant.
+    """Checks that no two columns differ in case only: nobody could tell which one is meant.
 
     Raises:
-        SchemaError: two do.
+        SchemaError: two columns do.
     """
-    found: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     for name in names:
-        if name.lower() in found:
+        if name.lower() in spellings:
             raise SchemaError(
                 table=table,
                 column=name,
                 expected="one column of that name",
-                found=f"two, {found[name.lower()]!r} and {name!r}",
+                found=f"two, {spellings[name.lower()]!r} and {name!r}",
                 remedy="Rename one of them, or leave it out.",
             )
-        found[name.lower()] = name
+        spellings[name.lower()] = name
 
 
-def describe_differences(found: InputFiles, names: Sequence[Iterable[str]]) -> list[str]:
+def describe_differences(inputs: InputFiles, names: Sequence[Iterable[str]]) -> list[str]:
     """Returns a warning that names the columns which only some of the files have, if there are any.
 
     Args:
-        found: the files.
+        inputs: the files.
         names: column names of each group of files.
     """
     groups: list[set[str]] = [set(group) for group in names]
@@ -230,12 +231,12 @@ def describe_differences(found: InputFiles, names: Sequence[Iterable[str]]) -> l
     if not partial:
         return []
     return [
-        f"only some files of {found.path} have the columns {', '.join(partial)}: null in rows of the others"
+        f"only some files of {inputs.path} have the columns {', '.join(partial)}: null in rows of the others"
     ]
 
 
 def _resolve(spark: SparkSession, path: str) -> list[str]:
-    """Returns the path, absolute, if it is there as it stands; else what it matches as a pattern."""
+    """Returns the path, made absolute, if it exists literally; else the paths that it matches as a pattern."""
     is_local = "://" not in path and not path.startswith("file:")
     absolute = os.path.abspath(path) if is_local else path.rstrip("/")
     if is_local and os.path.exists(absolute):

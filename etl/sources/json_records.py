@@ -1,9 +1,9 @@
 """JSON files -> one row per record: JSON lines, arrays, several values on a line, records over several lines.
 
-Every record of a file ends as one row: an object with its text, or a text that is none. `from_json` reads the first
-value of a text and ignores whatever follows it; so a line counts as read only if it ends where its last value ends,
-which a mark behind it shows. Files that are one array, or whose records go over several lines, are parsed whole if
-they are of moderate size; what cannot be parsed whole is read line by line, and nothing is dropped.
+Every record of a file becomes one row: an object with its text, or a text that is not an object. `from_json` reads the
+first value of a text and ignores the rest. So a line counts as read only if it ends where its last value ends, which a
+mark behind it shows. Files that are one array, or whose records span several lines, are parsed whole if they are of
+moderate size. A file that cannot be parsed whole is read line by line, and nothing is dropped.
 """
 
 import codecs
@@ -31,7 +31,7 @@ LINES, ARRAY, SPREAD = "lines", "array", "spread"
 """Shapes of a file: a record a line; one array; records that go over several lines."""
 
 
-def read_records(spark: SparkSession, found: InputFiles) -> DataFrame:
+def read_records(spark: SparkSession, inputs: InputFiles) -> DataFrame:
     """Reads JSON files.
 
     Returns:
@@ -39,10 +39,10 @@ def read_records(spark: SparkSession, found: InputFiles) -> DataFrame:
         folders named `name=value`.
 
     Raises:
-        CorruptInputError: a large file is one array, or has records over several lines.
+        CorruptInputError: a large file is one array, or has records that span several lines.
     """
     by_shape: dict[str, list[str]] = {}
-    for number, file in enumerate(found.files):
+    for number, file in enumerate(inputs.files):
         shape = _shape_of(spark, file) if number < MAX_HEADS else LINES
         by_shape.setdefault(shape, []).append(file)
     frames = []
@@ -51,7 +51,7 @@ def read_records(spark: SparkSession, found: InputFiles) -> DataFrame:
         if is_whole:
             _refuse_large(spark, files)
         records_of = partial(_records_of_file, is_array=shape == ARRAY) if is_whole else _records_of_line
-        for group in replace(found, files=tuple(files)).by_folders():
+        for group in replace(inputs, files=tuple(files)).by_folders():
             frames.append(_split(_read_text(spark, group, group.files, whole=is_whole), records_of))
     return reduce(partial(DataFrame.unionByName, allowMissingColumns=True), frames)
 
@@ -78,7 +78,7 @@ def _is_json(text: str) -> bool:
 
 
 def _starts_with_object(text: str) -> bool:
-    """Tells whether a text begins with an object that goes over several lines."""
+    """Tells whether a text begins with an object that spans several lines."""
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except ValueError:
@@ -100,12 +100,12 @@ def _refuse_large(spark: SparkSession, files: Sequence[str]) -> None:
             )
 
 
-def _read_text(spark: SparkSession, found: InputFiles, files: Sequence[str], *, whole: bool) -> DataFrame:
-    return spark.read.options(**found.options()).text(list(files), wholetext=whole)
+def _read_text(spark: SparkSession, inputs: InputFiles, files: Sequence[str], *, whole: bool) -> DataFrame:
+    return spark.read.options(**inputs.options()).text(list(files), wholetext=whole)
 
 
 def _split(texts: DataFrame, records_of: Callable[[Column], Column]) -> DataFrame:
-    """Makes one row per record of the texts in column `value`; a blank text has none."""
+    """Returns one row per record of the texts in column `value`; a blank text has none."""
     folders = [name for name in texts.columns if name != "value"]
     body = F.btrim("value", F.lit(BLANKS))
     return (
@@ -140,7 +140,7 @@ def _records_of_line(line: Column) -> Column:
 def _records_of_file(text: Column, *, is_array: bool) -> Column:
     """Returns the records of a whole file; those of its lines where it cannot be parsed whole."""
     lines = F.split(text, r"\r?\n")
-    if is_array:  # a torn array: its brackets are no records
+    if is_array:  # a torn array: its brackets are not records
         lines = F.transform(lines, lambda line: F.regexp_replace(line, r"^[\s\[]+|[\s,\]]+$", ""))
     lines = F.filter(F.transform(lines, lambda line: F.btrim(line, F.lit(BLANKS))), lambda line: line != "")
     by_line = F.flatten(F.transform(lines, _records_of_line))
@@ -156,12 +156,12 @@ def _records_of_file(text: Column, *, is_array: bool) -> Column:
 
 
 def _apart(text: Column) -> Column:
-    """Puts a comma between objects that follow each other without one."""
+    """Adds the comma between objects that follow each other without one."""
     return F.regexp_replace(text, _FUSED, "},{")
 
 
 def _is_split_right(values: Column, text: Column) -> Column:
-    """Tells whether every brace pair was a border: one inside a string gives a comma there, and no further value."""
+    """Tells whether every pair of braces was a border of objects: one inside a string adds a comma but no value."""
     return _is_parsed(values) & (F.size(values) == F.size(F.split(text, _FUSED)) + 1)
 
 
@@ -175,15 +175,15 @@ def _is_parsed(values: Column) -> Column:
 
 
 def _unfold(values: Column) -> Column:
-    """Returns the records among parsed values, those of arrays one by one; what is no object is a record, too."""
-    found = F.slice(values, F.lit(1), F.size(values) - 1)
+    """Returns the records among parsed values, those of arrays one by one; other values are records too."""
+    items = F.slice(values, F.lit(1), F.size(values) - 1)
 
     def of_value(value: Column) -> Column:
         inner = F.when(value.startswith("["), F.from_json(value, "array<string>"))
         texts = F.transform(F.coalesce(inner, F.array(value)), lambda item: F.coalesce(item, F.lit("null")))
         return F.transform(texts, lambda item: _record(item, item.startswith("{")))
 
-    return F.flatten(F.transform(found, of_value))
+    return F.flatten(F.transform(items, of_value))
 
 
 def _record(text: Column, is_object: Column) -> Column:

@@ -1,8 +1,8 @@
-"""An outline of unseen data: what they hold, and how a first training and release fit them.
+"""An outline of unseen data: their content, and a plan for a first training and release on them.
 
-Run: python -m etl outline --set source.path=PATH [--source NAME] [--out FILE]. Reads whatever a file source reads
-and writes no table. The source is guessed from the shape of the path. Out: the plan of the first two days and of the
-held-out days, as the summary's notes and, with `--out`, as a layer of settings.
+Run: python -m etl outline --set source.path=PATH [--source NAME] [--out FILE]. The job reads any file source and
+writes no table. It guesses the source from the shape of the path. Out: the plan of the first two days and of the
+held-out days, in the notes of the summary and, with `--out`, as a layer of settings.
 """
 
 import importlib
@@ -46,8 +46,8 @@ class Plan:
     """How the first two deliveries and the first training fit the data.
 
     Attributes:
-        day: of the first delivery, training and release.
-        next_day: of the second delivery and release; None = the data have one day only.
+        day: day of the first delivery, training and release.
+        next_day: day of the second delivery and release; None = the data have one day only.
         val_days: `samples.val_days`.
         test_days: `samples.test_days`.
     """
@@ -154,7 +154,7 @@ def derive_plan(
 
     Args:
         rows_by_day: plausible rows by UTC day; at least one day.
-        day: what the user wants instead of the derived day.
+        day: the user's choice, in place of the derived day.
         next_day: the same for the second delivery.
     """
     days = sorted(rows_by_day)
@@ -170,7 +170,7 @@ def derive_plan(
 
 
 def list_skipped(facts: Mapping[str, object], plan: Plan) -> dict[str, str]:
-    """Says what will not be done with these data, and why."""
+    """Returns the steps that will be skipped with these data, and why."""
     skipped = {}
     if plan.next_day is None:
         skipped["second release"] = "the data have one day only"
@@ -190,12 +190,12 @@ def list_skipped(facts: Mapping[str, object], plan: Plan) -> dict[str, str]:
 
 
 def describe_days(rows_by_day: Mapping[date, int]) -> dict[str, object]:
-    """Tells first and last day with data, and how many there are."""
+    """Returns first and last day with data, and the number of such days."""
     return {"first_day": min(rows_by_day), "last_day": max(rows_by_day), "days_with_data": len(rows_by_day)}
 
 
 def write_layer(path: Path, settings: Settings, plan: Plan) -> None:
-    """Writes the plan's part of the settings."""
+    """Writes the settings that follow from the plan."""
     layer = {
         "source": {"path": settings.source.path},
         "samples": {"val_days": plan.val_days, "test_days": plan.test_days},
@@ -227,7 +227,7 @@ def open_source(source: str) -> FileSource:
 
 
 def _held_out_days(rows_by_day: Mapping[date, int], day: date) -> int:
-    """Returns the days that validation and test take each."""
+    """Returns the number of days for validation, which is also that for test."""
     total, early, first = sum(rows_by_day.values()), 0, day
     for first in sorted(rows_by_day):
         early += rows_by_day[first]

@@ -1,8 +1,8 @@
 """Actions in the paper's own form (JSON or Parquet) -> the raw tables (paper 3.1).
 
 Run: python -m etl actions --day D --set source.path=PATH. `EXAMPLE` is one record; "action_id" and
-"tz_offset_min" are optional. Values of a wrong type become null; a text that is no record goes to
-`corrupt_record` as it is, so that the cleaning counts it. The POI catalogue is `source.pois_path` (columns as
+"tz_offset_min" are optional. Values of a wrong type become null; text that is not a record is kept in
+`corrupt_record`, so that the cleaning counts it. The POI catalogue is `source.pois_path` (columns as
 in `etl/sources/checkins.py`) or derived from the actions. Impressions are simulated.
 """
 
@@ -27,7 +27,7 @@ EXAMPLE = (
     '{"time": 1767225600000, "user_id": "u1", "user_geo": {"x": 116.4, "y": 39.9}, "poi_id": "p1", '
     '"poi_geo": {"x": 116.41, "y": 39.91}, "category": "food, French food", "action_type": "click"}'
 )
-# Read as text and converted one by one: a number in quotes is a number, and nonsense is null in its own field
+# Read as text and converted one by one: a number in quotes is a number, and an invalid value is null in its own field
 # only.
 RECORD = (
     "time string, user_id string, user_geo struct<x: string, y: string>, poi_id string, "
@@ -58,12 +58,12 @@ class PaperActions(FileSource):
 
     def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
         path = self.path(settings, "the file of actions")
-        found = files.find_files(spark, path, what="text", needed_by=NEEDED_BY, remedy=REMEDY_PATH)
-        is_parquet = [file.lower().endswith((".parquet", ".parq", ".pq")) for file in found.files]
+        inputs = files.find_files(spark, path, what="text", needed_by=NEEDED_BY, remedy=REMEDY_PATH)
+        is_parquet = [file.lower().endswith((".parquet", ".parq", ".pq")) for file in inputs.files]
         if path.rstrip("/").endswith(".parquet") or all(is_parquet):
-            return shape_actions(_read_parquet(spark, found, path, self.warnings))
-        self.warnings += found.warnings
-        return shape_actions(_read_json(spark, found, path, self.warnings))
+            return shape_actions(_read_parquet(spark, inputs, path, self.warnings))
+        self.warnings += inputs.warnings
+        return shape_actions(_read_json(spark, inputs, path, self.warnings))
 
 
 def deliver(context: JobContext, spark: SparkSession) -> JobSummary:
@@ -75,18 +75,18 @@ def shape_actions(records: DataFrame) -> DataFrame:
     """Turns records into rows of `raw_actions` without `day`.
 
     Args:
-        records: the fields of `RECORD`, those of `SCALARS` converted under their names with `_value`, and `record`.
+        records: the fields of `RECORD`, the converted values of `SCALARS` (suffix `_value`), and `record`.
 
-    Without an id, a hash of the content is the id; blanks around ids and the spelling of numbers do not count.
+    Without an id, a hash of the content is the id; it ignores blanks around ids and the spelling of numbers.
     """
-    said = {
+    normalised = {
         name: F.coalesce(F.col(f"{name}_value").cast("string"), F.col(name))
         for name in ("time", "tz_offset_min")
     } | {name: judging.clean_id(F.col(f"{name}_value")) for name in ("user_id", "poi_id")}
     names = [
         field.name for field in _record_type().fields if field.name not in ("action_id", "corrupt_record")
     ]
-    content = F.to_json(F.struct(*(said.get(name, F.col(name)).alias(name) for name in names)))
+    content = F.to_json(F.struct(*(normalised.get(name, F.col(name)).alias(name) for name in names)))
     is_corrupt = F.col("corrupt_record").isNotNull()
     return records.select(
         F.when(~is_corrupt, F.coalesce("action_id_value", F.sha2(content, 256))).alias("action_id"),
@@ -110,12 +110,12 @@ def _coordinate(geo: str, axis: str) -> Column:
 
 
 def _unquoted(text: Column) -> Column:
-    """Takes the quotes off NaN and Infinity: read as text, the bare words of JSON come with quotes, texts without."""
+    """Removes the quotes from NaN and Infinity: read as text, these bare words of JSON get quotes, strings do not."""
     return F.regexp_replace(text, r'^"(NaN|[+-]?Infinity|[+-]?INF)"$', "$1")
 
 
-def _read_json(spark: SparkSession, found: InputFiles, path: str, warnings: list[str]) -> DataFrame:
-    records = json_records.read_records(spark, found)
+def _read_json(spark: SparkSession, inputs: InputFiles, path: str, warnings: list[str]) -> DataFrame:
+    records = json_records.read_records(spark, inputs)
     folders = [name for name in records.columns if name in SCALARS]
     keys = _sample_keys(records.where("is_object"), path)
     records = records.withColumn("text", _with_our_case(F.col("record"), keys))
@@ -149,45 +149,47 @@ def _sample_keys(records: DataFrame, path: str) -> list[str]:
 
 
 def _with_our_case(record: Column, keys: list[str]) -> Column:
-    """Spells the keys of a record as we do, where a file has them in other cases."""
+    """Replaces the keys of a record that differ from ours in case only by our spelling."""
     ours = {name.lower(): name for name in (*SCALARS, *PLACES)}
     for key in keys:
-        wanted = ours.get(key.lower(), key)
-        if wanted != key:
-            record = F.regexp_replace(record, rf'"{key}"(\s*:)', f'"{wanted}"$1')
+        spelling = ours.get(key.lower(), key)
+        if spelling != key:
+            record = F.regexp_replace(record, rf'"{key}"(\s*:)', f'"{spelling}"$1')
     return record
 
 
 def _check_records(records: DataFrame, path: str, known: list[str], folders: list[str]) -> list[str]:
     """Looks at the keys and values of the first records; returns warnings, raises SchemaError."""
     if not known:
-        return []  # nothing is a record: the cleaning counts them
+        return []  # no text is a record: the cleaning counts them
     drift.require_names([*known, *folders], path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
     probes = []
     for name, kind in SCALARS.items():
-        given = F.get_json_object("text", f"$.{name}")
-        # from_json reads an object into a text column as it stands; no id looks like that.
-        plain = F.when(~given.rlike(r"^\s*[\[{]"), given)
+        delivered = F.get_json_object("text", f"$.{name}")
+        # from_json copies an object into a text column literally; no id looks like that.
+        plain = F.when(~delivered.rlike(r"^\s*[\[{]"), delivered)
         expected = values.SPARK_TYPES[kind]
-        probes.append(drift.Probe(name, expected, "JSON", given, values.convert(plain, T.StringType(), kind)))
+        probes.append(
+            drift.Probe(name, expected, "JSON", delivered, values.convert(plain, T.StringType(), kind))
+        )
     for place in PLACES:
         whole = F.get_json_object("text", f"$.{place}")
         for axis in AXES:
             value = F.get_json_object("text", f"$.{place}.{axis}")
             # A place without this axis does not convert; one whose axis is null has no value.
             has_axis = F.array_contains(F.json_object_keys(whole), axis)
-            given = F.when(F.coalesce(has_axis, F.lit(False)), value).otherwise(whole)
+            delivered = F.when(F.coalesce(has_axis, F.lit(False)), value).otherwise(whole)
             converted = values.degrees(value, T.StringType())
-            probes.append(drift.Probe(f"{place}.{axis}", "double", "JSON", given, converted))
+            probes.append(drift.Probe(f"{place}.{axis}", "double", "JSON", delivered, converted))
     drift.refuse_unconverted(records, path, probes, remedy=REMEDY)
-    read = {name.lower() for name in (*SCALARS, *PLACES)}
-    return drift.describe_unread(path, [key for key in known if key.lower() not in read])
+    read_names = {name.lower() for name in (*SCALARS, *PLACES)}
+    return drift.describe_unread(path, [key for key in known if key.lower() not in read_names])
 
 
-def _read_parquet(spark: SparkSession, found: InputFiles, path: str, warnings: list[str]) -> DataFrame:
-    parts = files.open_parquet(spark, found)
+def _read_parquet(spark: SparkSession, inputs: InputFiles, path: str, warnings: list[str]) -> DataFrame:
+    parts = files.open_parquet(spark, inputs)
     names = [[*part.frame.columns, *part.unknown] for part in parts]
-    warnings += [*found.warnings, *files.describe_differences(found, names)]
+    warnings += [*inputs.warnings, *files.describe_differences(inputs, names)]
     everything = list(dict.fromkeys(name for group in names for name in group))
     warnings += drift.describe_additions(everything, path, {*SCALARS, *PLACES})
     return reduce(DataFrame.unionByName, (_read_part(part, path) for part in parts))
@@ -195,12 +197,12 @@ def _read_parquet(spark: SparkSession, found: InputFiles, path: str, warnings: l
 
 def _read_part(part: FilePart, path: str) -> DataFrame:
     """Reads Parquet files of one schema into the fields of `RECORD` and the converted values."""
-    rows, there = part.frame, [*part.frame.columns, *part.unknown]
-    matched = drift.match_columns(there, path, (*SCALARS, *PLACES))
-    drift.require_names(there, path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
+    rows, present = part.frame, [*part.frame.columns, *part.unknown]
+    matched = drift.match_columns(present, path, (*SCALARS, *PLACES))
+    drift.require_names(present, path, dict.fromkeys(REQUIRED, "string or number"), remedy=REMEDY)
     drift.require_kinds(part, path, SCALARS, remedy=REMEDY, names=matched)
     columns, converted = [], []
-    for field in _record_type().fields:  # in their order: ids are made from the content
+    for field in _record_type().fields:  # in their order: ids are hashes of the content
         value = F.col(f"`{matched[field.name]}`") if field.name in matched else F.lit(None)
         if field.name in SCALARS:
             kind, name = SCALARS[field.name], matched.get(field.name)

@@ -88,7 +88,7 @@ class TsmcFile(FileSource):
             *(converted[name] for name in ("latitude", "longitude", "tz_offset_min")),
             parse_time(F.col("utc_time")).alias("action_ts_ms"),
             F.coalesce(CORRUPT, fields).alias("record"),
-            # More than eight: the eight before them are where they should be.
+            # With more than eight columns, the first eight are still in their places.
             F.coalesce(num_fields < len(TSMC_COLUMNS), F.lit(False)).alias("is_torn"),
         )
         return build_actions(checkins)
@@ -160,35 +160,35 @@ def parse_time(text: Column) -> Column:
 
 
 def _decoded(text: Column) -> Column:
-    """Returns text that was read as Latin-1 as what it is: UTF-8 where its bytes are that, which is no accident."""
+    """Decodes text that was read as Latin-1: as UTF-8 where its bytes are valid UTF-8, which is no accident."""
     as_utf8 = F.encode(text, "ISO-8859-1").cast("string")
     return F.when(F.is_valid_utf8(as_utf8), F.ltrim(as_utf8, F.lit("\ufeff"))).otherwise(text)
 
 
 def _convert(name: str, kind: str) -> Column:
-    given = F.col(name)
-    return values.convert(values.untyped_id(given) if kind == "id" else given, T.StringType(), kind)
+    value = F.col(name)
+    return values.convert(values.untyped_id(value) if kind == "id" else value, T.StringType(), kind)
 
 
 def _check_format(rows: DataFrame, path: str) -> list[str]:
-    """Looks at the first rows: refused row by row, a file with other columns would not tell the cause.
+    """Checks the first rows, since refusing a file with other columns row by row would hide the cause.
 
-    Columns after the eighth pass with a warning, which is returned: the eight before them are where they should be.
+    Columns after the eighth pass with a warning, which is returned: the first eight are still in their places.
 
     Raises:
-        SchemaError: there are fewer, or they hold something else.
+        SchemaError: there are fewer columns, or they hold something else.
     """
     first = rows.first()
     if first is None:
         return []
-    given: Sequence[str | None] = [first[name] for name in TSMC_COLUMNS]
-    if given[-1] is None:
-        found = sum(value is not None for value in given)
+    first_values: Sequence[str | None] = [first[name] for name in TSMC_COLUMNS]
+    if first_values[-1] is None:
+        num_columns = sum(value is not None for value in first_values)
         raise SchemaError(
             table=path,
             column="utc_time",
             expected="string, the eighth of eight columns separated by tabs",
-            found=f"{found} columns in the first row",
+            found=f"{num_columns} columns in the first row",
             remedy=TSMC_REMEDY,
         )
     probes = [

@@ -1,10 +1,10 @@
 """How a delivered file may differ from what a reader expects: additions pass with a warning, breaks stop the delivery.
 
-A column that nobody asked for is named in a warning. A required column that is missing, a struct where a number was, or
-a column whose values no longer convert stop the job before anything is written. One value that does not convert is no
-drift but a dirty row, and the cleaning refuses it alone: a column is broken if most of its values are, and that shows
-in its first rows. So a delivery costs one more Spark action on at most `SAMPLE_ROWS` rows, and none at all if every
-column has a type that always converts.
+An unknown column is named in a warning. A missing required column, a struct in place of a number, or a column whose
+values no longer convert stop the job before anything is written. A single value that does not convert is a dirty row,
+which the cleaning refuses alone. A column is broken if most of its values do not convert, and its first rows show
+that. So a delivery costs one more Spark action on at most `SAMPLE_ROWS` rows, and none if every column has a type that
+always converts.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -29,10 +29,10 @@ class Probe:
 
     Attributes:
         name: its name in the file.
-        expected: the type that is wanted.
-        found: the type that it has there.
+        expected: the required type.
+        found: its type in the file.
         given: the value as delivered.
-        converted: the value as wanted; null where it does not convert.
+        converted: the converted value; null where it does not convert.
     """
 
     name: str
@@ -43,17 +43,17 @@ class Probe:
 
 
 def match_columns(names: Sequence[str], table: str, wanted: Collection[str]) -> dict[str, str]:
-    """Finds the columns that are wanted, without regard to case.
+    """Finds the wanted columns in a file, without regard to case.
 
     Returns:
-        Wanted name -> name in the file, for those that are there.
+        Wanted name -> name in the file, for the columns that the file has.
 
     Raises:
         SchemaError: two columns of the file differ in case only.
     """
     refuse_repeated(names, table)
-    found = {name.lower(): name for name in names}
-    return {name: found[name.lower()] for name in wanted if name.lower() in found}
+    by_lower_name = {name.lower(): name for name in names}
+    return {name: by_lower_name[name.lower()] for name in wanted if name.lower() in by_lower_name}
 
 
 def require_names(names: Collection[str], table: str, required: Mapping[str, str], *, remedy: str) -> None:
@@ -65,8 +65,8 @@ def require_names(names: Collection[str], table: str, required: Mapping[str, str
     lower = {name.lower() for name in names}
     for name, wanted in required.items():
         if name.lower() not in lower:
-            found = f"no such column (columns there: {', '.join(names)})"
-            raise SchemaError(table=table, column=name, expected=wanted, found=found, remedy=remedy)
+            problem = f"no such column (columns there: {', '.join(names)})"
+            raise SchemaError(table=table, column=name, expected=wanted, found=problem, remedy=remedy)
 
 
 def require_kinds(
@@ -77,14 +77,14 @@ def require_kinds(
     remedy: str,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Checks that the columns, where they are there, hold values that convert.
+    """Checks that the columns, where present, hold values that convert.
 
     Args:
         part: files as opened.
-        table: what the file is called in errors.
+        table: name of the file in errors.
         wanted: kind of every column (`etl/sources/values.py`).
-        remedy: what to do about a file that does not fit.
-        names: what the columns are called in the file, where that differs.
+        remedy: advice for a file that does not fit.
+        names: names of the columns in the file, where they differ.
 
     Raises:
         SchemaError: a column has a type that cannot be converted, or most of its first values do not convert.
@@ -105,15 +105,15 @@ def require_kinds(
         if not values.may_hold(kind, dtype):
             refuse_column(part.frame, table, name, expected, remedy=remedy)
         if not values.always_converts(kind, dtype):
-            given = F.col(f"`{name}`")
+            value = F.col(f"`{name}`")
             probes.append(
-                Probe(name, expected, dtype.simpleString(), given, values.convert(given, dtype, kind))
+                Probe(name, expected, dtype.simpleString(), value, values.convert(value, dtype, kind))
             )
     refuse_unconverted(part.frame, table, probes, remedy=remedy)
 
 
 def refuse_column(frame: DataFrame, table: str, name: str, expected: str, *, remedy: str) -> NoReturn:
-    """Refuses a column of which no value converts.
+    """Refuses a column none of whose values converts.
 
     Raises:
         SchemaError: always, with the first value of the column as an example.
@@ -134,7 +134,7 @@ def refuse_unconverted(frame: DataFrame, table: str, probes: Sequence[Probe], *,
     """Converts the first rows of a file, and stops if most values of a column do not convert.
 
     Raises:
-        SchemaError: it names the column, both types and an example.
+        SchemaError: names the column, both types and an example.
     """
     if not probes:
         return
@@ -152,19 +152,19 @@ def refuse_unconverted(frame: DataFrame, table: str, probes: Sequence[Probe], *,
     for number, probe in enumerate(probes):
         values, broken = row[f"values_{number}"], row[f"broken_{number}"]
         if broken > MAX_UNCONVERTED * values:
-            found = f"{probe.found}, where {broken} of the first {values} values do not convert"
+            problem = f"{probe.found}, where {broken} of the first {values} values do not convert"
             raise SchemaError(
                 table=table,
                 column=probe.name,
                 expected=probe.expected,
-                found=found,
+                found=problem,
                 example=_unwrap(row[f"example_{number}"]),
                 remedy=remedy,
             )
 
 
 def describe_additions(names: Collection[str], table: str, known: Collection[str]) -> list[str]:
-    """Returns a warning that names the columns which no one reads; none if there are none."""
+    """Returns a warning that names the columns that nothing reads; empty if there are none."""
     lower = {name.lower() for name in known}
     return describe_unread(table, [name for name in names if name.lower() not in lower])
 

@@ -1,4 +1,4 @@
-"""Recognises by its shape which reader knows a file or folder: names of columns, or the first line. Without Spark."""
+"""Finds the reader for a file or folder by its shape: names of columns, or the first line. Without Spark."""
 
 import csv
 import gzip
@@ -30,17 +30,17 @@ def guess_source(path: str) -> str:
     Raises:
         MissingInputError: there is nothing at the path, or no reader knows its shape.
     """
-    found = Path(path)
-    if not path or not found.exists():
+    location = Path(path)
+    if not path or not location.exists():
         raise MissingInputError(
             what="the data",
             where=path or "source.path (empty)",
             needed_by="The job outline",
             remedy="Name a file or folder with --set source.path=PATH; for a URI name the source, too: --source NAME.",
         )
-    if (found / CHECKIN_FILE).exists():
+    if (location / CHECKIN_FILE).exists():
         return "checkins"
-    file = _first_file(found)
+    file = _first_file(location)
     columns = _parquet_columns(file)
     if columns is not None:
         if {name.lower() for name in columns} >= ACTION_MARKS:
@@ -90,7 +90,7 @@ def _first_line(file: Path) -> str:
     return next((line.strip(" \r") for line in text.split("\n") if line.strip()), "")
 
 
-def _unknown_shape(path: Path, found: str) -> MissingInputError:
+def _unknown_shape(path: Path, content: str) -> MissingInputError:
     known = "; ".join(f"{name}: {shape}" for name, shape in SHAPES.items())
     hint = (
         f" If this file is {CHECKIN_FILE}, name the folder that holds it."
@@ -98,7 +98,7 @@ def _unknown_shape(path: Path, found: str) -> MissingInputError:
         else ""
     )
     return MissingInputError(
-        what=f"a shape that a reader knows (found: {found})",
+        what=f"a shape that a reader knows (found: {content})",
         where=str(path),
         needed_by="The job outline",
         remedy=f"Known are {known}.{hint} Another shape needs renamed columns or a reader (docs/own-data.md).",

@@ -1,10 +1,10 @@
-"""What a value of a delivered file means: one reading for each kind of column, for every reader and format.
+"""Conversion of delivered values: one interpretation for each kind of column, for every reader and format.
 
-A kind says what a column is wanted for: `id`, `string`, `degrees`, `minutes` (an offset), `epoch` (a time that may be
-epoch milliseconds) or `clock` (a time that is written out, or a timestamp). `convert` reads a column of whatever type
-into it; a single value that means nothing becomes null, and the cleaning refuses its row alone. Numbers, ids and
-offsets are read by `etl/columns/judging.py`, as in tables; here are the times that files spell, and what types cannot
-be.
+A kind names the use of a column: `id`, `string`, `degrees`, `minutes` (an offset), `epoch` (a time that may be
+epoch milliseconds) or `clock` (a time that is written out, or a timestamp). `convert` reads a column of any type
+into a kind. A single invalid value becomes null, and the cleaning refuses its row alone. `etl/columns/judging.py`
+reads numbers, ids and offsets, as in tables. This module adds times as files spell them, and the types that cannot
+hold a kind.
 """
 
 from collections.abc import Collection, Sequence
@@ -47,7 +47,7 @@ LARGEST_EXACT = 2**53
 
 
 def may_hold(kind: str, dtype: T.DataType) -> bool:
-    """Tells whether a column of a type may hold values of a kind; of other types not one value converts."""
+    """Tells whether a column of a type may hold values of a kind; no value of any other type converts."""
     if kind == "id":
         return judging.can_be_id(dtype)
     if isinstance(dtype, T.StringType | T.NullType):
@@ -61,7 +61,7 @@ def may_hold(kind: str, dtype: T.DataType) -> bool:
 
 
 def always_converts(kind: str, dtype: T.DataType) -> bool:
-    """Tells whether every value of a type converts into a kind, so that no look at the values is needed."""
+    """Tells whether every value of a type converts into a kind, so that the values need not be checked."""
     if isinstance(dtype, T.NullType) or kind == "string":
         return True
     if kind == "id":
@@ -74,13 +74,13 @@ def always_converts(kind: str, dtype: T.DataType) -> bool:
 
 
 def convert(column: Column, dtype: T.DataType, kind: str, *, is_nanoseconds: bool = False) -> Column:
-    """Reads a column into a kind; null where a value means nothing.
+    """Converts a column into a kind; invalid values become null.
 
     Args:
         column: the values as delivered.
         dtype: their type.
         kind: a key of `SPARK_TYPES`.
-        is_nanoseconds: the file says that these whole numbers are epoch nanoseconds.
+        is_nanoseconds: the file declares these whole numbers as epoch nanoseconds.
     """
     if kind == "id":
         return judging.id_text(column, dtype)
@@ -91,7 +91,7 @@ def convert(column: Column, dtype: T.DataType, kind: str, *, is_nanoseconds: boo
     if kind == "minutes":
         return judging.minutes(column, dtype)
     if is_nanoseconds:
-        # Whole numbers all the way: a double of this size would be off by hundreds of nanoseconds.
+        # Integer arithmetic only: a double of this size would be off by hundreds of nanoseconds.
         return (
             (column - F.pmod(column, F.lit(NANOSECONDS_PER_MS))).cast("decimal(20,0)") / NANOSECONDS_PER_MS
         ).cast("bigint")
@@ -107,7 +107,7 @@ def record_json(rows: DataFrame, columns: Sequence[str], ids: Collection[str]) -
     Args:
         rows: the delivered rows, in the types of their file.
         columns: columns to keep, in order.
-        ids: those of them that hold ids. A whole float among them is written digit by digit, not as 1.0126086E7, so
+        ids: the columns that hold ids. A whole float among them is written digit by digit, not as 1.0126086E7, so
             that readers and erasures find it.
     """
     values = [
@@ -126,7 +126,7 @@ def _id_as_text(column: Column, dtype: T.DataType) -> Column:
 
 
 def degrees(column: Column, dtype: T.DataType) -> Column:
-    """Returns a coordinate as double; words for what is no finite number are kept as that, for the rules to name."""
+    """Returns a coordinate as double; words for NaN and infinity keep their meaning, for the rules to name them."""
     known = judging.degrees(column, dtype)
     if not isinstance(dtype, T.StringType):
         return known
@@ -146,7 +146,7 @@ def clock_ms(text: Column) -> Column:
 
 
 def untyped_id(text: Column) -> Column:
-    """Returns an id of a format that knows text only (CSV): `470.0`, a column of integers with a gap, is 470."""
+    """Returns an id of a text-only format (CSV): `470.0`, as written for integers with a gap, becomes 470."""
     trimmed = judging.clean_id(text)
     return F.when(trimmed.rlike(WHOLE_FLOAT), F.regexp_replace(trimmed, r"\.0+$", "")).otherwise(text)
 
@@ -155,9 +155,9 @@ def json_id(text: Column, record: Column, name: str) -> Column:
     """Returns an id of a JSON record: numbers with a fraction are read as numbers, text stays text.
 
     Args:
-        text: the value as `from_json` gives it, which does not say whether it was in quotes.
-        record: the record, in which it does.
-        name: its key.
+        text: the value from `from_json`, which does not tell whether it was in quotes.
+        record: the record, which tells that.
+        name: key of the value.
     """
     number = F.regexp_extract(record, rf'"{name}"\s*:\s*(-?\d+(\.\d+)?([eE][+-]?\d+)?)', 1).try_cast("double")
     is_number = text.rlike(FLOAT_TOKEN) & (text.try_cast("double") == number)

@@ -1,1 +1,1 @@
-"""Sessions: Java, Spark and what they are started with."""
+"""Sessions: Java, Spark and their start-up options."""

@@ -1,6 +1,6 @@
-"""Is there a Java that Spark runs on, and which file names can it spell? `python -m etl.spark.java` answers the first.
+"""Checks for a Java that Spark runs on (`python -m etl.spark.java`), and sets the locale for its file names.
 
-Standard library only, so that it can be asked before anything is installed.
+Standard library only, so that it runs before anything is installed.
 """
 
 import os
@@ -38,17 +38,17 @@ def check_java() -> None:
 
 @contextmanager
 def utf8_locale() -> Iterator[None]:
-    """Sees to it that a JVM started meanwhile runs in a UTF-8 locale; one that is UTF-8 already stays as it is.
+    """Ensures that a JVM started within the block runs in a UTF-8 locale; an existing UTF-8 locale is kept.
 
     Java takes the encoding of file names from the locale (`sun.jnu.encoding`), and no option changes it. Bare
-    containers and schedulers run in POSIX, where a name with an umlaut is the name of no file.
+    containers and schedulers use the POSIX locale, in which Java cannot open a file with an umlaut in its name.
     """
     variable = next((name for name in LOCALE_VARIABLES if os.environ.get(name)), "LC_CTYPE")
     before = os.environ.get(variable)
     if re.search(r"utf-?8", before or "", re.IGNORECASE):
         yield
         return
-    # LANG decides more than the encoding; LC_CTYPE goes before it.
+    # LANG sets more than the encoding; LC_CTYPE takes precedence over it.
     changed = "LC_CTYPE" if variable == "LANG" else variable
     before = os.environ.get(changed)
     os.environ[changed] = UTF8_LOCALE

@@ -38,10 +38,10 @@ QUICK_PROPERTIES = {
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.adaptive.enabled": "false",
     "spark.databricks.delta.snapshotPartitions": "1",
-    # The plan's text is made for every query, though nobody looks at it.
+    # Spark builds the plan's text for every query, though nobody reads it.
     "spark.sql.ui.explainMode": "simple",
     "spark.sql.debug.maxToStringFields": "1",
-    # Noting the Python line of every column expression takes several calls into the JVM for each.
+    # Recording the Python line of a column expression takes several calls into the JVM.
     "spark.python.sql.dataFrameDebugging.enabled": "false",
 }
 PARTS_OF_LARGE_SHUFFLES = 8
@@ -56,9 +56,9 @@ def open_session(
     """Opens the session of a job, or returns the one that is open.
 
     Args:
-        settings: how to start Spark.
-        app_name: what the cluster shows.
-        properties: what this job needs beyond the settings.
+        settings: settings of Spark.
+        app_name: name that the cluster shows.
+        properties: Spark properties that this job needs beyond the settings.
 
     Raises:
         JavaMissingError: no Java runtime of a supported version was found.
@@ -81,9 +81,9 @@ def open_session(
 def compute_once(frame: DataFrame, level: StorageLevel = StorageLevel.MEMORY_AND_DISK) -> DataFrame:
     """Returns the same rows, computed when first used and then kept; for rows that are used more than once.
 
-    Unlike `persist`, what follows is planned over the kept rows alone: `persist` has the whole plan analysed again for
-    every use, and planned again for every write to a table that it reads. The rows are kept on the executors; where
-    executors come and go, set the property `spark.checkpoint.dir` to a folder of the cluster, and they are kept there.
+    Later plans start from the kept rows. With `persist`, Spark would analyse the whole plan again for every use, and
+    plan it again for every write to a table that it reads. The rows are kept on the executors. Where executors come
+    and go, set the property `spark.checkpoint.dir` to a folder of the cluster to keep them there.
     """
     if frame.sparkSession.sparkContext.getCheckpointDir() is not None:
         return frame.checkpoint(eager=False)
@@ -91,10 +91,10 @@ def compute_once(frame: DataFrame, level: StorageLevel = StorageLevel.MEMORY_AND
 
 
 def local_frame(spark: SparkSession, rows: Iterable[Sequence[object]], schema: StructType | str) -> DataFrame:
-    """Makes a frame of rows that the driver holds: few, or none.
+    """Creates a frame from a few rows (or none) that the driver holds.
 
-    Through Arrow it is a local relation. `createDataFrame` of a list has a Python worker read the rows for every use,
-    half a second each, and does not let the optimizer know that a frame is empty.
+    Through Arrow the frame is a local relation. `createDataFrame` of a list starts a Python worker for every use, half
+    a second each, and hides from the optimizer that a frame is empty.
 
     Args:
         spark: session.
@@ -102,7 +102,7 @@ def local_frame(spark: SparkSession, rows: Iterable[Sequence[object]], schema: S
         schema: columns, as a type or in SQL words.
 
     Raises:
-        ValueError: a null in a column that takes none; Spark would read it as zero.
+        ValueError: a column that is not nullable holds a null, which Spark would read as zero.
     """
     columns = StructType.fromDDL(schema) if isinstance(schema, str) else schema
     assert isinstance(columns, StructType)
@@ -123,12 +123,12 @@ def delta_jars(ivy_dir: str | Path) -> list[Path]:
 
 
 def class_archive(ivy_dir: str | Path) -> Path:
-    """Returns where the class archive of the jars lies, whether or not it has been made."""
+    """Returns the path of the class archive of the jars, whether or not it exists."""
     return Path(ivy_dir).absolute() / CLASS_ARCHIVE
 
 
 def _check_paths(session: SparkSession, settings: Settings) -> None:
-    """Checks that the JVM, which may have been started by somebody else, can name the files of the settings."""
+    """Checks that the JVM, which another program may have started, can name the files of the settings."""
     paths = {
         "source.path": settings.source.path,
         "source.pois_path": settings.source.pois_path,
@@ -163,21 +163,21 @@ def _properties(settings: Settings) -> dict[str, str]:
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.ansi.enabled": "true",
         "spark.sql.shuffle.partitions": str(spark_settings.shuffle_partitions),
-        # Large shuffles stay in this many parts, which fit into memory; small ones are put together as they are read.
+        # Large shuffles stay in this many parts, which fit into memory; small parts are merged as they are read.
         # 2 * 10^7 actions in 4 parts spilled 3 GB at each of three sorts, in 16 or 32 nothing, and took 8 % less time.
         "spark.sql.adaptive.coalescePartitions.initialPartitionNum": str(
             PARTS_OF_LARGE_SHUFFLES * spark_settings.shuffle_partitions
         ),
-        # A night compiles more than 100 expressions (the default) and meets many of them again.
+        # A run compiles more than 100 expressions (the default) and uses many of them again.
         "spark.sql.codegen.cache.maxEntries": "1000",
-        # HotSpot interprets methods above 8,000 bytes; Spark then makes smaller ones instead of one per stage.
+        # HotSpot interprets methods above 8,000 bytes; Spark then generates smaller ones instead of one per stage.
         "spark.sql.codegen.hugeMethodLimit": "8000",
         # Rows that come sorted by their key are aggregated as they come. Collecting in a hash table, Spark sorts them
         # again beyond 128 keys, and that sort gives no memory back to the window before it: 5 * 10^7 actions ran out.
         "spark.sql.execution.replaceHashWithSortAgg": "true",
         "spark.databricks.delta.snapshotPartitions": str(_log_partitions(spark_settings)),
         "spark.databricks.delta.schema.autoMerge.enabled": "false",
-        # The index of half a million POIs: sent to where the actions are, it saves their shuffle and sort.
+        # An index of half a million POIs is broadcast, which saves the shuffle and sort of the actions.
         "spark.sql.autoBroadcastJoinThreshold": "32m",
         # Names of partition folders are text: user_id=007 is no number.
         "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
@@ -193,16 +193,16 @@ def _properties(settings: Settings) -> dict[str, str]:
 
 
 def _log_partitions(spark_settings: SparkSettings) -> int:
-    """Returns with how many tasks Delta replays a log; a job replays some ten, and its own default is 50 tasks each.
+    """Returns the number of tasks for replaying a Delta log; a job replays about ten, by default with 50 tasks each.
 
-    One machine has tables of some thousand files, which one task lists at once: 16 tasks took half of a night's time.
+    On one machine a table has some thousand files, which one task can list: 16 tasks took half of a run's time.
     """
     is_local = spark_settings.master.startswith("local")
     return 1 if is_local else min(spark_settings.shuffle_partitions, 50)
 
 
 def _jar_properties(spark_settings: SparkSettings) -> dict[str, str]:
-    """Says where Delta's jars are: on the class path in local mode, as only what is there can be archived."""
+    """Returns the options for Delta's jars: on the class path in local mode, as only its classes can be archived."""
     jars = delta_jars(Path(spark_settings.ivy_dir).absolute())
     if not jars:
         return {"spark.jars.packages": DELTA_COORDINATE}
@@ -215,6 +215,6 @@ def _java_options(spark_settings: SparkSettings) -> str:
     options = [JVM_OPTIONS, QUICK_JVM_OPTIONS if spark_settings.quick_start else FULL_JVM_OPTIONS]
     archive = class_archive(spark_settings.ivy_dir)
     if archive.is_file() and spark_settings.master.startswith("local"):
-        # One of another JDK is left aside by the JVM, which then starts as without any.
+        # The JVM ignores an archive of another JDK and starts as if there were none.
         options.append(f"-XX:SharedArchiveFile={archive} {QUIET_ARCHIVE}")
     return " ".join([*options, spark_settings.jvm_options])

@@ -42,7 +42,7 @@ def build_action_sequences(
     known = histories.join(places.select("user_id", "home_lon", "home_lat"), "user_id", "left").join(
         build_profile_ids(profiles), "user_id", "left"
     )
-    # Without a known home the place of most visits stands for it, as in the samples.
+    # Without a known home the place with most visits stands for it, as in the samples.
     densest = densest_of_list(F.col("visits"))
     home = F.when(
         F.col("home_lon").isNotNull(),
@@ -67,9 +67,9 @@ def build_action_sequences(
 def _keep_last(actions: DataFrame, *, max_actions: int) -> DataFrame:
     """Keeps the last actions of each user and adds `num_actions` (all of them) and `from_lon`, `from_lat`.
 
-    The user's place is the delivered one, else the place of the previous action's POI, never the action's
-    own; NaN for a first action without place. One window, newest first, serves all three, and so nothing is
-    collected that is not kept.
+    The user's place is the delivered one, else the place of the previous action's POI, never that of the action's
+    POI; NaN for a first action without place. One window, newest first, serves all three, so only kept actions are
+    collected.
     """
     newest_first = Window.partitionBy("user_id").orderBy(F.desc("action_ts_ms"), F.desc("action_id"))
     columns = {"newness": F.row_number().over(newest_first)}
@@ -81,7 +81,7 @@ def _keep_last(actions: DataFrame, *, max_actions: int) -> DataFrame:
 
 
 def _collect(last: DataFrame) -> DataFrame:
-    """Makes one row per user with `visits` in order of time, `num_actions`, `richness` and `is_simulated`.
+    """Builds one row per user with `visits` in order of time, `num_actions`, `richness` and `is_simulated`.
 
     One aggregation: a second one, by user and POI, would sort all rows and write all visits once more.
     """
@@ -105,10 +105,10 @@ def _collect(last: DataFrame) -> DataFrame:
 
 
 def _is_travels(visits: Column, home: Column, *, travel_km: float) -> Column:
-    """Tells of each visit whether its POI is farther than `travel_km` from `home` (struct of lon, lat).
+    """Tells for each visit whether its POI is farther than `travel_km` from `home` (struct of lon, lat).
 
-    Home is bound by a loop over one element. As a column of its own it would not last: the optimizer moves what is
-    used once to where it is used, and so a median over all visits into the loop over the visits.
+    Home is bound by a loop over one element. A separate column would not help: the optimizer inlines a column that is
+    used once, and would move the median over all visits into the loop over the visits.
     """
 
     def of(near: Column) -> Column:

@@ -22,7 +22,7 @@ def leaf_category(category: Column, category_path: Column) -> Column:
 def build_categories(
     pois: DataFrame, known: DataFrame, *, day: date, index_version: int, first_id: int, taxonomy: Taxonomy
 ) -> DataFrame:
-    """Builds the rows of categories that were not known before the day.
+    """Builds the rows of new categories.
 
     Args:
         pois: accepted POIs with `leaf` and `category_path`, both may be null.
@@ -30,11 +30,11 @@ def build_categories(
         day: the job's day.
         index_version: version of the index that the ids belong to.
         first_id: smallest free id.
-        taxonomy: says which categories are of interest.
+        taxonomy: decides which categories are of interest.
 
     Returns:
-        Rows of the contract. Ids follow the alphabet within a day; a leaf delivered with several paths keeps
-        the most frequent one, then the first by alphabet.
+        Rows of the contract. Ids follow the alphabet within a day. A leaf delivered with several paths keeps
+        the most frequent one; ties go to the first in the alphabet.
     """
     new = (
         pois.where("leaf IS NOT NULL")

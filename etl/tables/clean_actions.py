@@ -1,9 +1,9 @@
-"""Table `cleaned_actions`: accepted actions with their slot of the index; others are quarantined.
+"""Table `cleaned_actions`: accepted actions with their slot of the index; refused ones are quarantined.
 
-In: `raw_actions` of the day, the slots of `poi_index`, actions accepted on the days before. Out: the day's
-rows judged (accepted, refused, dropped), from which the accepted and the quarantined rows and one count of
-all are made: rows in = accepted + quarantined + exact duplicates dropped. Run: python -m etl clean_actions
---day D. Conditions on one row are in `etl/columns/action_rules.py`, here are those that compare rows.
+In: `raw_actions` of the day, the slots of `poi_index`, actions accepted on the days before. Out: the judged
+rows of the day (accepted, refused, dropped). The accepted rows, the quarantined rows and the counts derive from
+them: rows in = accepted + quarantined + exact duplicates dropped. Run: python -m etl clean_actions --day D.
+This file holds the conditions that compare rows; conditions on one row are in `etl/columns/action_rules.py`.
 """
 
 from datetime import date
@@ -36,10 +36,10 @@ def judge_actions(
     Args:
         raw: `raw_actions` of the day; further columns pass through.
         slots: `poi_index` with all slots, live and ended.
-        known: `cleaned_actions` of other days that share an id, or user and time, with a delivered row; others do no
-            harm.
+        known: `cleaned_actions` of other days that share an id, or user and time, with a delivered row; further rows
+            do no harm.
         day: the job's day.
-        settings: bounds of what is accepted.
+        settings: bounds of accepted values.
 
     Returns:
         The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, and for accepted rows
@@ -61,12 +61,12 @@ def judge_actions(
 
 
 def delivered_ids(raw: DataFrame) -> DataFrame:
-    """Returns `action_id` of the delivered rows as cleaning will settle it, distinct: what to look for in the past."""
+    """Returns the distinct final `action_id` of the delivered rows: the ids to look for in the past."""
     return action_rules.with_clean_ids(raw).select(action_rules.settled_id().alias("action_id")).distinct()
 
 
 def delivered_moments(raw: DataFrame) -> DataFrame:
-    """Returns `user_id` and `action_ts_ms` of the delivered rows, distinct: what else to look for in the past."""
+    """Returns the distinct `user_id` and `action_ts_ms` of the delivered rows, also to look for in the past."""
     clean = action_rules.with_clean_ids(raw)
     return clean.select(F.col("clean_user_id").alias("user_id"), "action_ts_ms").distinct()
 
@@ -92,7 +92,7 @@ def keep_accepted(judged: DataFrame) -> DataFrame:
 def with_interest(
     accepted: DataFrame, categories: DataFrame, places: DataFrame, *, at_place_km: float
 ) -> DataFrame:
-    """Adds `is_interest`: taste by the category, and not at the user's own home or work (paper 3.1, t_i).
+    """Adds `is_interest`: the category shows interest, and the POI is not the user's home or work (paper 3.1, t_i).
 
     Args:
         accepted: result of `keep_accepted`.
@@ -101,9 +101,9 @@ def with_interest(
         at_place_km: a POI nearer than this to home or work is home or work.
     """
     by_category = categories.select("category_id", F.col("is_interest").alias("by_category"))
-    own = places.select("user_id", "home_lon", "home_lat", "work_lon", "work_lat")
+    user_places = places.select("user_id", "home_lon", "home_lat", "work_lon", "work_lat")
     poi = (F.col("poi_lon"), F.col("poi_lat"))
-    # Without a known home or work the distance is null, and so would `is_interest` be, which takes no null.
+    # Without a known home or work the distance is null. `is_interest` would then be null too, but takes no null.
     is_own = [
         F.coalesce(
             spacetime.distance_km(*poi, F.col(f"{name}_lon"), F.col(f"{name}_lat")) <= at_place_km,
@@ -112,7 +112,9 @@ def with_interest(
         for name in ("home", "work")
     ]
     is_interest = F.coalesce("by_category", F.lit(True)) & ~is_own[0] & ~is_own[1]
-    joined = accepted.join(F.broadcast(by_category), "category_id", "left").join(own, "user_id", "left")
+    joined = accepted.join(F.broadcast(by_category), "category_id", "left").join(
+        user_places, "user_id", "left"
+    )
     return joined.select(*accepted.columns, is_interest.alias("is_interest"))
 
 
@@ -124,7 +126,7 @@ def _row_rules() -> tuple[Rule, ...]:
 def _with_slot(rows: DataFrame, slots: DataFrame) -> DataFrame:
     """Adds `slot`: the POI's slot live on the day of the action, else the nearest in time, else null."""
     fields = F.struct("valid_from", "valid_to", *SLOT_FIELDS)
-    # Gathered before the join: an action stays one row, however many slots its POI has had.
+    # Collected before the join: an action stays one row, however many slots its POI has had.
     by_poi = slots.groupBy(F.col("poi_id").alias("clean_poi_id")).agg(F.collect_list(fields).alias("slots"))
     when = F.col("event_day")
 
@@ -143,14 +145,14 @@ def _with_duplicates(checked: DataFrame, known: DataFrame) -> DataFrame:
     """Adds `status`, and the reason of rows whose id belongs to another action.
 
     The first row of an id by time, then content, stands for it, unless an earlier day has accepted one. Rows
-    that equal it are dropped, others refused.
+    equal to it are dropped, other rows are refused.
     """
     is_good = F.col("reason").isNull()
     same_id = Window.partitionBy("clean_action_id", is_good).orderBy("action_ts_ms", "content_hash")
-    # A list: an id used again after months has been accepted more than once.
+    # A list: an id that is reused after months has been accepted more than once.
     same = F.struct(*(F.col(name).alias(name) for name in SAME_ACTION))
     kept = known.groupBy(F.col("action_id").alias("clean_action_id")).agg(F.collect_set(same).alias("kept"))
-    # Joined before the window: rows that lie together by id lie together for it too, not the other way round.
+    # Joined before the window: the partitioning of the join by id serves the window too, but not vice versa.
     ranked = (
         checked.withColumn("content_hash", F.xxhash64(*CONTENT_COLUMNS))
         .join(kept, "clean_action_id", "left")
@@ -174,7 +176,7 @@ def _with_duplicates(checked: DataFrame, known: DataFrame) -> DataFrame:
 
 
 def _equals(kept: Column) -> Column:
-    """Tells whether a row says what an accepted action says."""
+    """Tells whether a row has the same content as an accepted action."""
     same = F.lit(True)
     for name in SAME_ACTION:
         mine = name if name in ("action_ts_ms", "action_type_id") else f"clean_{name}"
@@ -183,11 +185,11 @@ def _equals(kept: Column) -> Column:
 
 
 def _with_known_repeats(judged: DataFrame, known: DataFrame) -> DataFrame:
-    """Refuses what a user did according to an action of another delivery, too, under another id: sent twice."""
+    """Refuses actions sent twice: another delivery holds the same action of the user under another id."""
     key = {"clean_user_id": "user_id", "action_ts_ms": "action_ts_ms", "clean_poi_id": "poi_id"}
     key |= {"action_type_id": "action_type_id"}
     others = known.select(*(F.col(name).alias(f"known_{name}") for name in (*key.values(), "action_id")))
-    # One of them is enough; of several ids the smallest is looked at, then the largest.
+    # One match is enough; among several ids the smallest is tried, then the largest.
     ids = [F.min("known_action_id").alias("first_id"), F.max("known_action_id").alias("last_id")]
     others = others.groupBy(*(f"known_{name}" for name in key.values())).agg(*ids)
     same = F.lit(True)
@@ -207,16 +209,16 @@ def _with_known_repeats(judged: DataFrame, known: DataFrame) -> DataFrame:
 
 
 def _with_user_order(judged: DataFrame, *, settings: CleanSettings) -> DataFrame:
-    """Adds `is_too_fast`, and refuses what a user sent twice and what is beyond the cap of a day.
+    """Adds `is_too_fast`, and refuses actions that a user sent twice or that exceed the daily cap.
 
-    The accepted rows of a user are looked at in the order of time, then POI, type and id: total, and rows
-    that say the same are neighbours. Both windows share one shuffle and one sort, and pass over the rows as
-    they come, so a hot user costs a sort that may spill, no memory. The other rows are spread by their id:
-    a broken export without users would else be one group.
+    The accepted rows of a user are read in the order of time, then POI, type and id. This order is total, and rows
+    with the same content are neighbours. Both windows share one shuffle and one sort and stream over the rows, so a
+    hot user costs a sort that may spill, but no memory. The other rows are spread by their id: a broken export
+    without users would otherwise be one group.
     """
     is_accepted = F.col("status") == "accepted"
     order = ("action_ts_ms", "clean_poi_id", "action_type_id", "clean_action_id")
-    # The owner first: rows are sorted by the first eight bytes of the first column, then compared one by one.
+    # The owner comes first: rows are sorted by the first eight bytes of the first column, then compared in full.
     of_user = Window.partitionBy("owner", "is_candidate").orderBy("event_day", *order)
     of_day = (
         Window.partitionBy("owner", "is_candidate", "event_day")
@@ -232,7 +234,7 @@ def _with_user_order(judged: DataFrame, *, settings: CleanSettings) -> DataFrame
     is_repeated = F.lit(True)
     for name in order[:3]:
         is_repeated &= F.col(name) == F.col(f"last.{name}")
-    # As doubles: refused rows pass here too, and the difference of two absurd times is no bigint.
+    # As doubles: refused rows pass here too, and the difference of two absurd times can overflow a bigint.
     times = [F.col(name).cast("double") for name in ("action_ts_ms", "last.action_ts_ms")]
     hours = (times[0] - times[1]) / MS_PER_HOUR
     km = spacetime.distance_km(F.col("last.lon"), F.col("last.lat"), *at)

@@ -1,10 +1,10 @@
-"""A catalogue of POIs made from actions, for sources that come without one.
+"""A catalogue of POIs derived from actions, for sources that come without one.
 
-In: delivered actions. Only rows count that the cleansing would accept but for their POI, so a place that is (0, 0), out
-of range or not finite moves no POI. Of the places left, those where most of a POI's rows lie decide, not their middle:
-the middle of a right and a wrong place is a third one. Rows of both hemispheres of the date line are near each other.
+In: delivered actions. Only rows count that cleaning would accept apart from their POI, so a place that is (0, 0), out
+of range or not finite moves no POI. The place of a POI is where most of its remaining rows lie, not the middle of all:
+the middle of a right and a wrong place is a third one. Rows on both sides of the date line are near each other.
 
-A POI that the index knows gets another place only if the rows of all days, not of tonight alone, put it there.
+A POI of the index gets another place only if the rows of all days, not just of the present delivery, put it there.
 """
 
 from datetime import date
@@ -32,7 +32,7 @@ def keep_good_actions(actions: DataFrame, *, day: date, settings: CleanSettings)
     Args:
         actions: columns of `raw_actions`.
         day: the job's day.
-        settings: bounds of what is accepted.
+        settings: bounds of accepted values.
 
     Returns:
         The same columns, `poi_id` and `user_id` without the blanks around them.
@@ -52,9 +52,9 @@ def keep_good_actions(actions: DataFrame, *, day: date, settings: CleanSettings)
 
 
 def derive_pois(actions: DataFrame) -> DataFrame:
-    """Makes a catalogue from good actions.
+    """Derives a catalogue from good actions.
 
-    Only what the given actions say enters, so a catalogue of day D knows nothing of later days. A POI whose rows have
+    It depends on the given actions alone, so a catalogue of day D knows nothing of later days. A POI whose rows have
     no place at all is left out: it lies in no block.
 
     Args:
@@ -83,7 +83,7 @@ def find_places(actions: DataFrame) -> DataFrame:
         actions: poi_id, poi_lon, poi_lat.
 
     Returns:
-        poi_id, poi_lon, poi_lat; POIs without a row on earth are not there.
+        poi_id, poi_lon, poi_lat; POIs without a row on earth are left out.
     """
     on_earth = spacetime.is_on_earth(F.col("poi_lon"), F.col("poi_lat"))
     rows = actions.where(on_earth).select("poi_id", "poi_lon", "poi_lat")
@@ -99,7 +99,7 @@ def find_places(actions: DataFrame) -> DataFrame:
         {"region_x": around.cell_x, "region_y": around.cell_y}
     )
     in_region = placed.groupBy("region_x", "region_y").agg(F.sum("num_rows").alias("num_around"))
-    # Total, with the cell at the end: a tie broken by chance would let a rerun put the POI elsewhere.
+    # A total order that ends with the cell: with random ties a rerun could put the POI elsewhere.
     order = F.struct("num_rows", "num_around", -F.col("cell_y"), -F.col("cell_x"))
     fullest = (
         placed.join(in_region, ["region_x", "region_y"])
@@ -123,17 +123,17 @@ def find_places(actions: DataFrame) -> DataFrame:
 def confirm_places(
     pois: DataFrame, slots: DataFrame, actions: DataFrame, delivered: DataFrame, *, moved_km: float
 ) -> DataFrame:
-    """Looks again at POIs that tonight's actions put elsewhere than the index: at the rows of all days.
+    """Checks POIs that new actions place elsewhere than the index does, using the rows of all days.
 
     Args:
-        pois: result of `derive_pois`, of tonight's actions.
+        pois: result of `derive_pois` for the new actions.
         slots: live slots of the index, one per POI: poi_id, poi_lon, poi_lat.
-        actions: tonight's good actions.
+        actions: good actions of the present delivery.
         delivered: good actions of other days.
-        moved_km: from here on a place is another one.
+        moved_km: distance from which a place counts as another one.
 
     Returns:
-        `pois`, those in question at the place where the rows of all days put them.
+        `pois`; the POIs in question get the place that the rows of all days give.
     """
     at = slots.select("poi_id", F.col("poi_lon").alias("slot_lon"), F.col("poi_lat").alias("slot_lat"))
     far = spacetime.distance_km(F.col("poi_lon"), F.col("poi_lat"), F.col("slot_lon"), F.col("slot_lat"))
@@ -144,7 +144,7 @@ def confirm_places(
     # action once, and still counts every action of a busy place.
     names = ("poi_id", "poi_lon", "poi_lat", "action_id")
     rows = actions.select(*names).unionByName(delivered.select(*names)).distinct()
-    again = find_places(rows.join(F.broadcast(in_question), "poi_id", "left_semi"))
-    moved = again.select("poi_id", F.struct("poi_lon", "poi_lat").alias("confirmed"))
+    all_places = find_places(rows.join(F.broadcast(in_question), "poi_id", "left_semi"))
+    moved = all_places.select("poi_id", F.struct("poi_lon", "poi_lat").alias("confirmed"))
     place = {name: F.coalesce(F.col(f"confirmed.{name}"), F.col(name)) for name in ("poi_lon", "poi_lat")}
     return pois.join(F.broadcast(moved), "poi_id", "left").withColumns(place).drop("confirmed")

@@ -1,4 +1,4 @@
-"""As-of histories: the one way in which an action, a window or a request gets the actions before it.
+"""As-of histories: the only way in which an action, a window or a request gets the actions before it.
 
 Actions of a user are numbered in total order; a span is a stretch of these numbers. `gather_spans` collects the actions
 of many spans into the parallel arrays of `HISTORY_COLUMNS` with an equi-join on stretches of fixed length, so that
@@ -56,14 +56,14 @@ def number_actions(actions: DataFrame) -> DataFrame:
 
 
 def with_travel(actions: DataFrame, places: DataFrame, *, travel_km: float, first_day: date) -> DataFrame:
-    """Adds `is_travel`: is the POI farther from the user's home than `travel_km`.
+    """Adds `is_travel`: whether the POI is farther from the user's home than `travel_km`.
 
     Args:
         actions: with `user_id`, `event_date`, `poi_lon`, `poi_lat`.
-        places: `user_places` up to the day; of a user the last row counts that was known before the day of the action.
-            Without a home the place where most of the actions are stands for it (`densest_place`).
+        places: `user_places` up to the day; the last row of a user that was known before the day of the action counts.
+            Without a home, the place with most of the actions stands for it (`densest_place`).
         travel_km: radius, km.
-        first_day: day of the first night (`etl/columns/as_of.py`).
+        first_day: day of the first run (`etl/columns/as_of.py`).
     """
     homes = known_before(
         actions, places.select("user_id", "day", "home_lon", "home_lat"), on="event_date", first_day=first_day
@@ -82,15 +82,15 @@ def with_travel(actions: DataFrame, places: DataFrame, *, travel_km: float, firs
 def densest_place(actions: DataFrame, *, cell_km: float) -> DataFrame:
     """Finds where a user acts most: the middle of the POIs visited in the fullest grid cell.
 
-    A median of all longitudes and one of all latitudes would be a place never visited, if a user lives in two
-    far cities, and lie on the other side of the earth for one who lives on both sides of the date line.
+    The medians of all longitudes and of all latitudes could be a place never visited, if a user lives in two distant
+    cities. They could lie on the other side of the earth, if a user lives on both sides of the date line.
 
     Args:
         actions: with `user_id`, `poi_lon`, `poi_lat`.
         cell_km: side of a cell.
 
     Returns:
-        `user_id`, `middle_lon`, `middle_lat`; of equally full cells the southernmost, then westernmost counts.
+        `user_id`, `middle_lon`, `middle_lat`; among equally full cells the southernmost, then westernmost counts.
     """
     cell = spacetime.grid_cell(F.col("poi_lon"), F.col("poi_lat"), cell_km=cell_km)
     by_cell = actions.select(
@@ -118,7 +118,7 @@ def densest_place(actions: DataFrame, *, cell_km: float) -> DataFrame:
 
 
 def densest_of_list(visits: Column) -> Column:
-    """Returns what `densest_place` does, of an array of structs `poi_lon`, `poi_lat`, `cell` (`number_of_cell`).
+    """Computes `densest_place` for an array of structs `poi_lon`, `poi_lat`, `cell` (`number_of_cell`).
 
     Returns:
         A struct of `lon` and `lat`.
@@ -188,13 +188,13 @@ def gather_spans(spans: DataFrame, numbered: DataFrame, *, stretch: int) -> Data
     Args:
         spans: `user_id`, `span_id`, `first_number`, `last_number` (inclusive).
         numbered: result of `number_actions` and `with_travel`.
-        stretch: length of the stretches that spans and actions are joined by; about the usual length of a span.
+        stretch: length of the stretches on which spans and actions are joined; about the usual length of a span.
 
     Returns:
-        `span_id`, `numbers` and the columns of `HISTORY_COLUMNS`, oldest first; spans without actions are not there.
+        `span_id`, `numbers` and the columns of `HISTORY_COLUMNS`, oldest first; spans without actions are left out.
     """
     stretches = F.sequence(_stretch("first_number", stretch), _stretch("last_number", stretch))
-    wanted = spans.where("last_number >= first_number").withColumn("stretch", F.explode(stretches))
+    stretched = spans.where("last_number >= first_number").withColumn("stretch", F.explode(stretches))
     fields = [F.col(field).alias(name) for name, field in _SPAN_FIELDS.items()]
     offered = numbered.select(
         "user_id",
@@ -202,8 +202,10 @@ def gather_spans(spans: DataFrame, numbered: DataFrame, *, stretch: int) -> Data
         "number",
         F.struct("number", *fields).alias("visit"),
     )
-    found = wanted.join(offered, ["user_id", "stretch"]).where("number BETWEEN first_number AND last_number")
-    collected = found.groupBy("span_id").agg(F.sort_array(F.collect_list("visit")).alias("visits"))
+    matches = stretched.join(offered, ["user_id", "stretch"]).where(
+        "number BETWEEN first_number AND last_number"
+    )
+    collected = matches.groupBy("span_id").agg(F.sort_array(F.collect_list("visit")).alias("visits"))
     return collected.select(
         "span_id",
         F.col("visits.number").alias("numbers"),
@@ -232,7 +234,7 @@ def richness(visits: Column) -> Column:
 
 
 def richness_of_list(pois: Column) -> Column:
-    """Returns what `richness` does, of an array with one POI per visit, in any order."""
+    """Computes `richness` for an array with one POI per visit, in any order."""
 
     def take(state: Column, poi: Column) -> Column:
         same = F.struct(poi.alias("poi"), (state["visits"] + 1).alias("visits"), state["logs"].alias("logs"))
@@ -271,15 +273,15 @@ def pattern_of(is_travels: Column, *, mixed_share: float) -> Column:
 
 
 def _bind(value: Column, use: Callable[[Column], Column]) -> Column:
-    """Computes a value once for all that is made of it, by a loop over one element.
+    """Computes a value once for all its uses, by a loop over one element.
 
-    As a column of its own, or written out where it is used, it would be computed for every element of inner loops.
+    As a separate column, or written out at each use, it would be computed for every element of inner loops.
     """
     return F.get(F.transform(F.array(value), use), F.lit(0))
 
 
 def _median_of_list(values: Column) -> Column:
-    """Returns the median of an array, between the two middle values if it has an even number, as `percentile` does."""
+    """Returns the median of an array; for an even number of values the mean of the middle two, as `percentile` does."""
     in_order = F.sort_array(values)
     last = F.size(values) - 1
     low = F.get(in_order, F.floor(last / 2).cast("int"))

@@ -1,17 +1,16 @@
 """Actions and catalogue -> simulated exposures, for sources that log none (check-ins).
 
-The recall rule, stated in full. Every action of the last `impressions.since_days` before whose time its
-user has acted becomes one request (at most `max_requests_per_day`, chosen by hash). Shown are
-`num_candidates` POIs: the one visited (label 1) and others (label 0) recalled from three lists, taken in
-turn:
+The recall rule in full: an action of the last `impressions.since_days` becomes one request if its user has acted
+before its time (at most `max_requests_per_day`, chosen by hash). A request shows `num_candidates` POIs: the one
+visited (label 1) and others (label 0), recalled from three lists in turn:
 
 - own: the user's latest other POIs,
 - nearby: POIs around the user's previous place, near ones first,
 - popular: POIs near that place that were most visited at this time of the day.
 
-The user's place is the previous action's, never the target's. All three lists are made of what was known
-strictly before the request: own history before its time, POIs first seen before its day, popularity up to
-the month before. Positions are shuffled by hash. No click was observed: every row says `is_simulated`.
+The user's place is the previous action's, never the target's. All three lists use only facts known strictly
+before the request: the user's history before its time, POIs first seen before its day, popularity up to
+the month before. Positions are shuffled by hash. No click was observed: every row has `is_simulated` set.
 """
 
 from datetime import date, timedelta
@@ -40,7 +39,7 @@ def simulate_impressions(
     """Builds the simulated impressions of a delivery.
 
     Args:
-        requests: from `pick_requests`; read by every recall list, so the caller keeps it at hand.
+        requests: from `pick_requests`; read by every recall list, so the caller computes it once.
         visits: from `keep_visits`.
         pois: catalogue with poi_id, poi_lon, poi_lat and first_seen_date.
         settings: recall settings.
@@ -60,7 +59,7 @@ def simulate_impressions(
     shown = _choose(recalled, settings).unionByName(
         requests.select("request_id", "poi_id", F.lit(1).alias("label"))
     )
-    # Not rand(), whose values follow the partitions: a rerun has to show every request the same list.
+    # Not rand(), whose values depend on the partitions: a rerun has to show every request the same list.
     by_hash = Window.partitionBy("request_id").orderBy(
         F.xxhash64(F.lit(seed), "request_id", "poi_id"), "poi_id"
     )
@@ -98,10 +97,10 @@ def keep_visits(actions: DataFrame, pois: DataFrame) -> DataFrame:
 def pick_requests(
     visits: DataFrame, settings: ImpressionSettings, *, day: date, new: DataFrame | None
 ) -> DataFrame:
-    """Makes requests of new visits whose user was seen before: one row per request.
+    """Turns new visits of users with earlier visits into requests: one row per request.
 
     Args:
-        visits: from `keep_visits`, the new ones and all before.
+        visits: from `keep_visits`, the new visits and all earlier ones.
         settings: recall settings.
         day: day of the delivery.
         new: `action_id` of the actions that are new on the day; None if all are.
@@ -112,7 +111,7 @@ def pick_requests(
     start = day - timedelta(days=settings.since_days)
     by_time = Window.partitionBy("user_id").orderBy("action_ts_ms", "poi_id").rowsBetween(-OWN_ACTIONS, -1)
     earlier = F.collect_list(F.struct("action_ts_ms", "poi_id", "poi_lon", "poi_lat")).over(by_time)
-    # A row before this one in the order may still carry the same time: it is not earlier.
+    # A row before this one in the order may still have the same time; it is then not earlier.
     earlier = F.filter(earlier, lambda action: action["action_ts_ms"] < F.col("action_ts_ms"))
     by_hash = Window.partitionBy("event_date").orderBy(
         F.xxhash64(F.lit(settings.seed), "action_id"), "action_id"
@@ -143,10 +142,10 @@ def pick_requests(
 
 
 def _recall_own(requests: DataFrame, seed: int) -> DataFrame:
-    """Latest POIs first; half of them by chance, since a user is not shown every place that she knows."""
-    own = requests.select("request_id", F.posexplode("own_poi_ids").alias("rank", "poi_id"))
+    """Recalls the latest POIs first; a random half of them, since a user is not shown every place that she knows."""
+    latest = requests.select("request_id", F.posexplode("own_poi_ids").alias("rank", "poi_id"))
     shown = F.pmod(F.xxhash64(F.lit(seed + 1), "request_id", "poi_id"), F.lit(2)) == 0
-    return own.where(shown).select("request_id", "poi_id", F.lit(OWN).alias("recall"), "rank")
+    return latest.where(shown).select("request_id", "poi_id", F.lit(OWN).alias("recall"), "rank")
 
 
 def _recall_nearby(requests: DataFrame, listed: DataFrame, settings: ImpressionSettings) -> DataFrame:
@@ -160,8 +159,7 @@ def _recall_nearby(requests: DataFrame, listed: DataFrame, settings: ImpressionS
         .select("request_id", "event_date", "user_lon", "user_lat", "cell_x", "cell_y")
     )
     distance = distance_km(F.col("user_lon"), F.col("user_lat"), F.col("poi_lon"), F.col("poi_lat"))
-    # Distance in rings of 0.5 km, within a ring by chance: else every user at a place would be shown the same
-    # list.
+    # Distance in rings of 0.5 km, random within a ring: otherwise every user at a place would be shown the same list.
     ring = (distance / 0.5).cast("int")
     near_first = Window.partitionBy("request_id").orderBy(
         ring, F.xxhash64(F.lit(settings.seed + 2), "request_id", "poi_id"), "poi_id"
@@ -176,7 +174,7 @@ def _recall_nearby(requests: DataFrame, listed: DataFrame, settings: ImpressionS
 
 
 def _keep_oldest(pois: DataFrame) -> DataFrame:
-    """Keeps the oldest `PER_CELL` POIs of each small cell: age is known on any later day, popularity not."""
+    """Keeps the oldest `PER_CELL` POIs of each small cell: age is known on any later day, unlike popularity."""
     oldest = Window.partitionBy("cell_x", "cell_y").orderBy("first_seen_date", "poi_id")
     return (
         pois.where("first_seen_date IS NOT NULL AND poi_lon IS NOT NULL AND poi_lat IS NOT NULL")
@@ -189,7 +187,7 @@ def _keep_oldest(pois: DataFrame) -> DataFrame:
 
 
 def _recall_popular(requests: DataFrame, visits: DataFrame, *, day: date, num_days: int) -> DataFrame:
-    """Popularity by region and time of day over the months before the request's month."""
+    """Recalls by popularity in the region at the time of day, over the months before the request's month."""
     first = (day - timedelta(days=num_days)).replace(day=1)
     months = F.sequence(F.lit(first), F.lit(day.replace(day=1)), F.expr("INTERVAL 1 MONTH"))
     region = [
@@ -204,20 +202,20 @@ def _recall_popular(requests: DataFrame, visits: DataFrame, *, day: date, num_da
     )
     most = Window.partitionBy("month", "period", "region_x", "region_y").orderBy(F.desc("count"), "poi_id")
     popular = counted.withColumn("rank", F.row_number().over(most) - 1).where(F.col("rank") < PER_REGION)
-    asked = requests.select(
+    keyed = requests.select(
         "request_id",
         "period",
         F.trunc("event_date", "month").alias("month"),
         _wrap(_cell(F.col("user_lon"), REGION_DEG), REGION_DEG).alias("region_x"),
         _cell(F.col("user_lat"), REGION_DEG).alias("region_y"),
     )
-    return asked.join(popular, ["month", "period", "region_x", "region_y"]).select(
+    return keyed.join(popular, ["month", "period", "region_x", "region_y"]).select(
         "request_id", "poi_id", F.lit(POPULAR).alias("recall"), "rank"
     )
 
 
 def _choose(recalled: DataFrame, settings: ImpressionSettings) -> DataFrame:
-    """Takes the lists in turn (first of each, second of each ...) until a request has enough POIs."""
+    """Takes POIs from the lists in turn (first of each, second of each ...) until a request has enough."""
     in_turn = Window.partitionBy("request_id").orderBy("rank", "recall", "poi_id")
     return (
         recalled.groupBy("request_id", "poi_id")
@@ -234,6 +232,6 @@ def _cell(degrees: Column, side: float) -> Column:
 
 
 def _wrap(cell_x: Column, side: float) -> Column:
-    """Counts cells on across the date line: the one east of the last is the first."""
+    """Continues the numbers of cells across the date line: the cell east of the last one is the first."""
     around = F.lit(round(360 / side))
     return F.pmod(cell_x + around / 2, around).cast("bigint") - (around / 2).cast("bigint")

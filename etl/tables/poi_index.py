@@ -2,8 +2,8 @@
 
 In: `raw_pois` of the day and the index as it stood before the day. Out: the rows that the day adds or
 changes. New POIs are appended in order of first sight, then along Hilbert's curve, then by `poi_id`; so ids
-depend on the history of the catalogue alone. A moved POI gets a new slot, a slot is never reused. Run: python
--m etl poi_index --day D.
+depend on the history of the catalogue alone. A moved POI gets a new slot, and a slot is never reused.
+Run: python -m etl poi_index --day D.
 """
 
 from datetime import date
@@ -41,18 +41,18 @@ SWAPPED_NEAR_KM = 100.0
 def judge_pois(raw: DataFrame, before: DataFrame, *, day: date, settings: CleanSettings) -> DataFrame:
     """Judges every delivered row of the catalogue; no row is lost or doubled.
 
-    Of several good rows of one POI the first by total order is accepted, a closing before all others; rows
-    equal to it are dropped, others refused.
+    If a POI has several good rows, the first in a total order is accepted; a closing comes before all others. Rows
+    equal to it are dropped, other rows are refused.
 
     Args:
         raw: `raw_pois` of the day.
         before: the index before the day.
         day: the job's day.
-        settings: bounds of what is accepted.
+        settings: bounds of accepted values.
 
     Returns:
-        The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, `repairs` (what was
-        repaired or flagged), `clean_poi_id`, and `slot`, the POI's last slot before the day or null.
+        The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, `repairs` (codes of
+        repairs and flags), `clean_poi_id`, and `slot`, the POI's last slot before the day or null.
     """
     known = _with_last_slot(raw.withColumn("clean_poi_id", trimmed("poi_id")), before)
     refusing = rules_of("raw_pois", "refuse")
@@ -79,18 +79,18 @@ def judge_pois(raw: DataFrame, before: DataFrame, *, day: date, settings: CleanS
 
 
 def keep_unknown_pois(raw: DataFrame, index: DataFrame) -> DataFrame:
-    """Returns `poi_id` of the delivered POIs that an index has no slot of, live or ended."""
+    """Returns `poi_id` of the delivered POIs for which an index has no slot, live or ended."""
     ids = raw.select(trimmed("poi_id").alias("poi_id")).where(~is_empty(F.col("poi_id")))
     return ids.join(index.select("poi_id"), "poi_id", "left_anti")
 
 
 def with_shared_places(judged: DataFrame, before: DataFrame, *, max_pois: int) -> DataFrame:
-    """Flags accepted POIs at a place where more than `max_pois` lie, to the last digit of both coordinates.
+    """Flags accepted POIs at a place that more than `max_pois` share, to the last digit of both coordinates.
 
     Args:
         judged: result of `judge_pois`.
         before: the index before the day.
-        max_pois: as many shops of one mall may share a place.
+        max_pois: number of POIs that may share a place, such as the shops of one mall.
 
     Returns:
         The same rows, `poi_shared_place` among their `repairs`, plus `num_at_place` (null where it is not counted).
@@ -111,7 +111,7 @@ def with_shared_places(judged: DataFrame, before: DataFrame, *, max_pois: int) -
 
 
 def compare_with_index(pois: DataFrame, *, day: date, moved_km: float, cell_km: float) -> DataFrame:
-    """Puts every accepted POI beside its last slot and says what the day does to it.
+    """Compares every accepted POI with its last slot and says how the day changes it.
 
     Args:
         pois: accepted POIs with their last `slot` (null if there is none), `category_id` and `text`.
@@ -156,8 +156,7 @@ def build_blocks(
 ) -> DataFrame:
     """Builds the rows of blocks that get their first POI on the day.
 
-    Ids follow the day of the first POI, then the curve over the whole earth, so that near blocks get near
-    ids.
+    Ids follow the day of the first POI, then the curve over the whole earth, so that near blocks get near ids.
 
     Args:
         compared: result of `compare_with_index`.
@@ -178,7 +177,7 @@ def build_blocks(
         (lon + 180) / 360, (lat + 90) / 180, order=spacetime.WORLD_HILBERT_ORDER
     )
     placed = new.withColumns({"center_lon": lon, "center_lat": lat, "around": around})
-    # One task, but over the new blocks alone: 400 thousand at most, on the first night of a whole country.
+    # One task, but over the new blocks alone: 400 thousand at most, in the first run of a whole country.
     number = F.row_number().over(Window.orderBy("first_seen", "around", "cell_y", "cell_x"))
     return placed.select(
         F.lit(index_version).alias("index_version"),
@@ -198,14 +197,14 @@ def build_poi_index(
 
     Args:
         compared: result of `compare_with_index`.
-        index: the index as it is stored, perhaps with an earlier run of this day in it.
-        blocks: all blocks, those of the day included.
+        index: the stored index, which may hold an earlier run of this day.
+        blocks: all blocks, including those of the day.
         day: the job's day.
         index_version: version of the index.
 
     Returns:
-        Rows of the contract: new slots, ended and updated ones, and slots that an earlier run of this day had
-        changed and this one has not. Inner ids may lie beyond the limit: the job checks.
+        Rows of the contract: new slots, ended and updated ones, and slots that an earlier run of this day changed
+        and this one does not. Inner ids may lie beyond the limit: the job checks that.
     """
     before = state_before(index, day=day)
     new = _new_slots(compared, before, blocks, day=day, index_version=index_version)
@@ -214,7 +213,7 @@ def build_poi_index(
 
 
 def poi_text() -> Column:
-    """Returns what a text encoder reads: name, category path, address, description, if there."""
+    """Returns the text for a text encoder: name, category path, address and description, where present."""
     parts = ("name", "category_path", "address", "description")
     return F.concat_ws(TEXT_SEPARATOR, *(F.nullif(F.trim(name), F.lit("")) for name in parts))
 
@@ -228,7 +227,7 @@ def _with_last_slot(rows: DataFrame, before: DataFrame) -> DataFrame:
 def _refusals(settings: CleanSettings) -> dict[str, Column]:
     lon, lat, poi = F.col("poi_lon"), F.col("poi_lat"), F.col("clean_poi_id")
     at = (F.col("slot.poi_lon"), F.col("slot.poi_lat"))
-    # Where logged actions lie is found from many rows; only a catalogue's single place may be a slip.
+    # A place derived from logged actions rests on many rows; only the single place of a catalogue may be a slip.
     is_derived = F.coalesce("is_derived", F.lit(False))
     is_far = ~is_derived & (spacetime.distance_km(lon, lat, *at) > settings.max_poi_move_km)
     is_near_swapped = spacetime.distance_km(lat, lon, *at) <= SWAPPED_NEAR_KM
@@ -251,7 +250,7 @@ def _refusals(settings: CleanSettings) -> dict[str, Column]:
 
 
 def _repairs(day: date) -> dict[str, Column]:
-    """Returns the conditions that repair or flag; the repairing is that of the columns made later."""
+    """Returns the conditions that repair or flag; later columns hold the repaired values."""
     return {
         "poi_id_trimmed": F.col("poi_id") != F.col("clean_poi_id"),
         "poi_first_seen_ahead": F.col("first_seen_date") > F.lit(day),
@@ -267,7 +266,7 @@ def _new_slots(
         blocks.select("cell_x", "cell_y", "block_id"), ["cell_x", "cell_y"]
     )
     # From the index before the day, so that a rerun gives the same ids again. The maximum, not the number of
-    # live slots: the id of an ended slot is never given out again.
+    # live slots: the id of an ended slot is never reused.
     used = before.groupBy("block_id").agg((F.max("inner_id") + 1).alias("num_used"))
     number = F.row_number().over(Window.partitionBy("block_id").orderBy("slot_from", "hilbert", "poi_id")) - 1
     is_closed = F.coalesce("is_closed", F.lit(False))

@@ -3,12 +3,12 @@
 In: `ranking_samples` of the day, `categories`. Rules (setting `samples.preference_rules`):
 
 - `clicks`: chosen = clicked; rejected = shown in the same request and not clicked;
-- `meal_time`, an example of a behaviour that is instilled: at meal times (local) chosen = POIs where one eats,
-  rejected = the others shown, whatever was clicked. At other times one of each is chosen over the other and the other
-  way round: the loss of such two rows is least where the model prefers neither more than before, so that what is
-  learnt for meal times stays there.
+- `meal_time`, an example of a trained behaviour: at meal times (local) chosen = POIs where one eats, rejected = the
+  others shown, whatever was clicked. At other times there are two rows: one POI of each kind is chosen over the other,
+  and vice versa. The loss of these two rows is least if the model prefers neither more than before, so the behaviour
+  stays limited to meal times.
 
-Rejected POIs of the best positions first. Run: python -m etl preference_pairs --day D.
+Rejected POIs with the best positions come first. Run: python -m etl preference_pairs --day D.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def build_preference_pairs(requests: DataFrame, *, max_rejected: int) -> DataFra
 
 
 def build_meal_time_pairs(requests: DataFrame, categories: DataFrame, *, max_rejected: int) -> DataFrame:
-    """Builds one row per POI where one eats, of requests at meal times that also showed others; two rows of others.
+    """Builds one row per POI where one eats, of meal-time requests that also showed others; two rows of other requests.
 
     Args:
         requests: rows of `ranking_samples`.
@@ -72,12 +72,12 @@ def build_meal_time_pairs(requests: DataFrame, categories: DataFrame, *, max_rej
     def is_meal(shown: Column) -> Column:
         return F.array_contains("meal_ids", shown["category_id"])
 
-    wanted = _pair_up(known.where(is_meal_time), is_meal, rule=MEAL_TIME, max_rejected=max_rejected)
+    at_meals = _pair_up(known.where(is_meal_time), is_meal, rule=MEAL_TIME, max_rejected=max_rejected)
     elsewhere = [
         _pair_up(known.where(~is_meal_time), is_chosen, rule=MEAL_TIME, max_rejected=1, max_chosen=1)
         for is_chosen in (is_meal, lambda shown: ~is_meal(shown))
     ]
-    return wanted.unionByName(elsewhere[0]).unionByName(elsewhere[1])
+    return at_meals.unionByName(elsewhere[0]).unionByName(elsewhere[1])
 
 
 def _pair_up(
@@ -88,7 +88,7 @@ def _pair_up(
     max_rejected: int,
     max_chosen: int | None = None,
 ) -> DataFrame:
-    """Makes one row per chosen candidate beside those that are not; none where either is missing."""
+    """Builds one row per chosen candidate with the rejected ones; none if either kind is missing."""
     zipped = F.arrays_zip(*(F.col(column).alias(part) for part, column in CANDIDATE_PARTS.items()))
     candidates = F.transform(zipped, lambda c: F.struct(*(c[part].alias(part) for part in CANDIDATE_PARTS)))
     chosen = F.filter("candidates", is_chosen)
@@ -102,7 +102,7 @@ def _pair_up(
         "chosen", F.explode("all_chosen")
     )
     shared = [c for c in PREFERENCE_PAIRS.column_names if c in RANKING_SAMPLES.column_names and c != "day"]
-    # Pairs of clicks are named by request and POI alone; other rules say their name.
+    # Ids of click pairs consist of request and POI alone; other rules add their name.
     named = () if rule == CLICKS else (F.lit(rule),)
     return pairs.select(
         *shared,

@@ -1,9 +1,9 @@
 """Table `pretrain_samples`: windows of consecutive actions in train, val and test, with context before them.
 
 In: `cleaned_actions` up to the day, `user_places`, `raw_profiles`. Every action is in the window of exactly one sample
-and in the context of the few after it; the split follows the UTC day of the action, so the history delivered at once
-on the first night is used like one that grew night by night. A loss target is an action of interest inside the
-window (paper 3.1; all actions if `samples.interest_only` is off). Monotonous users leave the training split (paper:
+and in the context of the few after it. The split follows the UTC day of the action, so a history that the first run
+delivered at once is used like one that grew day by day. A loss target is an action of interest inside the window
+(paper 3.1; all actions if `samples.interest_only` is off). Monotonous users leave the training split (paper:
 richness). Run: python -m etl pretrain_samples --day D.
 """
 
@@ -29,14 +29,14 @@ def build_pretrain_samples(
     samples: SampleSettings,
     sequences: SequenceSettings,
 ) -> DataFrame:
-    """Builds the samples, monotonous users and windows without target still among them.
+    """Builds the samples, still including monotonous users and windows without target.
 
     Args:
         actions: `cleaned_actions` up to the day, in one index version.
         places: `user_places` up to the day.
-        profiles: `profile_states` up to the day; a window gets what was known before the day of its first target.
+        profiles: `profile_states` up to the day; a window gets the profile known before the day of its first target.
         day: the job's day; splits are counted back from it.
-        first_day: day of the first night (`etl/columns/as_of.py`).
+        first_day: day of the first run (`etl/columns/as_of.py`).
         index_version: version of the index that the ids belong to.
         samples: lengths, splits, threshold of richness.
         sequences: radius and share of travel.
@@ -77,7 +77,7 @@ def build_pretrain_samples(
 
 
 def _shape(built: DataFrame, *, index_version: int, min_richness: float) -> DataFrame:
-    """Selects the columns of the contract and says which rows stay."""
+    """Selects the columns of the contract and adds which rows stay."""
     has_target = F.exists("is_targets", lambda flag: flag)
     is_rich = F.coalesce("richness", F.lit(0.0)) >= min_richness
     return built.select(

@@ -1,8 +1,8 @@
-"""Profile attributes of users: rows judged, and hashed to ids, as of now and after each day that changed them.
+"""Profile attributes of users: judges rows and hashes them to ids, as of now and after each day that changed them.
 
-In: `raw_profiles`, as delivered. `judge_profiles` says which rows count, `keep_accepted` keeps those with clean values:
-of one attribute of one user and day there is one. Serving (`build_profile_ids`) and training (`profile_states`) take
-the latest day's value, and of several on that day the largest, in whatever order the rows come.
+In: `raw_profiles`, as delivered. `judge_profiles` decides which rows count. `keep_accepted` keeps those with clean
+values: one per attribute, user and day. Serving (`build_profile_ids`) and training (`profile_states`) take the value of
+the latest day, and the largest of several on that day, in any order of the rows.
 """
 
 from pyspark.sql import Column, DataFrame, Window
@@ -30,12 +30,12 @@ CONFLICTING = "profile_conflicting"
 def judge_profiles(profiles: DataFrame, *, settings: CleanSettings) -> DataFrame:
     """Judges every delivered row; no row is lost or doubled.
 
-    Of several good values of one attribute of one user on one day the largest stands; rows equal to it are dropped,
-    others refused.
+    If an attribute of a user has several good values on one day, the largest stands; rows equal to it are dropped,
+    other rows are refused.
 
     Args:
         profiles: `raw_profiles`, any days.
-        settings: the longest text.
+        settings: maximum length of a text.
 
     Returns:
         The raw columns plus `status` (accepted, refused, dropped), `reason`, `detail`, `repairs` and `clean_*`.
@@ -54,7 +54,7 @@ def judge_profiles(profiles: DataFrame, *, settings: CleanSettings) -> DataFrame
         }
     )
     is_good = F.col("reason").isNull()
-    # Bad rows are spread by their content: a broken export without users would else be one group.
+    # Bad rows are spread by their content: a broken export without users would otherwise be one group.
     owner = F.when(is_good, F.col("clean_user_id")).otherwise(F.col("content_hash").cast("string"))
     same = Window.partitionBy("owner", "is_good", "clean_attribute", "day").orderBy(
         F.desc("clean_value"), "content_hash"
@@ -92,17 +92,17 @@ def profile_states(profiles: DataFrame) -> DataFrame:
     """Returns `profile_ids` of a user after each day that changed them: `user_id`, `day`, `profile_ids`.
 
     Args:
-        profiles: `raw_profiles`; a value told again is no change.
+        profiles: `raw_profiles`; a repeated value is no change.
     """
     of_attribute = Window.partitionBy("user_id", "attribute").orderBy("day")
     last_of_day = profiles.groupBy("user_id", "attribute", "day").agg(F.max("value").alias("value"))
-    # In a struct, so that null means that there is no day before, not that its value was null.
+    # In a struct, so that null means that there is no earlier day, not that its value was null.
     before = F.lag(F.struct("value")).over(of_attribute)
     is_change = before.isNull() | ~before["value"].eqNullSafe(F.col("value"))
     changes = last_of_day.withColumn("is_change", is_change).where("is_change").drop("is_change")
     as_of = changes.select("user_id", F.col("day").alias("as_of")).distinct()
-    told = changes.join(as_of, "user_id").where("day <= as_of")
-    return build_profile_ids(told, by=("user_id", "as_of")).withColumnRenamed("as_of", "day")
+    known_rows = changes.join(as_of, "user_id").where("day <= as_of")
+    return build_profile_ids(known_rows, by=("user_id", "as_of")).withColumnRenamed("as_of", "day")
 
 
 def _refusals(settings: CleanSettings) -> dict[str, Column]:

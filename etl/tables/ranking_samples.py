@@ -71,9 +71,9 @@ def build_ranking_samples(
         shown: result of `with_live_slot`; rows without slot are left out.
         actions: `cleaned_actions` up to the day, in one index version.
         places: `user_places` up to the day.
-        profiles: `profile_states` up to the day; a request gets what was known before its day.
+        profiles: `profile_states` up to the day; a request gets the profile known before its day.
         day: the job's day; splits are counted back from it.
-        first_day: day of the first night (`etl/columns/as_of.py`).
+        first_day: day of the first run (`etl/columns/as_of.py`).
         index_version: version of the index that the ids belong to.
         request_type_id: action type that a request asks for.
         samples: lengths and splits.
@@ -111,7 +111,7 @@ def build_ranking_samples(
 
 
 def _with_last_place(requests: DataFrame) -> DataFrame:
-    """Fills in place and time zone that were not delivered: those of the last action, never of the target.
+    """Fills in a missing place and time zone from the last action, never from the target.
 
     Serving does the same (`udfs/features/requests.py`).
     """
@@ -129,10 +129,10 @@ def _with_last_place(requests: DataFrame) -> DataFrame:
 
 
 def _group_requests(shown: DataFrame) -> DataFrame:
-    """Makes one row per request with its candidates in the order of their positions."""
+    """Builds one row per request with its candidates in the order of their positions."""
     fields = [F.col(field).alias(name) for name, field in SLOT_ARRAYS.items()]
     grouped = shown.groupBy("request_id").agg(
-        # Accepted rows of a request say the same or, of place and zone, nothing: min() leaves out nulls.
+        # Accepted rows of a request agree, or lack place and zone: min() leaves out nulls.
         *(F.min(name).alias(name) for name in REQUEST_NAMES if name != "request_id"),
         F.bool_or("is_simulated").alias("is_simulated"),
         F.sort_array(

@@ -19,8 +19,8 @@ def build_training_transitions(actions: DataFrame, *, index_version: int) -> Dat
     """Builds the transitions; rows of the contract without `day`.
 
     Args:
-        actions: `cleaned_actions` of the training period in one index version, with `is_target`: may the action be a
-            loss target.
+        actions: `cleaned_actions` of the training period in one index version, with `is_target`: whether the action
+            may be a loss target.
         index_version: that version.
     """
     in_order = Window.partitionBy("user_id").orderBy("action_ts_ms", "action_id")
@@ -32,16 +32,16 @@ def build_training_transitions(actions: DataFrame, *, index_version: int) -> Dat
         )
         for step, (weight, hours) in enumerate(zip(STEP_WEIGHTS, STEP_HOURS, strict=True), start=1)
     ]
-    # The window has to stand in a projection of its own; an explosion takes none.
+    # The window needs a separate projection; an explode cannot contain one.
     ahead = actions.select("user_id", *FIELDS, F.array(*steps).alias("steps"))
     pairs = ahead.withColumn("step", F.explode("steps")).select("*", "step.*")
     is_other_slot = (F.col("block_id") != F.col("next.block_id")) | (
         F.col("inner_id") != F.col("next.inner_id")
     )
     in_time = F.col("next.action_ts_ms") - F.col("action_ts_ms") <= F.col("longest_ms")
-    found = pairs.where(F.col("next.is_target") & is_other_slot & in_time)
+    transitions = pairs.where(F.col("next.is_target") & is_other_slot & in_time)
     return (
-        found.groupBy(
+        transitions.groupBy(
             "user_id",
             "block_id",
             "inner_id",

@@ -1,9 +1,10 @@
 """Table `user_places`: home and work of the users active on the day, inferred from their actions.
 
 In: actions of those users, no older than the look-back, all accepted by the day. Out: one row per user; null
-where there is not enough evidence. Where a user was: at the POI for a check-in, at the user's own place for
-any other action (one can search from anywhere). Home is where most distinct nights speak for it, work where
-most workdays do, away from home; check-ins count if their category allows it. Part of job `clean_actions`.
+where there is not enough evidence. A user was at the POI for a check-in, and at the logged user place for any
+other action (one can search from anywhere). Home is the place with evidence from most distinct nights, work the
+place away from home with evidence from most workdays. Check-ins count if their category allows it. Part of job
+`clean_actions`.
 """
 
 from pyspark.sql import Column, DataFrame, Window
@@ -32,8 +33,8 @@ def build_user_places(
         actions: accepted actions of these users, as in `cleaned_actions` (`is_interest` is not read).
         users: `user_id`, distinct.
         categories: `categories` of the index.
-        settings: hours and least days of evidence.
-        taxonomy: says which categories are homes and work places.
+        settings: hours and minimum days of evidence.
+        taxonomy: defines the categories of homes and work places.
 
     Returns:
         Rows of the contract without `day`.
@@ -67,7 +68,7 @@ def build_user_places(
 def _with_evidence(
     actions: DataFrame, categories: DataFrame, settings: PlacesSettings, taxonomy: Taxonomy
 ) -> DataFrame:
-    """Keeps actions that speak for a home or a work place, with where, for what, on which day."""
+    """Keeps actions that are evidence of a home or a work place, with place, kind and day of the evidence."""
     kinds = categories.select(
         "category_id",
         F.lower("category").isin(*taxonomy.home_names).alias("is_home_category"),
@@ -88,7 +89,7 @@ def _with_evidence(
     home_category, work_category = (
         F.coalesce(name, F.lit(False)) for name in ("is_home_category", "is_work_category")
     )
-    # A night is one night before and after midnight: it is named by the day on which it began.
+    # The hours before and after midnight are one night, named by the day on which it began.
     night = spacetime.local_date(time, zone - HALF_DAY_MIN)
     for_home = F.when(is_checkin & known_category, home_category).otherwise(is_night)
     for_work = F.when(is_checkin & known_category, work_category & is_workday).otherwise(is_workday)
@@ -106,7 +107,7 @@ def _with_evidence(
 
 
 def _evidence_by_cell(evidence: DataFrame, settings: PlacesSettings) -> DataFrame:
-    """Sums the evidence of each user by cell; the place is the exact median, whatever the order."""
+    """Sums the evidence of each user by cell; the place is the exact median, independent of the order."""
     cell = spacetime.grid_cell(F.col("lon"), F.col("lat"), cell_km=settings.cell_m / 1000)
 
     def median(column: str, day: str) -> Column:

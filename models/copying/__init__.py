@@ -1,1 +1,1 @@
-"""What a prediction may be copied from: a user's own history and the crowd's, as indices and statistics."""
+"""Sources that a prediction can copy from: the user's history and the crowd, as indices and statistics."""

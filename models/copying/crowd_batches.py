@@ -1,9 +1,10 @@
-"""Crowd candidates for batches: Arrow rows and tensors in, `CrowdSlots` out; between numpy and torch.
+"""Crowd candidates for batches: Arrow rows and tensors in, `CrowdSlots` out.
 
-The finder takes the requesting user's own training rows out of all counts, so it needs to know who asks.
+The finder excludes the requesting user's training rows from all counts, so it needs the user of each row.
 """
 
-# Shape letters: B = sequences, W = actions of the window, Q = steps, C = slots, S = steps that ask.
+# Shape letters: B = sequences, W = actions of the window, Q = steps, C = crowd candidates,
+# S = steps that get candidates.
 
 import numpy as np
 import pyarrow as pa
@@ -33,16 +34,16 @@ from models.data.ragged import rows_and_places
 def add_to_history(
     history: HistoryBatch, rows: pa.Table | pa.RecordBatch, finder: SlotFinder | None, config: DecoderConfig
 ) -> HistoryBatch:
-    """Adds the slots of every loss target in the window; other steps have none, nor has a model that copies nothing.
+    """Adds crowd candidates for every loss target in the window; does nothing if the model does not copy them.
 
     Args:
-        history: of training samples.
-        rows: the samples themselves, with `user_id`.
-        finder: knows the training rows of all users.
-        config: says whether the model copies, how long the window is, and whether request times are hidden.
+        history: history of training samples.
+        rows: the samples, with `user_id`.
+        finder: holds the training rows of all users.
+        config: configuration of the decoder: crowd copy, window, hidden request times.
 
     Raises:
-        MissingInputError: the model copies from the crowd, and there is no finder.
+        MissingInputError: the model copies from the crowd, but there is no finder.
     """
     if not config.crowd.enabled:
         return history
@@ -58,15 +59,15 @@ def add_to_history(
 def collate_asked(
     rows: pa.Table | pa.RecordBatch, finder: SlotFinder | None, config: DecoderConfig
 ) -> RequestBatch:
-    """Collates one request per row, with the crowd candidates if the model copies from them; neutral ones have none.
+    """Collates one request per row, with crowd candidates if the model copies them; neutral requests have none.
 
     Args:
-        rows: the request's columns, the history columns, and `user_id` if the model copies.
-        finder: knows the training rows of all users.
-        config: says whether the model copies, and whether request times are hidden.
+        rows: request columns, history columns, and `user_id` if the model copies.
+        finder: holds the training rows of all users.
+        config: configuration of the decoder: crowd copy, hidden request times.
 
     Raises:
-        MissingInputError: the model copies from the crowd, and there is no finder.
+        MissingInputError: the model copies from the crowd, but there is no finder.
     """
     request = collate_requests(rows)
     if not config.crowd.enabled:
@@ -92,7 +93,7 @@ def _find(
     finder: SlotFinder | None,
     sizes: CrowdConfig,
 ) -> CrowdSlots:
-    """Looks up the slots of the steps that ask."""
+    """Looks up crowd candidates for the steps selected by `asks_BQ`, (B, Q) bool."""
     if finder is None:
         raise MissingInputError(
             what="what the crowd did", where=f"{TRAINING_VISITS.name} and {TRAINING_TRANSITIONS.name}",
@@ -112,7 +113,7 @@ def _find(
     past_rows, past_places = _list_past(steps, asks_BQ, rows)
     blocks, inners = history.blocks_BL.numpy(), history.inners_BL.numpy()
     pois_BL = finder.catalogue.find_rows(blocks, inners)
-    asked = Asked(
+    requests = Asked(
         users=known[rows],
         current=current,
         lons=lonlat_S2[:, 0],
@@ -121,9 +122,9 @@ def _find(
         past_requests=past_rows,
         past_pois=pois_BL[rows[past_rows], past_places],
     )
-    found = finder.find(asked, num_followers=sizes.num_followers, num_near=sizes.num_near)
+    candidates = finder.find(requests, num_followers=sizes.num_followers, num_near=sizes.num_near)
     catalogue = finder.catalogue
-    pois = np.maximum(found.pois, 0)
+    pois = np.maximum(candidates.pois, 0)
     lists = np.zeros_like(pois)
     lists[:, sizes.num_followers :] = NEAR
     places = np.stack([catalogue.lons[pois], catalogue.lats[pois]], axis=-1).astype(np.float32)
@@ -137,17 +138,17 @@ def _find(
         categories_BQC=spread(catalogue.category_ids[pois]),
         lonlat_BQC2=spread(places),
         lists_BQC=spread(lists),
-        count_BQC=spread(found.count),
-        share_BQC=spread(found.share),
-        lift_BQC=spread(found.lift),
-        popularity_BQC=spread(found.popularity),
-        similarity_BQC=spread(found.similarity),
-        is_real_BQC=spread(found.pois >= 0),
+        count_BQC=spread(candidates.count),
+        share_BQC=spread(candidates.share),
+        lift_BQC=spread(candidates.lift),
+        popularity_BQC=spread(candidates.popularity),
+        similarity_BQC=spread(candidates.similarity),
+        is_real_BQC=spread(candidates.pois >= 0),
     )
 
 
 def _list_past(steps: Steps, asks_BQ: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (asking step, place in its row's history) of every past action of every asking step."""
+    """Returns (selected step, place in its row's history) of every past action of every selected step."""
     return rows_and_places(steps.num_past_BQ[asks_BQ].numpy())
 
 

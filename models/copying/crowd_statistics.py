@@ -1,9 +1,8 @@
-"""What other users do: visits and transitions of the training period, as two plain tables with a user column.
+"""Statistics of the crowd: visits and transitions of the training period, as two tables with a user column.
 
-Every row keeps its user, so that a request's own user can be taken out of any sum: a model that is trained on
-counts which contain its target would learn to read the answer from them. Rows after the training period are
-never counted. For a public protocol they are counted here; the pipeline's are tables that Spark makes
-(`models/copying/crowd_tables.py`).
+Every row keeps its user, so that sums can exclude the requesting user: counts that contain the target would leak it to
+the model. Rows after the training period are never counted. This module counts for public protocols; in the pipeline,
+Spark computes the tables (`models/copying/crowd_tables.py`).
 """
 
 from dataclasses import dataclass
@@ -18,15 +17,15 @@ from models.data.requests import FloatArray, IntArray, local_hours
 
 @dataclass(frozen=True)
 class CrowdStatistics:
-    """Visits and transitions of all users, POIs being rows of a catalogue.
+    """Visits and transitions of all users, with POIs as rows of a catalogue.
 
     Attributes:
-        user_ids: the users, sorted; other fields hold positions in this array.
+        user_ids: the sorted users; other fields hold positions in this array.
         num_pois: rows of the catalogue.
         transition_users, transition_pois, transition_next_pois: unique, sorted by POI, next POI, user.
-        transition_weights: how often the user went from the one to the other, later steps for less.
+        transition_weights: number of times the user went from one POI to the next; later steps weigh less.
         visit_users, visit_pois, visit_hours: unique, sorted by user, POI, local hour of the day.
-        visit_counts: how often the user was there at that hour.
+        visit_counts: number of the user's visits at that hour.
     """
 
     user_ids: NDArray[np.str_]
@@ -41,11 +40,11 @@ class CrowdStatistics:
     visit_counts: FloatArray
 
     def find_users(self, user_ids: NDArray[np.str_]) -> IntArray:
-        """Returns the position of each user; -1 = nothing is known of the user."""
+        """Returns the position of each user; -1 = the user has no statistics."""
         if not len(self.user_ids):
             return np.full(len(user_ids), -1, np.int64)
-        found = np.minimum(np.searchsorted(self.user_ids, user_ids), len(self.user_ids) - 1)
-        return np.where(self.user_ids[found] == user_ids, found, -1).astype(np.int64)
+        places = np.minimum(np.searchsorted(self.user_ids, user_ids), len(self.user_ids) - 1)
+        return np.where(self.user_ids[places] == user_ids, places, -1).astype(np.int64)
 
 
 def count_others(
@@ -59,7 +58,7 @@ def count_others(
     """Counts visits and transitions.
 
     Args:
-        users: user of each training row; rows lie by user, then time.
+        users: user of each training row; rows are sorted by user, then time.
         pois: row of the POI in the catalogue; -1 = not in it, not counted.
         timestamps_ms: epoch milliseconds UTC.
         tz_offsets_min: minutes to add for local time.
@@ -93,7 +92,7 @@ def count_others(
 def _list_transitions(
     user: IntArray, pois: IntArray, timestamps_ms: IntArray
 ) -> tuple[IntArray, IntArray, FloatArray]:
-    """Returns rows before and after, and the weight, of every transition between two different POIs."""
+    """Returns first row, second row and weight of every transition between two different POIs."""
     befores, afters, weights = [], [], []
     for step, (weight, hours) in enumerate(zip(STEP_WEIGHTS, STEP_HOURS, strict=True), start=1):
         before = np.arange(max(len(pois) - step, 0))

@@ -1,8 +1,8 @@
-"""Statistics of the crowd as Spark makes them: `training_visits` and `training_transitions` -> `CrowdStatistics`.
+"""Statistics of the crowd from Spark: `training_visits` and `training_transitions` -> `CrowdStatistics`.
 
-Rows of one day, that is, of one training period, are read through Arrow: in training those of its own day at pinned
-versions, in serving those of the latest day there is. A process holds both tables, and a request is compared with all
-users (`models/copying/crowd_visits.py`), so this is for the users and POIs of a city, not of a country.
+Rows of one day (one training period) are read through Arrow. Training reads the rows of its day at pinned versions;
+serving reads the latest day. A process holds both tables, and a request is compared with all users
+(`models/copying/crowd_visits.py`), so this suits the users and POIs of a city, not of a country.
 """
 
 import logging
@@ -29,13 +29,13 @@ CROWD_TABLES = (TRAINING_VISITS.name, TRAINING_TRANSITIONS.name)
 
 @dataclass(frozen=True)
 class CrowdAt:
-    """Where the statistics of the crowd are.
+    """Tables, day and index version of the statistics of the crowd.
 
     Attributes:
         visits: `training_visits`.
         transitions: `training_transitions`.
-        day: rows of this day, YYYY-MM-DD.
-        index_version: of the slots that the rows name.
+        day: day of the rows, YYYY-MM-DD.
+        index_version: index version of the rows' slots.
     """
 
     visits: TableAt
@@ -45,32 +45,32 @@ class CrowdAt:
 
     @property
     def rows(self) -> pds.Expression:
-        """The condition on rows of both tables."""
+        """Filter on the rows of both tables."""
         of_day = pds.field("day") == date.fromisoformat(self.day)
         return of_day & (pds.field("index_version") == self.index_version)
 
 
-def open_finder(others: CrowdAt, catalogue: Catalogue) -> SlotFinder:
-    """Reads the statistics and prepares them for requests; raises as `read_crowd`."""
-    return SlotFinder(read_crowd(others, catalogue), catalogue)
+def open_finder(crowd: CrowdAt, catalogue: Catalogue) -> SlotFinder:
+    """Reads the statistics and prepares them for requests; raises the errors of `read_crowd`."""
+    return SlotFinder(read_crowd(crowd, catalogue), catalogue)
 
 
 def last_crowd(visits: TableAt, transitions: TableAt, day: date, index_version: int) -> CrowdAt:
-    """Returns the statistics of the latest day up to `day`: what a model that serves on that day copies from.
+    """Returns the statistics of the latest day up to `day`, which a model that serves on `day` copies from.
 
     Raises:
-        MissingInputError: there are none, or they are of another index version.
+        MissingInputError: there are none, or they have another index version.
     """
     remedy = f"Run: python -m etl {TRAINING_VISITS.job} --day {day}."
     opened = open_table(visits, needed_by=NEEDED_BY, remedy=remedy)
-    days = [own["day"] for own in opened.partitions() if own["day"] <= day.isoformat()]
-    found = CrowdAt(visits, transitions, max(days, default=""), index_version)
-    if not days or not opened.to_pyarrow_dataset().head(1, filter=found.rows).num_rows:
+    days = [partition["day"] for partition in opened.partitions() if partition["day"] <= day.isoformat()]
+    crowd = CrowdAt(visits, transitions, max(days, default=""), index_version)
+    if not days or not opened.to_pyarrow_dataset().head(1, filter=crowd.rows).num_rows:
         raise MissingInputError(
             what=f"visits in index version {index_version} of the latest day up to {day}",
             where=visits.location, needed_by=NEEDED_BY, remedy=remedy,
         )  # fmt: skip
-    return found
+    return crowd
 
 
 def read_catalogue(poi_index: TableAt, index_version: int) -> Catalogue:
@@ -79,23 +79,21 @@ def read_catalogue(poi_index: TableAt, index_version: int) -> Catalogue:
     return Catalogue.from_arrow(read_table(poi_index, CATALOGUE_COLUMNS, is_version))
 
 
-def read_crowd(others: CrowdAt, catalogue: Catalogue) -> CrowdStatistics:
-    """Reads the statistics, POIs as rows of a catalogue; rows of slots that it does not hold are left out.
+def read_crowd(crowd: CrowdAt, catalogue: Catalogue) -> CrowdStatistics:
+    """Reads the statistics, with POIs as rows of a catalogue; leaves out rows with slots outside the catalogue.
 
     Raises:
-        MissingInputError: a table is not there, or has no visit of the day in the index version.
+        MissingInputError: a table does not exist, or has no visit of the day in the index version.
     """
-    visits = read_table(
-        others.visits, ("user_id", "block_id", "inner_id", "local_hour", "visits"), others.rows
-    )
+    visits = read_table(crowd.visits, ("user_id", "block_id", "inner_id", "local_hour", "visits"), crowd.rows)
     names = ("user_id", "block_id", "inner_id", "next_block_id", "next_inner_id", "weight")
-    transitions = read_table(others.transitions, names, others.rows)
+    transitions = read_table(crowd.transitions, names, crowd.rows)
     if not visits.num_rows:
         raise MissingInputError(
-            what=f"visits of day {others.day} in index version {others.index_version}",
-            where=others.visits.location,
+            what=f"visits of day {crowd.day} in index version {crowd.index_version}",
+            where=crowd.visits.location,
             needed_by=NEEDED_BY,
-            remedy=f"Run: python -m etl {TRAINING_VISITS.job} --day {others.day}.",
+            remedy=f"Run: python -m etl {TRAINING_VISITS.job} --day {crowd.day}.",
         )
     user_ids, (visitors, goers) = _number_users(visits, transitions)
     pois, (visit_users, hours, counts) = _keep_known(
@@ -125,7 +123,7 @@ def read_crowd(others: CrowdAt, catalogue: Catalogue) -> CrowdStatistics:
 
 
 def _number_users(*tables: pa.Table) -> tuple[np.ndarray, list[IntArray]]:
-    """Returns the users of all tables, sorted, and every row's place among them."""
+    """Returns the sorted users of all tables, and every row's place among them."""
     names = pa.chunked_array([pc.unique(table["user_id"]) for table in tables], pa.string())
     user_ids = np.unique(np.asarray(names.to_pylist(), dtype=str))
     known = pa.array(user_ids.tolist(), pa.string())

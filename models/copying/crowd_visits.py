@@ -1,6 +1,6 @@
-"""Visits of others, as requests look at them: popularity by hour, and who has a similar past.
+"""Visits of other users as seen by a request: popularity by hour, and users with a similar past.
 
-Every figure leaves the requesting user's own training rows out.
+Every figure excludes the requesting user's training rows.
 """
 
 import numpy as np
@@ -13,17 +13,17 @@ from models.data.ragged import rows_and_places
 from models.data.requests import BoolArray, FloatArray, IntArray
 
 HOUR_KERNEL = {0: 10, 1: 6, 2: 3, 3: 1}
-"""How much a visit so many hours apart on the clock counts as popularity at an hour, in tenths: whole numbers, so that
-the sum of all visits less the own ones is exact."""
+"""Weight of a visit in the popularity at an hour, by their distance on the clock in hours, in tenths. Whole numbers
+keep the sum of all visits minus the user's visits exact."""
 ANY_HOUR = 1
-"""The same for a visit at any other hour."""
+"""Weight of a visit at any other hour, in tenths."""
 TENTHS = 10
 WEIGHT_UNIT = 2.0**-12
-"""Weights are multiples of this, so that their sums are exact and no order of summing can change a list."""
+"""Weights are multiples of this, so that sums are exact and their order cannot change a list."""
 
 
 class CrowdVisits:
-    """Popularity of POIs by hour, and every user's own part of it."""
+    """Popularity of POIs by hour, and every user's part of it."""
 
     def __init__(self, statistics: CrowdStatistics) -> None:
         self.num_pois, self.kernel = statistics.num_pois, _hour_kernel()
@@ -34,7 +34,7 @@ class CrowdVisits:
         self.mean_at_hour = max(float(self.at_hour.mean()) / TENTHS, 1e-9) if self.num_pois else 1.0
         self.visit_hours, self.visit_counts = statistics.visit_hours, statistics.visit_counts
         keys = statistics.visit_users * self.num_pois + statistics.visit_pois
-        # Visits lie by user, POI and hour, so those of one user to one POI are a stretch.
+        # Visits are sorted by user, POI and hour, so those of one user to one POI are contiguous.
         self.own_keys, firsts = np.unique(keys, return_index=True)
         self.visit_starts = np.append(firsts, len(keys)).astype(np.int64)
         owners = self.own_keys // max(self.num_pois, 1)
@@ -42,21 +42,21 @@ class CrowdVisits:
         self.own_starts = np.searchsorted(owners, np.arange(max(len(statistics.user_ids), 1) + 1))
 
     def total_of_others(self, users: IntArray, pois: IntArray) -> FloatArray:
-        """Returns the visits of others, elementwise."""
+        """Returns the number of visits by other users, elementwise."""
         return self.totals[pois] - self._sum_own(*self._find_own(users, pois))
 
     def popularity(self, users: IntArray, pois: IntArray, hours: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Returns the popularity among others at the hour and at any hour, (requests, slots); 0 if empty."""
+        """Returns the popularity among other users at the hour and at any hour, (requests, candidates); 0 = padding."""
         rows, columns = np.nonzero(pois >= 0)
-        asked, hour = pois[rows, columns], hours[rows]
-        place, is_own = self._find_own(users[rows], asked)
+        wanted, hour = pois[rows, columns], hours[rows]
+        place, is_own = self._find_own(users[rows], wanted)
         at_hour, at_all = np.zeros(pois.shape), np.zeros(pois.shape)
-        at_hour[rows, columns] = (self.at_hour[asked, hour] - self._sum_own(place, is_own, hour)) / TENTHS
-        at_all[rows, columns] = self.totals[asked] - self._sum_own(place, is_own)
+        at_hour[rows, columns] = (self.at_hour[wanted, hour] - self._sum_own(place, is_own, hour)) / TENTHS
+        at_all[rows, columns] = self.totals[wanted] - self._sum_own(place, is_own)
         return at_hour, at_all
 
     def popularity_at(self, users: IntArray, pois: IntArray, hours: IntArray) -> FloatArray:
-        """Returns `popularity` at the hour for many POIs per request, whose rows lie in rising order."""
+        """Returns `popularity` at the hour for many POIs per request, in rising order within each request."""
         amounts = np.where(pois >= 0, self.at_hour[np.maximum(pois, 0), hours[:, None]], 0.0)
         if not pois.size:
             return amounts
@@ -71,7 +71,7 @@ class CrowdVisits:
         return amounts / TENTHS
 
     def _find_own(self, users: IntArray, pois: IntArray) -> tuple[IntArray, BoolArray]:
-        """Returns where the visits of each user to each POI are, and whether there are any."""
+        """Returns the place of each user's visits to each POI in `own_keys`, and whether there are any."""
         if not len(self.own_keys):
             return np.zeros(len(pois), np.int64), np.zeros(len(pois), np.bool_)
         keys = users * self.num_pois + pois
@@ -81,7 +81,7 @@ class CrowdVisits:
     def _sum_own(
         self, place: IntArray, is_own: BoolArray | None = None, hours: IntArray | None = None
     ) -> FloatArray:
-        """Returns the own visits found by `_find_own`; with hours what they count there, in tenths."""
+        """Returns the user's visits at the places of `_find_own`; with hours, their weight at these hours in tenths."""
         if not len(self.own_keys):
             return np.zeros(len(place))
         lengths = self.visit_starts[place + 1] - self.visit_starts[place]
@@ -93,7 +93,7 @@ class CrowdVisits:
 
 
 class SimilarUsers:
-    """Scores POIs by the visits of users who share POIs with a past; rare POIs say more, busy users less."""
+    """Scores POIs by the visits of users who share POIs with a past; rare POIs count more, busy users less."""
 
     def __init__(self, statistics: CrowdStatistics) -> None:
         num_users, self.num_pois = len(statistics.user_ids), statistics.num_pois
@@ -106,12 +106,12 @@ class SimilarUsers:
         self.user_weights = _round(visited**-0.5)
 
     def score_pois(self, users: IntArray, past_requests: IntArray, past_pois: IntArray) -> FloatArray:
-        """Returns (requests, POIs): visits by similar users, over the mean of the request's row.
+        """Returns visits by similar users over the mean of the request's row, (requests, POIs).
 
         Args:
-            users: who asks; own rows do not count.
-            past_requests: request of each POI of a past, once each.
-            past_pois: the POI.
+            users: the requesting users; their rows do not count.
+            past_requests: request of each distinct POI of a past.
+            past_pois: that POI.
         """
         num_users = len(self.user_weights)
         if not num_users or not len(users) or not self.num_pois:
@@ -122,12 +122,12 @@ class SimilarUsers:
             self.users[entries] * len(users) + past_requests[rows],
             weights=self.poi_weights[past_pois[rows]],
             minlength=num_users * len(users),
-        ).astype(np.float64)  # without any entry bincount returns integers
+        ).astype(np.float64)  # bincount without entries returns integers
         affinity_US = flat.reshape(num_users, len(users)) * self.user_weights[:, None]
-        # The asking user's training rows may hold the target: with them the score would give it away.
+        # The requesting user's training rows may hold the target, and would leak it into the score.
         known = np.flatnonzero(users >= 0)
         affinity_US[users[known], known] = 0.0
-        # A sparse product: sums the affinities of each POI's visitors without a matrix of POIs x users.
+        # A sparse product sums the affinities of each POI's visitors without a matrix of POIs x users.
         scores_NS = F.embedding_bag(
             torch.from_numpy(self.users),
             torch.from_numpy(affinity_US),
@@ -145,13 +145,13 @@ def _round(values: FloatArray) -> FloatArray:
 
 
 def _hour_kernel() -> FloatArray:
-    """Returns how much a visit at one hour counts at another, in tenths, (24, 24)."""
+    """Returns the weight of a visit at one hour for another hour, in tenths, (24, 24)."""
     apart = np.abs(np.subtract.outer(np.arange(HOURS_PER_DAY), np.arange(HOURS_PER_DAY)))
     apart = np.minimum(apart, HOURS_PER_DAY - apart)
     return np.vectorize(lambda hours: HOUR_KERNEL.get(int(hours), ANY_HOUR))(apart).astype(np.float64)
 
 
 def expand(starts: IntArray, lengths: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Returns (row, entry) of every entry of every row's stretch, and where each row's stretch begins."""
+    """Returns (row, entry) of every entry of every row's range, and the offset at which each row's range begins."""
     rows, places = rows_and_places(lengths)
     return rows, places + starts[rows], np.cumsum(lengths) - lengths

@@ -1,10 +1,11 @@
 """Pair features of the history copy: step x past action -> one row number per learned table.
 
-The measured form (clock quantities are local time; "previous" is the user's action before): age, clock
-difference, day relation, visits, gaps, distance, same previous POI or category. No parameters, no gradients;
-cost O(steps x actions).
+The features are age, clock difference, day relation, visits, gaps, distance, and same previous POI or category. Clock
+quantities are local time; "previous" is the user's previous action. They have no parameters and no gradients, and cost
+O(steps x actions).
 
-The learned tables of the history copy: which pair features choose a row, and where a table starts.
+The module also defines the learned tables of the history copy: the pair features that choose a row, and the start of
+each table.
 """
 
 # Shape letters: B = sequences, Q = steps being predicted, L = past actions.
@@ -36,11 +37,11 @@ _HALF_DAY_MIN, _DAY_MIN = 720, 1440
 
 
 class Past(NamedTuple):
-    """Past actions as the memory sees them.
+    """Raw features of past actions.
 
     Attributes:
-        timestamps_BL, tz_offsets_BL, blocks_BL, inners_BL, categories_BL: int64, as in `HistoryBatch`.
-        poi_lonlat_BL2: float.
+        timestamps_BL, tz_offsets_BL, blocks_BL, inners_BL, categories_BL: int64, (B, L), as in `HistoryBatch`.
+        poi_lonlat_BL2: float, (B, L, 2).
     """
 
     timestamps_BL: Tensor
@@ -52,7 +53,7 @@ class Past(NamedTuple):
 
 
 class PairFeatures(NamedTuple):
-    """All int64, (B, Q, L) unless said; meaningless where the action is not strictly before the step."""
+    """Pair features, int64, (B, Q, L) unless the name differs; undefined where the action is not before the step."""
 
     age: Tensor
     match: Tensor
@@ -121,7 +122,7 @@ def _view_clock(clock: Clock, dim: int) -> Clock:
 
 
 def _signed_minutes(clock_a: Clock, clock_b: Clock) -> Tensor:
-    """Returns how much later in the day, -720 to 719 minutes."""
+    """Returns how much later in the day clock a is than clock b, -720 to 719 minutes."""
     return (clock_a.minute_of_day - clock_b.minute_of_day + _HALF_DAY_MIN) % _DAY_MIN - _HALF_DAY_MIN
 
 
@@ -161,8 +162,8 @@ def _bucket_signed(signed_min: Tensor) -> Tensor:
 
 
 def _bucket_distance(past: Past, steps: Steps) -> Tensor:
-    """Returns the log bucket of the distance from user to POI; the last one for unknown places too."""
-    # By default cdist turns to a matrix product above 25 rows: near places lose digits, and results would
+    """Returns the log bucket of the distance from user to POI, (B, Q, L); unknown places have the last bucket."""
+    # By default cdist uses a matrix product above 25 rows: near places would lose digits, and results would
     # depend on the batch's shape (docs/design.md, trap 4).
     chord = torch.cdist(
         place_on_sphere(steps.user_lonlat_BQ2),
@@ -178,23 +179,23 @@ def _bucket_chord(chord: Tensor) -> Tensor:
 
 
 def _gaps_of_actions(past: Past) -> Tensor:
-    """Time since the action before, (B, L); a long time for the first."""
+    """Returns the time since the previous action, (B, L); a long time for the first."""
     first = torch.full_like(past.timestamps_BL[:, :1], 2**50)
     return torch.cat([first, past.timestamps_BL.diff(dim=1)], dim=1)
 
 
 def _gaps_of_steps(past: Past, steps: Steps) -> Tensor:
-    """Time since the user's last action, (B, Q); a long time without one."""
+    """Returns the time since the user's last action, (B, Q); a long time without one."""
     last_ms = take_actions(past.timestamps_BL, steps.num_past_BQ - 1, fill=-(2**50))
     return steps.timestamps_BQ - last_ms
 
 
 def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compares what came before the step with what came before the action: current, match, two back."""
+    """Compares the POIs before the step with those before the action: current, match, two back, (B, Q, L) each."""
     last_slot = take_actions(slots_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
     last_category = take_actions(past.categories_BL, steps.num_past_BQ - 1, fill=-1)[..., None]
     slot_before_last = take_actions(slots_BL, steps.num_past_BQ - 2, fill=-1)[..., None]
-    # Different fills, since nothing before the step must not match nothing before the action.
+    # Different fills, since a missing POI before the step must not match a missing POI before the action.
     same_poi = last_slot == shift_right(slots_BL, 1, fill=-2)[:, None]
     category_before = shift_right(past.categories_BL, 1, fill=-2)[:, None]
     same_category = (last_category == category_before) & (last_category > 0)
@@ -204,11 +205,11 @@ def _match_contexts(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor,
 
 
 def _count_visits(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns visits to each action's POI before the step, and the time of the last of them."""
+    """Returns the visits to each action's POI before the step, and the time of the last one, (B, Q, L) each."""
     B, L = slots_BL.shape
     Q = steps.num_past_BQ.shape[1]
     group = group_equal(slots_BL)[:, None].expand(B, Q, L)
-    # Counted over the whole history, the target would be among its own visits.
+    # Over the whole history, the target would count itself as a visit.
     is_past = torch.arange(L, device=slots_BL.device) < steps.num_past_BQ[..., None]
     counts = torch.zeros(B, Q, L, dtype=torch.int64, device=slots_BL.device).scatter_add_(
         2, group, is_past.long()
@@ -219,7 +220,7 @@ def _count_visits(past: Past, steps: Steps, slots_BL: Tensor) -> tuple[Tensor, T
 
 
 def group_equal(values_BL: Tensor) -> Tensor:
-    """Numbers the distinct values of each row from 0, by sorting."""
+    """Numbers the distinct values of each row from 0, (B, L), by sorting."""
     ordered, order = values_BL.sort(dim=1, stable=True)
     is_new = torch.zeros_like(ordered)
     is_new[:, 1:] = (ordered.diff(dim=1) != 0).long()
@@ -231,7 +232,7 @@ Features = TypeVar("Features")
 
 @dataclass(frozen=True)
 class PairTable(Generic[Features]):
-    """One learned table over pair features: its rows and how features choose one."""
+    """One learned table over pair features: its number of rows, and the function that chooses a row."""
 
     name: str
     num_rows: int
@@ -261,7 +262,7 @@ TABLES: tuple[PairTable[PairFeatures], ...] = (
 
 
 def select_tables(*, clock_tables: bool, hide_request_time: bool) -> list[PairTable[PairFeatures]]:
-    """Returns the tables of a memory: those of clocks, and of hidden request times, have switches."""
+    """Returns the tables of a memory; tables of clocks and of hidden request times have switches."""
     return [
         table
         for table in TABLES
@@ -270,8 +271,8 @@ def select_tables(*, clock_tables: bool, hide_request_time: bool) -> list[PairTa
 
 
 def start_table(table: PairTable[Features]) -> Tensor:
-    """Returns the start of a table, (rows,): the weights of recency-weighted visits (docs/design.md 5), else zero."""
-    # Tables add up before the exponential, so the factors of the counter start as logarithms.
+    """Returns the initial table, (rows,): that of the recency-weighted visit baseline (docs/design.md 5), else zero."""
+    # Tables add up before the exponential, so the baseline's factors become logarithms.
     if table.name == "age_match":
         # The age in the middle of each bucket: the inverse of `_bucket_age`.
         hours = 2 ** ((torch.arange(NUM_AGES) + 0.5) / 2) - 1

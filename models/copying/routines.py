@@ -1,7 +1,8 @@
-"""Routines in the history copy: more pair features, step x past action, on a switch (`memory.routine_tables`).
+"""Routines in the history copy: optional pair features, step x past action (`memory.routine_tables`).
 
-How many actions in a row were the same before both, which action of its local day each is, and how often the
-action's POI was visited on the step's local day already. No parameters, no gradients; cost O(steps x actions).
+The features are the number of equal actions in a row before both, the number of each within its local day, and the
+visits to the action's POI on the step's local day. They have no parameters and no gradients, and cost
+O(steps x actions).
 """
 
 # Shape letters: B = sequences, Q = steps being predicted, L = past actions.
@@ -20,11 +21,11 @@ MOST_EQUAL, MOST_OF_DAY, MOST_TODAY = 5, 5, 2
 
 
 class RoutineFeatures(NamedTuple):
-    """All int64, (B, Q, L); meaningless where the action is not strictly before the step.
+    """Routine features, int64, (B, Q, L); undefined where the action is not strictly before the step.
 
     Attributes:
-        equal_run: how many of the last actions before the step are those before the action, in order, up to 5.
-        day_places: how many actions of its local day came before the step, up to 5, x the same of the action.
+        equal_run: number of last actions before the step that equal those before the action, in order, up to 5.
+        day_places: actions of its local day before the step, up to 5, x the same number for the action.
         visits_today: visits to the action's POI on the step's local day, up to 2, x bucket of all its visits.
     """
 
@@ -69,7 +70,7 @@ def _local_days(timestamps_ms: Tensor, tz_offsets_min: Tensor) -> Tensor:
 
 
 def _count_day_before(days_BL: Tensor) -> Tensor:
-    """Returns how many actions of the same local day came right before each action, (B, L)."""
+    """Returns the number of actions of the same local day directly before each action, (B, L)."""
     place = torch.arange(days_BL.shape[1], device=days_BL.device).expand_as(days_BL)
     is_first = torch.ones_like(days_BL, dtype=torch.bool)
     is_first[:, 1:] = days_BL.diff(dim=1) != 0

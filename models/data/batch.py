@@ -1,15 +1,14 @@
-"""Tensor contracts, and how Arrow rows become tensors.
+"""Tensor contracts, and the conversion of Arrow rows to tensors.
 
-All tensors are padded on the right. Padding: ids and times 0, flags False, places NaN; whoever reads a field
-looks at the lengths first. Ids are the tables' own (from 0); the shift by `NUM_SPECIAL` happens inside the
-model only.
+All tensors are padded on the right. Padding is 0 for ids and times, False for flags and NaN for places; readers of a
+field must look at the lengths first. Ids are those of the tables (from 0); the shift by `NUM_SPECIAL` happens inside
+the model only.
 
-Which actions of a history are predicted, and what is known of each step: index helpers of the decoder.
+The index helpers of the decoder choose the predicted actions of a history and collect the features of each step.
 """
 
 # Shape letters: B = sequences, L = actions of the longest, P = profile attributes, C = candidates,
-# M = length of multimodal vectors, V = blocks, I = inner ids of a block.
-# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, Q = steps being predicted.
+# M = length of multimodal vectors, W = actions of the window, T = tokens, Q = steps being predicted.
 
 from typing import NamedTuple, Self
 
@@ -25,7 +24,7 @@ HISTORY_INPUTS = (
     "seq_len", "profile_ids", *(name for name in HISTORY_NAMES if name not in ("poi_ids", "is_interests",
     "is_travels")),
 )  # fmt: skip
-"""Columns that say all that the model reads of a user's past."""
+"""Columns that hold everything the model reads of a user's past."""
 
 
 class _Movable:
@@ -54,21 +53,21 @@ class _CrowdSlots(NamedTuple):
 
 
 class CrowdSlots(_Movable, _CrowdSlots):
-    """POIs that the rows of other users suggest for each step.
+    """Crowd candidates of each step: POIs that the rows of other users suggest. All (B, Q, C).
 
     Attributes:
         blocks_BQC, inners_BQC, categories_BQC: int64 ids.
-        lonlat_BQC2: float32, place of the POI.
-        lists_BQC: int64, which list of `models.copying.crowd_candidates` suggests it.
+        lonlat_BQC2: float32, (B, Q, C, 2), place of the POI.
+        lists_BQC: int64, the list of `models.copying.crowd_candidates` that suggests the POI.
         count_BQC, share_BQC, lift_BQC, popularity_BQC, similarity_BQC: int64 buckets, as in
             `models.copying.crowd_candidates.SlotLists`.
-        is_real_BQC: bool, False = the slot is empty.
+        is_real_BQC: bool, False = padding.
     """
 
     __slots__ = ()
 
     def take_steps(self, index_BQ: Tensor) -> "CrowdSlots":
-        """Returns the slots of some of the steps."""
+        """Returns the crowd candidates of some of the steps, (B, Q) int64."""
         rows = torch.arange(len(index_BQ), device=index_BQ.device)[:, None]
         return CrowdSlots(*(field[rows, index_BQ] for field in self))
 
@@ -94,17 +93,17 @@ class HistoryBatch(_Movable, _History):
     """Pasts of users, oldest action first.
 
     Attributes:
-        lengths_B: int64, actions of each user; may be 0.
-        num_context_B: int64, leading actions that are never targets.
-        timestamps_BL: int64, epoch milliseconds UTC.
-        tz_offsets_BL: int64, minutes to add for local time.
-        user_lonlat_BL2: float32, where the user was (never the action's own POI); NaN = unknown.
-        action_types_BL, blocks_BL, inners_BL, categories_BL: int64 ids.
-        poi_lonlat_BL2: float32, place of the POI.
-        is_targets_BL: bool, is the action a loss target.
-        profile_ids_BP: int64, 0 = padding.
-        vectors_BLM: float32, multimodal vectors of the POIs, or None.
-        others: slots of the steps of the transformer's window (Q = W), or None.
+        lengths_B: int64, (B,), actions of each user; may be 0.
+        num_context_B: int64, (B,), leading actions that are never targets.
+        timestamps_BL: int64, (B, L), epoch milliseconds UTC.
+        tz_offsets_BL: int64, (B, L), minutes to add for local time.
+        user_lonlat_BL2: float32, (B, L, 2), place of the user (never the place of the action's POI); NaN = unknown.
+        action_types_BL, blocks_BL, inners_BL, categories_BL: int64 ids, (B, L).
+        poi_lonlat_BL2: float32, (B, L, 2), place of the POI.
+        is_targets_BL: bool, (B, L), True = the action is a loss target.
+        profile_ids_BP: int64, (B, P), 0 = padding.
+        vectors_BLM: float32, (B, L, M), multimodal vectors of the POIs, or None.
+        crowd: crowd candidates of the steps of the transformer's window (Q = W), or None.
     """
 
     __slots__ = ()
@@ -120,15 +119,15 @@ class _Request(NamedTuple):
 
 
 class RequestBatch(_Movable, _Request):
-    """When and where the user asks, and for which action.
+    """Time, place and action type of requests.
 
     Attributes:
-        timestamps_B: int64, epoch milliseconds UTC.
-        tz_offsets_B: int64, minutes to add for local time.
-        user_lonlat_B2: float32, NaN = unknown.
-        action_types_B: int64, the action to predict.
-        is_neutral_B: bool, True = there is no request: the other fields of the row are not looked at.
-        others: slots of the request (Q = 1), or None.
+        timestamps_B: int64, (B,), epoch milliseconds UTC.
+        tz_offsets_B: int64, (B,), minutes to add for local time.
+        user_lonlat_B2: float32, (B, 2), NaN = unknown.
+        action_types_B: int64, (B,), the action to predict.
+        is_neutral_B: bool, (B,), True = there is no request, and the row's other fields are ignored.
+        crowd: crowd candidates of the request (Q = 1), or None.
     """
 
     __slots__ = ()
@@ -147,20 +146,20 @@ class CandidateBatch(_Movable, _Candidates):
     """POIs to be scored for each request.
 
     Attributes:
-        lengths_B: int64, candidates of each request; may be 0.
-        blocks_BC, inners_BC, categories_BC: int64 ids.
-        lonlat_BC2: float32, place of the POI.
-        vectors_BCM: float32, multimodal vectors of the POIs, or None.
+        lengths_B: int64, (B,), candidates of each request; may be 0.
+        blocks_BC, inners_BC, categories_BC: int64 ids, (B, C).
+        lonlat_BC2: float32, (B, C, 2), place of the POI.
+        vectors_BCM: float32, (B, C, M), multimodal vectors of the POIs, or None.
     """
 
     __slots__ = ()
 
 
 def collate_history(rows: pa.RecordBatch | pa.Table) -> HistoryBatch:
-    """Makes a batch of rows that have the history columns of `conf.tables`.
+    """Collates rows that have the history columns of `conf.tables`.
 
-    `num_context`, `is_targets` and `profile_ids` may be absent: then nothing is context, nothing a target,
-    and there is no profile. Lengths may differ and be 0.
+    `num_context`, `is_targets` and `profile_ids` may be absent: then there is no context, no target and no profile.
+    Lengths may differ and be 0.
     """
     lengths = list_lengths(rows, "timestamps_ms")
     names = rows.schema.names
@@ -190,7 +189,7 @@ def collate_history(rows: pa.RecordBatch | pa.Table) -> HistoryBatch:
 
 
 def collate_requests(rows: pa.RecordBatch | pa.Table) -> RequestBatch:
-    """Makes a batch of rows that have the request columns and `action_type_id`; null places become NaN."""
+    """Collates rows that have the request columns and `action_type_id`; null places become NaN."""
     timestamps = column_to_tensor(rows, "request_ts_ms")
     lon, lat = (torch.from_numpy(_to_numpy(rows, name, np.float32)) for name in ("user_lon", "user_lat"))
     return RequestBatch(
@@ -203,7 +202,7 @@ def collate_requests(rows: pa.RecordBatch | pa.Table) -> RequestBatch:
 
 
 def collate_candidates(rows: pa.RecordBatch | pa.Table, prefix: str = "candidate") -> CandidateBatch:
-    """Makes a batch of list columns `{prefix}_block_ids`, `_inner_ids`, `_lons`, `_lats`, `_category_ids`."""
+    """Collates the list columns `{prefix}_block_ids`, `_inner_ids`, `_lons`, `_lats`, `_category_ids`."""
     return CandidateBatch(
         lengths_B=list_lengths(rows, f"{prefix}_block_ids"),
         blocks_BC=pad_lists(rows, f"{prefix}_block_ids", torch.int64),
@@ -214,20 +213,19 @@ def collate_candidates(rows: pa.RecordBatch | pa.Table, prefix: str = "candidate
 
 
 def column_to_tensor(rows: pa.RecordBatch | pa.Table, name: str) -> Tensor:
-    """Returns a column of integers as int64."""
+    """Returns an integer column as int64, (B,)."""
     return torch.from_numpy(_to_numpy(rows, name, np.int64))
 
 
 def list_lengths(rows: pa.RecordBatch | pa.Table, name: str) -> Tensor:
-    """Returns the number of elements of each list, int64."""
+    """Returns the number of elements of each list, (B,) int64."""
     return torch.from_numpy(np.diff(_as_lists(rows, name).offsets.to_numpy()).astype(np.int64))
 
 
 def pad_lists(rows: pa.RecordBatch | pa.Table, name: str, dtype: torch.dtype, fill: float = 0) -> Tensor:
     """Returns a list column as (B, longest), padded with `fill` on the right.
 
-    Goes by the offsets of the lists: they may differ in length, and a slice of a larger array starts
-    anywhere.
+    It uses the offsets of the lists: they may differ in length, and a slice of a larger array may start anywhere.
     """
     lists = _as_lists(rows, name)
     offsets = lists.offsets.to_numpy().astype(np.int64)
@@ -236,7 +234,7 @@ def pad_lists(rows: pa.RecordBatch | pa.Table, name: str, dtype: torch.dtype, fi
     longest = int(lengths.max(initial=0))
     padded = torch.full((len(lengths), longest), fill, dtype=dtype)
     is_real = torch.arange(longest)[None, :] < torch.from_numpy(lengths)[:, None]
-    padded[is_real] = torch.from_numpy(np.array(flat)).to(dtype)  # copied: Arrow's memory is read-only
+    padded[is_real] = torch.from_numpy(np.array(flat)).to(dtype)  # copied, since Arrow's memory is read-only
     return padded
 
 
@@ -249,7 +247,7 @@ def _as_lists(rows: pa.RecordBatch | pa.Table, name: str) -> pa.ListArray:
     column = rows.column(name)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # no chunk at all, or one for an empty table
+        if isinstance(column, pa.ChunkedArray):  # no chunk, or one for an empty table
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
     if column.null_count:
         raise ValueError(f"column {name} has {column.null_count} null lists; empty histories are empty lists")
@@ -267,12 +265,12 @@ def _to_numpy(rows: pa.RecordBatch | pa.Table, name: str, dtype: type[np.generic
 
 
 class Steps(NamedTuple):
-    """What is known of the steps being predicted.
+    """Features of the steps being predicted.
 
     Attributes:
-        num_past_BQ: int64, actions strictly before the step.
-        timestamps_BQ, tz_offsets_BQ: int64, time of the request.
-        user_lonlat_BQ2: float, place of the user; NaN = unknown.
+        num_past_BQ: int64, (B, Q), number of actions strictly before the step.
+        timestamps_BQ, tz_offsets_BQ: int64, (B, Q), time of the request.
+        user_lonlat_BQ2: float, (B, Q, 2), place of the user; NaN = unknown.
     """
 
     num_past_BQ: Tensor
@@ -282,7 +280,7 @@ class Steps(NamedTuple):
 
 
 def window_index(lengths_B: Tensor, num_actions: int, window: int) -> tuple[Tensor, Tensor]:
-    """Returns which actions the window holds, (B, W), and which of its places are real."""
+    """Returns the actions in the window, (B, W) int64, and which of its positions are real, (B, W) bool."""
     longest = min(window, num_actions)
     index = (lengths_B - window).clamp(min=0)[:, None] + torch.arange(longest, device=lengths_B.device)
     valid = index < lengths_B[:, None]
@@ -290,14 +288,14 @@ def window_index(lengths_B: Tensor, num_actions: int, window: int) -> tuple[Tens
 
 
 def pack_steps(is_target_BW: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the places of the targets, (B, Q), Q = most of a row, and which of them are real."""
+    """Returns the positions of the targets, (B, Q) with Q the maximum of a row, and which are real, (B, Q) bool."""
     most = int(is_target_BW.sum(dim=1).max()) if is_target_BW.numel() else 0
     places = torch.argsort(is_target_BW.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
     return places, is_target_BW.gather(1, places)
 
 
 def target_steps(history: HistoryBatch, window: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns which actions the window holds, (B, W), the places of its targets, and which are real, (B, Q)."""
+    """Returns the actions in the window, (B, W), the positions of its targets, (B, Q), and which are real, (B, Q)."""
     index_BW, valid_BW = window_index(history.lengths_B, history.timestamps_BL.shape[1], window)
     is_target_BW = valid_BW & history.is_targets_BL.gather(1, index_BW)
     is_target_BW = is_target_BW & (index_BW >= history.num_context_B[:, None])
@@ -305,15 +303,16 @@ def target_steps(history: HistoryBatch, window: int) -> tuple[Tensor, Tensor, Te
 
 
 def predicting_tokens(window_BQ: Tensor) -> Tensor:
-    """Returns the tokens of the window that predict some of its actions, (B, 2 Q): blocks, then inner ids."""
+    """Returns the window's tokens that predict the given actions, (B, 2 Q): those for blocks, then for inner ids."""
     first_BQ = TOKENS_PER_ACTION * window_BQ
     return torch.cat([first_BQ + Slot.ACTION, first_BQ + Slot.BLOCK], dim=1)
 
 
 def steps_of(history: HistoryBatch, index_BQ: Tensor, *, hide_time: bool = False) -> Steps:
-    """Steps that predict actions of a history: their time and user place are the request's (docs/design.md, trap 2).
+    """Returns the steps that predict actions of a history, (B, Q) int64; each action gives time and user place.
 
-    With `hide_time` the time is that of the action before, 0 where there is none.
+    Time and user place are those of the request (docs/design.md, trap 2). With `hide_time` the time is that of the
+    previous action, 0 where there is none.
     """
     steps = Steps(
         index_BQ,
@@ -325,7 +324,7 @@ def steps_of(history: HistoryBatch, index_BQ: Tensor, *, hide_time: bool = False
 
 
 def hide_times(steps: Steps, history: HistoryBatch) -> Steps:
-    """Replaces the time of each step by that of the action before it."""
+    """Replaces the time of each step by the time of the previous action."""
     before = steps.num_past_BQ - 1
     return steps._replace(
         timestamps_BQ=take_actions(history.timestamps_BL, before, fill=0),
@@ -334,7 +333,7 @@ def hide_times(steps: Steps, history: HistoryBatch) -> Steps:
 
 
 def last_steps(history: HistoryBatch) -> Steps:
-    """Clock and place of each user's last action; zeros and NaN without one."""
+    """Returns steps (Q = 1) with clock and place of each user's last action; zeros and NaN without one."""
     if history.timestamps_BL.shape[1] == 0:
         zeros = torch.zeros_like(history.lengths_B)[:, None]
         return Steps(zeros, zeros, zeros, torch.full((len(zeros), 1, 2), torch.nan, device=zeros.device))
@@ -350,12 +349,12 @@ def take_rows(x_BTD: Tensor, wanted_BN: Tensor | None) -> Tensor:
 
 
 def take_actions(values_BL: Tensor, index_BQ: Tensor, fill: int) -> Tensor:
-    """Gathers along the actions; `fill` where the index points before the first."""
+    """Gathers values along the actions, (B, Q); `fill` where the index points before the first action."""
     if values_BL.shape[1] == 0:
         return torch.full_like(index_BQ, fill)
     return torch.where(index_BQ >= 0, values_BL.gather(1, index_BQ.clamp(min=0)), fill)
 
 
 def shift_right(values_BL: Tensor, by: int, fill: int) -> Tensor:
-    """Returns the value `by` actions before each action, `fill` for the first ones."""
+    """Returns the value `by` actions before each action, (B, L); `fill` for the first ones."""
     return torch.nn.functional.pad(values_BL, (by, 0), value=fill)[:, : values_BL.shape[1]]

@@ -1,4 +1,4 @@
-"""The POIs that can be ranked or generated: slots of the index with the days on which they are live."""
+"""The POIs that can be ranked or generated: slots of the index and the days on which they are live."""
 
 from dataclasses import dataclass, field
 from datetime import date
@@ -31,8 +31,8 @@ class Catalogue:
         lons: longitude of each slot.
         lats: latitude of each slot.
         category_ids: leaf category of each slot.
-        first_days: first day of life, days since 1970.
-        last_days: first day on which it is no longer live; `FOR_EVER` = still live.
+        first_days: first live day, in days since 1970.
+        last_days: first day on which the slot is no longer live; `FOR_EVER` = still live.
     """
 
     poi_ids: NDArray[np.object_]
@@ -49,7 +49,7 @@ class Catalogue:
 
     @classmethod
     def from_arrow(cls, slots: pa.Table | pa.RecordBatch) -> "Catalogue":
-        """Makes a catalogue of rows of `poi_index`.
+        """Builds a catalogue from rows of `poi_index`.
 
         Args:
             slots: `poi_id`, `block_id`, `inner_id`, `poi_lon`, `poi_lat`, `category_id`, `valid_from`,
@@ -87,17 +87,17 @@ class Catalogue:
         return np.where(self._keys[rows] == keys, rows, -1)
 
     def live_epochs(self, timestamps_ms: IntArray) -> IntArray:
-        """Numbers the stretches of days between changes: requests of one stretch see one live set."""
-        # From the right: a day on which slots begin or end belongs to the stretch that it opens.
+        """Numbers the periods between changes of the live set; requests of one period see the same live set."""
+        # From the right: a day on which slots begin or end belongs to the period that it opens.
         return np.searchsorted(self._change_days, timestamps_ms // MS_PER_DAY, side="right")
 
     def live_mask(self, timestamps_ms: IntArray) -> NDArray[np.bool_]:
-        """Tells which slots are live on the UTC day of each time; (times, slots)."""
+        """Returns which slots are live on the UTC day of each time, (times, slots) bool."""
         days = (np.asarray(timestamps_ms) // MS_PER_DAY)[:, None]
         return (self.first_days <= days) & (days < self.last_days)
 
     def live_slots(self, timestamp_ms: int, *, num_blocks: int, max_inner: int) -> LiveSlots:
-        """Returns the live slots as of a time, as masks of a model with these capacities; cached by epoch."""
+        """Returns the live slots at a time for a model with these capacities; cached by epoch."""
         key = (int(self.live_epochs(np.array([timestamp_ms]))[0]), num_blocks, max_inner)
         if key not in self._slots:
             live = self.live_mask(np.array([timestamp_ms]))[0]
@@ -118,6 +118,6 @@ def day_ms(day: date) -> int:
 
 
 def _to_days(column: pa.ChunkedArray) -> IntArray:
-    """Days since 1970; null = for ever."""
+    """Returns days since 1970; null becomes `FOR_EVER`."""
     days = column.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
     return days.fill_null(pa.scalar(FOR_EVER, pa.int64())).to_numpy().astype(np.int64)

@@ -1,9 +1,8 @@
-"""Sample tables -> batches: pinned Delta versions as Arrow, in an order made of seed and keys alone.
+"""Sample tables -> batches: pinned Delta versions as Arrow, in an order that depends on seed and keys alone.
 
-Rows are dealt to shards by a hash of their key, so that a shard is about `buffer_rows` rows however large
-the table. Small tables stay in memory; larger ones are spilled once, shard by shard, to Arrow files in a
-scratch folder, and memory holds one shard at a time. Within a shard, rows are put in batches of similar
-length.
+A hash of the key assigns rows to shards, so that a shard has about `buffer_rows` rows whatever the size of the table.
+Small tables stay in memory. Larger ones are spilled once, shard by shard, to Arrow files in a scratch folder, and
+memory holds one shard at a time. Within a shard, batches have rows of similar length.
 """
 
 import logging
@@ -45,14 +44,14 @@ class TableAt:
 
 @dataclass(frozen=True)
 class SampleQuery:
-    """Which rows of a sample table, and how they are known.
+    """A selection of rows of a sample table, and the columns that identify them.
 
     Attributes:
-        table: where the rows are.
+        table: the sample table.
         day: day as of which the samples were made, YYYY-MM-DD.
         split: train, val or test.
-        columns: columns that the stage needs, the key and the length among them.
-        key: column that names a row; the order is made of it.
+        columns: columns that the stage needs, including the key and the length.
+        key: column that names a row; the order depends on it.
         length: column by which batches are bucketed.
     """
 
@@ -66,15 +65,15 @@ class SampleQuery:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How rows become batches.
+    """Settings that turn rows into batches.
 
     Attributes:
         batch_size: rows per batch; the last one of a shard may be smaller.
-        seed: of the order.
-        buffer_rows: rows of a shard, about.
+        seed: seed of the order.
+        buffer_rows: approximate number of rows of a shard.
         in_memory_rows: tables up to this size are kept in memory.
-        curriculum: in the first epoch, rows with pattern local or travel before those with mixed. Later epochs have no
-            such order: it would end each of them on mixed rows alone.
+        curriculum: in the first epoch, rows with pattern local or travel come before mixed rows. Later epochs have no
+            such order, since it would end each of them on mixed rows alone.
         shuffle: another order every epoch; False = one order, for validation.
     """
 
@@ -87,7 +86,7 @@ class BatchPlan:
 
 
 def open_table(table: TableAt, *, needed_by: str, remedy: str) -> DeltaTable:
-    """Opens a Delta table; MissingInputError if it, or the version, is not there."""
+    """Opens a Delta table; raises MissingInputError if the table or the version does not exist."""
     try:
         return DeltaTable(table.location, version=table.version)
     except (TableNotFoundError, DeltaError) as error:
@@ -110,16 +109,16 @@ class SampleBatches:
         """Counts the rows, and reads or spills them.
 
         Args:
-            query: which rows.
-            plan: how they become batches.
-            scratch: folder for spilled shards, this object's own; removed by `close`.
+            query: selection of rows.
+            plan: settings of the batches.
+            scratch: folder for spilled shards, used by this object alone; removed by `close`.
 
         Raises:
             MissingInputError: there is no such table.
             NoTrainingDataError: the split has no row.
         """
         self.query, self.plan = query, plan
-        # Processes that train together spill each for itself.
+        # Each process of a data-parallel training spills to a separate folder.
         self.scratch = scratch.with_name(f"{scratch.name}-{process_rank()}") if process_rank() else scratch
         name = Path(query.table.location).name
         opened = open_table(
@@ -169,7 +168,7 @@ class SampleBatches:
         return math.ceil(size / self.plan.batch_size)
 
     def _order_groups(self, epoch: int) -> list[list[Group]]:
-        """Returns groups in order, those together whose batches are mixed: shards by a hash, curriculum first."""
+        """Returns lists of groups whose batches are shuffled together, by curriculum, then by a hash of the shard."""
         by_shard: dict[tuple[int, int], list[Group]] = {}
         for phase, shard, size in self._groups:
             by_shard.setdefault((phase if epoch == 0 else 0, shard), []).append((phase, shard, size))
@@ -181,14 +180,14 @@ class SampleBatches:
         return [by_shard[key] for key in sorted(by_shard, key=place)]
 
     def _plan_batches(self, groups: list[Group], epoch: int) -> list[tuple[pa.Table, np.ndarray]]:
-        """Returns the rows and their numbers of each batch: similar lengths together, batches in random order."""
+        """Returns the table and the row numbers of each batch: rows of similar length, batches in random order."""
         batches = []
         for phase, shard, _ in groups:
             rows = self._load(phase, shard)
             keys = _hash_keys(rows, self.query.key)
             random = _mix(keys, self.plan.seed, epoch)
             lengths = rows.column(self.query.length).to_numpy()
-            # Ties of the random order cannot be left to the order of rows in files.
+            # The order of rows in files must not decide ties of the random order.
             order = np.lexsort((keys, random, lengths))
             size = self.plan.batch_size
             batches += [(rows, order[first : first + size]) for first in range(0, len(order), size)]
@@ -217,7 +216,7 @@ class SampleBatches:
         return {(int(p), int(s)): int(n) for p, s, n in zip(*groups, sizes, strict=True)}
 
     def _spill(self, scanner: pds.Scanner) -> dict[tuple[int, int], int]:
-        """Writes the rows of each shard to a file of its own, in one pass."""
+        """Writes the rows of each shard to a separate file, in one pass."""
         LOGGER.info("spilling %d rows in %d shards to %s", self.num_rows, self.num_shards, self.scratch)
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
@@ -245,7 +244,7 @@ class SampleBatches:
 def open_validation(
     query: SampleQuery, plan: BatchPlan, scratch: Path, *, is_needed: bool
 ) -> SampleBatches | None:
-    """Opens a held-out split; None if it has no row and training may do without.
+    """Opens a held-out split; returns None if it has no rows and training does not need it.
 
     Raises:
         MissingInputError: there is no such table.
@@ -265,7 +264,7 @@ def _equals(dataset: pds.Dataset, column: str, value: str) -> pds.Expression:
 
 
 def _tell_remedy(table: str, query: SampleQuery) -> str:
-    """Says which settings leave a split without rows."""
+    """Returns a text on the settings that leave a split without rows."""
     if query.split != "train":
         return (
             f"Raise samples.{query.split}_days or deliver more days; or, if the model need not be judged, train with "
@@ -283,12 +282,12 @@ def _tell_remedy(table: str, query: SampleQuery) -> str:
 
 
 def _hash_keys(rows: pa.Table | pa.RecordBatch, key: str) -> np.ndarray:
-    """Returns a 64-bit hash per key (SipHash with a fixed key: the same in every process)."""
+    """Returns a 64-bit hash of each key (SipHash with a fixed key, so it is the same in every process)."""
     return pd.util.hash_array(rows.column(key).to_pandas().to_numpy(dtype=object), categorize=False)
 
 
 def _mix(keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Returns pseudo-random 64-bit numbers of keys, seed and epoch (SplitMix64)."""
+    """Returns pseudo-random 64-bit numbers from keys, seed and epoch (SplitMix64)."""
     with np.errstate(over="ignore"):
         salt = np.uint64((seed * 1_000_003 + epoch) % 2**63) * np.uint64(0x9E3779B97F4A7C15)
         mixed = keys.astype(np.uint64) + salt

@@ -1,7 +1,7 @@
-"""Raw time and place -> small integers and waves that embeddings can use. Pure torch, no parameters.
+"""Raw time and place -> small integers and waves for embeddings. Pure torch, no parameters.
 
-Times are epoch milliseconds UTC with the minutes to add for local time; places are (longitude, latitude) in
-degrees, NaN = unknown.
+Times are epoch milliseconds UTC, with the minutes to add for local time. Places are (longitude, latitude) in degrees,
+NaN = unknown.
 """
 
 # Shape: every function works elementwise on tensors of any shape `...`; places have a last axis of 2.
@@ -21,7 +21,7 @@ NUM_GAP_BUCKETS = 32
 
 
 class Clock(NamedTuple):
-    """Local time, split; all int64, all from 0, weekdays from Monday."""
+    """Parts of local time; all int64, (...), from 0; weekdays start on Monday."""
 
     hour: Tensor
     weekday: Tensor
@@ -67,15 +67,15 @@ def bucket_gap(gap_ms: Tensor, has_previous: Tensor) -> Tensor:
 
 
 def is_known_place(lonlat: Tensor) -> Tensor:
-    """Tells which places are known; (..., 2) -> (...)."""
+    """Returns which places are known, (..., 2) -> (...) bool."""
     return ~lonlat.isnan().any(dim=-1)
 
 
 def hash_geo_cells(lonlat: Tensor, scales_km: Sequence[float], num_buckets: int) -> Tensor:
-    """Returns the hash bucket of the cell that holds each place, per scale: (..., 2) -> (..., scales), int64.
+    """Returns the hash bucket of each place's geo cell, per scale: (..., 2) -> (..., scales), int64.
 
-    Rows are bands of latitude; a row's columns are as wide as high at its middle. Bucket 0 = unknown place.
-    Scale s has the numbers s * num_buckets to (s + 1) * num_buckets - 1.
+    Rows are bands of latitude; at its middle, a row's cells are as wide as high. Bucket 0 = unknown place. Scale s
+    has the numbers s * num_buckets to (s + 1) * num_buckets - 1.
     """
     known = is_known_place(lonlat)
     place = torch.nan_to_num(lonlat.double())
@@ -94,7 +94,7 @@ def hash_geo_cells(lonlat: Tensor, scales_km: Sequence[float], num_buckets: int)
 
 
 def hash_slots(block_ids: Tensor, inner_ids: Tensor, num_rows: int) -> Tensor:
-    """Returns a row from 1 to num_rows - 1 for each (block, inner); equal pairs get equal rows."""
+    """Returns a row from 1 to num_rows - 1 for each (block, inner), (...); equal pairs get equal rows."""
     return 1 + _mix(block_ids * 1_000_003 + inner_ids) % (num_rows - 1)
 
 
@@ -117,13 +117,13 @@ def place_on_sphere(lonlat: Tensor) -> Tensor:
 def encode_fourier(lonlat: Tensor, waves_km: Sequence[float]) -> Tensor:
     """Returns continuous coordinates, sines and cosines on the sphere: (..., 2) -> (..., 6 * waves).
 
-    Unknown places become zeros. Smooth over the poles and 180 degrees, since the sphere is.
+    Unknown places become zeros. The coordinates are smooth across the poles and 180 degrees, like the sphere.
     """
     xyz = place_on_sphere(lonlat)
     turns = torch.tensor(
         [2 * math.pi * EARTH_RADIUS_KM / wave for wave in waves_km], dtype=torch.float64, device=lonlat.device
     )
-    # Short waves make angles of thousands of radians, whose phase would lose digits in float32.
+    # Short waves give angles of thousands of radians, whose phase would lose digits in float32.
     angles = (xyz[..., None, :] * turns[:, None]).flatten(-2)
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1).float()
     return waves * is_known_place(lonlat)[..., None]

@@ -1,4 +1,4 @@
-"""Distances on the globe, for NumPy arrays; `etl` has the same for columns, and a test compares them."""
+"""Distances on the globe for NumPy arrays; `etl` has the same for Spark columns, and a test compares them."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,5 +18,5 @@ def distance_km(
         np.sin((other_lat - lat) / 2) ** 2
         + np.cos(lat) * np.cos(other_lat) * np.sin((other_lon - lon) / 2) ** 2
     )
-    # Rounding can lift the square of antipodes above 1, of which arcsin is nan.
+    # Rounding can lift the square of antipodes above 1, where arcsin is nan.
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(square, 1.0)))

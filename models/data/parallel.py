@@ -1,11 +1,11 @@
-"""Several processes train as one: each takes its share of every batch, gradients and counts are summed.
+"""Data-parallel training: each process takes its share of every batch; gradients and counts are summed.
 
-The processes are those of `torch.distributed`, started by torchrun or by Spark's TorchDistributor; `joined_group` makes
-them one group, gloo for what lies on CPUs and NCCL for GPUs. The first process leads: it pins tables, logs to MLflow,
-writes, evaluates and registers; the others follow (`models.training.followers`). Every process holds the whole model
-and reads the same batches in the same order, so that the result is that of one process to rounding, as long as dropout
-is off; with dropout each draws its own masks, and a resume is exact for one process only. Checkpoints lie where all can
-read them.
+The processes belong to `torch.distributed`, started by torchrun or by Spark's TorchDistributor. `joined_group` joins
+them into one group, with gloo for CPU tensors and NCCL for GPU tensors. The first process leads: it pins tables, logs
+to MLflow, writes, evaluates and registers; the other processes follow (`models.training.followers`). Every process
+holds the whole model and reads the same batches in the same order. Without dropout the result equals that of one
+process to rounding. With dropout each process draws separate masks, and a resume is exact for one process only. All
+processes must be able to read the checkpoints.
 """
 
 import json
@@ -22,7 +22,7 @@ from torch import nn
 
 @contextmanager
 def joined_group() -> Iterator[None]:
-    """Joins the processes that torchrun's environment names (RANK, WORLD_SIZE, MASTER_ADDR); alone nothing happens."""
+    """Joins the processes in torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR); a single process does nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
@@ -41,47 +41,47 @@ def threads_of_process() -> int:
 
 
 def tell_all(message: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Sends the first process's message, which JSON must be able to hold, to all; returns it everywhere."""
+    """Broadcasts the first process's message, which must be JSON-serialisable; returns it in every process."""
     if num_processes() == 1:
         return dict(message or {})
     text = json.dumps(message).encode()
     size = torch.tensor([len(text)])
     dist.broadcast(size, 0)
-    held = torch.zeros(int(size), dtype=torch.uint8)
+    buffer = torch.zeros(int(size), dtype=torch.uint8)
     if process_rank() == 0:
-        held = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    dist.broadcast(held, 0)
-    found: dict[str, Any] = json.loads(bytes(held.tolist()))
-    return found
+        buffer = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    dist.broadcast(buffer, 0)
+    received: dict[str, Any] = json.loads(bytes(buffer.tolist()))
+    return received
 
 
 def process_rank() -> int:
-    """Returns the number of this process; 0 = the one that writes checkpoints, or there is only one."""
+    """Returns the rank of this process; 0 = the only process, or the one that writes checkpoints."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def num_processes() -> int:
-    """Returns how many processes train together."""
+    """Returns the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def own_rows(num_rows: int) -> slice:
-    """Returns which rows of a batch are this process's: stretches as even as can be, maybe none."""
+    """Returns this process's slice of a batch; slices are as even as possible and may be empty."""
     first, stop = (num_rows * (process_rank() + more) // num_processes() for more in (0, 1))
     return slice(first, stop)
 
 
 def own_share(rows: pa.Table) -> pa.Table:
     """Returns this process's rows of a batch."""
-    own = own_rows(rows.num_rows)
-    return rows.slice(own.start, own.stop - own.start)
+    span = own_rows(rows.num_rows)
+    return rows.slice(span.start, span.stop - span.start)
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sums the gradients of all processes, in place; a parameter that a process did not use counts 0 there."""
+    """Sums the gradients of all processes, in place; a parameter without a gradient in a process counts as 0 there."""
     if num_processes() == 1:
         return
-    # All must reduce the same parameters: one that a single process left out would hang the others.
+    # All processes must reduce the same parameters: if one skipped a parameter, the rest would hang.
     used = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
     dist.all_reduce(used)
     for parameter, count in zip(parameters, used.tolist(), strict=True):
@@ -101,6 +101,6 @@ def sum_over_processes(*numbers: float) -> list[float]:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here."""
+    """Blocks until every process has reached this call."""
     if num_processes() > 1:
         dist.barrier()

@@ -1,8 +1,8 @@
-"""Pinned tables: which Delta version a training reads, how many rows, and a digest of what they say.
+"""Pinned tables: the Delta version that a training reads, its number of rows, and a digest of their content.
 
-A version alone does not tell whether a table changed: a job that is run again writes a new version with the
-same rows. So a pin holds a digest of the rows too, which depends on neither their order nor the files; a
-training that is started again keeps its pins as long as the digests agree.
+A version alone does not show whether a table changed: a repeated job writes a new version with the same rows. So a
+pin also holds a digest of the rows, which depends on neither their order nor the files. A restarted training keeps its
+pins as long as the digests agree.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class Pin:
     Attributes:
         version: Delta version.
         num_rows: rows of the day (of the whole table if it has no days).
-        num_simulated: those among them that a simulation made.
-        digest: 16 hex digits over the rows' business columns, whatever their order.
+        num_simulated: rows of them that come from a simulation.
+        digest: 16 hex digits over the rows' business columns, independent of their order.
     """
 
     version: int
@@ -48,8 +48,8 @@ def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
     Args:
         root: table root.
         name: table name.
-        day: rows of this day are digested, where the table has days.
-        known: pin of an earlier start.
+        day: day of the rows in the digest, if the table has days.
+        known: pin of an earlier start; None = none.
 
     Raises:
         MissingInputError: there is no such table.
@@ -73,7 +73,7 @@ def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
             num_simulated += (
                 int(np.count_nonzero(batch.column("is_simulated"))) if "is_simulated" in columns else 0
             )
-            # A sum forgets the order as xor does, but two equal rows do not cancel out in it.
+            # A sum ignores the order as xor does, but two equal rows do not cancel out.
             total += _hash_rows(batch).sum(dtype=np.uint64)
     digest = f"{int(total ^ np.uint64(num_rows)):016x}"
     if known is not None and (known.digest, known.num_rows) == (digest, num_rows):
@@ -82,20 +82,20 @@ def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
 
 
 def _hash_rows(batch: pa.RecordBatch) -> np.ndarray:
-    """64-bit hash of each row, from the hashes of its columns."""
+    """Returns a 64-bit hash of each row, from the hashes of its columns."""
     return _hash_fields(batch.columns, batch.num_rows)
 
 
 def _hash_fields(columns: Sequence[pa.Array], num_rows: int) -> np.ndarray:
     hashed = np.zeros(num_rows, dtype=np.uint64)
     for number, column in enumerate(columns):
-        own = _hash_column(column)
-        hashed = _scramble(hashed ^ (own + np.uint64(number + 1) * _MIX))
+        column_hash = _hash_column(column)
+        hashed = _scramble(hashed ^ (column_hash + np.uint64(number + 1) * _MIX))
     return hashed
 
 
 def _hash_column(column: pa.Array) -> np.ndarray:
-    """64-bit hash of each value; of a list, the sum over its elements hashed with their place; a struct is a row."""
+    """Returns a 64-bit hash of each value; lists sum the hashes of elements and places, structs count as rows."""
     if pa.types.is_struct(column.type):
         return _hash_fields([column.is_valid(), *column.flatten()], len(column))
     if not pa.types.is_list(column.type):

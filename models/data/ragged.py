@@ -1,4 +1,4 @@
-"""Rows of different lengths, laid out one after another: which row an entry belongs to, and its place in it."""
+"""Ragged rows, laid out one after another: the row of every entry, and its place in the row."""
 
 import numpy as np
 from numpy.typing import NDArray

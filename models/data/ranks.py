@@ -1,4 +1,4 @@
-"""The rank of a target in a full ranking, ties counted."""
+"""The rank of a target in a full ranking, with ties."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from models.data.requests import BoolArray, FloatArray, IntArray
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the target of every row stands in its full ranking.
+    """Position of every row's target in its full ranking.
 
     Attributes:
         num_higher: POIs with a strictly higher score than the target.

@@ -1,8 +1,7 @@
-"""Requests to be evaluated: who asked when and where, what came before, and what was visited next.
+"""Requests for evaluation: user and time, the history before the request, and the POI visited next.
 
-Histories are slices of flat arrays (one stretch per user or per sample), so that ten thousand requests of the
-same users do not copy their pasts. POIs are rows of a catalogue; -1 is a POI that the catalogue does not
-hold.
+Histories are slices of flat arrays (one slice per user or per sample), so that ten thousand requests of the same users
+do not copy their pasts. POIs are rows of a catalogue; -1 is a POI that is not in the catalogue.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -24,11 +23,11 @@ EPOCH_WEEKDAY = 3
 
 @dataclass(frozen=True)
 class Visits:
-    """Actions as flat arrays; those of one user lie together, oldest first.
+    """Actions as flat arrays; the actions of one user are contiguous, oldest first.
 
     Attributes:
         pois: row of the POI in the catalogue; -1 = not in it.
-        previous_pois: POI of the action before, of the same user; -1 = none.
+        previous_pois: POI of the same user's previous action; -1 = none.
         timestamps_ms: epoch milliseconds UTC.
         tz_offsets_min: minutes to add to UTC for local time.
     """
@@ -47,14 +46,14 @@ class Requests:
     """Requests with targets and histories: rows `starts` to `stops` of `visits`, strictly before the request.
 
     Attributes:
-        row_ids: unique name of each row; their digest says which rows were scored.
+        row_ids: unique name of each row; their digest identifies the scored rows.
         users: user of each row.
         timestamps_ms: time of the request.
         tz_offsets_min: minutes to add to UTC for local time.
         targets: row of the target in the catalogue.
         starts: first action of the history.
-        stops: one past the last.
-        visits: the actions that histories are slices of.
+        stops: one past the last action of the history.
+        visits: the actions of all histories.
     """
 
     row_ids: NDArray[np.str_]
@@ -88,11 +87,11 @@ class Requests:
         return current
 
     def returns(self) -> BoolArray:
-        """Tells which targets the user had visited before (the others are discoveries)."""
+        """Returns which targets the user had visited before; the rest are discoveries."""
         rows, past = self.pairs()
-        seen = np.zeros(len(self), dtype=np.bool_)
-        seen[rows[self.visits.pois[past] == self.targets[rows]]] = True
-        return seen
+        visited = np.zeros(len(self), dtype=np.bool_)
+        visited[rows[self.visits.pois[past] == self.targets[rows]]] = True
+        return visited
 
 
 def local_hours(timestamps_ms: IntArray, tz_offsets_min: IntArray) -> FloatArray:
@@ -101,12 +100,12 @@ def local_hours(timestamps_ms: IntArray, tz_offsets_min: IntArray) -> FloatArray
 
 
 def is_weekend(hours: FloatArray) -> BoolArray:
-    """Tells which local hours since the epoch fall on a Saturday or Sunday."""
+    """Returns which local hours since the epoch fall on a Saturday or Sunday."""
     return (np.floor(hours / HOURS_PER_DAY).astype(np.int64) + EPOCH_WEEKDAY) % DAYS_PER_WEEK >= 5
 
 
 def previous_within(pois: IntArray, groups: NDArray[np.generic]) -> IntArray:
-    """Returns the POI of the row before, -1 at the first row of each group (groups lie together)."""
+    """Returns the POI of the previous row, -1 at the first row of each group (groups are contiguous)."""
     previous = np.full(len(pois), -1, dtype=np.int64)
     if len(pois) > 1:
         same = groups[1:] == groups[:-1]

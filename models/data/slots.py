@@ -1,6 +1,6 @@
-"""Which (block, inner) slots there are, as of a request or a training: masks for generator and memory.
+"""Slots (block, inner) that are live at a request or training; they mask generator and memory.
 
-A slot (block, inner) as one int64, in the order of block and then inner id; for arrays and for tensors.
+A slot is packed into one int64 that sorts by block and then inner id, for arrays and tensors.
 """
 
 # Shape letters: N = slots, V = blocks, I = inner ids of a block.
@@ -18,21 +18,21 @@ Ids = TypeVar("Ids", Tensor, NDArray[np.int64])
 
 
 def pack_slots(block_ids: Ids, inner_ids: Ids) -> Ids:
-    """Returns the key of each slot; both int64, of one shape."""
+    """Returns the int64 key of each slot, (...); both ids are int64 of one shape."""
     return (block_ids << INNER_BITS) | inner_ids
 
 
 def unpack_slots(keys: Ids) -> tuple[Ids, Ids]:
-    """Returns block and inner ids of keys."""
+    """Returns block and inner ids of keys, (...) int64 each."""
     return keys >> INNER_BITS, keys & ((1 << INNER_BITS) - 1)
 
 
 class AboutSlots(NamedTuple):
-    """What is known of slots besides their ids.
+    """Side information of slots.
 
     Attributes:
-        categories_N: int64, leaf categories; 0 = unknown.
-        lonlat_N2: float, degrees; NaN = unknown.
+        categories_N: int64, (N,), leaf categories; 0 = unknown.
+        lonlat_N2: float, (N, 2), degrees; NaN = unknown.
     """
 
     categories_N: Tensor
@@ -40,7 +40,7 @@ class AboutSlots(NamedTuple):
 
 
 class LiveSlots:
-    """A set of (block, inner) slots; costs memory in proportion to the slots, not to blocks x inner ids."""
+    """A set of (block, inner) slots; its memory grows with the slots, not with blocks x inner ids."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class LiveSlots:
             inner_ids: (N,) int64.
             num_blocks: capacity V.
             max_inner: capacity I.
-            about: what is known of each slot, in the order given; only models whose output vectors take it in read it.
+            about: side information of the slots, in the given order; only models that use it in output vectors read it.
         """
         fits = (block_ids < num_blocks) & (inner_ids < max_inner)
         self.num_blocks, self.max_inner = num_blocks, max_inner
@@ -69,7 +69,7 @@ class LiveSlots:
             first = torch.full_like(self.keys_N, len(keys))
             first.scatter_reduce_(0, place, torch.arange(len(keys), device=keys.device), reduce="amin")
             self.about = AboutSlots(*(values[fits][first] for values in about))
-        # The key of (b, 0) is b shifted, so its place among the sorted keys is where block b starts.
+        # The key of (b, 0) is b shifted, so block b starts at its place among the sorted keys.
         edges = torch.arange(num_blocks + 1, device=self.keys_N.device) << INNER_BITS
         self.starts_V1 = torch.searchsorted(self.keys_N, edges)
 
@@ -91,11 +91,11 @@ class LiveSlots:
         return unpack_slots(self.keys_N)
 
     def count_inners(self) -> Tensor:
-        """Returns the slots of each block, (V,) int64."""
+        """Returns the number of slots of each block, (V,) int64."""
         return self.starts_V1.diff()
 
     def mask_blocks(self) -> Tensor:
-        """Returns the blocks with at least one slot, (V,) bool."""
+        """Returns which blocks have at least one slot, (V,) bool."""
         return self.count_inners() > 0
 
     def mask_block(self, block_id: Tensor) -> Tensor:
@@ -109,10 +109,10 @@ class LiveSlots:
         return mask
 
     def about_block(self, block_id: Tensor) -> AboutSlots:
-        """Returns what is known of a block's inner ids, as many as in `mask_block`; of those without a slot nothing.
+        """Returns side information of a block's inner ids, as many as in `mask_block`; unknown for ids without a slot.
 
         Raises:
-            ValueError: nothing was told about these slots.
+            ValueError: the set has no side information.
         """
         if self.about is None:
             raise ValueError(
@@ -122,17 +122,17 @@ class LiveSlots:
         categories, lonlat = (values.new_zeros(size, *values.shape[1:]) for values in self.about)
         lonlat = lonlat + torch.nan
         if size:
-            own = slice(int(self.starts_V1[block_id]), int(self.starts_V1[block_id + 1]))
-            inners = unpack_slots(self.keys_N[own])[1]
-            categories[inners], lonlat[inners] = self.about.categories_N[own], self.about.lonlat_N2[own]
+            span = slice(int(self.starts_V1[block_id]), int(self.starts_V1[block_id + 1]))
+            inners = unpack_slots(self.keys_N[span])[1]
+            categories[inners], lonlat[inners] = self.about.categories_N[span], self.about.lonlat_N2[span]
         return AboutSlots(categories, lonlat)
 
     def contains(self, block_ids: Tensor, inner_ids: Tensor) -> Tensor:
-        """Tells elementwise whether (block, inner) is in the set."""
+        """Returns elementwise whether (block, inner) is in the set, (...) bool."""
         return self.find(block_ids, inner_ids)[1]
 
     def find(self, block_ids: Tensor, inner_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns elementwise the place of (block, inner) in the sorted set, and whether it is in it."""
+        """Returns elementwise the place of (block, inner) in the sorted set, and whether the set has it."""
         if len(self.keys_N) == 0:
             return torch.zeros_like(block_ids), torch.zeros_like(block_ids, dtype=torch.bool)
         key = pack_slots(block_ids.long(), inner_ids.long())

@@ -1,12 +1,12 @@
-"""The baselines that every model is printed beside: they need no training (docs/design.md 5).
+"""Baselines that every model is compared with; they need no training (docs/design.md 5).
 
-- popularity: how often a POI was visited in the training period, by anyone;
-- visit counter: how often this user visited it before the request;
-- recency-weighted visits: the same with every past visit weighted by age, clock and previous POI, plus a little of what
-  others do next.
+- popularity: visits of all users to a POI in the training period;
+- visit counter: visits of this user to the POI before the request;
+- recency-weighted visits: the user's visits weighted by age, clock and previous POI, plus a small weight for
+  transitions of all users.
 
 Each scores all POIs of a catalogue for a slice of requests, in float64: float32 would lose the tie-break of
-1e-9 x popularity. For ranking lists the baselines are distance only and popularity only.
+1e-9 x popularity. The baselines of ranking lists are distance only and popularity only.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ CURRENT_POI_DAMPING = 0.1
 
 @dataclass(frozen=True)
 class TrainingCounts:
-    """What the baselines know of other users: counts over training rows only.
+    """Counts over the training rows of all users, for the baselines.
 
     Attributes:
         popularity: (POIs,), training visits of each POI.
-        next_starts: (POIs + 1,), where the followers of each POI start in `next_pois`.
-        next_pois: POIs that followed, grouped by the POI before.
-        next_probabilities: share of the visits to the POI before that were followed by it.
+        next_starts: (POIs + 1,), offset of the followers of each POI in `next_pois`.
+        next_pois: POIs that followed, grouped by the previous POI.
+        next_probabilities: share of the transitions from the previous POI that lead to this POI.
     """
 
     popularity: FloatArray
@@ -70,7 +70,7 @@ def score_popularity(requests: Requests, counts: TrainingCounts) -> FloatArray:
 
 
 def score_visits(requests: Requests, counts: TrainingCounts) -> FloatArray:
-    """Scores every POI by the user's own earlier visits, ties by popularity; (requests, POIs)."""
+    """Scores every POI by the user's earlier visits, ties by popularity; (requests, POIs)."""
     rows, past = requests.pairs()
     scores = _sum_by_poi(requests, rows, past, np.ones(len(rows)), num_pois=len(counts.popularity))
     return scores + TIE_BREAK * counts.popularity
@@ -81,13 +81,13 @@ def score_kernel(
 ) -> FloatArray:
     """Scores every POI by the recency-weighted visit baseline (docs/design.md 5); (requests, POIs).
 
-    Clock times are whole local hours, and all POIs outside the catalogue count as one POI when the action
-    before a visit is compared with the last action: both as in the published figures, which this reproduces.
+    Clock times are whole local hours. When the action before a visit is compared with the last action, all POIs outside
+    the catalogue count as one POI. Both reproduce the published figures.
 
     Args:
         requests: the rows to score.
         counts: popularity and transitions of the training period.
-        hide_request_time: the hour and day type of the request are unknown, its age is measured from the last
+        hide_request_time: True = hour and day type of the request are unknown, and ages are measured from the last
             action.
     """
     rows, past = requests.pairs()
@@ -130,12 +130,12 @@ def _clock_weight(requests: Requests, rows: IntArray, past: IntArray) -> FloatAr
 
 
 def _add_transitions(scores: FloatArray, current: IntArray, counts: TrainingCounts) -> None:
-    """Adds what others do after the current POI, in place."""
+    """Adds the transitions of all users from the current POI to the scores, in place."""
     known = np.flatnonzero(current >= 0)
     starts, stops = counts.next_starts[current[known]], counts.next_starts[current[known] + 1]
     rows, places = rows_and_places(stops - starts)
     entries = starts[rows] + places
-    # numpy adds once per cell here, which is right: a POI is listed once among the followers of another.
+    # NumPy adds once per entry here, which is correct: a POI occurs once among the followers of another.
     scores[known[rows], counts.next_pois[entries]] += TRANSITION_WEIGHT * counts.next_probabilities[entries]
 
 
@@ -150,4 +150,4 @@ def _sum_by_poi(
     )
     return flat.astype(np.float64).reshape(
         len(requests), num_pois
-    )  # no visit at all makes bincount return integers
+    )  # bincount without visits returns integers

@@ -1,10 +1,10 @@
-"""Evaluates models beside their baselines on the same rows: a table, JSON and MLflow.
+"""Evaluates models and their baselines on the same rows; writes a table, JSON and MLflow metrics.
 
     python -m models evaluate --day D                                   held-out split of the day's samples
     python -m models evaluate --protocol nyc-table6 --data FOLDER       a public protocol (models.protocols.run)
 
-Full ranking over all POIs live as of the request, never sampled; returns and discoveries apart; intervals by
-user. A bundle's ranking and embedding stages are evaluated on `ranking_samples` of the same split.
+Targets are ranked among all POIs live at the request, never a sample. Returns and discoveries are reported separately,
+and intervals are by user. A bundle's ranking and embedding stages are evaluated on `ranking_samples` of the same split.
 """
 
 import logging
@@ -42,7 +42,7 @@ RELEASE_SPLIT = "release-split"
 ROWS_PER_BATCH = 2_048
 EVALUATION_FILE = "evaluation.json"
 LOG_WIDTH = 110
-"""Columns of a table that is not printed in a terminal."""
+"""Width of a table that is not printed in a terminal, in characters."""
 
 
 def evaluate_next_poi(
@@ -79,9 +79,9 @@ def evaluate_ranking(
     Args:
         samples: `ranking_samples` of one split.
         popularity: training visits by POI id.
-        bundle: its `sft_ranking` and `sft_embedding` stages are scored, as far as there are any.
-        seed: of the bootstrap.
-        device: of the models.
+        bundle: bundle whose `sft_ranking` and `sft_embedding` stages are scored, if present.
+        seed: seed of the bootstrap.
+        device: device of the models.
     """
     shown = Impressions.from_samples(samples)
     poi_ids = shown.flat("candidate_poi_ids")
@@ -168,37 +168,40 @@ def log_figures(evaluation: Figures, log: RunLog) -> None:
 
 
 def headline(evaluation: Figures) -> dict[str, object]:
-    """The few figures worth a line."""
-    found: dict[str, object] = {"not_evaluated": evaluation["skipped"]} if evaluation.get("skipped") else {}
+    """Returns the main figures for the summary of the job."""
+    notes: dict[str, object] = {"not_evaluated": evaluation["skipped"]} if evaluation.get("skipped") else {}
     next_poi, ranking = evaluation.get("next_poi"), evaluation.get("ranking")
     if isinstance(next_poi, dict):
-        found["digest"] = next_poi["digest"]
-        found |= {
-            f"{method}_acc1": _round(own["all"]["hr_at_1"]) for method, own in next_poi["methods"].items()
+        notes["digest"] = next_poi["digest"]
+        notes |= {
+            f"{method}_acc1": _round(values["all"]["hr_at_1"])
+            for method, values in next_poi["methods"].items()
         }
     if isinstance(ranking, dict):
-        found |= {f"{method}_auc": _round(own["auc"]["value"]) for method, own in ranking["methods"].items()}
-    return found
+        notes |= {
+            f"{method}_auc": _round(values["auc"]["value"]) for method, values in ranking["methods"].items()
+        }
+    return notes
 
 
 def _round(figure: float) -> float | None:
-    """Rounds a figure; None if it cannot be had, as JSON has no nan."""
+    """Rounds a figure; returns None for nan, which JSON does not have."""
     return None if np.isnan(figure) else round(figure, 4)
 
 
 def _rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str, device: str) -> Ranks:
     higher, equal = np.zeros(len(rows.requests), np.int64), np.ones(len(rows.requests), np.int64)
     model = bundle.model(stage, device)
-    for own, batch in rows.batches(ROWS_PER_BATCH):
-        found = rank_targets_by_model(
-            model, batch, rows.requests.targets[own], rows.catalogue, device=device, finder=rows.finder
+    for positions, batch in rows.batches(ROWS_PER_BATCH):
+        ranks = rank_targets_by_model(
+            model, batch, rows.requests.targets[positions], rows.catalogue, device=device, finder=rows.finder
         )
-        higher[own], equal[own] = found.num_higher, found.num_equal
+        higher[positions], equal[positions] = ranks.num_higher, ranks.num_equal
     return Ranks(higher, equal)
 
 
 def _label_simulated(figures: dict) -> str:
-    """Says of each task whether its rows are simulated: clicks on real check-ins' POIs may be, the visits are not."""
+    """Returns a label for simulated rows; each task has its own, as simulated clicks may join real check-ins."""
     return " (simulated)" if figures.get("is_simulated") else ""
 
 
@@ -208,18 +211,18 @@ def _next_poi_table(title: str, figures: dict[str, dict], group: str) -> Table:
     for name in (*(f"Acc@{k}" for k in HIT_KS), "MRR", "Acc@1, 95 %"):
         table.add_column(name, justify="right")
     for method, groups in figures["methods"].items():
-        own = groups[group]
-        interval = own.get("hr_at_1_interval")
-        told = f"{interval['low']:.3f} to {interval['high']:.3f}" if interval else ""
-        values = [own[f"hr_at_{k}"] for k in HIT_KS] + [own["mrr"]]
-        table.add_row(method, *(f"{value:.4f}" for value in values), told)
+        metrics = groups[group]
+        interval = metrics.get("hr_at_1_interval")
+        interval_text = f"{interval['low']:.3f} to {interval['high']:.3f}" if interval else ""
+        values = [metrics[f"hr_at_{k}"] for k in HIT_KS] + [metrics["mrr"]]
+        table.add_row(method, *(f"{value:.4f}" for value in values), interval_text)
     return table
 
 
 def _tell_differences(differences: Mapping[str, Mapping[str, float]]) -> str:
     return ", ".join(
-        f"{name} {own['value']:+.4f} ({own['low']:+.4f} to {own['high']:+.4f})"
-        for name, own in differences.items()
+        f"{name} {difference['value']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
+        for name, difference in differences.items()
     )
 
 
@@ -227,10 +230,10 @@ def _ranking_table(title: str, figures: dict[str, dict]) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("method", "AUC", "AUC, 95 %", "GAUC"):
         table.add_column(name, justify="left" if name == "method" else "right")
-    for method, own in figures["methods"].items():
-        auc = own["auc"]
+    for method, metrics in figures["methods"].items():
+        auc = metrics["auc"]
         table.add_row(
-            method, f"{auc['value']:.4f}", f"{auc['low']:.3f} to {auc['high']:.3f}", f"{own['gauc']:.4f}"
+            method, f"{auc['value']:.4f}", f"{auc['low']:.3f} to {auc['high']:.3f}", f"{metrics['gauc']:.4f}"
         )
     return table
 

@@ -1,8 +1,8 @@
-"""Figures of several methods on the same rows, baselines first, as nested dictionaries that JSON can hold.
+"""Figures of several methods on the same rows, baselines first, as JSON-serialisable dictionaries.
 
-Next-POI figures are given for all rows and for returns (POIs the user had visited) and discoveries apart;
-ranking figures for all impressions. The digest of the row ids says which rows were scored, so that two
-results are comparable only if their digests are equal.
+Next-POI figures are computed for all rows, for returns (POIs the user had visited) and for discoveries; ranking figures
+for all impressions. The digest of the row ids identifies the scored rows: two results are comparable only if their
+digests are equal.
 """
 
 import math
@@ -49,8 +49,8 @@ def rank_baselines(
     Args:
         requests: the rows to score.
         counts: popularity and transitions of the training period.
-        catalogue: says what is live when; None = everything always.
-        hide_request_time: protocols that hide the request's clock from the recency-weighted visit baseline.
+        catalogue: live days of the POIs; None = all POIs are always live.
+        hide_request_time: True = hide the request's clock from the recency-weighted visit baseline.
     """
 
     def kernel(part: Requests, known: TrainingCounts) -> FloatArray:
@@ -82,25 +82,26 @@ def describe_next_poi(requests: Requests, ranks: Mapping[str, Ranks], *, seed: i
         "rows_by_group": {group: int(rows.sum()) for group, rows in groups.items()},
         "methods": {
             method: {
-                group: _describe_ranks(found, rows, requests.users, seed) for group, rows in groups.items()
+                group: _describe_ranks(method_ranks, rows, requests.users, seed)
+                for group, rows in groups.items()
             }
-            for method, found in ranks.items()
+            for method, method_ranks in ranks.items()
         },
     }
 
 
 def average_methods(figures: Figures, methods: Sequence[str], name: str) -> None:
-    """Adds to described figures the mean of some methods, group by group, under a name; without intervals."""
+    """Adds the mean of some methods to the figures under a name, by group and without intervals."""
     described = figures["methods"]
     assert isinstance(described, dict)
     groups = described[methods[0]]
     described[name] = {
         group: {
             figure: exact_mean(np.array([described[method][group][figure] for method in methods]))
-            for figure, value in own.items()
+            for figure, value in metrics.items()
             if isinstance(value, float)
         }
-        for group, own in groups.items()
+        for group, metrics in groups.items()
     }
 
 
@@ -109,12 +110,14 @@ def compare_next_poi(
 ) -> Figures:
     """Returns the paired differences of hr@1, hr@10 and MRR (first minus second) with intervals.
 
-    Several ranks on the left (seeds of one model) count with their mean, row by row.
+    Several ranks in the first argument (seeds of one model) are averaged by row.
     """
     models = [ranks] if isinstance(ranks, Ranks) else list(ranks)
     values = {
-        "hr_at_1": _mean_values(models, lambda own: hit_values(own, 1)) - hit_values(other, 1),
-        "hr_at_10": _mean_values(models, lambda own: hit_values(own, 10)) - hit_values(other, 10),
+        "hr_at_1": _mean_values(models, lambda model_ranks: hit_values(model_ranks, 1))
+        - hit_values(other, 1),
+        "hr_at_10": _mean_values(models, lambda model_ranks: hit_values(model_ranks, 10))
+        - hit_values(other, 10),
         "mrr": _mean_values(models, reciprocal_values) - reciprocal_values(other),
     }
     return {name: asdict(bootstrap_mean(value, requests.users, seed=seed)) for name, value in values.items()}
@@ -135,9 +138,9 @@ def describe_ranking(
         row_ids: request and POI of each impression.
         users: user of each impression.
         labels: 1 clicked, 0 shown.
-        scores: by method, higher = more likely clicked.
-        probabilities: click probabilities of the method that has them, for calibration.
-        seed: of the bootstrap.
+        scores: scores by method, higher = more likely clicked.
+        probabilities: click probabilities for calibration; None = no method has them.
+        seed: seed of the bootstrap.
     """
     figures: Figures = {
         "rows": len(row_ids),
@@ -171,11 +174,11 @@ def without_nan(figures: object) -> object:
 
 
 def _describe_ranks(ranks: Ranks, rows: BoolArray, users: NDArray[np.generic], seed: int) -> Figures:
-    own, own_users = ranks.take(rows), users[rows]
-    figures: Figures = {f"hr_at_{k}": exact_mean(hit_values(own, k)) for k in HIT_KS}
-    figures["mrr"] = exact_mean(reciprocal_values(own))
-    figures[f"ndcg_at_{NDCG_K}"] = exact_mean(ndcg_values(own, NDCG_K))
-    figures["hr_at_1_interval"] = asdict(bootstrap_mean(hit_values(own, 1), own_users, seed=seed))
+    group_ranks, group_users = ranks.take(rows), users[rows]
+    figures: Figures = {f"hr_at_{k}": exact_mean(hit_values(group_ranks, k)) for k in HIT_KS}
+    figures["mrr"] = exact_mean(reciprocal_values(group_ranks))
+    figures[f"ndcg_at_{NDCG_K}"] = exact_mean(ndcg_values(group_ranks, NDCG_K))
+    figures["hr_at_1_interval"] = asdict(bootstrap_mean(hit_values(group_ranks, 1), group_users, seed=seed))
     return figures
 
 
@@ -184,5 +187,5 @@ def _mean_values(models: Sequence[Ranks], value: Callable[[Ranks], FloatArray]) 
 
 
 def _resamples(num_rows: int) -> int:
-    """Fewer resamples of long lists: each costs a pass over the rows."""
+    """Returns the number of resamples; fewer for many rows, since each costs a pass over them."""
     return 1000 if num_rows < 20_000 else 200

@@ -1,7 +1,7 @@
-"""Which stage of a bundle generates POIs: the aligned one if it ranks held-out actions no worse than the pre-trained.
+"""Choice of the stage that generates POIs: the aligned one, unless it ranks held-out actions worse.
 
-Alignment lifts what users click among what they were shown; too long a step takes that from everything else. So the two
-are compared on the validation rows before the bundle is registered, and `bundle.json` says which one serves.
+Alignment raises clicked POIs over other shown POIs; too strong an alignment lowers all other POIs. So the aligned and
+the pre-trained stage are compared on validation rows before registration, and `bundle.json` records the better one.
 """
 
 import logging
@@ -21,12 +21,12 @@ MAX_GATE_ROWS = 2_000
 
 @dataclass(frozen=True)
 class GeneratorChoice:
-    """What the generating stages of a bundle are worth on held-out rows.
+    """The result of the comparison of generating stages on held-out rows.
 
     Attributes:
-        stage: the better one; it generates.
-        mrr: by stage; empty without validation rows.
-        reciprocal_ranks: of the better one, by row of `sample_rows(rows, MAX_GATE_ROWS)`.
+        stage: the better stage, which generates.
+        mrr: MRR by stage; empty without validation rows.
+        reciprocal_ranks: reciprocal ranks of the better stage, by row of `sample_rows(rows, MAX_GATE_ROWS)`.
     """
 
     stage: str
@@ -35,12 +35,12 @@ class GeneratorChoice:
 
 
 def choose_generator(rows: EvaluationRows | None, bundle: ModelBundle) -> GeneratorChoice:
-    """Compares the generating stages by MRR on at most `MAX_GATE_ROWS` rows and notes the better in `bundle.json`.
+    """Compares the generating stages by MRR on at most `MAX_GATE_ROWS` rows and records the better in `bundle.json`.
 
     Args:
-        rows: held-out validation rows, never test rows; without any the pre-trained stage generates, since nothing
-            says that alignment did no harm.
-        bundle: just built.
+        rows: held-out validation rows, never test rows; without them the pre-trained stage generates, since the effect
+            of alignment is unknown.
+        bundle: a bundle that is not registered yet.
     """
     if rows is None or not len(rows.requests):
         LOGGER.warning("pretrain generates: there are no validation rows to compare stages on")
@@ -57,20 +57,25 @@ def choose_generator(rows: EvaluationRows | None, bundle: ModelBundle) -> Genera
 
 
 def sample_rows(rows: EvaluationRows, most: int) -> EvaluationRows:
-    """Returns at most so many rows, the same ones for equal row ids whatever their order."""
+    """Returns at most `most` rows; the selection depends on the row ids, not on their order."""
     if len(rows.requests) <= most:
         return rows
-    # By digest: row ids begin with the user, so the first by name would be those of a few users.
+    # Sorted by digest: row ids begin with the user, so sorting by name would select only a few users.
     order = np.array([digest_rows([row_id]) for row_id in rows.requests.row_ids])
     return rows.take(np.sort(np.argsort(order, kind="stable")[:most]))
 
 
 def rank_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str) -> Ranks:
-    """Ranks the targets of the rows by a generating stage, over all POIs live as of each request."""
+    """Ranks the targets of the rows by a generating stage among all POIs live at each request."""
     model, targets = bundle.model(stage), rows.requests.targets
     parts = [
-        (own, rank_targets_by_model(model, batch, targets[own], rows.catalogue, finder=rows.finder))
-        for own, batch in rows.batches(MAX_GATE_ROWS)
+        (
+            positions,
+            rank_targets_by_model(model, batch, targets[positions], rows.catalogue, finder=rows.finder),
+        )
+        for positions, batch in rows.batches(MAX_GATE_ROWS)
     ]
-    order = np.argsort(np.concatenate([own for own, _ in parts])) if parts else np.zeros(0, np.int64)
+    order = (
+        np.argsort(np.concatenate([positions for positions, _ in parts])) if parts else np.zeros(0, np.int64)
+    )
     return Ranks.join(ranks for _, ranks in parts).take(order)

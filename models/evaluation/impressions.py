@@ -1,6 +1,6 @@
-"""Impressions of ranking samples, flat: one row per shown POI, and how bundles score them.
+"""Flat impressions of ranking samples, one row per shown POI, and their scores by a bundle.
 
-Evaluation and the gate look at the same rows in the same way.
+Evaluation and the gate share this code, so they score the same rows in the same way.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Impressions:
 
 
 def score_by_embeddings(shown: Impressions, bundle: ModelBundle, device: str = "cpu") -> FloatArray:
-    """Returns per impression the dot product of the user's vector at the request and the POI's vector."""
+    """Returns the dot product of the user's vector at the request and the POI's vector for each impression."""
     batches = [part for part in shown.requests.combine_chunks().to_batches() if part.num_rows]
     users = np.concatenate([encode_user_requests(bundle, part, device=device) for part in batches])
     columns = {"block_id": "block_ids", "inner_id": "inner_ids", "category_id": "category_ids",

@@ -61,9 +61,9 @@ def rank_targets(scores: FloatArray, targets: IntArray, live: BoolArray | None =
         targets: (rows,), column of the target.
         live: (rows, POIs) or (POIs,), which POIs may be ranked; None = all. The target always counts.
     """
-    own = scores[np.arange(len(targets)), targets][:, None]
-    higher: BoolArray = ~(scores <= own)  # nan is not
-    equal = scores == own
+    target_scores = scores[np.arange(len(targets)), targets][:, None]
+    higher: BoolArray = ~(scores <= target_scores)  # nan is not
+    equal = scores == target_scores
     if live is not None:
         higher, equal = higher & live, equal & live
     equal[np.arange(len(targets)), targets] = True
@@ -206,7 +206,7 @@ def bootstrap_auc_difference(
     groups = [np.unique(values, return_inverse=True)[1] for values in (scores, others)]
 
     def differ(drawn: FloatArray) -> float:
-        # Both on one draw of users: what makes a user easy or hard for any score cancels out.
+        # Both scores use one draw of users, so that easy and hard users cancel out.
         first, second = (_auc_of_groups(group, labels, drawn[user_of_row]) for group in groups)
         return first - second
 
@@ -222,7 +222,7 @@ def digest_rows(row_ids: Iterable[str]) -> str:
 def _interval(
     value: float, num_users: int, figure: Callable[[FloatArray], float], seed: int, num_resamples: int
 ) -> Interval:
-    """Percentile interval of `figure(how often each user was drawn)`."""
+    """Returns the percentile interval of `figure(number of draws of each user)`."""
     if num_users < 2 or math.isnan(value):
         return Interval(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
@@ -230,13 +230,13 @@ def _interval(
         figure(np.bincount(rng.integers(num_users, size=num_users), minlength=num_users).astype(np.float64))
         for _ in range(num_resamples)
     ]
-    # A draw of users may hold one class only; its AUC is nan and says nothing.
+    # A draw of users may hold one class only; its AUC is nan and is ignored.
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return Interval(value, float(low), float(high))
 
 
 def _rows_by_user(users: NDArray[np.generic]) -> list[IntArray]:
-    """Rows of each user, users in sorted order."""
+    """Returns the rows of each user, users in sorted order."""
     if not len(users):
         return []
     _, user_of_row = np.unique(users, return_inverse=True)

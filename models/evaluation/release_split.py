@@ -1,9 +1,9 @@
 """The default protocol, `release-split`: held-out targets of `pretrain_samples` as serving would see them.
 
-A request is a target action of the split. Its history is all strictly earlier actions in the arrays of its
-sample; it knows its time, the user's place and the action type asked for, which is one type for all (the most
-common one of the training targets), never the target's own. It is ranked among all slots of the index that
-are live on its day; a target that is not live then cannot be asked for and is counted apart.
+A request is a target action of the split. Its history is all strictly earlier actions of its sample. The request has
+a time, the user's place and one action type for all requests (the most common one of the training targets), never the
+type of the target. The target is ranked among all slots of the index that are live on that day; targets that are not
+live are left out and counted separately.
 """
 
 from collections import Counter
@@ -28,20 +28,20 @@ MODEL_COLUMNS = (
 
 @dataclass(frozen=True)
 class EvaluationRows:
-    """Requests with everything a model or a baseline needs to answer them.
+    """Requests with all inputs of models and baselines.
 
     Attributes:
-        requests: who, when, target and history.
+        requests: users, times, targets and histories.
         catalogue: slots to rank.
-        counts: what baselines know of the training period.
+        counts: counts of the training period for the baselines.
         visit_columns: `MODEL_COLUMNS` of every visit, flat.
         user_lons: longitude of the user at each request; nan = unknown.
         user_lats: latitude of the user at each request.
         profile_ids: profile attributes of each request's user.
-        action_type_id: the action type asked for.
-        is_simulated: made from simulated rows.
-        num_not_live: targets left out since they were not live on their day.
-        finder: what the crowd did in the training period; None where no model asks for it.
+        action_type_id: action type of the requests.
+        is_simulated: True = built from simulated rows.
+        num_not_live: number of targets left out since they were not live on their day.
+        finder: finder of crowd candidates from the training period; None if no model needs it.
     """
 
     requests: Requests
@@ -67,14 +67,14 @@ class EvaluationRows:
         )
 
     def count_visits(self) -> Counter[str]:
-        """Counts the training visits of each POI, whatever slots it has had."""
+        """Counts the training visits of each POI over all its slots."""
         visits: Counter[str] = Counter()
         for poi_id, number in zip(self.catalogue.poi_ids, self.counts.popularity, strict=True):
             visits[poi_id] += number
         return visits
 
     def batches(self, num_rows: int) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
-        """Yields (rows, requests as a model takes them), at most `num_rows` at a time, by history length."""
+        """Yields (rows, requests in the columns of a model), at most `num_rows` at a time, by history length."""
         order = np.argsort(self.requests.stops - self.requests.starts, kind="stable")
         for start in range(0, len(order), num_rows):
             rows = order[start : start + num_rows]
@@ -108,10 +108,10 @@ def build_rows(
     """Builds the requests of a held-out split.
 
     Args:
-        training: `pretrain_samples` of the training split (windows only are counted, context is not).
+        training: `pretrain_samples` of the training split (windows are counted, context is not).
         held_out: `pretrain_samples` of the split to score.
         catalogue: all slots of the index.
-        action_type_id: the action type asked for; None = the most common one of the training targets.
+        action_type_id: action type of the requests; None = the most common one of the training targets.
     """
     lists = {name: _as_lists(held_out, name) for name in (*MODEL_COLUMNS, "is_targets")}
     offsets = lists["timestamps_ms"].offsets.to_numpy().astype(np.int64)
@@ -121,15 +121,15 @@ def build_rows(
     targets = np.flatnonzero(flat["is_targets"].to_numpy(zero_copy_only=False))
     is_live = _are_live(visits, targets, catalogue)
     requests = _requests(held_out, visits, sample, offsets, targets[is_live], flat)
-    kept = targets[is_live]
+    live_targets = targets[is_live]
     return EvaluationRows(
         requests=requests,
         catalogue=catalogue,
         counts=count_training(_training_visits(training, catalogue), num_pois=len(catalogue)),
         visit_columns={name: flat[name] for name in MODEL_COLUMNS},
-        user_lons=flat["user_lons"].to_numpy()[kept].astype(np.float64),
-        user_lats=flat["user_lats"].to_numpy()[kept].astype(np.float64),
-        profile_ids=_as_lists(held_out, "profile_ids").take(pa.array(sample[kept])),
+        user_lons=flat["user_lons"].to_numpy()[live_targets].astype(np.float64),
+        user_lats=flat["user_lats"].to_numpy()[live_targets].astype(np.float64),
+        profile_ids=_as_lists(held_out, "profile_ids").take(pa.array(sample[live_targets])),
         action_type_id=most_common_action_type(training) if action_type_id is None else action_type_id,
         is_simulated=bool(held_out.num_rows) and any(held_out["is_simulated"].to_pylist()),
         num_not_live=int((~is_live).sum()),
@@ -137,7 +137,7 @@ def build_rows(
 
 
 def most_common_action_type(samples: pa.Table) -> int:
-    """Returns the action type of most targets (the smallest id among equals); 0 = click without any."""
+    """Returns the most common action type of targets (ties: the smallest id); 0 = click if there is no target."""
     types = _as_lists(samples, "action_type_ids").flatten().to_numpy().astype(np.int64)
     is_target = _as_lists(samples, "is_targets").flatten().to_numpy(zero_copy_only=False)
     return int(np.bincount(types[is_target], minlength=1).argmax())
@@ -173,7 +173,7 @@ def _requests(
     poi_ids = _as_lists(held_out, "poi_ids").flatten().take(pa.array(targets)).to_pylist()
     times = visits.timestamps_ms[targets]
     starts = offsets[sample[targets]]
-    # From the left: actions in the very millisecond of the target do not count as earlier.
+    # From the left: actions in the same millisecond as the target do not count as earlier.
     stops = [
         start + np.searchsorted(visits.timestamps_ms[start:target], time, side="left")
         for start, target, time in zip(starts, targets, times, strict=True)
@@ -192,7 +192,7 @@ def _requests(
 
 
 def _training_visits(training: pa.Table, catalogue: Catalogue) -> Visits:
-    """The windows of training samples: each action once, with the POI before it even if that is context."""
+    """Returns the windows of training samples: each action once; its previous POI may be context."""
     names = ("block_ids", "inner_ids", "timestamps_ms", "tz_offsets_min")
     lists = {name: _as_lists(training, name) for name in names}
     lengths = np.diff(lists["block_ids"].offsets.to_numpy()).astype(np.int64)
@@ -203,7 +203,7 @@ def _training_visits(training: pa.Table, catalogue: Catalogue) -> Visits:
 
 
 def _as_lists(table: pa.Table, name: str) -> pa.ListArray:
-    """The list column as one array whose offsets start at 0."""
+    """Returns a list column as one array whose offsets start at 0."""
     column = table[name].combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)

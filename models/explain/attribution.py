@@ -1,13 +1,13 @@
-"""Why one request gets the POIs it gets: block map, top POIs, and the past actions that the prediction leans on.
+"""Attribution of one prediction: block map, top POIs, and the past actions with the largest shares.
 
-The model mixes its generator with copies of the past (`models.network.history_copy`), so a prediction can be taken
-apart exactly. In the block's prediction past action j has the share
+The model mixes its generator with copies of the past (`models.network.history_copy`), so a prediction can be decomposed
+exactly. In the block's prediction, past action j has the share
 
     e^{s_j} / (1 + sum e^{s})           and the generator 1 / (1 + sum e^{s});
 
 in the POI's prediction, which draws a block and then an inner id, the shares inside each block count with
-P(block). Both add up to 1 over generator, crowd candidates and past actions. What P(POI) has from the user's
-own visits is the sum of the POI shares of the visits to it.
+P(block). Both add up to 1 over generator, crowd candidates and past actions. The part of P(POI) from the user's
+visits is the sum of the POI shares of the visits to it.
 """
 
 # Shape letters: L = past actions, X = copies (L, then crowd candidates), V = blocks, K = blocks looked into.
@@ -37,12 +37,12 @@ NOWHERE = (float("nan"), float("nan"))
 
 @dataclass(frozen=True)
 class Shares:
-    """Who makes a prediction: parts that add up to 1.
+    """The shares of a prediction by source; they add up to 1.
 
     Attributes:
-        generator: part of the transformer's own softmax.
-        crowd: part of POIs that other users suggest.
-        actions: part of each past action, (L,); 0 where it cannot be copied, or the memory is off.
+        generator: share of the transformer's softmax.
+        crowd: share of the crowd candidates.
+        actions: share of each past action, (L,); 0 if it cannot be copied or the memory is off.
     """
 
     generator: float
@@ -78,7 +78,7 @@ class PastActions:
 
 @dataclass(frozen=True)
 class BlockChance:
-    """A block and how probable it is; `place` is its centre, nan where unknown."""
+    """A block and its probability; `place` is its centre, nan if unknown."""
 
     block_id: int
     probability: float
@@ -87,16 +87,16 @@ class BlockChance:
 
 @dataclass(frozen=True)
 class PoiChance:
-    """A POI and how probable it is.
+    """A POI and its probability.
 
     Attributes:
         poi_id: catalogue id.
-        block_id: its block.
+        block_id: block of the POI.
         probability: P(POI).
-        from_visits: part of the probability that copies the user's own visits, 0 to 1.
-        place: where it is.
-        distance_km: from the user; nan = nobody knows where the user is.
-        num_visits: of the user before the request.
+        from_visits: part of the probability that copies the user's visits, 0 to 1.
+        place: place of the POI.
+        distance_km: distance from the user; nan = the user's place is unknown.
+        num_visits: visits of the user before the request.
     """
 
     poi_id: str
@@ -110,17 +110,17 @@ class PoiChance:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One request, taken apart.
+    """The decomposed prediction of one request.
 
     Attributes:
-        user_id: who asks.
-        timestamp_ms: when, epoch milliseconds UTC.
+        user_id: the requesting user.
+        timestamp_ms: time of the request, epoch milliseconds UTC.
         tz_offset_min: minutes to add for local time.
-        place: where the user is; nan = unknown.
-        past: what came before.
-        has_memory: can the model copy the past at all.
-        block_shares: who makes the block's prediction.
-        poi_shares: who makes the POI's.
+        place: place of the user; nan = unknown.
+        past: actions before the request.
+        has_memory: True = the model can copy the past.
+        block_shares: shares of the block's prediction.
+        poi_shares: shares of the POI's prediction.
         blocks: every block that can be predicted, most probable first.
         pois: the most probable POIs, best first.
     """
@@ -137,7 +137,7 @@ class Explanation:
     pois: tuple[PoiChance, ...]
 
     def leaned_on(self, most: int) -> IntArray:
-        """Returns the places in `past` of the actions with the largest shares, largest first; none without."""
+        """Returns positions in `past` of the actions with the largest shares, largest first; no zero shares."""
         both = self.block_shares.actions + self.poi_shares.actions
         order = np.argsort(-both, kind="stable")[:most]
         return order[both[order] > 0]
@@ -153,34 +153,34 @@ def explain_request(
     top_k: int,
     finder: SlotFinder | None = None,
 ) -> Explanation:
-    """Takes the prediction for one request apart.
+    """Decomposes the prediction for one request.
 
     Args:
-        model: in evaluation mode.
+        model: model in evaluation mode.
         request: one row: `user_id`, the history columns with `poi_ids`, and the request's columns.
         catalogue: slots of the model's index version.
-        centers: where blocks lie.
-        top_k: POIs to list; fewer where fewer are live.
-        finder: crowd candidates, for a model that copies from them.
+        centers: centres of blocks.
+        top_k: number of POIs to list; fewer if fewer are live.
+        finder: finder of crowd candidates, for a model that copies them.
 
     Raises:
         ValueError: there is more than one row, or none.
     """
     if request.num_rows != 1:
         raise ValueError(f"one request is explained at a time, not {request.num_rows}")
-    asked = collate_asked(request, finder, model.config)
-    timestamp_ms = int(asked.timestamps_B[0])
+    requests = collate_asked(request, finder, model.config)
+    timestamp_ms = int(requests.timestamps_B[0])
     live = catalogue.live_slots(
         timestamp_ms, num_blocks=model.config.num_blocks, max_inner=model.config.max_inner
     )
-    state = model.request_state(model.encode_prefix(collate_history(request)), asked, live)
+    state = model.request_state(model.encode_prefix(collate_history(request)), requests, live)
     past = _read_past(request)
     place = (_number(request, "user_lon"), _number(request, "user_lat"))
     poi_shares = share_pois(model, state, len(past))
     return Explanation(
         user_id=str(request.column("user_id")[0]),
         timestamp_ms=timestamp_ms,
-        tz_offset_min=int(asked.tz_offsets_B[0]),
+        tz_offset_min=int(requests.tz_offsets_B[0]),
         place=place,
         past=past,
         has_memory=model.history_copy is not None,
@@ -192,7 +192,7 @@ def explain_request(
 
 
 def share_block(model: SpacetimeDecoder, state: RequestState, num_actions: int) -> Shares:
-    """Returns who makes the block's prediction of one request with `num_actions` past actions."""
+    """Returns the shares of the block's prediction of one request with `num_actions` past actions."""
     copies = gather_copies(
         model.history_copy, model.crowd_copy, BLOCK, state.state_BD[:, None], state.sources
     )
@@ -205,7 +205,7 @@ def share_block(model: SpacetimeDecoder, state: RequestState, num_actions: int) 
 
 
 def share_pois(model: SpacetimeDecoder, state: RequestState, num_actions: int) -> Shares:
-    """Returns who makes the POI's prediction: the shares inside each block, averaged by P(block)."""
+    """Returns the shares of the POI's prediction: the shares inside each block, averaged by P(block)."""
     at_block = gather_copies(
         model.history_copy, model.crowd_copy, BLOCK, state.state_BD[:, None], state.sources
     )
@@ -223,7 +223,7 @@ def share_pois(model: SpacetimeDecoder, state: RequestState, num_actions: int) -
     block_V = model.block_log_probs(state)[0].double().exp()
     block_K = block_V[blocks_1K[0]]
     shares_X = (block_K[:, None] * (scores_KX - mass_K[:, None]).exp()).sum(dim=0).numpy()
-    # Blocks without anything to copy are the generator's alone.
+    # Blocks without copies belong to the generator alone.
     inside = float((block_K * (-mass_K).exp()).sum())
     block_V[blocks_1K[0]] = 0.0
     return _split_shares(model, inside + float(block_V.sum()), shares_X, num_actions)
@@ -257,25 +257,25 @@ def list_pois(
     is_found = ~top.log_probs_BN[0].isneginf()
     blocks, inners = (ids[0][is_found].numpy() for ids in (top.blocks_BN, top.inners_BN))
     probabilities = top.log_probs_BN[0][is_found].exp().numpy()
-    found = []
+    chances = []
     for row, probability in zip(catalogue.find_rows(blocks, inners), probabilities, strict=True):
         poi_id, block = str(catalogue.poi_ids[row]), int(catalogue.block_ids[row])
-        # A POI that has moved has visits in its old slot too; those are no copies of this one.
+        # Visits to a POI that has moved may be in its old slot; those are not copies of this slot.
         is_copy = (past.block_ids == block) & (past.inner_ids == catalogue.inner_ids[row])
         copied = shares.actions[is_copy].sum()
         where = (float(catalogue.lons[row]), float(catalogue.lats[row]))
         km = distance_km(np.array(place[0]), np.array(place[1]), np.array(where[0]), np.array(where[1]))
         part = min(1.0, float(copied / probability)) if probability > 0 else 0.0
-        found.append(
+        chances.append(
             PoiChance(poi_id, block, float(probability), part, where, float(km), past.poi_ids.count(poi_id))
         )
-    return tuple(found)
+    return tuple(chances)
 
 
 def _split_shares(
     model: SpacetimeDecoder, generator: float, shares_X: FloatArray, num_actions: int
 ) -> Shares:
-    """Tells own past and crowd candidates apart; the own past comes first, if there is a memory."""
+    """Splits the shares of the user's past and of crowd candidates; the past comes first if there is a memory."""
     if model.history_copy is None:
         return Shares(generator, float(shares_X.sum()), np.zeros(num_actions))
     return Shares(generator, float(shares_X[num_actions:].sum()), shares_X[:num_actions])

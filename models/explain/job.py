@@ -3,8 +3,8 @@
     python -m models explain --day D --user USER_ID [--at 2026-03-01T18:00] [--top 10] [--out FOLDER]
 
 The history is the user's latest row of `action_sequences` up to the day, else of the day's `pretrain_samples`.
-Without `--at` the user asks one usual gap (the median) after the last action; without `--place` at the POI of
-the last action. Tables are read through Arrow, at their newest version. Text goes to stderr, the picture to
+Without `--at` the request is one median gap after the last action; without `--place` it is at the POI of the last
+action. Tables are read through Arrow, at their newest version. Text goes to stderr, the picture to
 `{storage.artifacts}/explanations/` or `--out`.
 """
 
@@ -36,11 +36,11 @@ from models.serving.bundle import ModelBundle, load_bundle, resolve_model
 LOGGER = logging.getLogger(__name__)
 INPUTS = ("user_id", "index_version", "profile_ids", *HISTORY_NAMES)
 TEXT_WIDTH = 110
-"""Columns of the text where it is not printed in a terminal."""
+"""Width of the text if it is not printed in a terminal, in characters."""
 
 
 def run_explain(context: JobContext) -> JobSummary:
-    """Explains one request; prints, draws, and returns the figures worth a line.
+    """Explains one request: prints, draws, and returns the main figures.
 
     Raises:
         MissingInputError: no such user as of the day, no bundle, or a table is not there.
@@ -57,8 +57,8 @@ def run_explain(context: JobContext) -> JobSummary:
     history = read_history(settings.storage.root, options.user, context.day)
     version = bundle.layout.index_version
     if history["index_version"][0].as_py() != version:
-        found = history["index_version"][0].as_py()
-        raise IndexVersionError(model_uri=uri, trained_on=version, found=found)
+        history_version = history["index_version"][0].as_py()
+        raise IndexVersionError(model_uri=uri, trained_on=version, found=history_version)
     request = build_request(history, at_ms, place, action_type_id=bundle.action_type_id)
     catalogue, names, centers = read_places(settings, version)
     started = time.perf_counter()
@@ -84,11 +84,11 @@ def read_time(text: str) -> int | None:
     try:
         if re.fullmatch(r"-?\d{9,}", text):
             return int(text)
-        found = datetime.fromisoformat(text)
+        time_read = datetime.fromisoformat(text)
     except ValueError:
         problem = "it is neither epoch milliseconds nor a time such as 2026-03-01T18:00"
         raise SettingsError(where="--at", key=text, problem=problem) from None
-    return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
+    return round((time_read if time_read.tzinfo else time_read.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def read_place(text: str) -> Place | None:
@@ -116,22 +116,22 @@ def read_history(root: str, user_id: str, day: date) -> pa.Table:
     Raises:
         MissingInputError: the user has none, or there is no table to look into.
     """
-    own, columns = pds.field("user_id") == user_id, ("day", *INPUTS)
+    is_user, columns = pds.field("user_id") == user_id, ("day", *INPUTS)
     missing = []
     for name, days in (
         ("action_sequences", pds.field("day") <= day),
         ("pretrain_samples", pds.field("day") == day),
     ):
         try:
-            found = read_table(TableAt(locate_table(root, name)), columns, own & days)
+            rows = read_table(TableAt(locate_table(root, name)), columns, is_user & days)
         except MissingInputError as error:
             missing.append(error)
             continue
-        if found.num_rows:
+        if rows.num_rows:
             last = [(row_day, times[-1:]) for row_day, times in zip(
-                found["day"].to_pylist(), found["timestamps_ms"].to_pylist(), strict=True)]  # fmt: skip
+                rows["day"].to_pylist(), rows["timestamps_ms"].to_pylist(), strict=True)]  # fmt: skip
             newest = max(range(len(last)), key=lambda row: last[row])
-            return found.take([newest])
+            return rows.take([newest])
     if len(missing) == 2:
         raise missing[0]
     raise MissingInputError(
@@ -145,13 +145,13 @@ def read_history(root: str, user_id: str, day: date) -> pa.Table:
 def build_request(
     history: pa.Table, at_ms: int | None, place: Place | None, *, action_type_id: int
 ) -> pa.RecordBatch:
-    """Makes one request of a user's history: actions before it, and what the model is asked.
+    """Builds one request from a user's history.
 
     Args:
         history: one row.
         at_ms: time of the request; None = the median gap after the last action.
-        place: of the user; None = at the POI of the last action before the request.
-        action_type_id: the action asked for.
+        place: place of the user; None = the POI of the last action before the request.
+        action_type_id: action type of the request.
 
     Returns:
         One row with the history columns, cut to actions strictly before the request, and the request's.
@@ -182,7 +182,7 @@ def build_request(
 def read_places(settings: Settings, index_version: int) -> tuple[Catalogue, dict[str, str], dict[int, Place]]:
     """Returns the catalogue of an index version, names by POI id, and centres by block.
 
-    A POI without a name goes by its id.
+    A POI without a name has its id as name.
     """
     root, is_version = settings.storage.root, pds.field("index_version") == index_version
     index = read_table(TableAt(locate_table(root, "poi_index")), (*CATALOGUE_COLUMNS, "name"), is_version)
@@ -199,16 +199,16 @@ def read_places(settings: Settings, index_version: int) -> tuple[Catalogue, dict
 
 
 def open_crowd(settings: Settings, bundle: ModelBundle, catalogue: Catalogue, day: date) -> SlotFinder | None:
-    """Returns what the crowd did, as of the day, if the bundle copies from them; raises as `last_crowd`."""
+    """Returns the crowd's statistics as of the day, if the bundle copies from it; raises as `last_crowd`."""
     if not bundle.copies_from_crowd:
         return None
     visits, transitions = (TableAt(locate_table(settings.storage.root, name)) for name in CROWD_TABLES)
-    others = last_crowd(visits, transitions, day, bundle.layout.index_version)
-    return open_finder(others, catalogue)
+    crowd = last_crowd(visits, transitions, day, bundle.layout.index_version)
+    return open_finder(crowd, catalogue)
 
 
 def draw_picture(context: JobContext, explanation: Explanation, names: dict[str, str]) -> str:
-    """Writes the picture and returns its path; the name is made of day, user and time."""
+    """Writes the picture and returns its path; its name has day, user and time."""
     from models.explain.plot import draw_explanation  # plots take a second to import
 
     settings = context.settings

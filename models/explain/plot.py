@@ -1,6 +1,6 @@
-"""An explanation as one picture: the blocks' probabilities on a map, and the actions leaned on as bars.
+"""An explanation as one picture: the blocks' probabilities on a map, and the main past actions as bars.
 
-The same explanation gives the same picture; nothing is loaded from anywhere, so there is no street map below.
+Equal explanations give equal pictures. The plot loads no external data, so it has no street map.
 """
 
 import math
@@ -28,14 +28,14 @@ SHADES = LinearSegmentedColormap.from_list("shades", ("#eff6ff", "#93c5fd", "#25
 LOWEST_PROBABILITY = 1e-4
 """Blocks below are drawn in the lightest shade."""
 SHOWN_MASS = 0.9
-"""The map shows at least the most probable blocks that hold this much, and the top POIs."""
+"""Probability of the blocks that the map shows at least, in addition to the top POIs."""
 FLATTEST = 0.8
 """Shorter side of the map over the longer one, at least."""
 NUM_ACTIONS, NUM_POIS = 8, 7
 """Bars of single actions, and of all visits to a POI."""
 LONGEST_NAME = 26
 LABEL_ANGLES = (105, 255, 40, 320, 150, 210)
-"""Directions in which ranks stand beside their POIs, in turn from west to east, so that few cover each other."""
+"""Directions of the rank labels from their POIs, in turn from west to east, so that few labels overlap."""
 LEGEND: dict[str, Any] = {
     "loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncols": 3, "frameon": False, "labelcolor": SOFT,
 }  # fmt: skip
@@ -66,9 +66,9 @@ def draw_explanation(
     """Writes the picture as PNG.
 
     Args:
-        explanation: what to draw.
-        names: by POI id; a POI that is not there goes by its id.
-        path: of the PNG; its folder has to be there.
+        explanation: the explanation to draw.
+        names: names by POI id; a POI without a name is shown by its id.
+        path: path of the PNG; its folder must exist.
         cell_km: side of a block's grid cell.
     """
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="white")
@@ -129,7 +129,7 @@ def _mark_user(axes: Axes, explanation: Explanation) -> None:
 
 
 def _mark_pois(axes: Axes, explanation: Explanation) -> None:
-    """Numbers the top POIs, the best one on top; numbers stand beside their places, not over them."""
+    """Numbers the top POIs, the best one on top; the numbers are next to the places, not over them."""
     eastwards = sorted(range(len(explanation.pois)), key=lambda n: explanation.pois[n].place)
     for rank, poi in reversed(list(enumerate(explanation.pois, 1))):
         label = "top POIs, by rank" if rank == 1 else None
@@ -146,12 +146,12 @@ def _mark_pois(axes: Axes, explanation: Explanation) -> None:
 
 
 def _frame_map(axes: Axes, explanation: Explanation, corners: list[np.ndarray]) -> None:
-    """Shows the blocks that matter and the top POIs, with kilometres as long eastwards as northwards."""
+    """Sets the window to the main blocks and the top POIs, with equal scale eastwards and northwards."""
     placed = [block for block in explanation.blocks if not math.isnan(block.place[0])]
     mass = np.cumsum([block.probability for block in placed])
-    kept = corners[: int(np.searchsorted(mass, SHOWN_MASS)) + 1]
+    shown_corners = corners[: int(np.searchsorted(mass, SHOWN_MASS)) + 1]
     places = np.concatenate(
-        [*kept, *(np.array([poi.place]) for poi in explanation.pois)] or [np.zeros((1, 2))]
+        [*shown_corners, *(np.array([poi.place]) for poi in explanation.pois)] or [np.zeros((1, 2))]
     )
     (west, south), (east, north) = places.min(axis=0), places.max(axis=0)
     stretch = 1 / max(0.15, math.cos(math.radians((south + north) / 2)))
@@ -169,7 +169,7 @@ def _frame_map(axes: Axes, explanation: Explanation, corners: list[np.ndarray]) 
 
 
 def _draw_shares(axes: Axes, explanation: Explanation, names: Mapping[str, str]) -> None:
-    """The generator, then the actions leaned on most, with their parts of both predictions."""
+    """Draws the shares of the generator and of the main past actions in both predictions."""
     past, of_block, of_poi = explanation.past, explanation.block_shares, explanation.poi_shares
     chosen = explanation.leaned_on(NUM_ACTIONS)
     rows = [("generator", of_block.generator, of_poi.generator)]
@@ -188,10 +188,14 @@ def _draw_shares(axes: Axes, explanation: Explanation, names: Mapping[str, str])
 
 
 def _draw_visits(axes: Axes, explanation: Explanation, names: Mapping[str, str]) -> None:
-    """The same with all visits to a POI together: many small parts of one place add up."""
+    """Draws the same shares by POI, so that many small shares of one POI add up."""
     rows = [
-        (f"{_shorten(names.get(own.poi_id, own.poi_id))}, {own.num_visits} visits", own.of_block, own.of_poi)
-        for own in group_by_poi(explanation, NUM_POIS)
+        (
+            f"{_shorten(names.get(visits.poi_id, visits.poi_id))}, {visits.num_visits} visits",
+            visits.of_block,
+            visits.of_poi,
+        )
+        for visits in group_by_poi(explanation, NUM_POIS)
     ]
     _draw_bars(axes, [name for name, *_ in rows], np.array([parts for _, *parts in rows]).reshape(-1, 2))
     axes.set(title="The same by POI", xlabel="part of the prediction; all parts together are 100 %")
@@ -206,8 +210,8 @@ def _draw_bars(axes: Axes, labels: list[str], parts_N2: np.ndarray) -> None:
         axes.barh(at, parts_N2[:, column], 0.34, color=color, label=f"in predicting the {name}")
     largest = max(float(parts_N2.max(initial=0.0)), 0.01)
     for place, parts in enumerate(parts_N2.tolist()):
-        told = " and ".join(f"{part:.1%}" for part in parts)
-        axes.text(max(parts) + 0.012 * largest, place, told, va="center", color=SOFT, size=8)
+        text = " and ".join(f"{part:.1%}" for part in parts)
+        axes.text(max(parts) + 0.012 * largest, place, text, va="center", color=SOFT, size=8)
     axes.set(
         yticks=places, yticklabels=labels, ylim=(max(len(labels), 1) - 0.4, -0.6), xlim=(0, largest * 1.32)
     )
@@ -219,7 +223,7 @@ def _draw_bars(axes: Axes, labels: list[str], parts_N2: np.ndarray) -> None:
 
 
 def _draw_pois(axes: Axes, explanation: Explanation, names: Mapping[str, str]) -> None:
-    """Without a memory: the top POIs and their probabilities."""
+    """Draws the top POIs and their probabilities, for a model without memory."""
     labels = [
         f"{rank} {_shorten(names.get(poi.poi_id, poi.poi_id))}"
         for rank, poi in enumerate(explanation.pois, 1)
@@ -236,7 +240,7 @@ def _draw_pois(axes: Axes, explanation: Explanation, names: Mapping[str, str]) -
 
 
 def _outline(center: tuple[float, float], cell_km: float) -> np.ndarray:
-    """Corners of a block's cell, (4, 2) degrees; its side is `cell_km` up to the rounding of the grid."""
+    """Returns the corners of a block's grid cell, (4, 2) degrees; the side is `cell_km` up to grid rounding."""
     lon, lat = center
     half_lat = math.degrees(cell_km / EARTH_RADIUS_KM) / 2
     half_lon = half_lat / max(0.02, math.cos(math.radians(lat)))

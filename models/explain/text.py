@@ -1,4 +1,4 @@
-"""An explanation as text: who asks, top POIs, block map, the actions leaned on, and the last of the history."""
+"""An explanation as text: request, top POIs, top blocks, past actions with large shares, last actions."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from models.data.requests import IntArray
 from models.explain.attribution import Explanation, Place, Shares
 
 NUM_TAIL = 8
-"""Last actions shown, beside those leaned on."""
+"""Last actions shown, in addition to those with the largest shares."""
 NUM_LEANED_ON = 10
 NUM_BLOCKS = 8
 NO_MEMORY = (
@@ -25,9 +25,9 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str], consol
     """Prints the request, then one table per question.
 
     Args:
-        explanation: what to tell.
-        names: by POI id; a POI that is not there goes by its id.
-        console: where to.
+        explanation: the explanation to print.
+        names: names by POI id; a POI without a name is shown by its id.
+        console: output console.
     """
     console.print(describe_request(explanation), highlight=False)
     console.print(tabulate_pois(explanation, names))
@@ -45,18 +45,18 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str], consol
 
 
 def describe_request(explanation: Explanation) -> str:
-    """Says who asks, when and where."""
+    """Returns a text with user, time and place of the request."""
     when = tell_time(explanation.timestamp_ms, explanation.tz_offset_min)
     where = tell_place(explanation.place)
     return f"user {explanation.user_id}, {when} local time, at {where}, after {len(explanation.past)} actions"
 
 
 def describe_shares(explanation: Explanation) -> str:
-    """Says what the generator, others and the past make of both predictions."""
+    """Returns a text with the shares of generator, crowd and past in both predictions."""
 
     def tell(shares: Shares) -> str:
-        others = f", crowd candidates {shares.crowd:.1%}" if shares.crowd else ""
-        return f"generator {shares.generator:.1%}{others}, past actions {shares.actions.sum():.1%}"
+        crowd = f", crowd candidates {shares.crowd:.1%}" if shares.crowd else ""
+        return f"generator {shares.generator:.1%}{crowd}, past actions {shares.actions.sum():.1%}"
 
     return f"block: {tell(explanation.block_shares)}\nPOI:   {tell(explanation.poi_shares)}"
 
@@ -91,16 +91,16 @@ def tabulate_actions(
     past = explanation.past
     for place in places:
         shares = (explanation.block_shares.actions[place], explanation.poi_shares.actions[place])
-        told = [f"{share:.2%}" if explanation.has_memory else "" for share in shares]
+        cells = [f"{share:.2%}" if explanation.has_memory else "" for share in shares]
         when = tell_time(int(past.timestamps_ms[place]), int(past.tz_offsets_min[place]))
         name = names.get(past.poi_ids[place], past.poi_ids[place])
-        table.add_row(when, name, str(past.block_ids[place]), *told)
+        table.add_row(when, name, str(past.block_ids[place]), *cells)
     return table
 
 
 @dataclass(frozen=True)
 class PoiShare:
-    """All visits to one POI together: how many, and their parts of the block's and the POI's prediction."""
+    """All visits to one POI: their number, and their shares of the block's and the POI's prediction."""
 
     poi_id: str
     num_visits: int
@@ -146,7 +146,7 @@ def tell_place(place: Place) -> str:
 
 
 def _start(title: str, *columns: str) -> Table:
-    """A table whose words lie left and whose numbers lie right."""
+    """Returns an empty table with words aligned left and numbers aligned right."""
     table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, justify="left" if name in ("POI", "local time") else "right")

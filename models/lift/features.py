@@ -1,8 +1,8 @@
-"""Features that a ranking team has without us, per shown POI, as of the request (position-free).
+"""Features that a ranking team has without this model, per shown POI, as of the request (position-free).
 
 Distance, popularity (overall, at this hour, of the category at this hour, clicks per exposure) as of the start of the
 request's UTC day; visits of the user to the POI and the category, by age and by hour, strictly before the request; the
-recency-weighted visit baseline. Positions are never a feature: a ranker does not know them when it scores.
+recency-weighted visit baseline. Positions are never a feature: a ranker does not have them when it scores.
 """
 
 # Shape letters: R = requests of a chunk, C = candidates, H = past actions; flat arrays have one row per candidate.
@@ -30,7 +30,7 @@ from models.evaluation.baselines import CLOCK_HOURS, TrainingCounts, score_kerne
 
 CHUNK = 1_000
 CLICK_PRIOR = 20.0
-"""Exposures at the mean click rate that every POI starts with."""
+"""Prior exposures of every POI at the mean click rate."""
 BASE_FEATURES = (
     "distance_km", "hour", "is_weekend", "category_id", "popularity", "popularity_at_hour", "category_at_hour",
     "click_rate", "user_poi_visits", "user_poi_age_days", "user_poi_at_hour", "user_category_visits",
@@ -40,7 +40,7 @@ BASE_FEATURES = (
 
 
 class EventLog:
-    """Counts events by an integer key as of any time: how many happened strictly before."""
+    """Counts events by an integer key strictly before any time."""
 
     def __init__(self, keys: IntArray, times_ms: IntArray) -> None:
         order = np.lexsort((times_ms, keys))
@@ -58,7 +58,7 @@ class EventLog:
 
 @dataclass(frozen=True)
 class History:
-    """What is known of all users' actions and exposures, for counts as of a day.
+    """Actions and exposures of all users, for counts as of a day.
 
     Attributes:
         visit_rows, visit_times, visit_hours: catalogue row, time and local hour of day of every action.
@@ -133,7 +133,7 @@ def build_base_features(exposures: Exposures, catalogue: Catalogue, history: His
 def _count_others(
     history: History, catalogue: Catalogue, rows: IntArray, hour: IntArray, day_start: IntArray
 ) -> dict[str, FloatArray]:
-    """Counts of all users as of the start of the day."""
+    """Returns counts of all users as of the start of the day."""
     visits = EventLog(history.visit_rows, history.visit_times)
     at_hour = EventLog(history.visit_rows * HOURS_PER_DAY + history.visit_hours, history.visit_times)
     categories = catalogue.category_ids[history.visit_rows]
@@ -159,20 +159,20 @@ def _count_others(
 
 
 def _count_own(exposures: Exposures, catalogue: Catalogue, counts: TrainingCounts) -> dict[str, FloatArray]:
-    """Counts of the user's own history, strictly before the request."""
+    """Returns counts of the user's history, strictly before the request."""
     names = [name for name in BASE_FEATURES if name.startswith("user_")]
     names += ["kernel_counter", "km_from_last_poi", "hours_since_last"]
-    found = {name: np.full(len(exposures), np.nan) for name in names}
+    features = {name: np.full(len(exposures), np.nan) for name in names}
     starts = np.searchsorted(exposures.requests, np.arange(exposures.samples.num_rows + 1))
     for first in range(0, exposures.samples.num_rows, CHUNK):
         part = exposures.samples.slice(first, CHUNK)
         inside = slice(starts[first], starts[first + part.num_rows])
-        own = _count_chunk(
+        chunk_features = _count_chunk(
             part, exposures.requests[inside] - first, exposures.rows[inside], catalogue, counts
         )
-        for name, values in own.items():
-            found[name][inside] = values
-    return found
+        for name, values in chunk_features.items():
+            features[name][inside] = values
+    return features
 
 
 def _count_chunk(
@@ -192,7 +192,7 @@ def _count_chunk(
     apart = np.minimum(apart % HOURS_PER_DAY, HOURS_PER_DAY - apart % HOURS_PER_DAY)
     near_hour = np.exp(-((apart / CLOCK_HOURS) ** 2))
     category = np.append(catalogue.category_ids, -1)
-    found: dict[str, FloatArray] = {"user_actions": lengths.astype(np.float64)}
+    features: dict[str, FloatArray] = {"user_actions": lengths.astype(np.float64)}
     same = {
         "poi": visits.pois[past] == rows[pair],
         "category": category[visits.pois[past]] == category[rows[pair]],
@@ -202,24 +202,24 @@ def _count_chunk(
         total = np.bincount(pair[hit], minlength=len(of)).astype(np.float64)
         latest = np.full(len(of), np.inf)
         np.minimum.at(latest, pair[hit], age_days[hit])
-        found[f"user_{what}_visits"] = total if what == "poi" else total / np.maximum(lengths, 1)
-        found[f"user_{what}_age_days"] = np.where(np.isinf(latest), np.nan, latest)
+        features[f"user_{what}_visits"] = total if what == "poi" else total / np.maximum(lengths, 1)
+        features[f"user_{what}_age_days"] = np.where(np.isinf(latest), np.nan, latest)
         at_hour = np.bincount(pair[hit], weights=near_hour[hit], minlength=len(of))
-        found[f"user_{what}_at_hour"] = at_hour.astype(
+        features[f"user_{what}_at_hour"] = at_hour.astype(
             np.float64
-        )  # without any hit bincount returns integers
-    found["kernel_counter"] = score_kernel(requests, counts)[of, rows]
+        )  # bincount without hits returns integers
+    features["kernel_counter"] = score_kernel(requests, counts)[of, rows]
     has_past, last = stops[of] > starts[of], np.maximum(stops[of] - 1, 0)
     last_poi = np.where(has_past, visits.pois[last] if len(visits) else -1, -1)
     away = distance_km(
         catalogue.lons[last_poi], catalogue.lats[last_poi], catalogue.lons[rows], catalogue.lats[rows]
     )
-    found["km_from_last_poi"] = np.where(last_poi >= 0, away, np.nan)
+    features["km_from_last_poi"] = np.where(last_poi >= 0, away, np.nan)
     since = (requests.timestamps_ms[of] - (visits.timestamps_ms[last] if len(visits) else 0)) / (
         MS_PER_DAY / HOURS_PER_DAY
     )
-    found["hours_since_last"] = np.where(has_past, since, np.nan)
-    return found
+    features["hours_since_last"] = np.where(has_past, since, np.nan)
+    return features
 
 
 def _as_requests(samples: pa.Table, catalogue: Catalogue) -> Requests:

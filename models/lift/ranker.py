@@ -1,4 +1,4 @@
-"""The ranking team's model: gradient-boosted trees on what such a team has, with and without our features.
+"""The ranking team's model: gradient-boosted trees on such a team's features, with and without ours.
 
 LightGBM, pointwise click probability. Feature sets: base; base + embedding features (dot product of the request's user
 vector and the POI vector, and a few principal components of both); base + ranking score; all. Every set is trained with
@@ -55,7 +55,7 @@ class Rows:
         features: (rows, features).
         labels: 1 clicked, 0 shown.
         users: user of each row.
-        requests: request of each row; those of one request lie together.
+        requests: request of each row; rows of one request are contiguous.
     """
 
     features: FloatArray
@@ -69,7 +69,7 @@ class Rows:
 
 
 class Components:
-    """Principal components of vectors, fitted on some and applied to any."""
+    """Principal components, fitted on some vectors and applied to any."""
 
     def __init__(self, vectors: FloatArray, num: int) -> None:
         self.mean = vectors.mean(axis=0)
@@ -84,7 +84,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a list of scores is worth on some rows; AUC and NDCG@5 with intervals by user."""
+    """Metrics of scores on some rows; AUC and NDCG@5 with intervals by user."""
 
     auc: Interval
     gauc: float

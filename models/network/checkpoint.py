@@ -1,7 +1,7 @@
-"""Weights and training states on disk: safetensors and JSON, written whole or not at all, checked when read.
+"""Weights and training states on disk: safetensors and JSON, written atomically, checked when read.
 
-A finished stage is a folder `config.json`, `model.safetensors`, `checksums.json`. A training keeps folders
-`step-N` beside each other with weights, optimiser, RNG and data position, and the best weights so far.
+A finished stage is a folder with `config.json`, `model.safetensors` and `checksums.json`. A training keeps one folder
+`step-N` per checkpoint with weights, optimiser, RNG and data position, and a folder `best-N` with the best weights.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ STATE_FILE, OPTIMIZER_FILE, RANDOM_FILE = "state.json", "optimizer.safetensors",
 AVERAGE_FILE = "average.safetensors"
 NUM_KEPT = 2
 RENAMED_PARTS = {"memory": "history_copy", "others": "crowd_copy", "taste": "interest_match"}
-"""Parts of the decoder by the names that they had in older checkpoints."""
+"""Names of the decoder's parts in older checkpoints -> their names now."""
 
 
 def save_stage(
@@ -51,14 +51,14 @@ def load_stage(
     """Reads a trained model, in evaluation mode.
 
     Args:
-        folder: what `save_stage` wrote.
-        layout: the layout that the caller's ids are in; None = any.
-        device: where the weights go.
+        folder: the folder that `save_stage` wrote.
+        layout: token layout of the caller's ids; None = any.
+        device: device of the weights.
 
     Raises:
         MissingInputError: there is no model.
         DamagedCheckpointError: a file is missing or differs from its checksum, or the code has changed since.
-        FingerprintError: the model's token layout is another one.
+        FingerprintError: the model has another token layout.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -71,21 +71,23 @@ def load_stage(
     check_folder(path)
     content = json.loads((path / CONFIG_FILE).read_text())
     config = DecoderConfig.model_validate(content["decoder"])
-    made_now = (layout or config.layout).fingerprint()
-    if content["fingerprint"] != made_now:
-        raise FingerprintError(path=path, expected=made_now, found=content["fingerprint"])
+    expected = (layout or config.layout).fingerprint()
+    if content["fingerprint"] != expected:
+        raise FingerprintError(path=path, expected=expected, found=content["fingerprint"])
     model = SpacetimeDecoder(config)
     weights = rename_parts(load_file(path / MODEL_FILE))
-    others = sorted(weights.keys() ^ model.state_dict().keys())
-    if others:
-        problem = f"its weights are those of another version of the model ({len(others)} names, first {others[0]!r})"
+    names = sorted(weights.keys() ^ model.state_dict().keys())
+    if names:
+        problem = (
+            f"its weights are those of another version of the model ({len(names)} names, first {names[0]!r})"
+        )
         raise DamagedCheckpointError(path=path, problem=problem)
     model.load_state_dict(weights)
     return model.to(device).eval()
 
 
 def rename_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns weights by the names that they have now."""
+    """Returns weights under their current names."""
     renamed = {}
     for name, value in weights.items():
         part, _, rest = name.partition(".")
@@ -94,24 +96,24 @@ def rename_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """Returns the shape of a trained model without its weights; `folder` is what `save_stage` wrote."""
+    """Returns the configuration of a trained model without its weights; `folder` was written by `save_stage`."""
     return DecoderConfig.model_validate(json.loads((folder / CONFIG_FILE).read_text())["decoder"])
 
 
 @dataclass
 class TrainState:
-    """Everything that a training needs to go on as if it had never stopped.
+    """The state that a training needs to resume exactly.
 
     Attributes:
         step: optimiser steps done.
-        epoch: pass over the data.
+        epoch: current pass over the data, from 0.
         position: batches of the epoch already used.
         best_value: lowest validation loss so far.
-        best_step: step of it.
-        bad_validations: validations since.
-        is_finished: nothing is left to do.
+        best_step: step of the lowest validation loss.
+        bad_validations: validations since the best one.
+        is_finished: the training is complete.
         validations: metrics of every validation, with their step.
-        seconds: spent in training so far.
+        seconds: training time so far.
     """
 
     step: int = 0
@@ -127,7 +129,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training state with its tensors; `average`, of the weights, is empty where none is kept."""
+    """A training state with its tensors; `average` is the moving average of the weights, empty if there is none."""
 
     state: TrainState
     model: dict[str, Tensor]
@@ -137,14 +139,14 @@ class Snapshot:
 
 
 class CheckpointStore:
-    """The checkpoints of one training: the last two, and the best weights that they refer to."""
+    """The checkpoints of one training: the last two, and the best weights they refer to."""
 
     def __init__(self, folder: str | Path, fingerprint: str) -> None:
         """Opens the store.
 
         Args:
-            folder: of the training; made if it is not there.
-            fingerprint: says what must not change between start and resume (layout and recipe).
+            folder: folder of the training; created if it does not exist.
+            fingerprint: identifies what must not change between start and resume (layout and recipe).
         """
         self.folder, self.fingerprint = Path(folder), fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -158,17 +160,17 @@ class CheckpointStore:
             writer.write_tensors(AVERAGE_FILE, snapshot.average)
             writer.write_json(STATE_FILE, {"fingerprint": self.fingerprint, **asdict(snapshot.state)})
         kept = self._steps()[-NUM_KEPT:]
-        # The older checkpoint may refer to other best weights, and is what is left if the newer is damaged.
+        # The older checkpoint is the fallback if the newer is damaged, and may refer to other best weights.
         needed = {self._best_folder(self._read_state(path).best_step) for path in kept}
         for path in [*self._steps(), *self.folder.glob("best-*")]:
             if path not in kept and path not in needed:
                 shutil.rmtree(path)
 
     def load_last(self) -> Snapshot | None:
-        """Reads the newest checkpoint that is whole; None if there is none yet.
+        """Reads the newest intact checkpoint; None if there is none yet.
 
         Raises:
-            DamagedCheckpointError: there are checkpoints, all of them damaged.
+            DamagedCheckpointError: all checkpoints are damaged.
             FingerprintError: they belong to another layout or recipe.
         """
         damage = None
@@ -191,20 +193,20 @@ class CheckpointStore:
         return None
 
     def save_best(self, step: int, model: Mapping[str, Tensor]) -> None:
-        """Keeps the weights of the best validation so far."""
+        """Saves the weights of the best validation so far."""
         with FolderWriter(self._best_folder(step)) as writer:
             writer.write_tensors(MODEL_FILE, model)
 
     def load_best(self, step: int) -> dict[str, Tensor]:
-        """Reads the weights kept at `step`; DamagedCheckpointError if they are not whole."""
+        """Reads the weights saved at `step`; raises DamagedCheckpointError if they are damaged."""
         check_folder(self._best_folder(step))
         return load_file(self._best_folder(step) / MODEL_FILE)
 
     def _read_state(self, path: Path) -> TrainState:
         content = json.loads((path / STATE_FILE).read_text())
-        found = content.pop("fingerprint")
-        if found != self.fingerprint:
-            raise FingerprintError(path=path, expected=self.fingerprint, found=found)
+        fingerprint = content.pop("fingerprint")
+        if fingerprint != self.fingerprint:
+            raise FingerprintError(path=path, expected=self.fingerprint, found=fingerprint)
         return TrainState(**content)
 
     def _steps(self) -> list[Path]:
@@ -215,7 +217,7 @@ class CheckpointStore:
 
 
 class FolderWriter:
-    """Writes files into a temporary folder; on leaving without error syncs, checksums and renames it."""
+    """Writes files into a temporary folder; a clean exit computes checksums, syncs and renames the folder."""
 
     SUFFIX = ".partial"
 
@@ -243,12 +245,12 @@ class FolderWriter:
             return
         digests = {path.name: digest_file(path) for path in sorted(self.partial.iterdir())}
         self.write_json(CHECKSUM_FILE, digests)
-        # On disk before the rename: a crash must not leave the final name on files that are half written.
+        # Files are synced before the rename: a crash must not leave half-written files under the final name.
         for path in self.partial.iterdir():
             _sync(path)
         _sync(self.partial)
         if self.folder.exists():
-            # With the partial suffix it does not count as a checkpoint if a crash leaves it behind.
+            # The partial suffix keeps it from counting as a checkpoint if a crash leaves it there.
             old = self.folder.with_name(self.folder.name + ".old" + self.SUFFIX)
             shutil.rmtree(old, ignore_errors=True)
             self.folder.rename(old)
@@ -260,7 +262,7 @@ class FolderWriter:
 
 
 def check_folder(folder: Path) -> None:
-    """Compares the files of a folder with its checksums; DamagedCheckpointError if one differs."""
+    """Compares the files of a folder with its checksums; raises DamagedCheckpointError if one differs."""
     try:
         expected: dict[str, str] = json.loads((folder / CHECKSUM_FILE).read_text())
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """The click head of ranking SFT (paper 3.3.2): log-odds of a click from the state at a candidate's inner token.
 
-Beside the paper it reads what the history copy and the interest match know of the candidate, where the model has
-them: linear terms, which start at zero.
+In addition to the paper, it has linear terms for the features of the history copy and the interest match, where the
+model has them. They start at zero.
 """
 
 import torch
@@ -14,11 +14,11 @@ from models.network.trunk import CandidateStates
 
 NUM_EVIDENCE = 2 + NUM_MATCHES
 LEAST_LOG = -20.0
-"""Log probability at least: of a POI newer than the generator it is -inf, of which no linear map makes sense."""
+"""Lower bound of log probabilities: a POI newer than the generator has -inf, which a linear map cannot use."""
 
 
 class ClickHead(nn.Module):
-    """One linear map of everything that is known of a candidate.
+    """One linear map over all features of a candidate.
 
     Shape:
         returns: float32, (B, C).
@@ -37,7 +37,7 @@ class ClickHead(nn.Module):
         return {} if self.evidence is None else {"evidence": self.head_rate}
 
     def reset_start(self) -> None:
-        """Starts with the state alone."""
+        """Starts with the state as the only input: the other weights are 0."""
         nn.init.zeros_(self.memory.weight)
         if self.evidence is not None:
             nn.init.zeros_(self.evidence.weight)
@@ -60,7 +60,7 @@ class ClickHead(nn.Module):
 def gather_evidence(
     log_block_BC: Tensor, log_inner_BC: Tensor, match_BC2: Tensor, config: DecoderConfig
 ) -> Tensor:
-    """Returns the evidence of interest, (B, C, 4): log P(block) and log P(POI) over those of chance, and the match."""
+    """Returns the evidence of interest, (B, C, 4): log P(block) and log P(POI) over chance, and the interest match."""
     block = log_block_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.num_blocks)).log()
     inner = log_inner_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.max_inner)).log()
     return torch.cat([torch.stack([block, block + inner], dim=-1), match_BC2.float()], dim=-1)

@@ -1,12 +1,12 @@
-"""The crowd copy: slots of POIs that other users' training rows suggest, scored beside the own past.
+"""The crowd copy: scores POIs that other users' training rows suggest, next to copies of the user's past.
 
-Score of slot c, for the block and for the inner id apart: f_c = start + gate(h) + q(h) . k_c / sqrt(d) + tables;
-e^{f_c} enters the mixture of `models.network.history_copy` as one more copy. Slots come from
+Block and inner id have separate scores of a candidate c: f_c = start + gate(h) + q(h) . k_c / sqrt(d) + tables.
+e^{f_c} enters the mixture of `models.network.history_copy` as one more copy. The crowd candidates come from
 `models.copying.crowd_candidates`.
 """
 
-# Shape letters: B = sequences, Q = steps, C = slots of a step, L = past actions, X = copies (L + C),
-# D = model width, K = key width, U = distinct slots, R = table rows.
+# Shape letters: B = sequences, Q = steps, C = crowd candidates of a step, L = past actions,
+# X = copies (L + C), D = model width, K = key width, U = distinct candidates, R = table rows.
 
 import math
 from typing import NamedTuple
@@ -27,19 +27,19 @@ from models.network.history_copy import BLOCK, INNER, HistoryMemory, PairBias, S
 
 NUM_OWN_VISITS = 4
 NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
-"""Buckets of a user's share of first visits, and the actions it is judged by."""
+"""Buckets of a user's share of first visits, and the number of last actions that it is measured on."""
 NUM_AFFINITIES = 12
 """Buckets of a user's visits to a category."""
 
 
 class CrowdMemory(NamedTuple):
-    """Slots of steps, and the part of their scores that does not depend on hidden states.
+    """Crowd candidates of steps, and the part of their scores that does not depend on hidden states.
 
     Attributes:
-        blocks_BQC, inners_BQC: int64.
-        may_copy_BQC: bool, is there a slot, within the model's capacities, and live.
-        keys_BQC2K: float, keys of both predictions.
-        bias_BQC2: float, sum of the tables.
+        blocks_BQC, inners_BQC: int64, (B, Q, C).
+        may_copy_BQC: bool, (B, Q, C): a candidate is there, within the model's capacities, and live.
+        keys_BQC2K: float, (B, Q, C, 2, K), keys for both predictions.
+        bias_BQC2: float, (B, Q, C, 2), sum of the tables.
     """
 
     blocks_BQC: Tensor
@@ -50,7 +50,7 @@ class CrowdMemory(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """Where copies come from: the own past, compared with the steps, and the crowd candidates."""
+    """The sources of copies: the user's past with its pair features for the steps, and the crowd candidates."""
 
     memory: HistoryMemory | None
     pairs: PairBias | None
@@ -62,10 +62,10 @@ class CrowdCopy(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        own = config.crowd
+        crowd = config.crowd
         self.num_blocks, self.max_inner = config.num_blocks, config.max_inner
-        self.num_categories, self.num_slots = max(config.num_categories, 1), own.num_slots
-        self.start, self.key_dim = own.start, config.memory.key_dim
+        self.num_categories, self.num_slots = max(config.num_categories, 1), crowd.num_slots
+        self.start, self.key_dim = crowd.start, config.memory.key_dim
         self.table_rate, self.large_table_rate = config.memory.table_rate, config.memory.large_table_rate
         D = config.hidden_dim
         self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.memory.dropout)
@@ -82,7 +82,7 @@ class CrowdCopy(nn.Module):
         return {"small": self.table_rate, "large": self.large_table_rate, "poi": self.large_table_rate}
 
     def reset_start(self) -> None:
-        """Starts with slots that hardly count: gates 0, the same constant for every slot."""
+        """Starts with candidates that hardly count: gates are 0, and all candidates have the same constant."""
         for gate in self.gate:
             assert isinstance(gate, nn.Linear)
             nn.init.zeros_(gate.weight)
@@ -90,7 +90,7 @@ class CrowdCopy(nn.Module):
 
     @property
     def _small_sizes(self) -> tuple[int, ...]:
-        """Rows of the tables, in the order of `_rows`; those of buckets have one per list of slots."""
+        """Rows of each table, in the order of `_rows`; tables of buckets have separate rows for each list."""
         return (
             self.num_slots,
             NUM_BUCKETS,
@@ -110,13 +110,18 @@ class CrowdCopy(nn.Module):
         return (self.num_categories * HOURS_PER_DAY, self.num_categories**2)
 
     def look_up(
-        self, slots: CrowdSlots, past: Past, steps: Steps, embedding: TokenEmbedding, live: LiveSlots | None
+        self,
+        candidates: CrowdSlots,
+        past: Past,
+        steps: Steps,
+        embedding: TokenEmbedding,
+        live: LiveSlots | None,
     ) -> CrowdMemory:
-        """Makes keys of the slots' input embeddings and looks up all tables."""
+        """Computes keys from the candidates' input embeddings and looks up all tables."""
         with torch.no_grad():
-            small, large = self._rows(slots, past, steps)
-            rows, has_row = self._poi_rows(slots, embedding)
-        shape = slots.blocks_BQC.shape
+            small, large = self._rows(candidates, past, steps)
+            rows, has_row = self._poi_rows(candidates, embedding)
+        shape = candidates.blocks_BQC.shape
         bias = SumRows.apply(self.small, small.flatten(0, -2)) + SumRows.apply(
             self.large, large.flatten(0, -2)
         )
@@ -124,57 +129,61 @@ class CrowdCopy(nn.Module):
             SumRows.apply(self.poi, rows.view(-1, 1)).view(*shape, 2) * has_row[..., None]
         )
         may_copy = (
-            slots.is_real_BQC & (slots.blocks_BQC < self.num_blocks) & (slots.inners_BQC < self.max_inner)
+            candidates.is_real_BQC
+            & (candidates.blocks_BQC < self.num_blocks)
+            & (candidates.inners_BQC < self.max_inner)
         )
         if live is not None:
-            may_copy = may_copy & live.contains(slots.blocks_BQC, slots.inners_BQC)
-        return CrowdMemory(slots.blocks_BQC, slots.inners_BQC, may_copy, self._keys(slots, embedding), bias)
+            may_copy = may_copy & live.contains(candidates.blocks_BQC, candidates.inners_BQC)
+        return CrowdMemory(
+            candidates.blocks_BQC, candidates.inners_BQC, may_copy, self._keys(candidates, embedding), bias
+        )
 
     def score(self, which: Which, states_BQD: Tensor, memory: CrowdMemory) -> Tensor:
-        """Returns f_c, (B, Q, C) float32; -inf where there is nothing to copy. Q of the memory may be 1."""
+        """Returns f_c, (B, Q, C) float32; -inf where there is nothing to copy. the memory's Q may be 1."""
         query = self.query[which](states_BQD)
         keys = memory.keys_BQC2K[..., which, :]
         content = (query[:, :, None] * keys).sum(dim=-1) / math.sqrt(self.key_dim)
         scores = (content + self.gate[which](states_BQD)).float() + memory.bias_BQC2[..., which]
         return scores.masked_fill(~memory.may_copy_BQC, -torch.inf)
 
-    def _keys(self, slots: CrowdSlots, embedding: TokenEmbedding) -> Tensor:
-        """Embeds every distinct slot of the batch once."""
-        names = pack_slots(slots.blocks_BQC, slots.inners_BQC).flatten()
+    def _keys(self, candidates: CrowdSlots, embedding: TokenEmbedding) -> Tensor:
+        """Returns keys, (B, Q, C, 2, K); embeds every distinct candidate of the batch once."""
+        names = pack_slots(candidates.blocks_BQC, candidates.inners_BQC).flatten()
         _, place = torch.unique(names, return_inverse=True)
-        # unique tells no first occurrences, and a plain scatter leaves open which one wins; amin settles it.
+        # torch.unique returns no first occurrences, and a plain scatter has no defined winner; amin picks the first.
         first = names.new_full((int(place.max()) + 1 if len(place) else 0,), len(names))
         first.scatter_reduce_(0, place, torch.arange(len(names), device=names.device), reduce="amin")
         embedded = embedding.embed_inners(
-            slots.blocks_BQC.flatten()[first],
-            slots.inners_BQC.flatten()[first],
-            slots.categories_BQC.flatten()[first],
-            slots.lonlat_BQC2.flatten(0, -2)[first],
+            candidates.blocks_BQC.flatten()[first],
+            candidates.inners_BQC.flatten()[first],
+            candidates.categories_BQC.flatten()[first],
+            candidates.lonlat_BQC2.flatten(0, -2)[first],
         )
         keys_U2K = self.key(self.dropout(self.norm(embedded))).unflatten(-1, (2, self.key_dim))
-        return F.embedding(place, keys_U2K.flatten(1)).view(*slots.blocks_BQC.shape, 2, self.key_dim)
+        return F.embedding(place, keys_U2K.flatten(1)).view(*candidates.blocks_BQC.shape, 2, self.key_dim)
 
-    def _rows(self, slots: CrowdSlots, past: Past, steps: Steps) -> tuple[Tensor, Tensor]:
+    def _rows(self, candidates: CrowdSlots, past: Past, steps: Steps) -> tuple[Tensor, Tensor]:
         """Returns the rows of the small and of the large tables, (B, Q, C, tables)."""
-        lists = slots.lists_BQC
+        lists = candidates.lists_BQC
         gap = bucket_step_gap(past, steps)[..., None]
-        own = self._count_own(slots, past, steps)
-        near = bucket_distance(steps.user_lonlat_BQ2[:, :, None], slots.lonlat_BQC2)
+        visits = self._count_own(candidates, past, steps)
+        near = bucket_distance(steps.user_lonlat_BQ2[:, :, None], candidates.lonlat_BQC2)
         place = torch.arange(lists.shape[-1], device=lists.device).clamp(max=self.num_slots - 1)
         small = (
             place.expand_as(lists),
-            slots.count_BQC,
-            slots.share_BQC,
-            slots.lift_BQC * NUM_LISTS + lists,
-            slots.popularity_BQC * NUM_LISTS + lists,
-            slots.similarity_BQC * NUM_LISTS + lists,
-            own * NUM_LISTS + lists,
+            candidates.count_BQC,
+            candidates.share_BQC,
+            candidates.lift_BQC * NUM_LISTS + lists,
+            candidates.popularity_BQC * NUM_LISTS + lists,
+            candidates.similarity_BQC * NUM_LISTS + lists,
+            visits * NUM_LISTS + lists,
             (near * NUM_GAPS + gap) * NUM_LISTS + lists,
             (bucket_novelty(past, steps)[..., None] * NUM_GAPS + gap).expand_as(lists),
-            self._bucket_affinity(slots, past, steps) * NUM_LISTS + lists,
+            self._bucket_affinity(candidates, past, steps) * NUM_LISTS + lists,
         )
         last = self._known_category(take_actions(past.categories_BL, steps.num_past_BQ - 1, fill=0))
-        category = self._known_category(slots.categories_BQC)
+        category = self._known_category(candidates.categories_BQC)
         hour = split_time(steps.timestamps_BQ, steps.tz_offsets_BQ).hour[..., None]
         large = (category * HOURS_PER_DAY + hour, category * self.num_categories + last[..., None])
         return _offset(small, self._small_sizes), _offset(large, self._large_sizes)
@@ -182,34 +191,36 @@ class CrowdCopy(nn.Module):
     def _known_category(self, categories: Tensor) -> Tensor:
         return torch.where(categories < self.num_categories, categories, 0)
 
-    def _count_own(self, slots: CrowdSlots, past: Past, steps: Steps) -> Tensor:
-        """Returns the log bucket of the user's own earlier visits to each slot's POI."""
+    def _count_own(self, candidates: CrowdSlots, past: Past, steps: Steps) -> Tensor:
+        """Returns the log bucket of the user's earlier visits to each candidate's POI, (B, Q, C)."""
         names_BL = pack_slots(past.blocks_BL, past.inners_BL)
-        counts = count_before(names_BL, pack_slots(slots.blocks_BQC, slots.inners_BQC), steps.num_past_BQ)
+        counts = count_before(
+            names_BL, pack_slots(candidates.blocks_BQC, candidates.inners_BQC), steps.num_past_BQ
+        )
         return (counts + 1).float().log2().long().clamp(max=NUM_OWN_VISITS - 1)
 
-    def _bucket_affinity(self, slots: CrowdSlots, past: Past, steps: Steps) -> Tensor:
-        """Returns buckets of the user's earlier visits to the slot's category, and of all earlier visits."""
-        counts = count_before(past.categories_BL, slots.categories_BQC, steps.num_past_BQ)
-        counts = counts * (slots.categories_BQC > 0)
+    def _bucket_affinity(self, candidates: CrowdSlots, past: Past, steps: Steps) -> Tensor:
+        """Returns the joint bucket of earlier visits to the candidate's category and of all visits, (B, Q, C)."""
+        counts = count_before(past.categories_BL, candidates.categories_BQC, steps.num_past_BQ)
+        counts = counts * (candidates.categories_BQC > 0)
         buckets = [
             (1.5 * (values + 1).float().log2()).long().clamp(max=NUM_AFFINITIES - 1)
             for values in (counts, steps.num_past_BQ[..., None])
         ]
         return buckets[0] * NUM_AFFINITIES + buckets[1]
 
-    def _poi_rows(self, slots: CrowdSlots, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
-        """Returns the row of the POI's own constant and whether there is one."""
+    def _poi_rows(self, candidates: CrowdSlots, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
+        """Returns the row of each POI's constant and whether it has one, (B, Q, C) each."""
         if embedding.poi_vectors is None:
-            nothing = torch.zeros_like(slots.blocks_BQC)
+            nothing = torch.zeros_like(candidates.blocks_BQC)
             return nothing, nothing.bool()
-        return embedding.poi_vectors.rows(slots.blocks_BQC, slots.inners_BQC)
+        return embedding.poi_vectors.rows(candidates.blocks_BQC, candidates.inners_BQC)
 
 
 def count_before(names_BL: Tensor, wanted_BQC: Tensor, num_past_BQ: Tensor) -> Tensor:
-    """Counts how often each wanted name (from 0) is among the names before each step, (B, Q, C)."""
+    """Counts how often each wanted id (from 0), (B, Q, C), occurs among the ids, (B, L), before each step."""
     L = names_BL.shape[1]
-    # Sorted by name, then time, so that two look-ups bracket the actions before the step.
+    # Sorted by id, then time, so that two look-ups bracket the actions before the step.
     keys_BL = (names_BL * (L + 1) + torch.arange(L, device=names_BL.device)).sort(dim=1).values
     first_BQC = wanted_BQC * (L + 1)
     last_BQC = first_BQC + num_past_BQ[..., None]
@@ -218,9 +229,9 @@ def count_before(names_BL: Tensor, wanted_BQC: Tensor, num_past_BQ: Tensor) -> T
 
 
 def bucket_novelty(past: Past, steps: Steps) -> Tensor:
-    """Returns which share of the last actions before each step were first visits, in buckets, (B, Q).
+    """Returns the bucket of the share of first visits among the last actions before each step, (B, Q).
 
-    The last bucket is for steps without any past.
+    Steps without a past have the last bucket.
     """
     slots_BL = pack_slots(past.blocks_BL, past.inners_BL)
     # Stable, so that the first of equal slots is the earliest visit.
@@ -238,7 +249,7 @@ def bucket_novelty(past: Past, steps: Steps) -> Tensor:
 
 
 def _offset(rows: tuple[Tensor, ...], sizes: tuple[int, ...]) -> Tensor:
-    """Stacks the rows of several tables that lie one after the other."""
+    """Stacks the row numbers of several tables, shifted for tables that lie one after the other."""
     first, moved = 0, []
     for row, size in zip(rows, sizes, strict=True):
         moved.append(row + first)

@@ -1,13 +1,12 @@
 """SpacetimeDecoder: one decoder for next-POI probabilities, generation, ranking and embeddings.
 
-Pre-training learns a distribution over the next POI (paper 3.2): the state at an action token predicts the block, the
-state at a block token the inner id. Training runs over whole windows; serving encodes the user part once
-(`encode_prefix`), adds the request's spacetime and action tokens (`request_state`), and hangs blocks or candidates
-below it, each for itself. Both ways agree to rounding (docs/design.md, trap 4): a step being predicted always sees the
+Pre-training learns a distribution over the next POI (paper 3.2): the state at an action token predicts the block, and
+the state at a block token predicts the inner id. Training runs over whole windows. Serving encodes the user part once
+(`encode_prefix`), adds the request's spacetime and action tokens (`request_state`), and appends blocks or candidates
+that do not see each other. Both ways agree to rounding (docs/design.md, trap 4): a step being predicted always sees the
 last `window_actions` - 1 actions of its window.
 
-The heads of post-training (paper 3.3): candidates below a request, isolated from each other, their click logits, and
-the two towers.
+Post-training (paper 3.3) adds click logits of candidates that are isolated from each other, and the two towers.
 """
 
 # Shape letters: B = sequences, L = actions, W = actions of the window, D = model width, V = blocks,
@@ -63,15 +62,15 @@ REQUEST_TOKENS, CANDIDATE_TOKENS = 2, 2
 
 
 class SpacetimeDecoder(nn.Module):
-    """The model (paper 3.2 and 3.3, docs/design.md 4), composed of parts of which some are optional.
+    """The model (paper 3.2 and 3.3, docs/design.md 4); some of its parts are optional.
 
     Attributes:
         trunk: tokens and transformer.
         generator: heads of the next POI.
-        history_copy: copies the user's own past into the distribution; None = off.
-        crowd_copy: copies what other users' rows suggest; None = off.
+        history_copy: copies the user's past POIs into the distribution; None = off.
+        crowd_copy: copies crowd candidates into the distribution; None = off.
         user_projection, poi_projection: the two towers.
-        click: log-odds of a click.
+        click: head for the log-odds of a click.
         interest_match: compares candidates with the user's past; None = off.
     """
 
@@ -90,7 +89,7 @@ class SpacetimeDecoder(nn.Module):
         self.poi_projection = nn.Linear(config.hidden_dim, config.embedding_dim, bias=False)
         self.click = ClickHead(config)
         self.interest_match = InterestMatch(config) if config.interest_match.enabled else None
-        # This starts every linear map and embedding, so the parts that start otherwise are set after it.
+        # This initialises every linear map and embedding, so parts with another start are reset after it.
         self.apply(start_weights)
         for part in (self.embedding, self.click, self.interest_match, self.history_copy, self.crowd_copy):
             if part is not None:
@@ -102,22 +101,22 @@ class SpacetimeDecoder(nn.Module):
         return self.trunk.embedding
 
     def set_block_centers(self, block_ids: Tensor, lonlat: Tensor) -> None:
-        """Tells where blocks lie, (N,) and (N, 2) degrees; blocks not told of have an unknown place."""
+        """Sets block centres: ids (N,) int64 and places (N, 2) in degrees; other blocks keep an unknown place."""
         self.embedding.set_block_centers(block_ids, lonlat)
 
     def assign_poi_rows(self, slots: LiveSlots) -> None:
-        """Shares the rows of exact POI vectors out to blocks by their slots; before training only."""
+        """Assigns the rows of exact POI vectors to blocks by their number of slots; call it before training only."""
         for part in (self.embedding, self.generator):
             part.assign_poi_rows(slots.count_inners())
 
     # --- training ---------------------------------------------------------------------------------------
 
     def next_poi_log_probs(self, history: HistoryBatch, live: LiveSlots | None = None) -> StepLogProbs:
-        """Returns log P(block) and log P(inner | true block) at every loss target.
+        """Returns log P(block) and log P(inner | true block) at every loss target, (B, Q) each.
 
         Args:
-            history: with `is_targets_BL`; targets outside the window or among the context do not count.
-            live: slots that exist; None = all within the capacities.
+            history: the users' actions; targets in `is_targets_BL` outside the window or in the context do not count.
+            live: slots that are live; None = all within the capacities.
         """
         history = self._needed(history)
         spacetime, inner = self.trunk.embed_history(history)
@@ -130,7 +129,7 @@ class SpacetimeDecoder(nn.Module):
         blocks_BQ, inners_BQ = history.blocks_BL.gather(1, index_BQ), history.inners_BL.gather(1, index_BQ)
         # A target newer than the model, or not live, has no token: it cannot be learned.
         is_target_BQ = is_target_BQ & self._has_token(blocks_BQ, inners_BQ, live)
-        # Ids that are not targets become 0, which every gather can take; what it finds is masked at the end.
+        # Ids that are not targets become 0, which every gather can take; their values are masked at the end.
         blocks_BQ, inners_BQ = blocks_BQ * is_target_BQ, inners_BQ * is_target_BQ
         log_blocks = self.generator.block_log_probs(at_action, self.embedding, live)
         log_block = log_blocks.gather(2, blocks_BQ[..., None])[..., 0]
@@ -188,9 +187,9 @@ class SpacetimeDecoder(nn.Module):
     def request_state(
         self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None
     ) -> RequestState:
-        """Reads the request's spacetime and action tokens; None = nothing was asked (neutral tokens)."""
-        asked_B2D, sources = self._ask(prefix, request, live)
-        states, new = self._read_request(prefix, asked_B2D)
+        """Reads the request's spacetime and action tokens; `request` None = no request (neutral tokens)."""
+        request_B2D, sources = self._ask(prefix, request, live)
+        states, new = self._read_request(prefix, request_B2D)
         return RequestState(prefix.cache.grow(new), states[:, -1], *sources, live)
 
     def block_log_probs(self, state: RequestState) -> Tensor:
@@ -198,7 +197,7 @@ class SpacetimeDecoder(nn.Module):
         return self._block_log_probs(state.state_BD, state.sources, state.live)
 
     def inner_log_probs(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
-        """Returns log P(inner | block) for some blocks, each looked into for itself, (B, K) -> (B, K, I)."""
+        """Returns log P(inner | block) for some blocks, independent of each other, (B, K) -> (B, K, I)."""
         states_BKD = self.look_into(state, blocks_BK)
         log_probs = self.generator.inner_log_probs(states_BKD, blocks_BK, self.embedding, state.live)
         copies = self._copies(INNER, states_BKD, state.sources)
@@ -207,11 +206,11 @@ class SpacetimeDecoder(nn.Module):
         return mix_all(log_probs, copies.inside(blocks_BK).scores_BQX, copies.inners_BQX)
 
     def poi_log_probs(self, state: RequestState, blocks_BC: Tensor, inners_BC: Tensor) -> Tensor:
-        """Returns log P(POI) of given POIs, (B, C); -inf where a POI is newer than the model or not live."""
+        """Returns log P(POI), (B, C); -inf where a POI is newer than the model or not live."""
         fits = self._has_token(blocks_BC, inners_BC, state.live)
         at_block = self.look_into(state, blocks_BC * fits)
-        found = self._poi_log_probs(state.state_BD, at_block, blocks_BC, inners_BC, state.sources, state.live)
-        return found[0] + found[1]
+        parts = self._poi_log_probs(state.state_BD, at_block, blocks_BC, inners_BC, state.sources, state.live)
+        return parts[0] + parts[1]
 
     # --- shared -----------------------------------------------------------------------------------------
 
@@ -237,7 +236,7 @@ class SpacetimeDecoder(nn.Module):
         sources: Sources,
         live: LiveSlots | None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns log P(block) and log P(inner | block) of POIs whose block tokens were read, (B, C) each."""
+        """Returns log P(block) and log P(inner | block), (B, C) each, from states at action and block tokens."""
         fits = self._has_token(blocks_BC, inners_BC, live)
         blocks, inners = blocks_BC * fits, inners_BC * fits
         log_block = self._block_log_probs(at_action_BD, sources, live).gather(1, blocks)
@@ -252,27 +251,31 @@ class SpacetimeDecoder(nn.Module):
     def _ask(
         self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None
     ) -> tuple[Tensor, Sources]:
-        """Embeds the request's tokens, (B, 2, D), and looks up what can be copied for it."""
+        """Embeds the request's tokens, (B, 2, D), and looks up the sources that it can copy from."""
         history = prefix.history
         request = request if request is not None else neutral_request(history)
         neutral_B = request.is_neutral_B
         steps = request_steps(history, request, hide_time=self.config.hide_request_time)
-        asked = (
+        request_tokens = (
             self.trunk.embed_request(history, steps),
             self.embedding.embed_actions(request.action_types_B),
         )
         nothing = self.embedding.embed_no_request(neutral_B.shape)
         tokens = [
-            torch.where(neutral_B[:, None], none, own) for none, own in zip(nothing, asked, strict=True)
+            torch.where(neutral_B[:, None], none, token)
+            for none, token in zip(nothing, request_tokens, strict=True)
         ]
         return torch.stack(tokens, 1), self._look_up(prefix.memory, history, steps, request.crowd, live)
 
-    def _read_request(self, prefix: Prefix, asked_B2D: Tensor) -> tuple[Tensor, tuple[KeyValues, ...]]:
-        offsets = torch.arange(REQUEST_TOKENS, device=asked_B2D.device)
-        return self.trunk.read_below(prefix.cache, asked_B2D, offsets, offsets[:, None] >= offsets)
+    def _read_request(self, prefix: Prefix, request_B2D: Tensor) -> tuple[Tensor, tuple[KeyValues, ...]]:
+        offsets = torch.arange(REQUEST_TOKENS, device=request_B2D.device)
+        return self.trunk.read_below(prefix.cache, request_B2D, offsets, offsets[:, None] >= offsets)
 
     def _needed(self, history: HistoryBatch) -> HistoryBatch:
-        """Without a memory nothing reads beyond the window and the two actions that its first gap reaches to."""
+        """Cuts the history to what the model reads: all of it with a copy head, else the window and two actions more.
+
+        The window's first gap reaches to the two actions before it.
+        """
         is_all = self.history_copy is not None or self.crowd_copy is not None
         return history if is_all else keep_last(history, self.config.window_actions + 2)
 
@@ -288,7 +291,7 @@ class SpacetimeDecoder(nn.Module):
         slots: CrowdSlots | None,
         live: LiveSlots | None,
     ) -> Sources:
-        """Looks up what does not depend on states: the own past, and the crowd candidates."""
+        """Looks up the part of the copies that does not depend on states: the user's past and the crowd candidates."""
         pairs = (
             None
             if self.history_copy is None or memory is None
@@ -296,19 +299,19 @@ class SpacetimeDecoder(nn.Module):
         )
         if self.crowd_copy is None or slots is None:
             return Sources(memory, pairs, None)
-        found = self.crowd_copy.look_up(slots, past_of(history), steps, self.embedding, live)
-        return Sources(memory, pairs, found)
+        crowd = self.crowd_copy.look_up(slots, past_of(history), steps, self.embedding, live)
+        return Sources(memory, pairs, crowd)
 
     def _copies(self, which: Which, states_BQD: Tensor, sources: Sources) -> Copies | None:
         return gather_copies(self.history_copy, self.crowd_copy, which, states_BQD, sources)
 
     def look_into(self, state: RequestState, blocks_BK: Tensor) -> Tensor:
-        """Returns the states at block tokens hung below the request, each for itself, (B, K, D)."""
-        # Blocks are alternatives, no sequence: all stand at the first free position and see only themselves.
-        own_KK = torch.eye(blocks_BK.shape[1], dtype=torch.bool, device=blocks_BK.device)
+        """Returns the states at block tokens that each follow the request, (B, K, D); blocks do not see each other."""
+        # Blocks are alternatives, not a sequence: all stand at the first free position and see only themselves.
+        visible_KK = torch.eye(blocks_BK.shape[1], dtype=torch.bool, device=blocks_BK.device)
         offsets = torch.zeros_like(blocks_BK[0])
         embedded = self.embedding.embed_blocks(blocks_BK)
-        return self.trunk.read_below(state.cache, embedded, offsets, own_KK)[0]
+        return self.trunk.read_below(state.cache, embedded, offsets, visible_KK)[0]
 
     def candidate_states(
         self,
@@ -317,17 +320,17 @@ class SpacetimeDecoder(nn.Module):
         candidates: CandidateBatch,
         live: LiveSlots | None = None,
     ) -> CandidateStates:
-        """Reads each candidate's block and inner tokens below the request, isolated from the others."""
-        asked_B2D, sources = self._ask(prefix, request, live)
+        """Reads each candidate's block and inner tokens after the request, isolated from the other candidates."""
+        request_B2D, sources = self._ask(prefix, request, live)
         memory, pairs, _ = sources
         blocks, inners = candidates.blocks_BC, candidates.inners_BC
-        own = (self.embedding.embed_blocks(blocks), self.trunk.embed_candidates(candidates))
-        both_BC2D = torch.stack(own, dim=2)
+        tokens = (self.embedding.embed_blocks(blocks), self.trunk.embed_candidates(candidates))
+        both_BC2D = torch.stack(tokens, dim=2)
         offsets, mask = lay_out_candidates(
-            REQUEST_TOKENS, blocks.shape[1], CANDIDATE_TOKENS, asked_B2D.device
+            REQUEST_TOKENS, blocks.shape[1], CANDIDATE_TOKENS, request_B2D.device
         )
         # The request and all its candidates in one pass: the cache is read once and never copied.
-        embedded = torch.cat([asked_B2D, both_BC2D.flatten(1, 2)], dim=1)
+        embedded = torch.cat([request_B2D, both_BC2D.flatten(1, 2)], dim=1)
         states, _ = self.trunk.read_below(prefix.cache, embedded, offsets, mask)
         at_block, at_inner = states[:, REQUEST_TOKENS:].view_as(both_BC2D).unbind(2)
         at_action = states[:, REQUEST_TOKENS - 1 : REQUEST_TOKENS]
@@ -337,7 +340,9 @@ class SpacetimeDecoder(nn.Module):
         if self.interest_match is None or prefix.interest_B2E is None:
             return CandidateStates(at_inner, features)
         log_probs = self._poi_log_probs(at_action[:, 0], at_block, blocks, inners, sources, live)
-        interest_BC2E = self.interest_match.read_candidates(self.trunk.candidate_content(candidates, own[1]))
+        interest_BC2E = self.interest_match.read_candidates(
+            self.trunk.candidate_content(candidates, tokens[1])
+        )
         return CandidateStates(
             at_inner,
             features,
@@ -350,9 +355,9 @@ class SpacetimeDecoder(nn.Module):
         return logits
 
     def user_state(self, prefix: Prefix, request: RequestBatch | None = None) -> Tensor:
-        """Returns unit vectors of the user tower, (B, embedding_dim); None = as of the last action."""
-        asked_B2D, (memory, pairs, _) = self._ask(prefix, request)
-        at_action = self._read_request(prefix, asked_B2D)[0][:, -1:]
+        """Returns unit vectors of the user tower, (B, embedding_dim); `request` None = as of the last action."""
+        request_B2D, (memory, pairs, _) = self._ask(prefix, request)
+        at_action = self._read_request(prefix, request_B2D)[0][:, -1:]
         pooled = at_action
         if self.history_copy is not None and memory is not None and pairs is not None:
             scores = self.history_copy.score(BLOCK, at_action, memory, pairs)
@@ -368,7 +373,7 @@ class SpacetimeDecoder(nn.Module):
             self.embedding.embed_blocks(candidates.blocks_BC),
             self.trunk.embed_candidates(candidates),
         )
-        # One sequence per POI: its vector must not depend on which others are in the batch.
+        # One sequence per POI: its vector must not depend on the rest of the batch.
         x_NTD = torch.stack([blocks, inners], dim=2).flatten(0, 1)
         states, _ = self.trunk.run(
             x_NTD, torch.arange(CANDIDATE_TOKENS, device=x_NTD.device)[None], None, None
@@ -389,17 +394,17 @@ def gather_copies(
     states_BQD: Tensor,
     sources: Sources,
 ) -> Copies | None:
-    """Scores everything that may be copied; None if there is no source of copies."""
-    (B, Q, _), (memory, pairs, slots) = states_BQD.shape, sources
+    """Scores all copies of the steps; returns None if there is no source of copies."""
+    (B, Q, _), (memory, pairs, crowd) = states_BQD.shape, sources
     parts: list[Copies] = []
     if history_copy is not None and memory is not None and pairs is not None:
         blocks, inners = (
             ids[:, None].expand(B, Q, -1) for ids in (memory.past.blocks_BL, memory.past.inners_BL)
         )
         parts.append(Copies(history_copy.score(which, states_BQD, memory, pairs), blocks, inners))
-    if crowd_copy is not None and slots is not None:
-        blocks, inners = (ids.expand(B, Q, -1) for ids in (slots.blocks_BQC, slots.inners_BQC))
-        parts.append(Copies(crowd_copy.score(which, states_BQD, slots), blocks, inners))
+    if crowd_copy is not None and crowd is not None:
+        blocks, inners = (ids.expand(B, Q, -1) for ids in (crowd.blocks_BQC, crowd.inners_BQC))
+        parts.append(Copies(crowd_copy.score(which, states_BQD, crowd), blocks, inners))
     if len(parts) < 2:
         return parts[0] if parts else None
     return Copies(*(torch.cat(fields, dim=-1) for fields in zip(*parts, strict=True)))

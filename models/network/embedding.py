@@ -5,22 +5,19 @@
     e(block)     = w3 E_block(b) + w4 E_geo(block centre)
     e(inner)     = w5 E_inner(i) + w6 E_category(c) + w7 E_geo(POI place) [+ W multimodal(p)]
 
-Trap (1): `embed_blocks` takes nothing but block ids. Category and place of the POI enter at the inner token
-only, since the inner id is predicted from the block token.
+Trap (1): `embed_blocks` takes block ids only. Category and place of the POI enter at the inner token only, since the
+inner id is predicted from the block token.
 
-Vectors that belong to one POI: learned ones, and given ones of text or images; both looked up by (block, inner).
+A POI can have a learned vector and a given vector of its text or images; both are looked up by (block, inner).
 
-Output heads of the generator: hidden states -> log P(block) and log P(inner | block), before any memory.
-
-Output vectors are the input vectors (`tie_embeddings`), or tables of their own. An inner id's vector is the
-shared one plus the POI's own, where the model has POI vectors; with `tie_side_information` it is the whole input vector
-of the token, so that what is learned of a category or a place speaks for POIs that were hardly ever visited.
+The generator's output heads map hidden states to log P(block) and log P(inner | block), before any memory. Output
+vectors are the input vectors (`tie_embeddings`) or separate tables. An inner id's vector is the shared vector plus the
+POI's vector, where the model has POI vectors. With `tie_side_information` it is the whole input vector of the token, so
+that category and place also serve POIs with few visits.
 """
 
-# Shape letters: ... = any shape, D = model width, V = blocks, I = inner ids, M = length of given vectors.
-# Shape letters: ... = any shape, D = model width, V = blocks, R = rows, M = length of given vectors, N = slots.
-# Shape letters: N = steps (any leading shape), D = model width, V = blocks, I = inner ids of a block,
-# S = inner ids of several blocks.
+# Shape letters: ... = any shape, D = model width, V = blocks, I = inner ids of a block, S = inner ids of several
+# blocks, R = rows, M = length of given vectors, N = slots, or steps of the output heads.
 
 import math
 from collections.abc import Iterable
@@ -48,11 +45,15 @@ from models.data.slots import LiveSlots, pack_slots
 
 
 class PoiVectors(nn.Module):
-    """A vector of its own for each (block, inner): exact rows per block, or hashed rows.
+    """A learned vector for each (block, inner): exact rows per block, or hashed rows.
 
-    Exact: block b owns the rows `starts[b]` to `starts[b + 1]` - 1, one per inner id, with room to grow;
-    POIs beyond have no vector (zero). The vectors start at zero, so that a POI that training never met is its
-    inner id, category and place; with `place_std` they start apart (`TokenEmbedding.reset_start`).
+    Exact: block b owns the rows `starts[b]` to `starts[b + 1]` - 1, one per inner id, with room to grow. POIs beyond
+    them have no vector (zero). The vectors start at zero, so that a POI without training data is represented by inner
+    id, category and place; with `place_std` they start at random (`TokenEmbedding.reset_start`).
+
+    Shape:
+        block_ids, inner_ids: int64, (...).
+        returns: float, (..., D).
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -65,15 +66,15 @@ class PoiVectors(nn.Module):
         self.starts_V1: Tensor
 
     def assign_rows(self, num_inners_V: Tensor) -> None:
-        """Shares the rows out to blocks in proportion to their POIs; before training only."""
-        # A row per block is set aside first: no block is without, and rounding down keeps the sum within.
+        """Assigns rows to blocks in proportion to their POIs, (V,) int64; call it before training only."""
+        # Each block gets one row first, so that none is without; rounding down keeps the sum within the total.
         room = self.num_rows - len(num_inners_V)
         scale = max(room, 0) / max(int(num_inners_V.sum()), 1)
         shares = (num_inners_V.double() * scale).floor().long() + 1
         self.starts_V1 = torch.cat([torch.zeros_like(shares[:1]), shares.cumsum(0)])
 
     def rows(self, block_ids: Tensor, inner_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the row of each slot and whether there is one."""
+        """Returns the row of each slot and whether it has one, (...) each."""
         known = (block_ids < self.num_blocks) & (block_ids >= 0)
         if self.is_hashed:
             return torch.where(known, hash_slots(block_ids, inner_ids, self.num_rows), 0), known
@@ -88,11 +89,11 @@ class PoiVectors(nn.Module):
 
 
 class GivenVectors(nn.Module):
-    """Vectors of POIs that a frozen encoder made of text or images, looked up by (block, inner).
+    """Vectors of POIs that a frozen encoder computed from text or images, looked up by (block, inner).
 
-    Buffers: saved with the weights, never trained. So a model carries the vectors that it was fused with, and
-    training, scoring and generation find the same ones. They are standardised over the catalogue they were
-    set with; a POI without one is zero, which is the average POI.
+    They are buffers: saved with the weights, never trained. So the model carries the vectors it was fused with, and
+    training, scoring and generation use the same ones. They are standardised over the POIs of `set_vectors`; a POI
+    without a vector is zero, which is the average POI.
 
     Shape:
         block_ids, inner_ids: int64, (...).
@@ -102,7 +103,7 @@ class GivenVectors(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         rows, dim = max(config.multimodal_rows, 1), config.multimodal_dim
-        # Unused keys are the largest there are, so that the table stays sorted for searchsorted.
+        # Unused keys have the largest int64, so that the table stays sorted for searchsorted.
         self.register_buffer("keys_R", torch.full((rows,), torch.iinfo(torch.int64).max))
         self.register_buffer("vectors_RM", torch.zeros(rows, dim))
         self.register_buffer("mean_M", torch.zeros(dim))
@@ -113,7 +114,7 @@ class GivenVectors(nn.Module):
         self.scale_M: Tensor
 
     def set_vectors(self, block_ids: Tensor, inner_ids: Tensor, vectors_NM: Tensor) -> None:
-        """Takes the vectors of slots, at most as many as there are rows; mean and scale become theirs."""
+        """Sets the vectors (N, M) of slots (N,), N at most the number of rows, and their mean and scale."""
         if len(vectors_NM) > len(self.keys_R) or vectors_NM.shape[1] != len(self.mean_M):
             raise ValueError(
                 f"vectors {tuple(vectors_NM.shape)} do not fit the table {tuple(self.vectors_RM.shape)}"
@@ -121,7 +122,7 @@ class GivenVectors(nn.Module):
         keys, order = pack_slots(block_ids.long(), inner_ids.long()).sort()
         vectors = vectors_NM.double()[order]
         self.mean_M.copy_(vectors.mean(dim=0))
-        # With correction a single vector's spread is nan. The floor is for dimensions without any spread.
+        # With correction the spread of a single vector would be nan. The floor is for dimensions without spread.
         self.scale_M.copy_(vectors.std(dim=0, correction=0).clamp(min=1e-6))
         self.keys_R[: len(keys)] = keys
         self.vectors_RM[: len(keys)] = ((vectors - self.mean_M) / self.scale_M).to(self.vectors_RM)
@@ -136,11 +137,16 @@ class GivenVectors(nn.Module):
 WEIGHT_NAMES = ("time", "user_geo", "block", "block_geo", "inner", "category", "poi_geo")
 """w1 to w7."""
 GEO_SHARE = 0.1
-"""Spread of geo vectors at the start over that of vectors of places (`place_std`)."""
+"""Initial spread of geo vectors relative to the spread of block and POI vectors (`place_std`)."""
 
 
 class TimeEmbedding(nn.Module):
-    """Embeds local hour, weekday, hour of week, season and holiday, and the gap to the previous action."""
+    """Embeds local hour, weekday, hour of week, season and holiday, and the gap to the previous action.
+
+    Shape:
+        timestamps, tz_offsets, gaps_ms: int64, (...); has_previous: bool, (...).
+        returns: float, (..., D).
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -167,7 +173,7 @@ class TimeEmbedding(nn.Module):
 
 
 class GeoEmbedding(nn.Module):
-    """Embeds a place: hashed cells at several scales plus continuous coordinates.
+    """Embeds a place: hashed geo cells at several scales plus continuous coordinates.
 
     Shape:
         lonlat: float, (..., 2), degrees; NaN = unknown.
@@ -192,7 +198,7 @@ class GeoEmbedding(nn.Module):
 
     @property
     def wave_rate(self) -> float:
-        """Factor that makes the map of all waves start, and move per step, as one row of a table does."""
+        """Factor that gives the map of all waves the initial size and step size of one table row."""
         # The squares of a sine and its cosine sum to 1, so the input's squared norm is half its length.
         return (num_fourier_features(self.waves_km) / 2) ** -0.5
 
@@ -204,7 +210,7 @@ class GeoEmbedding(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """All input vectors of the decoder; the block and inner tables are its output vectors too."""
+    """All input vectors of the decoder; the block and inner tables also serve as output vectors if they are tied."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -227,9 +233,9 @@ class TokenEmbedding(nn.Module):
 
     @torch.no_grad()
     def reset_start(self) -> None:
-        """Starts block and POI vectors `place_std` apart, where that is asked for; before training only.
+        """Starts block and POI vectors at random with spread `place_std`, if it is set; call it before training only.
 
-        Geo starts quieter: as loud as usual it would drown them, since neighbours share cells and waves.
+        Geo vectors start smaller: at their usual size they would dominate, since neighbours share geo cells and waves.
         """
         std = self.config.place_std
         if std:
@@ -240,14 +246,14 @@ class TokenEmbedding(nn.Module):
             nn.init.normal_(self.geo.fourier.weight, std=GEO_SHARE * std * self.geo.wave_rate)
 
     def assign_poi_rows(self, num_inners_V: Tensor) -> None:
-        """Shares the rows of exact POI vectors out to blocks by their POIs; before training only."""
+        """Assigns the rows of exact POI vectors to blocks by their POIs, (V,) int64; call it before training only."""
         if self.poi_vectors is not None:
             self.poi_vectors.assign_rows(num_inners_V)
 
     def set_block_centers(self, block_ids: Tensor, lonlat: Tensor) -> None:
-        """Tells where blocks lie, (N,) and (N, 2) degrees; blocks not told of have an unknown place.
+        """Sets block centres: ids (N,) int64 and places (N, 2) in degrees; other blocks keep an unknown place.
 
-        Blocks beyond the capacity are passed over: they have no token of their own.
+        Blocks beyond the capacity are ignored: they have no token.
         """
         fits = block_ids < self.config.num_blocks
         self.block_centers_V2[block_ids[fits]] = lonlat[fits].to(self.block_centers_V2)
@@ -266,31 +272,31 @@ class TokenEmbedding(nn.Module):
         has_previous: Tensor,
         user_lonlat: Tensor,
     ) -> Tensor:
-        """Embeds when and where the user acts or asks; gaps are to the user's previous action."""
+        """Embeds time and place of an action or request, (..., D); gaps are to the user's previous action."""
         if not self.config.spacetime:
             return self.user.weight.new_zeros(*timestamps.shape, self.config.hidden_dim)
         time = self.time(timestamps, tz_offsets, gaps_ms, has_previous)
         return self.weights["time"] * time + self.weights["user_geo"] * self.geo(user_lonlat)
 
     def embed_no_request(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Returns the spacetime and action tokens that stand for "nothing was asked", (..., D) each."""
+        """Returns the spacetime and action tokens that stand for "no request", (..., D) each."""
         ids = torch.full(shape, CAND, device=self.user.weight.device)
         return self.user(ids), self.actions(ids)
 
     def embed_actions(self, action_types: Tensor) -> Tensor:
-        """Embeds action types; types newer than the model are unknown (zero)."""
+        """Embeds action types, (...) -> (..., D); types newer than the model are unknown (zero)."""
         return self.actions(_shift(action_types, len(ACTION_TYPES)))
 
     def embed_blocks(self, block_ids: Tensor) -> Tensor:
-        """Embeds blocks, from their ids alone (docs/design.md, trap 1)."""
-        own = self.weights["block"] * self.blocks(_shift(block_ids, self.config.num_blocks))
+        """Embeds blocks from their ids alone, (...) -> (..., D) (docs/design.md, trap 1)."""
+        vectors = self.weights["block"] * self.blocks(_shift(block_ids, self.config.num_blocks))
         if not self.config.spacetime:
-            return own
+            return vectors
         known = block_ids < self.config.num_blocks
-        # Block 0 stands in for the look-up alone: without the NaN all newer blocks would lie at its place.
+        # Block 0 is only a stand-in for the look-up: without the NaN all newer blocks would lie at its place.
         centers = self.block_centers_V2[torch.where(known, block_ids, 0)]
         centers = torch.where(known[..., None], centers, math.nan)
-        return own + self.weights["block_geo"] * self.geo(centers)
+        return vectors + self.weights["block_geo"] * self.geo(centers)
 
     def embed_inners(
         self,
@@ -300,16 +306,18 @@ class TokenEmbedding(nn.Module):
         lonlat: Tensor,
         vectors: Tensor | None = None,
     ) -> Tensor:
-        """Embeds POIs within their blocks; a POI newer than the model is its category and place.
+        """Embeds POIs within their blocks, (..., D); a POI newer than the model has only category and place.
 
-        Multimodal vectors, (..., M), are those given here, else those that the model carries.
+        `vectors`, (..., M), are multimodal vectors; None = those that the model carries.
         """
         vectors = self.look_up_vectors(block_ids, inner_ids, vectors)
-        own = self.inners(_shift(inner_ids, self.config.max_inner))
+        inner = self.inners(_shift(inner_ids, self.config.max_inner))
         if self.poi_vectors is not None:
-            own = own + self.poi_vectors(block_ids, inner_ids)
+            inner = inner + self.poi_vectors(block_ids, inner_ids)
         known_categories = torch.where(categories < self.categories.num_embeddings, categories, 0)
-        embedded = self.weights["inner"] * own + self.weights["category"] * self.categories(known_categories)
+        embedded = self.weights["inner"] * inner + self.weights["category"] * self.categories(
+            known_categories
+        )
         if self.config.spacetime:
             embedded = embedded + self.weights["poi_geo"] * self.geo(lonlat)
         if self.multimodal is not None and vectors is not None:
@@ -317,23 +325,23 @@ class TokenEmbedding(nn.Module):
         return embedded
 
     def look_up_vectors(self, block_ids: Tensor, inner_ids: Tensor, vectors: Tensor | None) -> Tensor | None:
-        """Returns multimodal vectors, (..., M): those given here, else those that the model carries; None = neither."""
+        """Returns `vectors`, (..., M), or else the multimodal vectors that the model carries; None = neither."""
         if vectors is None and self.given_vectors is not None:
             vectors = self.given_vectors(block_ids, inner_ids)
         return vectors
 
     def has_block_center(self, block_ids: Tensor) -> Tensor:
-        """Tells which blocks have a known place."""
+        """Returns which blocks have a known place, (...) bool."""
         return is_known_place(self.block_centers_V2[block_ids])
 
 
 def _shift(ids: Tensor, capacity: int) -> Tensor:
-    """Moves ids of real things behind the special ones; those beyond the capacity become padding (zero)."""
+    """Shifts ids past the special ids; ids beyond the capacity become padding (zero)."""
     return torch.where((ids >= 0) & (ids < capacity), ids + NUM_SPECIAL, PAD)
 
 
 class Generator(nn.Module):
-    """The two softmax heads; both give no probability to slots that are not live."""
+    """The two softmax heads; neither gives probability to slots that are not live."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -345,7 +353,7 @@ class Generator(nn.Module):
             self.poi_vectors = None if config.poi_vectors == "off" else PoiVectors(config)
 
     def assign_poi_rows(self, num_inners_V: Tensor) -> None:
-        """Shares the rows of its own POI vectors out to blocks by their POIs; before training only."""
+        """Assigns the rows of untied POI vectors to blocks by their POIs, (V,) int64; call it before training only."""
         if not self.is_tied and self.poi_vectors is not None:
             self.poi_vectors.assign_rows(num_inners_V)
 
@@ -365,7 +373,7 @@ class Generator(nn.Module):
         """
         max_inner = self.config.max_inner
         order, parts = self._each_block(states.flatten(0, -2), block_ids.flatten(), embedding, live)
-        # A block without a live slot has a part of width 0; the padding makes it -inf throughout, not nan.
+        # A block without a live slot has a part of width 0; padding makes its row -inf, not nan.
         whole = [nn.functional.pad(part, (0, max_inner - part.shape[1]), value=-torch.inf) for part in parts]
         log_probs = torch.cat([states.new_zeros(0, max_inner, dtype=torch.float32), *whole])
         return log_probs[torch.argsort(order)].view(*block_ids.shape, max_inner)
@@ -378,7 +386,7 @@ class Generator(nn.Module):
         embedding: TokenEmbedding,
         live: LiveSlots | None,
     ) -> Tensor:
-        """Returns log P(inner | block) of one live slot per state, (N,): never holds (N, I) at once."""
+        """Returns log P(inner | block) of one live slot per state, (N,), without an (N, I) tensor in memory."""
         order, parts = self._each_block(states_ND, blocks_N, embedding, live)
         inners = inners_N[order].split([len(part) for part in parts])
         chosen = [part.gather(1, inner[:, None])[:, 0] for part, inner in zip(parts, inners, strict=True)]
@@ -405,10 +413,10 @@ class Generator(nn.Module):
         """Returns the output vectors of all blocks, (V, D)."""
         if not self.is_tied:
             return self.blocks.weight
-        own: Tensor = embedding.blocks.weight[NUM_SPECIAL:]
+        vectors: Tensor = embedding.blocks.weight[NUM_SPECIAL:]
         if not self.config.tie_side_information:
-            return own
-        return embedding.embed_blocks(torch.arange(len(own), device=own.device))
+            return vectors
+        return embedding.embed_blocks(torch.arange(len(vectors), device=vectors.device))
 
     def _inner_vectors(
         self, blocks: Tensor, sizes: list[int], embedding: TokenEmbedding, live: LiveSlots | None
@@ -421,7 +429,7 @@ class Generator(nn.Module):
         if poi_vectors is None:
             return [weight[:size] for size in sizes]
         inners = torch.arange(max(sizes, default=0), device=blocks.device)
-        # One block at a time: together they may be as many as there are POIs.
+        # One block at a time: all blocks together may hold as many vectors as there are POIs.
         return (
             weight[:size] + poi_vectors(block.expand(size), inners[:size])
             for block, size in zip(blocks, sizes, strict=True)
@@ -430,7 +438,7 @@ class Generator(nn.Module):
     def _whole_vectors(
         self, blocks: Tensor, sizes: list[int], embedding: TokenEmbedding, live: LiveSlots | None
     ) -> tuple[Tensor, ...]:
-        """Returns input vectors of inner tokens, category and place included; in one pass, which is faster."""
+        """Returns whole input vectors of inner tokens, (size, D) each, with category and place; one pass is faster."""
         if live is None:
             raise ValueError("output vectors take in category and place, so live slots must be given")
         if not sizes:

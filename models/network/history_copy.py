@@ -1,13 +1,12 @@
-"""The history copy (docs/design.md 4, ours): copies the user's own past POIs into the generator's distribution.
+"""The history copy (docs/design.md 4, ours): copies the user's past POIs into the generator's distribution.
 
-For a step being predicted and each past action j of the user, a score s_j = c + gate(h) + q(h) . k_j /
-sqrt(d) + tables over pair features. With the generator normalised first,
+For a step being predicted, each past action j of the user has a score s_j = c + gate(h) + q(h) . k_j / sqrt(d) +
+tables over pair features. The generator is normalised first; then
 
     P(block)         = (P_gen(block) + sum_j e^{s_j} [block_j = block]) / (1 + sum_j e^{s_j})
     P(inner | block) = the same over the past actions inside that block
 
-so it stays one exact distribution. The block's and the inner id's scores have maps and table columns of
-their own.
+so the result is an exact distribution. Block and inner id have separate maps and table columns.
 """
 
 # Shape letters: B = sequences, Q = steps, L = past actions, D = model width, K = key width, V = ids of a
@@ -30,24 +29,24 @@ from models.data.slots import LiveSlots
 LARGE_TABLE_ROWS = 1000
 BLOCK: Final = 0
 INNER: Final = 1
-"""Which prediction a score serves: the column of tables, and of the content maps."""
+"""The prediction that a score serves: a column of the tables and of the content maps."""
 
 NUM_MEMORY_FEATURES = 2
 _SMALLEST_SHARE = 1e-4
 
 Which = Literal[0, 1]
 Pair = tuple[Tensor, Tensor]
-"""Something for the block, and the same for the inner id."""
+"""A tensor for the block, and the same for the inner id."""
 
 
 class HistoryMemory(NamedTuple):
-    """What the memory keeps of a user's past.
+    """The memory of a user's past.
 
     Attributes:
         past: raw features of the actions.
-        can_copy_BL: bool, has the action a slot within the model's capacities.
-        content_BLE: float, (B, L, 3 D), normed input embeddings of the action and of the POI before it.
-        keys_BL2K: float, keys of both predictions.
+        can_copy_BL: bool, (B, L): the action's slot is within the model's capacities.
+        content_BLE: float, (B, L, 3 D), normed input embeddings of the action and of the previous POI.
+        keys_BL2K: float, (B, L, 2, K), keys for both predictions.
     """
 
     past: Past
@@ -60,8 +59,8 @@ class PairBias(NamedTuple):
     """The part of the scores that does not depend on hidden states.
 
     Attributes:
-        bias_BQL2: float, sum of the tables, per prediction.
-        may_copy_BQL: bool, is the action strictly before the step, and its slot live.
+        bias_BQL2: float, (B, Q, L, 2), sum of the tables for each prediction.
+        may_copy_BQL: bool, (B, Q, L): the action is strictly before the step, and its slot is live.
     """
 
     bias_BQL2: Tensor
@@ -69,7 +68,7 @@ class PairBias(NamedTuple):
 
 
 class HistoryCopy(nn.Module):
-    """Scores of copying past actions."""
+    """Scores past actions as copies."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -86,7 +85,7 @@ class HistoryCopy(nn.Module):
         tables = select_tables(
             clock_tables=config.memory.clock_tables, hide_request_time=config.hide_request_time
         )
-        # Two modules, since the large tables have a learning rate of their own.
+        # Two modules, since the large tables have a separate learning rate.
         self.small = PairTables([table for table in tables if table.num_rows <= LARGE_TABLE_ROWS])
         self.large = PairTables([table for table in tables if table.num_rows > LARGE_TABLE_ROWS])
         self.routines = PairTables(ROUTINE_TABLES) if config.memory.routine_tables else None
@@ -105,7 +104,7 @@ class HistoryCopy(nn.Module):
             nn.init.ones_(gate.bias)
 
     def remember(self, past: Past, spacetime_BLD: Tensor, inner_BLD: Tensor) -> HistoryMemory:
-        """Makes keys of the *input* embeddings, so the memory costs no pass through the transformer."""
+        """Computes keys from the *input* embeddings, (B, L, D) each, without a pass through the transformer."""
         inner = self.inner_norm(inner_BLD)
         before = F.pad(inner, (0, 0, 1, 0))[:, : inner.shape[1]]
         content = torch.cat([self.spacetime_norm(spacetime_BLD), inner, before], dim=-1)
@@ -121,7 +120,7 @@ class HistoryCopy(nn.Module):
         bias = self.small(features, shape) + self.large(features, shape)
         if self.routines is not None:
             bias = bias + self.routines(compare_routines(memory.past, steps), shape)
-        # A training history holds the target and what follows: without this a step would copy its own answer.
+        # A training history holds the target and later actions: without this mask a step would copy its target.
         is_past = (
             torch.arange(memory.past.blocks_BL.shape[1], device=bias.device) < steps.num_past_BQ[..., None]
         )
@@ -131,7 +130,7 @@ class HistoryCopy(nn.Module):
         return PairBias(bias, is_past & can_copy[:, None])
 
     def score(self, which: Which, states_BQD: Tensor, memory: HistoryMemory, pairs: PairBias) -> Tensor:
-        """Returns s_j, (B, Q, L) float32; -inf where the action may not be copied. Q of `pairs` may be 1."""
+        """Returns s_j, (B, Q, L) float32; -inf where the action may not be copied. the Q of `pairs` may be 1."""
         query = self.query[which](states_BQD)
         content = query @ memory.keys_BL2K[:, :, which].transpose(1, 2) / math.sqrt(self.key_dim)
         scores = (content + self.gate[which](states_BQD)).float() + pairs.bias_BQL2[..., which]
@@ -140,7 +139,7 @@ class HistoryCopy(nn.Module):
     def score_inside(
         self, states_BKD: Tensor, blocks_BK: Tensor, memory: HistoryMemory, pairs: PairBias
     ) -> Tensor:
-        """Returns the inner scores of the past actions inside each block, (B, K, L); -inf outside."""
+        """Returns inner scores of past actions for each of K blocks, (B, K, L); -inf outside the block."""
         scores = self.score(INNER, states_BKD, memory, pairs)
         return scores.masked_fill(memory.past.blocks_BL[:, None] != blocks_BK[..., None], -torch.inf)
 
@@ -150,11 +149,11 @@ class HistoryCopy(nn.Module):
         """Returns the log share of each candidate's POI and block in the memory, (B, C, 2).
 
         Args:
-            states: at the request's action token, (B, 1, D), and at each candidate's block token, (B, C, D).
-            blocks_BC: of the candidates.
-            inners_BC: of the candidates.
+            states: states at the request's action token, (B, 1, D), and at each candidate's block token, (B, C, D).
+            blocks_BC: int64, (B, C), blocks of the candidates.
+            inners_BC: int64, (B, C), inner ids of the candidates.
             memory: the user's past.
-            pairs: the request against it.
+            pairs: pair features of the request and the past.
         """
         same_block = memory.past.blocks_BL[:, None] == blocks_BC[..., None]
         same_poi = same_block & (memory.past.inners_BL[:, None] == inners_BC[..., None])
@@ -168,14 +167,14 @@ class HistoryCopy(nn.Module):
         return torch.stack([of_poi, of_block], dim=-1).add(_SMALLEST_SHARE).log()
 
     def pool(self, scores_BQL: Tensor, memory: HistoryMemory) -> Tensor:
-        """Returns the memory's values averaged by softmax over (nothing, actions), (B, Q, D)."""
-        # The entry for nothing also keeps a user without a past from a softmax over -inf alone, which is nan.
+        """Returns the memory's values, averaged by a softmax over the actions and an empty entry, (B, Q, D)."""
+        # The empty entry also keeps a user without a past from a softmax over -inf alone, which is nan.
         weights = F.pad(scores_BQL, (1, 0)).softmax(dim=-1)[..., 1:]
         return weights.to(memory.content_BLE.dtype) @ self.value(memory.content_BLE)
 
 
 class PairTables(nn.Module, Generic[Features]):
-    """Some pair tables in one parameter, a column for each prediction."""
+    """Several pair tables in one parameter, (R, 2), with a column for each prediction."""
 
     def __init__(self, tables: Sequence[PairTable[Features]]) -> None:
         super().__init__()
@@ -198,7 +197,7 @@ class PairTables(nn.Module, Generic[Features]):
 
 
 class SumRows(torch.autograd.Function):
-    """Sum of table rows, (R, 2) and (P, F) -> (P, 2); the gradient is a histogram, which is fast."""
+    """Sum of table rows, (R, 2) and (P, F) -> (P, 2); the gradient is a fast histogram."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight_R2: Tensor, rows_PF: Tensor) -> Tensor:
@@ -216,7 +215,7 @@ class SumRows(torch.autograd.Function):
 
 
 def mix_target(log_gen_BQ: Tensor, scores_BQL: Tensor, is_target_BQL: Tensor) -> Tensor:
-    """Returns the mixture's log probability of one id per step; `is_target` = the action's id is that id."""
+    """Returns the mixture's log probability of one id per step, (B, Q); `is_target` = the action has that id."""
     hits = scores_BQL.masked_fill(~is_target_BQL, -torch.inf)
     numerator = torch.cat([log_gen_BQ[..., None], hits], dim=-1).logsumexp(dim=-1)
     return numerator - log_mass(scores_BQL)
@@ -226,9 +225,9 @@ def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids: Tensor) -> Tensor:
     """Returns the mixture's log probability of every id, (B, Q, V); scores of -inf copy nothing.
 
     Args:
-        log_gen_BQV: the generator's, normalised.
-        scores_BQL: of the copies.
-        ids: their ids, (B, L) where they are the same for all steps, or (B, Q, L).
+        log_gen_BQV: float, (B, Q, V), the generator's normalised log probabilities.
+        scores_BQL: float, (B, Q, L), scores of the copies.
+        ids: int64 ids of the copies, (B, L) if they are the same for all steps, or (B, Q, L).
     """
     largest = F.pad(scores_BQL, (1, 0)).amax(dim=-1, keepdim=True)  # the generator's own score is 0
     mass = (scores_BQL - largest).exp()
@@ -236,8 +235,7 @@ def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids: Tensor) -> Tensor:
     ids = (ids[:, None] if ids.dim() == 2 else ids).clamp(max=log_gen_BQV.shape[-1] - 1)
     ids = ids.expand_as(scores_BQL)
     numerator = (log_gen_BQV - largest).exp().scatter_add(2, ids, mass)
-    # Where nothing is copied the generator's log is kept as it is: the round trip through exp would lose
-    # small ones.
+    # Ids without copies keep the generator's log probability: a round trip through exp would lose small ones.
     copied = torch.zeros_like(numerator).scatter_add(2, ids, mass)
     is_copied = copied > 0
     # The log of an unused 0 has an infinite gradient, which torch.where would turn into nan.
@@ -247,16 +245,16 @@ def mix_all(log_gen_BQV: Tensor, scores_BQL: Tensor, ids: Tensor) -> Tensor:
 
 
 def log_mass(scores_BQL: Tensor) -> Tensor:
-    """Returns log(1 + sum_j e^{s_j}), the generator counting 1; (B, Q)."""
+    """Returns log(1 + sum_j e^{s_j}), (B, Q); the 1 is the generator."""
     return F.pad(scores_BQL, (1, 0)).logsumexp(dim=-1)
 
 
 class Copies(NamedTuple):
-    """Everything that may be copied into the distribution of a step: own past, then crowd candidates.
+    """All copies that may enter the distribution of a step: the user's past, then crowd candidates.
 
     Attributes:
-        scores_BQX: float32, -inf where nothing may be copied.
-        blocks_BQX, inners_BQX: int64.
+        scores_BQX: float32, (B, Q, X), -inf where the copy is not allowed.
+        blocks_BQX, inners_BQX: int64, (B, Q, X).
     """
 
     scores_BQX: Tensor
@@ -264,10 +262,10 @@ class Copies(NamedTuple):
     inners_BQX: Tensor
 
     def inside(self, blocks_BQ: Tensor) -> "Copies":
-        """Keeps the copies that lie in one block per step."""
+        """Returns the copies with scores of -inf outside one block per step, (B, Q)."""
         outside = self.blocks_BQX != blocks_BQ[..., None]
         return self._replace(scores_BQX=self.scores_BQX.masked_fill(outside, -torch.inf))
 
     def mix_target(self, log_gen_BQ: Tensor, is_target_BQX: Tensor) -> Tensor:
-        """Returns the mixture's log probability of one id per step; `is_target` = the copy's id is that id."""
+        """Returns the mixture's log probability of one id per step, (B, Q); `is_target` = the copy has that id."""
         return mix_target(log_gen_BQ, self.scores_BQX, is_target_BQX)

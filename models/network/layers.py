@@ -2,14 +2,13 @@
 
 Agrees with transformers' LlamaDecoderLayer to rounding (tests/models/network/test_layers.py).
 
-Who sees whom: the causal mask over a padded user part, and candidates isolated from each other.
-
-True = may look. Rows that stand for padding see at least themselves, so that no softmax is over nothing.
+The masks: causal over a padded user part, and candidates isolated from each other. True = may attend. Padding rows
+attend at least to themselves, so that no softmax is empty.
 """
 
-# Shape letters: B = sequences, T = new tokens, S = cached tokens, N = tokens whose output is wanted,
-# D = model width, H = heads, G = key/value heads, E = width of a head.
-# Shape letters: B = sequences, T = tokens of the user part, N = new tokens after it, C = candidates.
+# Shape letters: B = sequences, T = new tokens (masks: tokens of the user part), S = cached tokens, N = tokens whose
+# output is wanted (masks: new tokens after the user part), C = candidates, D = model width, H = heads,
+# G = key/value heads, E = width of a head.
 
 from typing import NamedTuple
 
@@ -28,22 +27,22 @@ def build_causal_mask(valid_BT: Tensor) -> Tensor:
     return ((causal_TT & valid_BT[:, None, :]) | itself_TT)[:, None]
 
 
-def build_extension_mask(valid_BT: Tensor, own_NN: Tensor) -> Tensor:
-    """Returns (B, 1, N, T + N): new tokens see the user part's valid tokens, and one another by `own_NN`."""
+def build_extension_mask(valid_BT: Tensor, visible_NN: Tensor) -> Tensor:
+    """Returns (B, 1, N, T + N): new tokens see the user part's valid tokens, and each other by `visible_NN`."""
     B, T = valid_BT.shape
-    N = own_NN.shape[0]
+    N = visible_NN.shape[0]
     past_BNT = valid_BT[:, None, :].expand(B, N, T)
-    return torch.cat([past_BNT, own_NN.expand(B, N, N)], dim=2)[:, None]
+    return torch.cat([past_BNT, visible_NN.expand(B, N, N)], dim=2)[:, None]
 
 
 def lay_out_candidates(
     num_shared: int, num_candidates: int, tokens_each: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Lays out the shared tokens (the request's), then those of the candidates, each candidate for itself.
+    """Lays out the shared tokens (the request's), then the tokens of each candidate.
 
     Returns:
-        The tokens' positions from the first shared one, (N,): candidates all start behind the shared tokens
-        (docs/design.md, trap 3). Who sees whom, (N, N): causal, and nothing between two candidates.
+        Positions from the first shared token, (N,) int64; all candidates start right after the shared tokens
+        (docs/design.md, trap 3). The mask, (N, N) bool: causal, and no candidate sees another one.
     """
     shared_S = torch.arange(num_shared, device=device)
     offsets_N = torch.cat(
@@ -79,7 +78,7 @@ def rotate_positions(positions_BT: Tensor, *, head_dim: int, theta: float) -> Ro
 
 
 class Rotate(torch.autograd.Function):
-    """Turns queries or keys, (B, T, H, E); the gradient is turned back, so nothing but the angles is kept."""
+    """Rotates queries or keys, (B, T, H, E); the backward pass rotates back, so only the angles are saved."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -104,9 +103,9 @@ class Attention(nn.Module):
     """Grouped-query attention over cached and new tokens.
 
     Shape:
-        x_BTD: new tokens.
-        mask: bool, broadcastable to (B, H, T, S + T), True = may look; None = causal, only without a cache.
-        wanted_BN: int64, tokens whose output is needed; None = all.
+        x_BTD: float, (B, T, D), new tokens.
+        mask: bool, broadcastable to (B, H, T, S + T), True = may attend; None = causal, only without a cache.
+        wanted_BN: int64, (B, N), tokens whose output is needed; None = all.
         returns: (B, T or N, D) and the keys and values of all new tokens.
     """
 
@@ -114,7 +113,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = hidden_dim // num_heads
-        # One product for queries, keys and values is quicker than three, forward and backward.
+        # One matrix product for queries, keys and values is faster than three, forward and backward.
         self.query_key_value = nn.Linear(
             hidden_dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False
         )
@@ -150,7 +149,7 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2)), new
 
     def key_values(self, x_BTD: Tensor, rotation: Rotation) -> KeyValues:
-        """Returns the keys and values of new tokens alone, for a layer whose output nobody reads."""
+        """Returns only the keys and values of new tokens, (B, G, T, E) each, for a layer whose output nobody reads."""
         B, T, _ = x_BTD.shape
         weight = self.query_key_value.weight[self.num_heads * self.head_dim :]
         key, value = F.linear(x_BTD, weight).view(B, T, 2 * self.num_kv_heads, self.head_dim).chunk(2, dim=2)
@@ -159,7 +158,7 @@ class Attention(nn.Module):
 
 
 class GatedSilu(torch.autograd.Function):
-    """silu(gate) * up of [gate, up], (..., 2 F) -> (..., F); the gradient is written in one piece."""
+    """silu(gate) * up of [gate, up], (..., 2 F) -> (..., F); the gradient is written into one tensor."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, gate_up: Tensor) -> Tensor:
@@ -191,7 +190,7 @@ class SwiGLU(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward part, each behind a norm and added to the stream."""
+    """Attention and feed-forward part, each with a norm before it and a residual connection around it."""
 
     def __init__(
         self,
@@ -223,7 +222,7 @@ class DecoderLayer(nn.Module):
         return x_BND + self.dropout(self.ffn(self.ffn_norm(x_BND))), new
 
     def key_values(self, x_BTD: Tensor, rotation: Rotation) -> KeyValues:
-        """Returns what later tokens read of these ones in this layer."""
+        """Returns the keys and values that later tokens attend to in this layer."""
         return self.attention.key_values(self.attention_norm(x_BTD), rotation)
 
 
@@ -236,7 +235,7 @@ def _take_mask(mask: Tensor | None, wanted_BN: Tensor, num_tokens: int) -> Tenso
 
 
 def start_weights(module: nn.Module) -> None:
-    """Starts linear maps and embeddings at N(0, 0.02), as Llama does."""
+    """Initialises linear maps and embeddings from N(0, 0.02), as Llama does."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:

@@ -1,13 +1,10 @@
 """The transformer itself: embedded tokens -> states, over whole windows or below a cache.
 
-Tokens: a user token and profile tokens (all at position 0), then four tokens per action from position 1.
-
-What passes between the steps of the decoder: caches, states, and which actions they are about.
+A sequence is a user token and profile tokens (all at position 0), then four tokens per action from position 1.
+The module also defines the caches and states that pass between the steps of the decoder.
 """
 
-# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, N = new tokens,
-# D = model width.
-# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, D = model width,
+# Shape letters: B = sequences, L = actions, W = actions of the window, T = tokens, N = new tokens, D = model width,
 # G = key/value heads, E = width of a head, C = candidates, Q = steps being predicted.
 
 from typing import Any, NamedTuple
@@ -44,12 +41,12 @@ from models.network.layers import (
 
 
 class Cache(NamedTuple):
-    """Keys and values of tokens already read.
+    """Keys and values of the tokens that were read before.
 
     Attributes:
-        layers: per layer, (B, G, T, E) each.
-        valid_BT: bool, False = padding.
-        next_positions_B: int64, position of the next token.
+        layers: keys and values of each layer, (B, G, T, E) each.
+        valid_BT: bool, (B, T), False = padding.
+        next_positions_B: int64, (B,), position of the next token.
     """
 
     layers: tuple[KeyValues, ...]
@@ -57,10 +54,10 @@ class Cache(NamedTuple):
     next_positions_B: Tensor
 
     def grow(self, new: tuple[KeyValues, ...]) -> "Cache":
-        """Returns the cache with tokens appended that the next ones see; copies the old ones."""
+        """Returns a new cache with the tokens appended, visible to all later tokens; copies the old tensors."""
         layers = tuple(
-            KeyValues(torch.cat([old.keys, own.keys], 2), torch.cat([old.values, own.values], 2))
-            for old, own in zip(self.layers, new, strict=True)
+            KeyValues(torch.cat([old.keys, added.keys], 2), torch.cat([old.values, added.values], 2))
+            for old, added in zip(self.layers, new, strict=True)
         )
         num_new = new[0].keys.shape[2]
         valid = nn.functional.pad(self.valid_BT, (0, num_new), value=True)
@@ -68,7 +65,7 @@ class Cache(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """The user part, read once and used for every request of the user."""
+    """The encoded user part; it is read once and serves every request of the user."""
 
     cache: Cache
     history: HistoryBatch
@@ -80,11 +77,11 @@ class RequestState(NamedTuple):
     """The user part and one request.
 
     Attributes:
-        cache: with the request's spacetime and action tokens.
-        state_BD: state at the action token: predicts the block, and is the user tower's input.
-        memory, pairs: what the memory knows; None if it is off.
-        slots: what others suggest; None if that is off, or nothing was given.
-        live: slots that exist as of the request; None = all within the capacities.
+        cache: the user part with the request's spacetime and action tokens.
+        state_BD: float, (B, D), state at the action token; it predicts the block and feeds the user tower.
+        memory, pairs: the history copy's memory and its pair features for the request; None if it is off.
+        slots: crowd candidates; None if the crowd copy is off or none were given.
+        live: slots that are live at the request; None = all within the capacities.
     """
 
     cache: Cache
@@ -96,15 +93,18 @@ class RequestState(NamedTuple):
 
     @property
     def sources(self) -> Sources:
-        """What can be copied."""
+        """The sources that the request can copy from."""
         return Sources(self.memory, self.pairs, self.slots)
 
 
 class CandidateStates(NamedTuple):
-    """States at the candidates' inner tokens, the memory's log shares of POI and block, and the evidence of interest.
+    """What the click head reads of each candidate.
 
-    The evidence, if the model has it: by how much more probable than by chance the generator finds block and POI (log),
-    and how alike the POI is to the user's past, by embedding and by text.
+    Attributes:
+        states_BCD: float, (B, C, D), states at the candidates' inner tokens.
+        memory_BC2: float, (B, C, 2), log shares of POI and block in the memory.
+        evidence_BC4: float, (B, C, 4), or None. log P(block) and log P(POI) over chance under the generator, then the
+            similarity of the POI to the user's past by embedding and by text.
     """
 
     states_BCD: Tensor
@@ -113,7 +113,7 @@ class CandidateStates(NamedTuple):
 
 
 class StepLogProbs(NamedTuple):
-    """Log probabilities at the loss targets, in nats; 0 where `is_target_BQ` is False (padding)."""
+    """Log probabilities at the loss targets, (B, Q) each, in nats; 0 where `is_target_BQ` is False (padding)."""
 
     block_BQ: Tensor
     inner_BQ: Tensor
@@ -121,29 +121,29 @@ class StepLogProbs(NamedTuple):
 
 
 def take_sequences(part: Any, rows: Tensor) -> Any:
-    """Takes rows of a tensor, or of all tensors of a (named) tuple; rows may be taken again and again."""
+    """Returns the given rows of a tensor, or of all tensors of a (named) tuple; `rows`, int64, may repeat."""
     if isinstance(part, Tensor):
         return part[rows]
     if isinstance(part, tuple):
-        taken = [take_sequences(field, rows) for field in part]
-        return type(part)(*taken) if hasattr(part, "_fields") else tuple(taken)
+        parts = [take_sequences(field, rows) for field in part]
+        return type(part)(*parts) if hasattr(part, "_fields") else tuple(parts)
     return part
 
 
 def valid_user(history: HistoryBatch) -> Tensor:
-    """User token, then profile tokens; (B, 1 + P)."""
+    """Returns which user-part tokens are real: the user token, then the profile tokens, (B, 1 + P) bool."""
     return nn.functional.pad(history.profile_ids_BP > 0, (1, 0), value=True)
 
 
 def keep_last(history: HistoryBatch, num_actions: int) -> HistoryBatch:
-    """Cuts pasts to their last actions; crowd candidates belong to the window and stay."""
+    """Cuts each past to its last `num_actions`; crowd candidates belong to the window and stay."""
     longest = history.timestamps_BL.shape[1]
     if longest <= num_actions:
         return history
     dropped_B = (history.lengths_B - num_actions).clamp(min=0)
     index_BK = dropped_B[:, None] + torch.arange(num_actions, device=dropped_B.device)
     rows = torch.arange(len(dropped_B), device=dropped_B.device)[:, None]
-    # The shape letters of their names tell which fields run along the actions.
+    # Fields along the actions are recognised by the shape letters in their names.
     cut = {
         name: field[rows, index_BK]
         for name, field in history._asdict().items()
@@ -179,17 +179,17 @@ def neutral_request(history: HistoryBatch) -> RequestBatch:
 
 
 def request_steps(history: HistoryBatch, request: RequestBatch, *, hide_time: bool) -> Steps:
-    """Returns the steps that the requests ask for; without a request those of the user's last action."""
-    asked = Steps(
+    """Returns the steps to predict (Q = 1); a neutral request takes the step of the user's last action."""
+    requested = Steps(
         history.lengths_B[:, None],
         request.timestamps_B[:, None],
         request.tz_offsets_B[:, None],
         request.user_lonlat_B2[:, None],
     )
     if hide_time:
-        asked = hide_times(asked, history)
-    both = zip(asked, last_steps(history), strict=True)
-    return Steps(*(torch.where(_like(request.is_neutral_B, own), old, own) for own, old in both))
+        requested = hide_times(requested, history)
+    fields = zip(requested, last_steps(history), strict=True)
+    return Steps(*(torch.where(_like(request.is_neutral_B, step), last, step) for step, last in fields))
 
 
 def _like(mask_B: Tensor, other: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class Trunk(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_dim, config.norm_eps)
 
     def embed_history(self, history: HistoryBatch) -> tuple[Tensor, Tensor]:
-        """Embeds the spacetime and inner tokens of all actions: the memory reads more than the window."""
+        """Embeds the spacetime and inner tokens of all actions, (B, L, D) each; the memory reads beyond the window."""
         gaps, has_previous = _gaps(history)
         spacetime = self.embedding.embed_spacetime(
             history.timestamps_BL, history.tz_offsets_BL, gaps, has_previous, history.user_lonlat_BL2
@@ -238,10 +238,10 @@ class Trunk(nn.Module):
         return spacetime, inner
 
     def embed_requests(self, history: HistoryBatch, spacetime_BLD: Tensor) -> Tensor:
-        """Returns the spacetime tokens as the steps see them that predict the actions.
+        """Returns the spacetime tokens that predict the actions, (B, L, D).
 
-        They are the actions' own (docs/design.md, trap 2), unless the time of a request is hidden: then the clock
-        and the gap are those of the action before.
+        Each is the action's spacetime token (docs/design.md, trap 2). If the request time is hidden, clock and gap come
+        from the previous action.
         """
         if not self.config.hide_request_time:
             return spacetime_BLD
@@ -255,10 +255,10 @@ class Trunk(nn.Module):
         )
 
     def embed_request(self, history: HistoryBatch, steps: Steps) -> Tensor:
-        """Embeds the spacetime token of one request per user, (B, D); its time is hidden already."""
+        """Embeds the spacetime token of one request per user, (B, D); the caller has hidden its time if needed."""
         num_past_B = history.lengths_B
         known, back = 1, steps.timestamps_BQ[:, 0]
-        if self.config.hide_request_time:  # the gap is that of the action before, too
+        if self.config.hide_request_time:  # the gap comes from the previous action, too
             known, back = 2, take_actions(history.timestamps_BL, num_past_B[:, None] - 1, fill=0)[:, 0]
         previous = take_actions(history.timestamps_BL, num_past_B[:, None] - known, fill=0)[:, 0]
         return self.embedding.embed_spacetime(
@@ -280,17 +280,17 @@ class Trunk(nn.Module):
         )
 
     def history_content(self, history: HistoryBatch, inner_BLD: Tensor) -> tuple[Content, Tensor]:
-        """Returns what is known of the POIs of all actions, embedded already, and which actions are real, (B, L)."""
-        given = self.embedding.look_up_vectors(history.blocks_BL, history.inners_BL, history.vectors_BLM)
+        """Returns the content of all actions' POIs from their embeddings, and which actions are real, (B, L) bool."""
+        vectors = self.embedding.look_up_vectors(history.blocks_BL, history.inners_BL, history.vectors_BLM)
         steps = torch.arange(inner_BLD.shape[1], device=inner_BLD.device)
-        return Content(inner_BLD, given), steps < history.lengths_B[:, None]
+        return Content(inner_BLD, vectors), steps < history.lengths_B[:, None]
 
     def candidate_content(self, candidates: CandidateBatch, inner_BCD: Tensor) -> Content:
-        """Returns what is known of the candidates' POIs, embedded already."""
-        given = self.embedding.look_up_vectors(
+        """Returns the content of the candidates' POIs from their embeddings, (B, C, D)."""
+        vectors = self.embedding.look_up_vectors(
             candidates.blocks_BC, candidates.inners_BC, candidates.vectors_BCM
         )
-        return Content(inner_BCD, given)
+        return Content(inner_BCD, vectors)
 
     def read_window(
         self,
@@ -300,9 +300,10 @@ class Trunk(nn.Module):
         index_BW: Tensor,
         wanted_BN: Tensor | None = None,
     ) -> tuple[Tensor, tuple[KeyValues, ...]]:
-        """Runs the layers over user tokens and window; returns the states of the window's tokens.
+        """Runs the layers over user tokens and window; returns the window's states, (B, 4 W, D), and keys and values.
 
-        With `wanted_BN`, places among the window's tokens, only their states: the last layer skips the rest.
+        `wanted_BN` (int64, positions among the window's tokens) limits the states to (B, N, D); the last layer then
+        skips the rest.
         """
         embedded, positions, mask = self._embed_window(history, spacetime_BLD, inner_BLD, index_BW)
         num_user = embedded.shape[1] - TOKENS_PER_ACTION * index_BW.shape[1]
@@ -314,7 +315,7 @@ class Trunk(nn.Module):
     def remember_window(
         self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
     ) -> tuple[KeyValues, ...]:
-        """Returns keys and values of user tokens and window: of its last layer nobody reads the states."""
+        """Returns keys and values of user tokens and window; skips the last layer's states, which nobody reads."""
         embedded, positions, mask = self._embed_window(history, spacetime_BLD, inner_BLD, index_BW)
         rotation, x, caches = self._rotate(positions), self.embedding_dropout(embedded), []
         for layer in self.layers[:-1]:
@@ -327,7 +328,7 @@ class Trunk(nn.Module):
     def _embed_window(
         self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns user tokens and window, (B, T, D), their positions and who sees whom (None = causal)."""
+        """Returns the embedded user tokens and window, (B, T, D), their positions, and the mask (None = causal)."""
         user = self.embedding.embed_user(history.profile_ids_BP)
         tokens = [
             take_rows(spacetime_BLD, index_BW),
@@ -340,24 +341,24 @@ class Trunk(nn.Module):
         steps = torch.arange(1, num_window + 1, device=embedded.device)
         positions = torch.cat([steps.new_zeros(num_user), steps])[None]
         mask = None
-        if num_user > 1:  # profile tokens are padded in the middle; otherwise causal is all there is
+        if num_user > 1:  # profile tokens are padded in the middle; without them a causal mask is enough
             # Padding of the window is on the right, where causality hides it, so it may count as valid.
             valid = torch.cat([valid_user(history), valid_user(history)[:, :1].expand(-1, num_window)], dim=1)
             mask = build_causal_mask(valid)
         return embedded, positions, mask
 
     def read_below(
-        self, cache: Cache, embedded_BND: Tensor, offsets_N: Tensor, own_NN: Tensor
+        self, cache: Cache, embedded_BND: Tensor, offsets_N: Tensor, visible_NN: Tensor
     ) -> tuple[Tensor, tuple[KeyValues, ...]]:
-        """Reads new tokens below a cache, which stays as it is.
+        """Runs new tokens on top of a cache, which stays unchanged.
 
         Args:
-            cache: what they all see.
-            embedded_BND: the new tokens.
-            offsets_N: their positions, counted from the first free one.
-            own_NN: which of them see which.
+            cache: tokens that all new tokens see.
+            embedded_BND: float, (B, N, D), the new tokens.
+            offsets_N: int64, (N,), their positions, counted from the first free one.
+            visible_NN: bool, (N, N), True = the row's token sees the column's.
         """
-        mask = build_extension_mask(cache.valid_BT, own_NN)
+        mask = build_extension_mask(cache.valid_BT, visible_NN)
         return self.run(embedded_BND, cache.next_positions_B[:, None] + offsets_N, mask, cache.layers)
 
     def run(
@@ -368,10 +369,10 @@ class Trunk(nn.Module):
         past: tuple[KeyValues, ...] | None,
         wanted_BN: Tensor | None = None,
     ) -> tuple[Tensor, tuple[KeyValues, ...]]:
-        """Runs tokens through the layers; returns normed states, and keys and values of the new tokens.
+        """Runs tokens, (B, T, D), through the layers; returns normed states, and keys and values of the new tokens.
 
-        The states are those of `wanted_BN`, or of all tokens: no later layer reads what the last one makes of
-        the others.
+        With `wanted_BN` only these tokens get states, (B, N, D): no later layer reads the last layer's output of the
+        rest.
         """
         rotation, x, caches = self._rotate(positions), self.embedding_dropout(embedded), []
         for number, layer in enumerate(self.layers):
@@ -386,12 +387,12 @@ class Trunk(nn.Module):
 
 
 def _gaps(history: HistoryBatch) -> tuple[Tensor, Tensor]:
-    """Returns the time since each action's previous one, and whether there is one."""
+    """Returns the time from the previous action to each action, and whether there is a previous one, (B, L) each."""
     num_actions = history.timestamps_BL.shape[1]
     gaps = nn.functional.pad(history.timestamps_BL.diff(dim=1), (1, 0))[:, :num_actions]
     return gaps, (torch.arange(num_actions, device=gaps.device) > 0).expand_as(gaps)
 
 
 def _shift_right(values_BL: Tensor) -> Tensor:
-    """Returns the value of the action before; 0 at the first."""
+    """Returns the value of the previous action, (B, L); 0 at the first."""
     return nn.functional.pad(values_BL, (1, 0))[:, : values_BL.shape[1]]

@@ -49,7 +49,7 @@ def run_protocol_job(context: JobContext) -> JobSummary:
 
 
 def _log_run(context: JobContext, evaluation: Figures, saved: Path) -> None:
-    """Logs figures, recipe and the JSON file to MLflow, as a run of its own."""
+    """Logs figures, recipe and the JSON file to MLflow, as a separate run."""
     name, recipe, next_poi = saved.stem, evaluation["recipe"], evaluation["next_poi"]
     assert isinstance(recipe, dict)
     assert isinstance(next_poi, dict)

@@ -1,9 +1,9 @@
-"""The two tokens of POIs known by their places alone: block = grid cell, inner = number along Hilbert's curve.
+"""An index from places alone: block = grid cell, inner = number along Hilbert's curve.
 
-For catalogues that come as a list of POIs with coordinates and no index table (public check-ins): cells of
-5 km, as in the index job (rows are bands of latitude, a row's columns as wide as high), blocks numbered by row
-and column, POIs of a block along the curve, ties by POI id. Everything is a function of the list alone. The
-hashed index, an ablation of the paper, has as many blocks, which mean nothing.
+It serves catalogues that are a list of POIs with coordinates, without an index table (public check-ins). Cells are 5 km
+wide, as in the index job (rows are bands of latitude; a row's cells are as wide as high). Blocks are numbered by row
+and column, POIs of a block along the curve, ties by POI id. The index depends on the list alone. The hashed index, an
+ablation of the paper, has the same number of blocks, which have no meaning.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PlaceIndex:
-    """An index made of places.
+    """An index from places.
 
     Attributes:
         slots: rows of `poi_index`, one per POI.
         blocks: rows of `blocks`.
         categories: category names; the id is the position + 1, 0 = unknown.
-        is_hashed: blocks are hash buckets of POI ids, without a place.
+        is_hashed: True = blocks are hash buckets of POI ids, without a place.
     """
 
     slots: pa.Table
@@ -49,15 +49,15 @@ class PlaceIndex:
         return Catalogue.from_arrow(self.slots)
 
     def find_blocks(self, poi_ids: NDArray[np.object_], lons: FloatArray, lats: FloatArray) -> IntArray:
-        """Returns the block that POIs outside the index belong to; `UNKNOWN_BLOCK` where there is none."""
+        """Returns the blocks of POIs outside the index; `UNKNOWN_BLOCK` where the cell has no block."""
         if self.is_hashed:
             return (_hash_ids(poi_ids) % np.uint64(self.blocks.num_rows)).astype(np.int64)
         known_lons, known_lats = (self.blocks[f"center_{axis}"].to_numpy() for axis in ("lon", "lat"))
         known_rows, known_columns, *_ = find_cells(known_lons, known_lats)
         blocks = {cell: block for block, cell in enumerate(zip(known_rows, known_columns, strict=True))}
         rows, columns, *_ = find_cells(lons, lats)
-        found = [blocks.get(cell, UNKNOWN_BLOCK) for cell in zip(rows, columns, strict=True)]
-        return np.array(found, np.int64)
+        block_ids = [blocks.get(cell, UNKNOWN_BLOCK) for cell in zip(rows, columns, strict=True)]
+        return np.array(block_ids, np.int64)
 
 
 def build_index(pois: pd.DataFrame, *, is_hashed: bool = False) -> PlaceIndex:
@@ -65,7 +65,7 @@ def build_index(pois: pd.DataFrame, *, is_hashed: bool = False) -> PlaceIndex:
 
     Args:
         pois: `poi_id`, `longitude`, `latitude`, `category` (may be null).
-        is_hashed: the paper's ablation: as many blocks, but POIs are dealt to them by a hash of their ids.
+        is_hashed: True = the paper's ablation: as many blocks, assigned by a hash of the POI ids.
     """
     pois = pois.sort_values("poi_id", kind="stable").reset_index(drop=True)
     lons, lats = pois["longitude"].to_numpy(np.float64), pois["latitude"].to_numpy(np.float64)
@@ -98,7 +98,7 @@ def build_index(pois: pd.DataFrame, *, is_hashed: bool = False) -> PlaceIndex:
         }
     )
     center_lons, center_lats = _cell_centers(cells[:, 0], cells[:, 1])
-    if is_hashed:  # a bucket lies nowhere
+    if is_hashed:  # a bucket has no place
         center_lons, center_lats = np.full(len(cells), np.nan), np.full(len(cells), np.nan)
     centers = pa.table(
         {
@@ -118,7 +118,7 @@ def number_categories(categories: pd.Series, names: tuple[str, ...]) -> IntArray
 
 
 def find_cells(lons: FloatArray, lats: FloatArray) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
-    """Returns row and column of each place's cell, and how far east and north in it the place lies (0 to 1)."""
+    """Returns row and column of each place's cell, and the place's offset east and north in it (0 to 1)."""
     row_place = (lats + 90.0) / 180.0 * _num_rows()
     rows = np.minimum(np.floor(row_place), _num_rows() - 1).astype(np.int64)
     num_columns = _num_columns(rows)
@@ -137,7 +137,7 @@ def hilbert_numbers(east: FloatArray, north: FloatArray, *, order: int) -> IntAr
     while half:
         right, upper = (x & half) > 0, (y & half) > 0
         number += half * half * ((3 * right) ^ upper)
-        # Quadrants in the lower half are entered turned: mirror, then swap the axes.
+        # The curve is turned in the quadrants of the lower half: mirror, then swap the axes.
         mirrored = ~upper & right
         x, y = np.where(mirrored, side - 1 - x, x), np.where(mirrored, side - 1 - y, y)
         x, y = np.where(upper, x, y), np.where(upper, y, x)

@@ -1,10 +1,10 @@
-"""Trains the decoder on a public protocol and ranks its scored rows beside the baselines.
+"""Trains the decoder on a public protocol and ranks its scored rows by the decoder and the baselines.
 
     python -m models evaluate --protocol nyc-table6 --data FOLDER --seeds 0,1,2
 
-One training per seed, pre-training only, through the one trainer; the checkpoint is the one of the lowest
-validation loss. A trained model stays in the work folder under a name made of its recipe, seed and training
-rows, so that protocols which score other rows of the same training share it, and a second run ranks only.
+Each seed is one pre-training with the common trainer; the checkpoint with the lowest validation loss is used. A trained
+model stays in the work folder under a digest of recipe, seed and training rows. Protocols that score other rows of the
+same training share it, and a second run only ranks.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ class TrainedModel:
     """A model trained on the training rows of a protocol.
 
     Attributes:
-        model: in evaluation mode, with the weights of the best validation.
-        seconds: of the training.
+        model: model in evaluation mode, with the weights of the best validation.
+        seconds: training time.
         val_loss: lowest validation loss, nats per target.
         best_step: its step.
         steps: optimiser steps of the training.
@@ -83,12 +83,12 @@ def evaluate_protocol(
     """Builds the rows of a public protocol and scores its baselines, and one model per seed.
 
     Args:
-        name: of the protocol.
-        folder: with `checkins.parquet`, and for models `pois.parquet`.
+        name: name of the protocol.
+        folder: folder with `checkins.parquet`, and for models `pois.parquet`.
         split: rows to score; select on `val` only.
-        recipe: decoder and pre-training; needed with seeds.
-        seeds: one model each; none = baselines only.
-        work: where samples and trained models are kept.
+        recipe: settings of decoder and pre-training; needed with seeds.
+        seeds: seed of each model; none = baselines only.
+        work: folder of samples and trained models.
 
     Raises:
         MissingInputError: the folder lacks a file.
@@ -125,13 +125,13 @@ def evaluate_protocol(
 
 
 def fit_recipe(recipe: Recipe, protocol: Protocol) -> Recipe:
-    """Returns the recipe with what the protocol says about the request."""
+    """Returns the recipe with the protocol's setting for the request time."""
     decoder = recipe.decoder.model_copy(update={"hide_request_time": protocol.hides_request_time})
     return recipe.model_copy(update={"decoder": decoder})
 
 
 def build_finder(tables: ProtocolTables, recipe: Recipe) -> SlotFinder | None:
-    """Counts the training rows of others; None if the model does not copy from the crowd."""
+    """Counts the training rows of all users; returns None if the model does not copy from the crowd."""
     if not recipe.decoder.crowd.enabled:
         return None
     return SlotFinder(count_training_crowd(tables), tables.index.catalogue)
@@ -140,7 +140,7 @@ def build_finder(tables: ProtocolTables, recipe: Recipe) -> SlotFinder | None:
 def train_on_protocol(
     tables: ProtocolTables, recipe: Recipe, *, seed: int, work: Path, finder: SlotFinder | None
 ) -> TrainedModel:
-    """Trains one model, or reads it where it was trained before."""
+    """Trains one model, or reads it if it was trained before."""
     recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"seed": seed})})
     folder = work / "trainings" / f"{tables.digest}-{_fingerprint(recipe)}"
     result_file = folder / "result.json"
@@ -157,13 +157,13 @@ def train_on_protocol(
             finder=finder,
         )
         write_json(result_file, asdict(result))
-    found = json.loads(result_file.read_text())
+    stored = json.loads(result_file.read_text())
     return TrainedModel(
         load_stage(folder / "model"),
-        found["seconds"],
-        found["best_value"],
-        found["best_step"],
-        found["steps"],
+        stored["seconds"],
+        stored["best_value"],
+        stored["best_step"],
+        stored["steps"],
     )
 
 
@@ -186,14 +186,14 @@ def rank_in_batches(
 ) -> Ranks:
     """Ranks every target by a function of requests and targets, with as much history as in training."""
     higher, equal = np.zeros(len(rows.requests), np.int64), np.ones(len(rows.requests), np.int64)
-    for own, batch in keep_memory(rows, window_actions=window_actions).batches(ROWS_PER_BATCH):
-        found = rank(batch, rows.requests.targets[own])
-        higher[own], equal[own] = found.num_higher, found.num_equal
+    for positions, batch in keep_memory(rows, window_actions=window_actions).batches(ROWS_PER_BATCH):
+        ranks = rank(batch, rows.requests.targets[positions])
+        higher[positions], equal[positions] = ranks.num_higher, ranks.num_equal
     return Ranks(higher, equal)
 
 
 def _fingerprint(recipe: Recipe) -> str:
-    """Names a training: everything in the recipe that pre-training reads."""
+    """Returns a digest of all parts of the recipe that pre-training reads."""
     content = {
         "decoder": recipe.decoder.model_dump(mode="json"),
         "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"device", "checkpoint_every"}),

@@ -1,4 +1,4 @@
-"""Public next-POI protocols: which rows of a check-in folder are trained on, and which are scored.
+"""Public next-POI protocols: the training rows and scored rows of a check-in folder.
 
 A folder holds `checkins.parquet` (user, POI, UTC time, offset; see README, "own data"). A protocol orders it
 by user and time, drops what it drops, cuts trajectories, splits by time, and names the rows to score; nothing
@@ -47,13 +47,13 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ProtocolRows:
-    """What a protocol makes of a folder.
+    """The rows of a protocol from a folder.
 
     Attributes:
         poi_ids: the catalogue: POIs with a training check-in, sorted.
         visits: all rows of the protocol, by user, then time.
         users: user of each visit.
-        visit_poi_ids: POI of each visit, those outside the catalogue too.
+        visit_poi_ids: POI of each visit, including POIs outside the catalogue.
         splits: split of each visit.
         requests: the scored rows by split (`val`, `test`).
         selection_rows: visits by which checkpoints are selected: every validation check-in that may be a
@@ -72,7 +72,7 @@ class ProtocolRows:
 
     @property
     def is_training(self) -> BoolArray:
-        """Tells which visits are training rows."""
+        """Which visits are training rows, (visits,) bool."""
         return self.splits == "train"
 
     @property

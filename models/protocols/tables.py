@@ -1,8 +1,8 @@
-"""Rows of a public protocol as the project's own tables: index, training samples, requests.
+"""Rows of a public protocol as tables of this project: index, training samples, requests.
 
-The catalogue is the POIs with a training check-in. A window is `window_actions` check-ins of a user in a row,
-after as much of what came before as the memory keeps. The user is where the check-in before was. A POI that
-the catalogue does not hold has an inner id beyond every capacity: known by place and category, never produced.
+The catalogue is the POIs with a training check-in. A window is `window_actions` consecutive check-ins of a user, with
+earlier check-ins as context, up to the memory's limit. The user's place is that of the previous check-in. A POI outside
+the catalogue has an inner id beyond every capacity: the model knows its place and category, but never generates it.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ from models.protocols.splits import ProtocolRows
 from models.training.pretrain import PretrainTables
 
 DAY = date(1970, 1, 1)
-"""Day of the sample rows: a protocol has no nights."""
+"""Day of the sample rows: a protocol has no daily runs."""
 MEMORY_ACTIONS = 350
 TRAVEL_KM, MIXED_SHARE = 10.0, 0.1
-"""Within one city, travel is another part of town; the share is that of the settings `sequences`."""
+"""Within one city, travel is a visit to another part of it; the share is that of the settings `sequences`."""
 UNKNOWN_INNER = 1 << 20
 """Inner ids from here on are POIs outside the catalogue."""
 
 
 @dataclass(frozen=True)
 class ProtocolTables:
-    """A protocol in the project's own terms.
+    """A protocol as tables of this project.
 
     Attributes:
-        rows: what the protocol made of the folder.
+        rows: rows of the protocol.
         index: slots of the catalogue.
         visit_columns: `MODEL_COLUMNS` of every visit.
         poi_rows: row of the catalogue of every visit's POI; -1 = not in it.
@@ -53,7 +53,7 @@ class ProtocolTables:
     poi_rows: IntArray
 
     def is_travel(self) -> BoolArray:
-        """Tells which visits are farther than `TRAVEL_KM` from the user's most visited training POI."""
+        """Returns which visits are farther than `TRAVEL_KM` from the user's most visited training POI."""
         lons, lats = (self.visit_columns[f"poi_{axis}"].to_numpy() for axis in ("lons", "lats"))
         training = np.flatnonzero(self.rows.is_training)
         visits = pd.DataFrame(
@@ -66,13 +66,13 @@ class ProtocolTables:
         home_row = homes.first().reindex(self.rows.users).to_numpy()
         known = ~np.isnan(home_row)
         home = home_row[known].astype(np.int64)
-        found = np.zeros(len(lons), np.bool_)
-        found[known] = distance_km(lons[home], lats[home], lons[known], lats[known]) > TRAVEL_KM
-        return found
+        is_far = np.zeros(len(lons), np.bool_)
+        is_far[known] = distance_km(lons[home], lats[home], lons[known], lats[known]) > TRAVEL_KM
+        return is_far
 
     @property
     def digest(self) -> str:
-        """Digest of everything that a training reads."""
+        """Digest of all rows that a training reads."""
         sha = hashlib.sha256()
         for name, values in self.visit_columns.items():
             known = values.to_numpy(zero_copy_only=False)[self.rows.splits != "test"]
@@ -86,9 +86,9 @@ def build_tables(rows: ProtocolRows, folder: Path, *, is_hashed: bool = False) -
     """Joins the rows of a protocol with the POIs of its folder.
 
     Args:
-        rows: of the protocol.
-        folder: with `pois.parquet`.
-        is_hashed: index by a hash instead of places, an ablation of the paper.
+        rows: rows of the protocol.
+        folder: folder with `pois.parquet`.
+        is_hashed: True = index by a hash instead of places, an ablation of the paper.
 
     Raises:
         MissingInputError: the folder has no `pois.parquet`.
@@ -120,8 +120,8 @@ def build_tables(rows: ProtocolRows, folder: Path, *, is_hashed: bool = False) -
 
 
 def write_samples(tables: ProtocolTables, folder: Path, *, window_actions: int) -> PretrainTables:
-    """Writes index and windows as Delta tables, once per folder, and returns where they are."""
-    found = PretrainTables(
+    """Writes index and windows as Delta tables, once per folder, and returns their locations."""
+    locations = PretrainTables(
         *(TableAt(str(folder / name), 0) for name in ("pretrain_samples", "poi_index", "blocks"))
     )
     if not (folder / "blocks").is_dir():
@@ -133,13 +133,15 @@ def write_samples(tables: ProtocolTables, folder: Path, *, window_actions: int) 
             for split, targets in (("train", is_target), ("val", is_selected))
         ]
         content = (pa.concat_tables(samples), tables.index.slots, tables.index.blocks)
-        for table, rows in zip((found.samples, found.poi_index, found.blocks), content, strict=True):
+        for table, rows in zip(
+            (locations.samples, locations.poi_index, locations.blocks), content, strict=True
+        ):
             write_deltalake(table.location, rows, mode="overwrite")
-    return found
+    return locations
 
 
 def cut_windows(tables: ProtocolTables, split: str, is_target: BoolArray, *, window_actions: int) -> pa.Table:
-    """Cuts the check-ins of a split into windows, each after what came before.
+    """Cuts the check-ins of a split into windows, each with earlier check-ins as context.
 
     Args:
         tables: the protocol.
@@ -150,14 +152,14 @@ def cut_windows(tables: ProtocolTables, split: str, is_target: BoolArray, *, win
     users, splits = tables.rows.users, tables.rows.splits
     in_split = np.flatnonzero(splits == split)
     user_starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-    own_start = user_starts[np.searchsorted(user_starts, in_split, side="right") - 1]
-    _, first, place = np.unique(own_start, return_index=True, return_inverse=True)
+    user_start = user_starts[np.searchsorted(user_starts, in_split, side="right") - 1]
+    _, first, place = np.unique(user_start, return_index=True, return_inverse=True)
     number = (np.arange(len(in_split)) - first[place]) // window_actions
     is_first = np.concatenate([[True], (number[1:] != number[:-1]) | (place[1:] != place[:-1])])
     firsts = np.flatnonzero(is_first)
     starts = in_split[firsts]
     stops = in_split[np.concatenate([firsts[1:], [len(in_split)]]) - 1] + 1
-    memory = np.maximum(own_start[firsts], starts - MEMORY_ACTIONS)
+    memory = np.maximum(user_start[firsts], starts - MEMORY_ACTIONS)
     has_target = np.array(
         [is_target[start:stop].any() for start, stop in zip(starts, stops, strict=True)], np.bool_
     )
@@ -166,7 +168,7 @@ def cut_windows(tables: ProtocolTables, split: str, is_target: BoolArray, *, win
 
 
 def build_evaluation_rows(tables: ProtocolTables, split: str) -> EvaluationRows:
-    """Builds the scored rows of a split, POIs being rows of the catalogue."""
+    """Builds the scored rows of a split, with POIs as rows of the catalogue."""
     old, catalogue = tables.rows.requests[split], tables.index.catalogue
     pois = tables.poi_rows
     visits = Visits(
@@ -211,10 +213,10 @@ def count_training_crowd(tables: ProtocolTables) -> CrowdStatistics:
 
 
 def keep_memory(rows: EvaluationRows, *, window_actions: int) -> EvaluationRows:
-    """Cuts histories to what the model keeps: as much as it had in training."""
+    """Cuts histories to the length that the model had in training."""
     requests: Requests = rows.requests
-    kept = np.maximum(requests.starts, requests.stops - MEMORY_ACTIONS - window_actions)
-    return replace(rows, requests=replace(requests, starts=kept))
+    starts = np.maximum(requests.starts, requests.stops - MEMORY_ACTIONS - window_actions)
+    return replace(rows, requests=replace(requests, starts=starts))
 
 
 def name_patterns(is_travel: BoolArray, starts: IntArray, stops: IntArray) -> pa.Array:
@@ -235,9 +237,9 @@ def _make_samples(
 ) -> pa.Table:
     lengths = stops - memory
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    taken = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - memory, lengths)
+    visit_rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - memory, lengths)
     lists = pa.array(offsets.astype(np.int32))
-    in_window = taken >= np.repeat(starts, lengths)
+    in_window = visit_rows >= np.repeat(starts, lengths)
 
     def nest(values: pa.Array) -> pa.ListArray:
         return pa.ListArray.from_arrays(lists, values)
@@ -252,10 +254,12 @@ def _make_samples(
         "pattern": name_patterns(tables.is_travel(), starts, stops),
         "seq_len": pa.array(lengths.astype(np.int32)),
         "num_context": pa.array((starts - memory).astype(np.int32)),
-        "is_targets": nest(pa.array(is_target[taken] & in_window)),
+        "is_targets": nest(pa.array(is_target[visit_rows] & in_window)),
         "profile_ids": nobody,
     }
-    columns |= {name: nest(values.take(pa.array(taken))) for name, values in tables.visit_columns.items()}
+    columns |= {
+        name: nest(values.take(pa.array(visit_rows))) for name, values in tables.visit_columns.items()
+    }
     return pa.table(columns)
 
 
@@ -271,11 +275,11 @@ def _read_pois(folder: Path) -> pd.DataFrame:
     pois = pd.read_parquet(path, columns=None)
     if "category" not in pois:
         pois = pois.assign(category=None)
-    return pois[["poi_id", "longitude", "latitude", "category"]]  # never the counts: they span all periods
+    return pois[["poi_id", "longitude", "latitude", "category"]]  # without the counts, which span all periods
 
 
 def _before(values: np.ndarray, users: np.ndarray) -> np.ndarray:
-    """Returns the value of the visit before, of the same user; nan at a user's first."""
+    """Returns the value of the same user's previous visit; nan at a user's first."""
     before = np.full(len(values), np.nan)
     same = users[1:] == users[:-1]
     before[1:][same] = values[:-1][same]

@@ -1,7 +1,7 @@
-"""The models that a new one is compared with: the champion, and those that were champion before it.
+"""The models that a new one is compared with: the current champion and former ones.
 
-A tolerance against the champion alone lets quality slide: every week a little worse than the week before. So the best
-of the last few champions sets the mark, all of them asked the same rows.
+A tolerance against the current champion alone would let quality decline a little every week. So a new model is compared
+with the best of the last few champions on the same rows.
 """
 
 import logging
@@ -20,16 +20,16 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 PROMOTED_TAG = "was_champion"
 """Tag of every version that has been champion."""
 NUM_CHAMPIONS = 4
-"""Champions compared with, the one in use included: with a training a week, those of a month."""
+"""Number of compared champions, including the current one: a month's with one training a week."""
 
 Champions = Mapping[str, ModelBundle]
-"""Bundles by model version, the one in use first."""
+"""Bundles by model version, the current champion first."""
 
 
 def find_champions(settings: Settings, index_version: int) -> dict[str, ModelBundle]:
-    """Returns the champion and those before it that know the index version; empty if there is none."""
+    """Returns the current and former champions of the index version; empty if there are none."""
     client, name = open_client(settings.mlflow), settings.mlflow.model_name
-    found = {}
+    champions = {}
     for number in _champion_numbers(client, name):
         version = f"{name}/{number}"
         try:
@@ -43,12 +43,12 @@ def find_champions(settings: Settings, index_version: int) -> dict[str, ModelBun
                 version, bundle.layout.index_version, index_version,
             )  # fmt: skip
             continue
-        found[version] = bundle
-    return found
+        champions[version] = bundle
+    return champions
 
 
 def _champion_numbers(client: MlflowClient, name: str) -> list[str]:
-    """Versions that are or were champion, the one in use first, then the newest."""
+    """Returns versions that are or were champion, the current one first, then the newest."""
     try:
         in_use = client.get_registered_model(name).aliases.get(CHAMPION)
         tagged = client.search_model_versions(f"name = '{name}'")

@@ -40,7 +40,7 @@ _ARROW_TYPES = {
 
 
 class ClickScorer:
-    """What MLflow calls."""
+    """The model object that MLflow calls."""
 
     def __init__(self, bundle: ModelBundle) -> None:
         self.bundle = bundle
@@ -53,11 +53,13 @@ class ClickScorer:
             for name, column in columns.items()
         }
         logits = score_candidates(self.bundle, pa.record_batch(arrays))
-        return pd.DataFrame({OUTPUT_COLUMN: [own.tolist() for own in logits]}, index=model_input.index)
+        return pd.DataFrame(
+            {OUTPUT_COLUMN: [row_logits.tolist() for row_logits in logits]}, index=model_input.index
+        )
 
 
 def _load_pyfunc(path: str) -> ClickScorer:
-    """MLflow's entry point."""
+    """Loads the model; MLflow's entry point."""
     return ClickScorer(load_bundle(Path(path)))
 
 

@@ -1,9 +1,9 @@
-"""The embedding half of the gate: vectors that find clicked POIs, order impressions, and tell things apart.
+"""The embedding part of the gate: vectors must retrieve clicked POIs, rank impressions, and not collapse.
 
-A user's vector at a held-out request times the vectors of all live POIs ranks the POIs that were clicked; the MRR has
-to beat popularity's on the same clicks. Nor may the vectors find or order clicks worse than those of the best of the
-last champions, beyond what chance explains. Vectors that all look alike, or lie on a line, are refused whatever they
-find. What is not a number is refused, and what cannot be judged is not promoted.
+The dot products of a user's vector at a held-out request with all live POIs rank the clicked POIs. Their MRR must beat
+popularity on the same clicks. The vectors must not retrieve or rank clicks worse than the best of the last champions
+beyond chance. Vectors that are all similar, or lie on a line, are refused whatever their MRR. Values that are not
+numbers are refused, and a bundle that cannot be judged is not promoted.
 """
 
 import math
@@ -35,25 +35,25 @@ from models.serving.inference import encode_pois, encode_user_requests
 
 STAGE = "sft_embedding"
 MRR_TOLERANCE = 0.1
-"""Share of a champion's MRR that a challenger's may lie below it."""
+"""Allowed deficit of a challenger's MRR, as a share of the champion's."""
 Vectors = np.ndarray
 
 
 @dataclass(frozen=True)
 class EmbeddingVerdict:
-    """What the gate found on rows that all were asked.
+    """The gate's verdict on vectors, on the same rows for all models.
 
     Attributes:
-        requests: held-out requests looked at.
-        clicks: clicked POIs looked for.
-        mrr: of the challenger's vectors.
-        popularity_mrr: of training visits.
-        champion_mrr: the best of the champions'; None = there is none that embeds.
-        auc: the challenger's, on the impressions.
-        champion_auc: the best of the champions'.
+        requests: number of held-out requests.
+        clicks: number of clicked POIs.
+        mrr: MRR of the challenger's vectors.
+        popularity_mrr: MRR of training visits.
+        champion_mrr: best MRR of the champions; None = no champion has vectors.
+        auc: AUC of the challenger on the impressions.
+        champion_auc: best AUC of the champions.
         users: spread of the users' vectors.
         pois: spread of the POIs' vectors.
-        reasons: why it is not promoted; empty = nothing against it.
+        reasons: reasons against promotion; empty = none.
     """
 
     requests: int
@@ -71,13 +71,13 @@ class EmbeddingVerdict:
 def judge_embeddings(
     rows: EvaluationRows | None, samples: pa.Table | None, challenger: ModelBundle, champions: Champions
 ) -> EmbeddingVerdict | None:
-    """Judges a challenger's vectors; None if it makes none.
+    """Judges a challenger's vectors; returns None if it has no embedding stage.
 
     Args:
-        rows: of the validation split, for their catalogue and counts; None = there are none.
+        rows: rows of the validation split, for their catalogue and counts; None = there are none.
         samples: `ranking_samples` of the validation split; None = there are none.
         challenger: the new bundle.
-        champions: those in use now and before, for the same index version.
+        champions: the current and former champions of the same index version.
     """
     if STAGE not in challenger.stage_names:
         return None
@@ -92,15 +92,17 @@ def judge_embeddings(
     users, pois = encode_both(shown, rows, challenger)
     num_bad = count_bad(users) + count_bad(pois)
     if num_bad:
-        nan, told = math.nan, f"{num_bad} of {len(users) + len(pois)}"
-        reason = f"{told} vectors hold what is not a finite number"
+        nan, share_text = math.nan, f"{num_bad} of {len(users) + len(pois)}"
+        reason = f"{share_text} vectors hold what is not a finite number"
         return EmbeddingVerdict(
             len(users), len(clicks.pois), nan, nan, None, nan, None, None, None, (reason,)
         )
-    theirs = {version: bundle for version, bundle in champions.items() if STAGE in bundle.stage_names}
-    found, baseline, mark, reasons = _judge_retrieval(shown, rows, clicks, (users, pois), theirs)
-    own_auc, best_auc, against = _judge_order(shown, challenger, theirs)
-    # One request a user: several of one user lie close together and would pass for a collapse.
+    embedding_champions = {
+        version: bundle for version, bundle in champions.items() if STAGE in bundle.stage_names
+    }
+    mrr, baseline, mark, reasons = _judge_retrieval(shown, rows, clicks, (users, pois), embedding_champions)
+    challenger_auc, best_auc, against = _judge_order(shown, challenger, embedding_champions)
+    # One request per user: several vectors of one user are close together and would look like a collapse.
     first = np.unique(shown.requests["user_id"].to_numpy(), return_index=True)[1]
     of_users, of_pois = measure_spread(users[first]), measure_spread(pois)
     reasons += against
@@ -108,10 +110,10 @@ def judge_embeddings(
     return EmbeddingVerdict(
         len(users),
         len(clicks.pois),
-        found,
+        mrr,
         baseline,
         mark,
-        own_auc,
+        challenger_auc,
         best_auc,
         of_users,
         of_pois,
@@ -127,7 +129,7 @@ class Clicks:
         requests: row of the request.
         pois: row of the POI in the catalogue.
         times_ms: time of the request.
-        users: who clicked.
+        users: user of the click.
     """
 
     requests: IntArray
@@ -140,9 +142,9 @@ def find_clicks(shown: Impressions, rows: EvaluationRows) -> Clicks:
     """Returns the clicks on POIs of the catalogue."""
     slots = (shown.flat(f"candidate_{name}").astype(np.int64) for name in ("block_ids", "inner_ids"))
     pois = rows.catalogue.find_rows(*slots)
-    kept = np.flatnonzero((shown.labels == 1) & (pois >= 0))
+    clicked = np.flatnonzero((shown.labels == 1) & (pois >= 0))
     users, times = shown.per_request("user_id").astype(str), shown.per_request("request_ts_ms")
-    return Clicks(shown.request_rows[kept], pois[kept], times[kept].astype(np.int64), users[kept])
+    return Clicks(shown.request_rows[clicked], pois[clicked], times[clicked].astype(np.int64), users[clicked])
 
 
 def encode_both(shown: Impressions, rows: EvaluationRows, bundle: ModelBundle) -> tuple[Vectors, Vectors]:
@@ -161,10 +163,10 @@ def rank_clicks(clicks: Clicks, rows: EvaluationRows, users: Vectors, pois: Vect
     """Returns 1 / expected rank of every click by dot products, among all POIs live as of its request."""
     parts, chunk = [], max(1, SCORES_PER_CHUNK // max(len(pois), 1))
     for start in range(0, len(clicks.pois), chunk):
-        own = slice(start, start + chunk)
-        scores = users[clicks.requests[own]].astype(np.float64) @ pois.astype(np.float64).T
-        live = rows.catalogue.live_mask(clicks.times_ms[own])
-        parts.append(rank_targets(scores, clicks.pois[own], live))
+        span = slice(start, start + chunk)
+        scores = users[clicks.requests[span]].astype(np.float64) @ pois.astype(np.float64).T
+        live = rows.catalogue.live_mask(clicks.times_ms[span])
+        parts.append(rank_targets(scores, clicks.pois[span], live))
     return reciprocal_values(Ranks.join(parts))
 
 
@@ -180,46 +182,52 @@ def _judge_retrieval(
     vectors: tuple[Vectors, Vectors],
     champions: Champions,
 ) -> tuple[float, float, float | None, list[str]]:
-    """Returns MRR of the challenger, of popularity, of the best champion, and what is against the challenger."""
-    own = rank_clicks(clicks, rows, *vectors)
-    # Popularity is one number per POI whoever asks: vectors of length one.
+    """Returns MRR of the challenger, popularity and the best champion, and reasons against the challenger."""
+    challenger_ranks = rank_clicks(clicks, rows, *vectors)
+    # Popularity is one number per POI for every user: vectors of length one.
     visits = np.asarray(rows.counts.popularity, np.float64)[:, None]
     baseline = exact_mean(rank_clicks(clicks, rows, np.ones((shown.requests.num_rows, 1)), visits))
-    found, best = exact_mean(own), None
+    mrr, best = exact_mean(challenger_ranks), None
     reasons = []
-    if not found > baseline:
-        reasons.append(f"embedding MRR {found:.4f} does not beat popularity {baseline:.4f}")
+    if not mrr > baseline:
+        reasons.append(f"embedding MRR {mrr:.4f} does not beat popularity {baseline:.4f}")
     values: dict[str, FloatArray] = {}
     for version, bundle in champions.items():
-        theirs = encode_both(shown, rows, bundle)
-        if not any(map(count_bad, theirs)):  # a damaged champion sets no mark
-            values[version] = rank_clicks(clicks, rows, *theirs)
+        champion_vectors = encode_both(shown, rows, bundle)
+        if not any(map(count_bad, champion_vectors)):  # a damaged champion is ignored
+            values[version] = rank_clicks(clicks, rows, *champion_vectors)
     if values:
         version = max(values, key=lambda name: exact_mean(values[name]))
         best = exact_mean(values[version])
-        difference = bootstrap_mean(own - values[version], clicks.users)
-        # With fewer than two users the interval is nan, which speaks against the challenger here.
-        if found < (1 - MRR_TOLERANCE) * best and not difference.high >= 0:
-            reasons.append(f"embedding MRR {found:.4f} is below that of the champion {version}, {best:.4f}")
-    return found, baseline, best, reasons
+        difference = bootstrap_mean(challenger_ranks - values[version], clicks.users)
+        # With fewer than two users the interval is nan, which counts against the challenger.
+        if mrr < (1 - MRR_TOLERANCE) * best and not difference.high >= 0:
+            reasons.append(f"embedding MRR {mrr:.4f} is below that of the champion {version}, {best:.4f}")
+    return mrr, baseline, best, reasons
 
 
 def _judge_order(
     shown: Impressions, challenger: ModelBundle, champions: Champions
 ) -> tuple[float, float | None, list[str]]:
-    """Returns AUC of the challenger, of the best champion, and what is against the challenger."""
-    own = score_by_embeddings(shown, challenger)
-    found = auc(own, shown.labels) if np.isfinite(own).all() else math.nan
-    if math.isnan(found):
-        return found, None, ["the embedding AUC is not a number"]
+    """Returns AUC of the challenger and the best champion, and reasons against the challenger."""
+    challenger_scores = score_by_embeddings(shown, challenger)
+    challenger_auc = (
+        auc(challenger_scores, shown.labels) if np.isfinite(challenger_scores).all() else math.nan
+    )
+    if math.isnan(challenger_auc):
+        return challenger_auc, None, ["the embedding AUC is not a number"]
     scores = {version: score_by_embeddings(shown, bundle) for version, bundle in champions.items()}
     scores = {version: each for version, each in scores.items() if np.isfinite(each).all()}
     if not scores:
-        return found, None, []
+        return challenger_auc, None, []
     version = max(scores, key=lambda name: auc(scores[name], shown.labels))
     best = auc(scores[version], shown.labels)
     users = shown.per_request("user_id").astype(str)
-    difference = bootstrap_auc_difference(own, scores[version], shown.labels, users)
-    if found < best - AUC_TOLERANCE and not difference.high >= 0:
-        return found, best, [f"embedding AUC {found:.4f} is below that of the champion {version}, {best:.4f}"]
-    return found, best, []
+    difference = bootstrap_auc_difference(challenger_scores, scores[version], shown.labels, users)
+    if challenger_auc < best - AUC_TOLERANCE and not difference.high >= 0:
+        return (
+            challenger_auc,
+            best,
+            [f"embedding AUC {challenger_auc:.4f} is below that of the champion {version}, {best:.4f}"],
+        )
+    return challenger_auc, best, []

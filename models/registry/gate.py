@@ -1,8 +1,7 @@
-"""The gate of a new model: what held-out rows say of everything that its features are made of.
+"""The gate of a new model: checks all outputs that become features on held-out rows.
 
-Three halves on the same training's validation rows: generated POIs (`next_poi_gate`), click probabilities
-(`click_gate`), user and POI vectors (`embedding_gate`). A model becomes champion only if none of them has anything
-against it.
+The gate has three parts on the training's validation rows: generated POIs (`next_poi_gate`), click probabilities
+(`click_gate`), and user and POI vectors (`embedding_gate`). A model becomes champion only if no part objects.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,12 +19,12 @@ from models.serving.bundle import ModelBundle
 
 @dataclass(frozen=True)
 class Verdict:
-    """What all halves of the gate found; None = the bundle makes nothing of that kind.
+    """The verdicts of all parts of the gate; None = the bundle has no such output.
 
     Attributes:
-        next_poi: on generated POIs.
-        clicks: on click probabilities.
-        embeddings: on user and POI vectors.
+        next_poi: verdict on generated POIs.
+        clicks: verdict on click probabilities.
+        embeddings: verdict on user and POI vectors.
     """
 
     next_poi: GateVerdict
@@ -34,12 +33,12 @@ class Verdict:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the model is not promoted; empty = it is."""
+        """Reasons against promotion; empty = promoted."""
         halves = (self.next_poi, self.clicks, self.embeddings)
         return tuple(reason for half in halves if half is not None for reason in half.reasons)
 
     def tags(self) -> dict[str, object]:
-        """Returns what the registry keeps of it, as tags of the version."""
+        """Returns the verdict as tags of the registered version."""
         tags: dict[str, object] = {f"gate_{key}": value for key, value in asdict(self.next_poi).items()}
         tags["gate_reasons"] = self.reasons
         if self.clicks is not None:
@@ -66,8 +65,8 @@ def judge_bundle(
         rows: requests of the validation split; None = there are none.
         samples: `ranking_samples` of the validation split; None = there are none.
         challenger: the new bundle.
-        champions: those in use now and before, for the same index version.
-        choice: made of the same rows just before; spares ranking them by the challenger once more.
+        champions: the current and former champions of the same index version.
+        choice: generator choice on the same rows; its ranks of the challenger are reused.
     """
     return Verdict(
         judge_next_poi(rows, challenger, champions, choice=choice),

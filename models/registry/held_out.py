@@ -1,4 +1,4 @@
-"""Held-out rows of a training's day, as its pinned tables have them: requests, what the crowd did, impressions."""
+"""Held-out rows of a training's day from its pinned tables: requests, statistics of the crowd, impressions."""
 
 import logging
 from dataclasses import replace
@@ -20,11 +20,11 @@ LOGGER = logging.getLogger(__name__)
 
 
 def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle) -> EvaluationRows:
-    """Reads the requests of a split of the day's samples, with what the bundle needs to answer them.
+    """Reads the requests of a split of the day's samples, with all inputs that the bundle needs.
 
     Raises:
         NoTrainingDataError: the split has no row.
-        MissingInputError: a table is not there.
+        MissingInputError: a table does not exist.
     """
     samples = _table(training, "pretrain_samples")
     of_day = pds.field("day") == date.fromisoformat(training.day)
@@ -42,7 +42,7 @@ def read_evaluation_rows(training: Training, split: str, bundle: ModelBundle) ->
 
 
 def find_evaluation_rows(training: Training, split: str, bundle: ModelBundle) -> EvaluationRows | None:
-    """Reads as `read_evaluation_rows`; None where the split has no row and the training may do without."""
+    """Reads as `read_evaluation_rows`; returns None if the split has no row and the training does not need it."""
     try:
         return read_evaluation_rows(training, split, bundle)
     except NoTrainingDataError:
@@ -52,29 +52,29 @@ def find_evaluation_rows(training: Training, split: str, bundle: ModelBundle) ->
 
 
 def add_finder(rows: EvaluationRows, training: Training, bundle: ModelBundle | None) -> EvaluationRows:
-    """Adds what the crowd did in the training period, if the bundle copies from them and the rows have it not yet.
+    """Adds the statistics of the crowd, if the bundle copies from it and the rows do not have them yet.
 
     Raises:
-        MissingInputError: the tables of the crowd are not there, or have no row of the day.
+        MissingInputError: the tables of the crowd do not exist, or have no row of the day.
     """
     if rows.finder is not None or bundle is None or not bundle.copies_from_crowd:
         return rows
     visits, transitions = (_table(training, name) for name in CROWD_TABLES)
-    others = CrowdAt(visits, transitions, training.day, bundle.layout.index_version)
-    return replace(rows, finder=open_finder(others, rows.catalogue))
+    crowd = CrowdAt(visits, transitions, training.day, bundle.layout.index_version)
+    return replace(rows, finder=open_finder(crowd, rows.catalogue))
 
 
 def read_impressions(training: Training, split: str) -> pa.Table | None:
-    """Reads the ranking samples of a split; None where there are none."""
+    """Reads the ranking samples of a split; returns None if there are none."""
     condition = (pds.field("day") == date.fromisoformat(training.day)) & (pds.field("split") == split)
     try:
         table = _table(training, "ranking_samples")
         columns = ("request_id", "candidate_poi_ids", "is_simulated", *SFT_COLUMNS)
-        found = read_table(table, columns, condition)
+        samples = read_table(table, columns, condition)
     except MissingInputError as error:
         LOGGER.warning("clicks are not evaluated: %s", error)
         return None
-    return found if found.num_rows else None
+    return samples if samples.num_rows else None
 
 
 def _no_rows(training: Training, split: str) -> NoTrainingDataError:
@@ -86,7 +86,7 @@ def _no_rows(training: Training, split: str) -> NoTrainingDataError:
 
 
 def _table(training: Training, name: str) -> TableAt:
-    """The table as the training pinned it, else its newest version."""
+    """Returns the pinned version of a table, else its newest version."""
     if name in training.pins:
         return training.table(name)
     return TableAt(locate_table(training.settings.storage.root, name))

@@ -1,4 +1,4 @@
-"""The next-POI half of the gate: MRR of a new bundle beside popularity and the last champions, on the same rows."""
+"""The next-POI part of the gate: MRR of a new bundle against popularity and the last champions on the same rows."""
 
 from dataclasses import dataclass
 
@@ -10,24 +10,24 @@ from models.registry.champions import Champions
 from models.serving.bundle import ModelBundle
 
 TOLERANCE = 0.005
-"""MRR that a challenger may lie below the best of the champions: less than the noise between two seeds."""
+"""Allowed MRR deficit of a challenger to the best champion; less than the noise between two seeds."""
 UNJUDGED = "there are no validation rows, so nothing says whether it is better than popularity"
 
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """What the gate found on rows that all were asked.
+    """The gate's verdict on generated POIs, on the same rows for all models.
 
     Attributes:
-        metric: what is compared.
-        rows: rows compared on.
+        metric: name of the compared metric.
+        rows: number of compared rows.
         digest: digest of the row ids.
-        popularity: the baseline's figure; None = there were no rows.
-        challenger: the new bundle's; None = there were no rows.
-        champion: the best of the last champions'; None = there is none that can answer.
-        champion_version: which of them that is.
+        popularity: metric of the baseline; None = there were no rows.
+        challenger: metric of the new bundle; None = there were no rows.
+        champion: metric of the best of the last champions; None = no champion can answer.
+        champion_version: version of that champion.
         difference_low: lower end of the 95 % interval of challenger minus that champion.
-        reasons: why it is not promoted; empty = it is.
+        reasons: reasons against promotion; empty = promoted.
     """
 
     metric: str
@@ -51,10 +51,10 @@ def judge_next_poi(
     """Compares generators by MRR on at most `MAX_GATE_ROWS` rows, chosen by their ids.
 
     Args:
-        rows: held-out validation rows; without any nothing is compared, and the challenger stays one.
+        rows: held-out validation rows; without them the challenger is not promoted.
         challenger: the new bundle.
-        champions: those in use now and before, for the same index version.
-        choice: made of the same rows just before; spares ranking them by the challenger once more.
+        champions: the current and former champions of the same index version.
+        choice: generator choice on the same rows; its ranks of the challenger are reused.
     """
     if rows is None or not len(rows.requests):
         return GateVerdict("mrr", 0, digest_rows([]), None, None, None, None, None, (UNJUDGED,))
@@ -62,25 +62,27 @@ def judge_next_poi(
     requests = rows.requests
     baseline = rank_baselines(requests, rows.counts, catalogue=rows.catalogue)["popularity"]
     popularity = exact_mean(reciprocal_values(baseline))
-    own = _reciprocal_ranks(rows, challenger) if choice is None else choice.reciprocal_ranks
-    found = exact_mean(own)
+    challenger_ranks = _reciprocal_ranks(rows, challenger) if choice is None else choice.reciprocal_ranks
+    challenger_mrr = exact_mean(challenger_ranks)
     reasons = []
-    if not found > popularity:
-        reasons.append(f"MRR {found:.4f} does not beat popularity {popularity:.4f}")
-    theirs = {version: _reciprocal_ranks(rows, bundle) for version, bundle in champions.items()}
-    best = max(theirs, key=lambda version: exact_mean(theirs[version]), default=None)
+    if not challenger_mrr > popularity:
+        reasons.append(f"MRR {challenger_mrr:.4f} does not beat popularity {popularity:.4f}")
+    champion_ranks = {version: _reciprocal_ranks(rows, bundle) for version, bundle in champions.items()}
+    best = max(champion_ranks, key=lambda version: exact_mean(champion_ranks[version]), default=None)
     champion_mrr, difference_low = None, None
     if best is not None:
-        champion_mrr = exact_mean(theirs[best])
-        difference_low = bootstrap_mean(own - theirs[best], requests.users).low
-        if not found >= champion_mrr - TOLERANCE:
-            reasons.append(f"MRR {found:.4f} is below that of the champion {best}, {champion_mrr:.4f}")
+        champion_mrr = exact_mean(champion_ranks[best])
+        difference_low = bootstrap_mean(challenger_ranks - champion_ranks[best], requests.users).low
+        if not challenger_mrr >= champion_mrr - TOLERANCE:
+            reasons.append(
+                f"MRR {challenger_mrr:.4f} is below that of the champion {best}, {champion_mrr:.4f}"
+            )
     return GateVerdict(
         metric="mrr",
         rows=len(requests),
         digest=digest_rows(requests.row_ids.tolist()),
         popularity=popularity,
-        challenger=found,
+        challenger=challenger_mrr,
         champion=champion_mrr,
         champion_version=best,
         difference_low=difference_low,

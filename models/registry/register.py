@@ -3,9 +3,9 @@
     python -m models register --day D [--strict]
 
 The bundle is logged to the training's run as it is (safetensors and JSON) with a signature, registered, and becomes
-`challenger`. The gate (`models/registry/gate.py`) compares all that it makes on the same held-out validation rows with
-baselines and with the last champions: if nothing is against it, it becomes `champion`. Otherwise the champion stays;
-`--strict` makes that an error.
+`challenger`. The gate (`models/registry/gate.py`) compares all its outputs with baselines and the last champions on the
+same held-out validation rows. A bundle without objections becomes `champion`. Otherwise the champion stays; `--strict`
+makes that an error.
 """
 
 import logging
@@ -31,7 +31,7 @@ PACKAGES = ("torch", "safetensors", "numpy", "pyarrow", "pandas", "pydantic")
 
 @dataclass(frozen=True)
 class Registration:
-    """A registered version: `name/3`, and whether it is the champion now."""
+    """A registered version (`name/3`), whether it is the champion now, and the verdict of the gate."""
 
     model_version: str
     is_champion: bool
@@ -41,10 +41,10 @@ class Registration:
 def register_bundle(
     bundle: ModelBundle, verdict: Verdict, settings: Settings, log: RunLog, *, strict: bool = False
 ) -> Registration:
-    """Registers a bundle, gives it the alias `challenger`, and `champion` if the gate let it pass.
+    """Registers a bundle, gives it the alias `challenger`, and `champion` if it passed the gate.
 
-    A bundle that is registered already keeps its version. What it answers to a fixed probe is kept with it, so that
-    every later load can tell whether it is still that model.
+    A bundle that is already registered keeps its version. Its answers to a fixed probe are stored with it, so that
+    every later load can check that it is still the same model.
 
     Raises:
         PromotionRefusedError: `strict`, and the gate refused.
@@ -61,7 +61,7 @@ def register_bundle(
         if strict:
             raise PromotionRefusedError(model_version=model_version, reasons=verdict.reasons)
         return Registration(model_version, _is_champion(client, name, number), verdict)
-    # The alias before the tag: killed in between, the version in use still counts as a champion without it.
+    # The alias is set before the tag: after a kill in between, the version in use counts as a champion anyway.
     client.set_registered_model_alias(name, CHAMPION, number)
     client.set_model_version_tag(name, number, PROMOTED_TAG, "true")
     LOGGER.info("%s is champion", model_version)
@@ -69,12 +69,12 @@ def register_bundle(
 
 
 def _find_version(client: MlflowClient, name: str, digest: str) -> str:
-    """Number of the version that holds these very files; empty if there is none."""
+    """Returns the number of the version with the same files; empty if there is none."""
     try:
-        found = client.search_model_versions(f"name = '{name}'")
+        versions = client.search_model_versions(f"name = '{name}'")
     except MlflowException:  # no model of this name yet
         return ""
-    return next((str(model.version) for model in found if model.tags.get("bundle_digest") == digest), "")
+    return next((str(model.version) for model in versions if model.tags.get("bundle_digest") == digest), "")
 
 
 def _log_version(client: MlflowClient, name: str, bundle: ModelBundle, digest: str, log: RunLog) -> str:

@@ -1,7 +1,7 @@
-"""The bundle of a training: its stages gathered, and the one chosen that generates.
+"""The bundle of a training: its stages, and the choice of the stage that generates.
 
-`python -m models train` and every single stage end with it. A stage that was left out is named in `bundle.json`, with
-the reason; so is that no validation row said anything of the generator.
+`python -m models train` and every single stage end with it. `bundle.json` names skipped stages with their reasons, and
+records when there were no validation rows to choose the generator.
 """
 
 from dataclasses import asdict
@@ -22,10 +22,10 @@ from models.training.stage_tables import STAGE_TABLES
 
 
 def make_bundle(training: Training) -> tuple[EvaluationRows | None, GeneratorChoice]:
-    """Gathers the stages and chooses the one that generates.
+    """Collects the stages and chooses the one that generates.
 
     Returns:
-        The validation rows, None where the training has none and may do without, and what they say.
+        The validation rows, None if the training has none and does not need them, and the choice on them.
     """
     bundle = load_bundle(gather_stages(training))
     held_out = find_evaluation_rows(training, "val", bundle)
@@ -33,7 +33,7 @@ def make_bundle(training: Training) -> tuple[EvaluationRows | None, GeneratorCho
 
 
 def gather_stages(training: Training) -> Path:
-    """Gathers the trained stages into `bundle/`."""
+    """Collects the trained stages in `bundle/`."""
     stages = {
         stage: training.stage_folder(stage) / "model" for stage in STAGE_TABLES if training.is_trained(stage)
     }

@@ -1,8 +1,8 @@
-"""Accuracy of the release's model beside baselines that need no training, on the same rows.
+"""Accuracy of the release's model and of baselines without training, on the same rows.
 
 In: `evaluation.json` of the training behind the release, as `models/evaluation/evaluate.py` writes it from
 `models/evaluation/figures.py`. Out: one section. A model that does not beat the best baseline has learned nothing, so
-the two are never printed apart.
+both are always printed together.
 """
 
 import json
@@ -31,7 +31,7 @@ ACCURACY = Topic(
 BASELINES = ("kernel_counter", "visit_counter", "popularity", "distance", "random")
 """Methods that need no training, strongest first."""
 STAGES = ("align_dpo", "pretrain", "sft_ranking", "sft_embedding")
-"""Stages of the model; of those that answer the same question, the one that is served comes first."""
+"""Stages of the model; of stages for the same task, the served one comes first."""
 METHOD_NAMES = {
     "align_dpo": "after DPO",
     "pretrain": "pre-trained",
@@ -55,8 +55,8 @@ class Result:
     """Figures of several methods on one set of rows.
 
     Attributes:
-        name: what was evaluated, for example next_poi.
-        protocol: how the rows were chosen.
+        name: name of the task, for example next_poi.
+        protocol: protocol that chose the rows.
         methods: next POI: method -> group -> figures; ranking: method -> figures.
         calibration: columns of the reliability diagram of the served stage.
         differences: stage -> metric -> paired difference to the recency-weighted visit baseline, with interval.
@@ -87,16 +87,16 @@ class Result:
         return [name for name in self.ordered if name not in BASELINES]
 
     def figure(self, method: str, metric: str, group: str = "all") -> tuple[float, float, float]:
-        """Returns a figure and its interval, nan where there is none."""
+        """Returns a figure and its interval; nan if there is none."""
         figures = self.methods[method] if self.is_ranking else self.methods[method].get(group, {})
         value = figures.get(metric)
         bounds = (
             value if isinstance(value, Mapping) else figures.get(f"{metric}_interval") or {"value": value}
         )
-        found = tuple(
+        interval = tuple(
             np.nan if bounds.get(end) is None else float(bounds[end]) for end in ("value", "low", "high")
         )
-        return found if len(found) == 3 else NAN
+        return interval if len(interval) == 3 else NAN
 
 
 def build_accuracy(settings: Settings, release: Release) -> Section:
@@ -136,7 +136,7 @@ def build_accuracy(settings: Settings, release: Release) -> Section:
 
 
 def find_results(content: Mapping[str, Any], name: str = "evaluation", protocol: str = "") -> list[Result]:
-    """Finds everything in an evaluation that holds figures by method, next POI before ranking."""
+    """Finds all results with figures by method in an evaluation, next POI before ranking."""
     protocol = str(content.get("protocol") or protocol or name)
     split = content.get("split")
     if isinstance(content.get("methods"), Mapping):
@@ -158,13 +158,13 @@ def find_results(content: Mapping[str, Any], name: str = "evaluation", protocol:
             )
         ]
     label = f"{protocol}, {split}" if split else protocol
-    found = [
+    results = [
         result
         for key, part in content.items()
         if isinstance(part, Mapping)
         for result in find_results(part, key, label)
     ]
-    return sorted(found, key=lambda result: result.is_ranking)
+    return sorted(results, key=lambda result: result.is_ranking)
 
 
 def _headline_tiles(result: Result) -> list[Tile]:
@@ -206,18 +206,18 @@ def _draw(result: Result) -> list[Figure]:
         list(metrics.values()), rows, colors, xlabel=xlabel, baseline=0.4 if result.is_ranking else 0.0
     )
     legend = tuple(zip(map(_name, result.ordered), colors, strict=True))
-    drawn = [Figure(svg, f"{what}, {result.protocol}: {format_count(result.rows)} rows", legend)]
+    charts = [Figure(svg, f"{what}, {result.protocol}: {format_count(result.rows)} rows", legend)]
     if result.calibration.get("counts"):
         bins = [np.array(result.calibration[name]) for name in ("predicted", "observed", "counts")]
         error = format_figure(result.calibration.get("expected_error"))
-        drawn.append(
+        charts.append(
             Figure(draw_reliability(*bins), f"Reliability on the held-out rows, calibration error {error}")
         )
-    return drawn
+    return charts
 
 
 def _pick_colors(result: Result) -> list[str]:
-    """Bright colours for models, greys for baselines."""
+    """Returns bright colours for models, greys for baselines."""
     bright, grey = iter(SERIES * 4), iter(BASELINE_SERIES * 4)
     return [next(bright if name in result.models else grey) for name in result.ordered]
 

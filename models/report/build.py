@@ -1,9 +1,9 @@
-"""The report of a release: one self-contained HTML page on how its data, model and features look.
+"""The report of a release: one self-contained HTML page on its data, model and features.
 
 In: tables at the versions of the release, the training's metrics and evaluation, the audit record. Out:
-`{storage.artifacts}/reports/release-{id}.html`, which loads nothing from anywhere. An input that is not there, or that
-cannot be read, leaves a note in its section; only a release that is missing or withdrawn is an error, and then the page
-that is there stays. The same inputs give the same bytes. Run it with `python -m models report --day D` (the last
+`{storage.artifacts}/reports/release-{id}.html`, which loads no other file. A missing or unreadable input leaves a
+note in its section. Only a missing or withdrawn release is an error; an existing page then stays. Equal inputs give
+equal bytes. Run it with `python -m models report --day D` (the last
 release of the day) or with `--release ID`.
 """
 
@@ -33,12 +33,12 @@ from models.report.training import TRAINING, build_curves
 
 LOGGER = logging.getLogger(__name__)
 UNREADABLE = (OSError, DeltaError, pa.ArrowException)
-"""What a table raises of which a file or a log entry is gone or cut."""
+"""Errors of a table with a missing or truncated file or log entry."""
 
 
 @dataclass
 class BuiltReport:
-    """The finished page and what is worth a glance about how it was made."""
+    """The finished page, and the main facts about its build."""
 
     html: str
     empty_sections: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class BuiltReport:
 
 
 def run_report(context: JobContext) -> JobSummary:
-    """Writes the report of the day's last release, or of the one asked for.
+    """Writes the report of the day's last release, or of the requested one.
 
     Raises:
         NoReleaseError: there is no such release.
@@ -78,10 +78,10 @@ def build_report(settings: Settings, release: Release, before: Release | None, p
     """Builds the page of a release.
 
     Args:
-        settings: where everything is.
-        release: what is reported.
+        settings: settings with the locations of tables and artifacts.
+        release: the reported release.
         before: the release that it is compared with.
-        path: where the page will be; links are relative to its folder.
+        path: path of the page; links are relative to its folder.
     """
     tables = ReleaseTables(settings.storage.root, release)
     report = BuiltReport("")
@@ -105,7 +105,7 @@ def build_report(settings: Settings, release: Release, before: Release | None, p
 def plan_sections(
     tables: ReleaseTables, before: Release | None, settings: Settings, path: Path
 ) -> list[tuple[Topic, Callable[[], Section]]]:
-    """Lists topics and what builds them, in the order of the page."""
+    """Returns topics and their build functions, in the order of the page."""
     release, artifacts = tables.release, Path(settings.storage.artifacts)
     return [
         (FUNNEL, lambda: build_funnel(tables)),
@@ -121,7 +121,7 @@ def plan_sections(
 
 
 def build_headline(tables: ReleaseTables) -> Headline:
-    """Builds the band on top."""
+    """Builds the top band."""
     release = tables.release
     facts = (
         ("day", str(release.day)),
@@ -135,7 +135,7 @@ def build_headline(tables: ReleaseTables) -> Headline:
 
 
 def _find_simulation(tables: ReleaseTables) -> str:
-    """Says what in the release was simulated; empty if nothing was."""
+    """Returns a text on the simulated parts of the release; empty if there are none."""
     simulated = tables.until & ds.field("is_simulated")
     try:
         actions, impressions = (tables.count(name, simulated) for name in ("raw_actions", "raw_impressions"))

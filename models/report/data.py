@@ -1,11 +1,10 @@
-"""The tables of one release as small Arrow tables and counts: what the report is made of.
+"""The tables of one release as small Arrow tables and counts, the input of the report.
 
-In: the table root and a day or release id. Out: a `Release`, and a `ReleaseTables` that reads every table at
-the Delta version that the release names (at the latest version where it names none), only the columns asked
-for, only the rows of its day or up to it. Nothing here knows HTML or plots.
+In: the table root and a day or release id. Out: a `Release`, and a `ReleaseTables` that reads every table at the Delta
+version of the release (the latest version if the release has none). It reads the requested columns only, and only rows
+of the release's day or up to it. This module does not depend on HTML or plots.
 
-A section of the report whose input is not there is not an error of the release: `NothingToShowError` says
-why, and the section prints it.
+A section without its input is not an error of the release: the section prints the text of `NothingToShowError`.
 """
 
 import json
@@ -28,7 +27,7 @@ from conf.tables import TABLES
 
 
 class NothingToShowError(Exception):
-    """An input of one section is not there; the text is printed in the section's place."""
+    """The input of a section is missing; the text is printed instead of the section."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def open_table(root: str, name: str, version: int | None = None) -> DeltaTable |
 
 
 def is_written(root: str, name: str) -> bool:
-    """Tells whether a table has been written; raises as `open_table`."""
+    """Returns whether a table has been written; raises as `open_table`."""
     return DeltaTable.is_deltatable(table_location(root, name))
 
 
@@ -62,7 +61,7 @@ class ReleaseTables:
 
     Attributes:
         root: table root.
-        release: whose versions are read.
+        release: the release that pins the versions.
     """
 
     root: str
@@ -84,7 +83,7 @@ class ReleaseTables:
         return ds.field("day") == pa.scalar(self.day)
 
     def exists(self, name: str) -> bool:
-        """Tells whether the table has been written, without a look at its latest version."""
+        """Returns whether the table has been written, without opening its latest version."""
         return is_written(self.root, name)
 
     def scan(self, name: str, columns: Sequence[str], where: ds.Expression | None = None) -> pa.Table:
@@ -106,7 +105,7 @@ class ReleaseTables:
     def latest(
         self, name: str, key: str, columns: Sequence[str], where: ds.Expression | None = None
     ) -> pd.DataFrame:
-        """Returns the last row per key as of the release's day, by key: what readers of a feature table see.
+        """Returns the last row per key as of the release's day, by key, as readers of a feature table see it.
 
         Args:
             name: a table written by day.
@@ -115,9 +114,9 @@ class ReleaseTables:
             where: further condition.
         """
         condition = self.until if where is None else self.until & where
-        found = self.scan(name, ["day", key, *columns], condition)
-        rows = found.set_column(
-            0, "day", found["day"].cast(pa.int32())
+        scanned = self.scan(name, ["day", key, *columns], condition)
+        rows = scanned.set_column(
+            0, "day", scanned["day"].cast(pa.int32())
         ).to_pandas()  # dates would be Python objects
         return (
             rows.sort_values([key, "day"], kind="stable")
@@ -126,7 +125,7 @@ class ReleaseTables:
         )
 
     def commit(self, name: str) -> Commit:
-        """Returns the commit that made the version read, with the job and run that storage noted in it."""
+        """Returns the commit of the version that is read, with job and run from its commit metadata."""
         table = self._table(name)
         last: dict[str, Any] = {}
         try:
@@ -137,7 +136,7 @@ class ReleaseTables:
             IndexError,
         ):  # a later entry of the log is cut; below a folder with '#' none is found
             note = {}
-        except json.JSONDecodeError:  # somebody else's note, for example of a manual repair
+        except json.JSONDecodeError:  # commit metadata of another writer, for example of a manual repair
             note = {}
         return Commit(
             version=table.version(),
@@ -175,7 +174,7 @@ def count_by(table: pa.Table, column: str) -> dict[str, int]:
 
 
 def sample_keys(keys: np.ndarray, size: int) -> np.ndarray:
-    """Picks at most `size` keys by their hash: the same on every run and machine, whatever their order."""
+    """Picks at most `size` keys by their hash: the same on every run and machine, in any order."""
     if len(keys) <= size:
         return np.sort(keys)
     hashes = pd.util.hash_array(keys.astype(object), categorize=False)
@@ -183,5 +182,5 @@ def sample_keys(keys: np.ndarray, size: int) -> np.ndarray:
 
 
 def known_tables() -> list[str]:
-    """Returns the names of all tables of the contract but the log of releases, in order of flow."""
+    """Returns the names of all tables of the contract, except the log of releases, in order of the data flow."""
     return [name for name in TABLES if name != "releases"]

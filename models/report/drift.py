@@ -1,4 +1,4 @@
-"""What changed for readers since the release before: rows, scores, vectors.
+"""Changes since the previous release: rows, scores, vectors.
 
 In: the tables of a release and of the one before. Out: one section.
 """
@@ -46,7 +46,7 @@ DRIFT = Topic(
 
 
 def build_drift(tables: ReleaseTables, before: Release | None) -> Section:
-    """Builds the section; without a release before there is nothing to compare."""
+    """Builds the section; without a previous release there is nothing to compare."""
     if before is None:
         raise NothingToShowError("This is the first release; from the next one on, this section compares.")
     earlier = ReleaseTables(tables.root, before)
@@ -104,7 +104,7 @@ def compute_psi(before: FloatArray, now: FloatArray) -> float:
 def read_both(
     tables: ReleaseTables, earlier: ReleaseTables, name: str, key: str
 ) -> tuple[FloatArray, FloatArray, int]:
-    """Returns vectors of the same entities now and before (a sample by hash), and how many are in both."""
+    """Returns vectors of the same entities now and before (a sample by hash), and the number in both."""
     keys, old_keys = (each.latest(name, key, [])[key].to_numpy() for each in (tables, earlier))
     both = np.intersect1d(keys, old_keys)
     if not len(both):
@@ -117,7 +117,7 @@ def read_both(
 def compute_overlap(now: FloatArray, then: FloatArray, neighbours: int = NUM_NEIGHBOURS) -> float:
     """Returns the share of nearest neighbours that are the same now and before, mean over all rows.
 
-    Neighbours are by inner product among the given rows, the row itself apart.
+    Neighbours are the largest inner products among the given rows, without the row itself.
     """
     neighbours = min(neighbours, len(now) - 1)
     if neighbours < 1:

@@ -1,4 +1,4 @@
-"""How the published features look: calibration of the scores, projection of the vectors.
+"""Views of the published features: calibration of the scores, projection of the vectors.
 
 In: the tables of a release. Out: two sections. Vectors are read for a sample of at most a few
 thousand keys, picked by hash: the same on every run.
@@ -78,9 +78,9 @@ def join_labels(tables: ReleaseTables, scores: pa.Table) -> pa.Table:
     """Returns the scored candidates whose request has impressions, with `label`; empty if none has."""
     if not tables.exists("raw_impressions"):
         return scores.append_column("label", pa.nulls(scores.num_rows, pa.int32())).slice(0, 0)
-    # Impressions are as delivered: a label may be anything, or missing.
-    asked = ds.field("request_id").isin(scores["request_id"].unique()) & ds.field("label").isin([0, 1])
-    shown = tables.scan("raw_impressions", ["request_id", "poi_id", "label"], asked)
+    # Impressions are as delivered: a label may have any value, or be missing.
+    condition = ds.field("request_id").isin(scores["request_id"].unique()) & ds.field("label").isin([0, 1])
+    shown = tables.scan("raw_impressions", ["request_id", "poi_id", "label"], condition)
     labels = (
         shown.group_by(["request_id", "poi_id"])
         .aggregate([("label", "max")])
@@ -161,7 +161,7 @@ def load_vectors(tables: ReleaseTables, name: str, key: str, *, size: int) -> Ve
 
 
 def read_vectors(tables: ReleaseTables, name: str, key: str, keys: np.ndarray) -> Vectors:
-    """Reads the current vectors of these entities; those without one are left out."""
+    """Reads the current vectors of these entities; entities without a vector are left out."""
     where = (ds.field("model_version") == tables.release.model_version) & ds.field(key).isin(pa.array(keys))
     rows = tables.latest(name, key, ["embedding"], where)
     return Vectors(rows[key].to_numpy(), np.array(rows["embedding"].tolist(), dtype=np.float64))
@@ -176,7 +176,7 @@ def build_projection(tables: ReleaseTables) -> Section:
     center = pois.matrix.mean(axis=0)
     _, strengths, axes = np.linalg.svd(pois.matrix - center, full_matrices=False)
     plane = axes[:2]
-    # SVD leaves the sign of an axis open: its largest entry is made positive.
+    # SVD does not fix the sign of an axis: make its largest entry positive.
     plane = plane * np.sign(plane[np.arange(2), np.abs(plane).argmax(axis=1)])[:, None]
     shares = strengths**2 / max(float((strengths**2).sum()), 1e-12)
     names = _group_names(tables, pois.keys)
@@ -198,11 +198,11 @@ def build_projection(tables: ReleaseTables) -> Section:
 def _space_tiles(pois: Vectors, num_users: int, names: list[str], rank: float) -> tuple[Tile, ...]:
     likeness = mean_cosine(pois.matrix)
     agreement, chance = neighbour_agreement(pois.matrix, names)
-    drawn = f"POIs and {format_count(num_users)} users drawn, picked by hash"
+    sample_text = f"POIs and {format_count(num_users)} users drawn, picked by hash"
     tone = "bad" if likeness > COLLAPSED else ""
     by_chance = f"same category; {format_share(chance, 1.0)} by chance"
     return (
-        Tile("vectors", format_count(len(pois.keys)), drawn),
+        Tile("vectors", format_count(len(pois.keys)), sample_text),
         Tile("dimensions", str(pois.matrix.shape[1]), f"{rank:.0f} in effect"),
         Tile("mean cosine of two POIs", format_figure(likeness, 3), "1 = collapsed", tone),
         Tile("nearest POI alike", format_share(agreement, 1.0), by_chance),
@@ -218,14 +218,14 @@ def mean_cosine(matrix: FloatArray) -> float:
 
 
 def effective_rank(strengths: FloatArray) -> float:
-    """Returns exp(entropy) of the variance shares: over how many directions the vectors really spread."""
+    """Returns exp(entropy) of the variance shares, the effective number of directions of the vectors."""
     shares = strengths**2 / max(float((strengths**2).sum()), 1e-12)
     shares = shares[shares > 0]
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def neighbour_agreement(matrix: FloatArray, names: list[str]) -> tuple[float, float]:
-    """Returns how often the nearest other vector has the same name, and how often a random one would."""
+    """Returns the share of nearest neighbours with the same name, and the share for random neighbours."""
     labels = np.unique(names, return_inverse=True)[1]
     nearest = np.empty(len(matrix), dtype=np.int64)
     for start in range(0, len(matrix), 512):
@@ -238,7 +238,7 @@ def neighbour_agreement(matrix: FloatArray, names: list[str]) -> tuple[float, fl
 
 
 def _group_names(tables: ReleaseTables, poi_ids: np.ndarray) -> list[str]:
-    """Top category of each POI; its block where the release knows no categories."""
+    """Returns the top category of each POI, or its block if the release has no categories."""
     where = (ds.field("index_version") == tables.release.index_version) & ds.field("poi_id").isin(
         pa.array(poi_ids)
     )
@@ -254,5 +254,5 @@ def _group_names(tables: ReleaseTables, poi_ids: np.ndarray) -> list[str]:
 
 
 def _most_common(names: list[str]) -> list[str]:
-    found, counts = np.unique(names, return_counts=True)
-    return [str(name) for name in found[np.lexsort((found, -counts))][:NUM_COLORS]]
+    distinct, counts = np.unique(names, return_counts=True)
+    return [str(name) for name in distinct[np.lexsort((distinct, -counts))][:NUM_COLORS]]

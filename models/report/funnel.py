@@ -1,11 +1,10 @@
-"""Where the delivered rows went: the first section of the report.
+"""Destinations of the delivered rows: the first section of the report.
 
-In: the tables of a release. Out: a `Funnel` for the release's day and one for everything up to it, and the
-section.
+In: the tables of a release. Out: a `Funnel` for the release's day, one for all days up to it, and the section.
 
-The accepted and the refused are counted in their tables. Exact duplicates are in no table, so they are
-counted again from what was delivered: ids (contents, for rows without an id) that occur more often than they
-were refused, less one of each. What then still is missing is unexplained, and has to be 0.
+Accepted and refused rows are counted in their tables. Exact duplicates are in no table, so they are counted from the
+delivered rows: occurrences of an id (or content, for rows without an id) that were not refused, minus one. The rest is
+unexplained and must be 0.
 """
 
 import json
@@ -66,7 +65,7 @@ FUNNEL = Topic(
 
 @dataclass(frozen=True)
 class Funnel:
-    """Counts of actions, delivered and where they ended.
+    """Counts of delivered actions and their destinations.
 
     Attributes:
         refused: rows per reason, most frequent first.
@@ -89,7 +88,7 @@ class Funnel:
 
 
 def count_funnels(tables: ReleaseTables) -> tuple[Funnel, Funnel]:
-    """Counts the release's day and everything up to it."""
+    """Counts the release's day and all days up to it."""
     before = ds.field("day") < pa.scalar(tables.day)
     refused_rows = _scan_refused(tables)
     refused = _hash_payloads(refused_rows["payload"].to_pylist())
@@ -107,14 +106,14 @@ def count_funnels(tables: ReleaseTables) -> tuple[Funnel, Funnel]:
 
 
 def count_repeats(delivered: Hashes, refused: Hashes) -> int:
-    """Counts repeated rows among those that were not refused, less the one of each that is kept."""
+    """Counts repeated rows among those that were not refused, minus the one of each that is kept."""
     known, counts = np.unique(delivered, return_counts=True)
     if not len(known):
         return 0
     away, away_counts = np.unique(refused, return_counts=True)
     places = np.minimum(np.searchsorted(known, away), len(known) - 1)
-    found = known[places] == away
-    counts[places[found]] -= away_counts[found]
+    is_known = known[places] == away
+    counts[places[is_known]] -= away_counts[is_known]
     return int(np.clip(counts - 1, 0, None).sum())
 
 
@@ -159,7 +158,7 @@ def _reasons(today: Funnel, until: Funnel) -> TableView:
 
 
 def _refused_elsewhere(tables: ReleaseTables) -> tuple[TableView, ...]:
-    """Rows in quarantine that are not actions: POIs, and what the feature jobs could not compute."""
+    """Returns quarantined rows that are not actions: POIs, and rows that the feature jobs could not compute."""
     if not tables.exists("quarantined_rows"):
         return ()
     counts = count_by(tables.scan("quarantined_rows", ["source_table"], tables.until), "source_table")
@@ -187,7 +186,7 @@ def _balance(today: Funnel, until: Funnel) -> TableView:
 
 
 def _flow_bars(tables: ReleaseTables, until: Funnel) -> BarList:
-    """How far the rows go on: actions, then users with a history, then samples of the last training day."""
+    """Returns the next steps of the flow: actions, users with a history, samples of the last training day."""
     steps = [("actions delivered", until.delivered), ("actions accepted", until.accepted)]
     if tables.exists("cleaned_actions"):
         steps.append(
@@ -228,7 +227,7 @@ def _scan_refused(tables: ReleaseTables) -> pa.Table:
 
 
 def _hash_delivered(tables: ReleaseTables, where: ds.Expression) -> Hashes:
-    """Hashes what makes each delivered action one and the same: its id, or its content if it has none."""
+    """Hashes the identity of each delivered action: its id, or its content if it has none."""
     has_id = pc.utf8_trim(pc.coalesce(ds.field("action_id"), pa.scalar("")), characters=" ") != ""
     named = [
         _hash_rows(batch, ["action_id"]) for batch in tables.batches(ACTIONS, ["action_id"], where & has_id)

@@ -1,4 +1,4 @@
-"""What a release was made from: versions, runs, audit. The last section of the report.
+"""Lineage of a release: versions, runs, audit. The last section of the report.
 
 In: the tables of a release, the audit record under `{storage.artifacts}/audits`. Out: one section.
 """
@@ -35,7 +35,7 @@ def build_lineage(tables: ReleaseTables, *, artifacts: Path, page: Path) -> Sect
     Args:
         tables: the release.
         artifacts: folder of audits and Data Docs.
-        page: where the report is written; links are relative to its folder.
+        page: path of the report; links are relative to its folder.
     """
     audit = load_audit(artifacts, tables.day)
     checks = audit.get("checks", [])
@@ -45,11 +45,11 @@ def build_lineage(tables: ReleaseTables, *, artifacts: Path, page: Path) -> Sect
     versions = _version_table(tables)
     rows = tuple((check["table"], check["name"], format_count(check["found"])) for check in checks)
     header = ("table", "what must not be", "found")
-    found = (TableView("Checks across tables, 0 allowed", header, rows, (0, 1)),) if rows else ()
+    check_tables = (TableView("Checks across tables, 0 allowed", header, rows, (0, 1)),) if rows else ()
     return Section(
         LINEAGE,
         tiles=_tiles(tables.release, audit, num_tables=len(versions.rows)),
-        tables=(versions, *found),
+        tables=(versions, *check_tables),
         notes=tuple(notes),
         links=tuple(_find_docs(audit, artifacts, page)),
     )
@@ -86,8 +86,8 @@ def _version_table(tables: ReleaseTables) -> TableView:
         runs = commit.run_id
         if name in FEATURE_TABLES:
             strong.append(len(rows))
-            found = pc.unique(tables.scan(name, ["run_id"], tables.today)["run_id"]).to_pylist()
-            runs = ", ".join(sorted(found)) or commit.run_id
+            run_ids = pc.unique(tables.scan(name, ["run_id"], tables.today)["run_id"]).to_pylist()
+            runs = ", ".join(sorted(run_ids)) or commit.run_id
         version = str(commit.version) if commit.is_pinned else f"{commit.version} (latest)"
         rows.append((name, version, commit.job, commit.day, runs or "-"))
     header = ("table", "Delta version", "written by", "for day", "run")
@@ -104,10 +104,10 @@ def _version_table(tables: ReleaseTables) -> TableView:
 
 
 def _find_docs(audit: dict[str, Any], artifacts: Path, page: Path) -> list[tuple[str, str]]:
-    """Links to the Data Docs relative to the page, so that the artifacts can be moved as a whole."""
+    """Returns links to the Data Docs relative to the page, so that the artifacts can be moved as a whole."""
     folder = Path(str(audit.get("docs", artifacts / "data_docs")))
     folder = folder if folder.is_dir() else artifacts / "data_docs"
-    found = [folder / "index.html", *sorted(folder.glob("*/index.html"))]
+    pages = [folder / "index.html", *sorted(folder.glob("*/index.html"))]
     return [
-        ("Data Docs of the audit", os.path.relpath(path, page.parent)) for path in found if path.is_file()
+        ("Data Docs of the audit", os.path.relpath(path, page.parent)) for path in pages if path.is_file()
     ][:1]

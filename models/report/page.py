@@ -1,8 +1,7 @@
-"""What a page of the report is made of, and how it becomes HTML.
+"""The parts of a report page, and their rendering as HTML.
 
-In: sections as plain values (tiles, bars, figures, tables, notes). Out: one HTML text that needs no other
-file and asks nothing from a network. Names from data are only ever text: the template escapes all of them;
-the one thing taken as markup is the SVG that `report_plots.py` draws.
+In: sections as plain values (tiles, bars, figures, tables, notes). Out: one HTML text that needs no other file and no
+network. The template escapes all names from data; only the SVG of `plots.py` is inserted as markup.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ TEMPLATE = "template.html"
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure to be read at a glance; `tone` is good, warn, bad or empty."""
+    """One main figure; `tone` is good, warn, bad or empty."""
 
     label: str
     value: str
@@ -57,7 +56,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class TableView:
-    """A table as text; cells of `text_columns` are aligned left, all others are numbers.
+    """A table as text; cells of `text_columns` are aligned left, the rest are numbers.
 
     Attributes:
         strong_rows: numbers of rows to be set apart.
@@ -76,7 +75,7 @@ class TableView:
 
 @dataclass(frozen=True)
 class Topic:
-    """What a section is about, whether or not there is anything to show.
+    """The topic of a section, also when its input is missing.
 
     Attributes:
         key: anchor.
@@ -110,7 +109,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """The band on top: facts in order, and whether anything shown was simulated, with the reason."""
+    """The top band: facts in order, and whether and why some of the data is simulated."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
@@ -131,7 +130,7 @@ def render_page(headline: Headline, sections: Sequence[Section]) -> str:
 
 
 def list_counts(caption: str, counts: dict[str, int], *, tone: str = "", limit: int = 12) -> BarList:
-    """Makes a bar per count, scaled to the largest; what is beyond `limit` is summed up in one bar."""
+    """Builds a bar per count, scaled to the largest; counts beyond `limit` are summed in one bar."""
     shown = dict(list(counts.items())[:limit])
     rest = sum(counts.values()) - sum(shown.values())
     if rest:
@@ -147,7 +146,7 @@ def format_count(count: int) -> str:
 
 
 def format_share(part: float, whole: float) -> str:
-    """Writes a part of a whole in per cent; a dash if the whole is nothing."""
+    """Writes a part of a whole in per cent; a dash if the whole is 0."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 

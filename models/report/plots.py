@@ -1,8 +1,8 @@
 """The drawings of the report: numbers in, SVG text out, to be put straight into an HTML page.
 
-The SVG has no address of any kind in it (no namespaces, no metadata), takes its text, grid and background
-colours from the page's CSS variables, so that it follows a light or dark page, and is the same text for the
-same numbers. Clouds of many points are drawn as one embedded PNG.
+The SVG contains no addresses (no namespaces, no metadata). Its text, grid and background colours come from the page's
+CSS variables, so that it follows a light or dark page. Equal numbers give equal text. Clouds of many points are drawn
+as one embedded PNG.
 """
 
 import io
@@ -72,7 +72,7 @@ class Cells:
 
     Attributes:
         west, south, east, north: edges in degrees.
-        counts: what a cell's colour stands for.
+        counts: value shown by each grid cell's colour.
     """
 
     west: FloatArray
@@ -90,7 +90,7 @@ def draw_map(
 
     Args:
         cells: all cells, those outside the window too: the scale is the same for every window.
-        window: west, south, east, north of what is shown, degrees.
+        window: west, south, east, north of the shown area, degrees.
         marks: short text -> lon, lat.
     """
     west, south, east, north = window
@@ -159,14 +159,14 @@ def draw_histogram(
 
 @matplotlib.rc_context(STYLE)
 def draw_curves(curves: Mapping[str, tuple[FloatArray, FloatArray]], *, ylabel: str) -> str:
-    """Draws metrics over steps; long ones faint with a moving average on top, short ones with dots."""
+    """Draws metrics over steps; long curves are faint with a moving average, short ones have dots."""
     figure, axes = _start(4.2, 2.5)
     for color, (steps, values) in zip(SERIES, curves.values(), strict=False):
         if len(values) > 60:
             axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
             width = max(5, len(values) // 30)
-            kept = np.convolve(values, np.ones(width) / width, mode="valid")
-            axes.plot(steps[width - 1 :], kept, color=color, linewidth=1.6)
+            average = np.convolve(values, np.ones(width) / width, mode="valid")
+            axes.plot(steps[width - 1 :], average, color=color, linewidth=1.6)
         else:
             axes.plot(steps, values, color=color, linewidth=1.4, marker="o", markersize=2.8)
     axes.set(xlabel="optimiser step", ylabel=ylabel)
@@ -196,12 +196,18 @@ def draw_bars(
     figure, axes = _start(5.0, 0.6 + 0.19 * len(groups) * max(2, len(rows)))
     for number, (values, color) in enumerate(zip(rows, colors, strict=True)):
         places = np.arange(len(groups)) + (number - (len(rows) - 1) / 2) * height
-        found = np.array(values, dtype=np.float64).reshape(-1, 3)
-        axes.barh(places, found[:, 0] - baseline, height * 0.88, left=baseline, color=color)
-        known = ~np.isnan(found).any(axis=1)
-        spread = np.abs(found[known, 1:] - found[known, :1]).T
+        intervals = np.array(values, dtype=np.float64).reshape(-1, 3)
+        axes.barh(places, intervals[:, 0] - baseline, height * 0.88, left=baseline, color=color)
+        known = ~np.isnan(intervals).any(axis=1)
+        spread = np.abs(intervals[known, 1:] - intervals[known, :1]).T
         axes.errorbar(
-            found[known, 0], places[known], xerr=spread, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5
+            intervals[known, 0],
+            places[known],
+            xerr=spread,
+            fmt="none",
+            ecolor=INK,
+            elinewidth=0.9,
+            capsize=1.5,
         )
     axes.set(yticks=np.arange(len(groups)), yticklabels=groups, xlabel=xlabel, ylim=(len(groups) - 0.5, -0.5))
     axes.set_xlim(left=baseline)
@@ -285,7 +291,7 @@ def _finish(figure: Figure) -> str:
 
 
 def _clean_svg(text: str) -> str:
-    """Strips what a file needs and a page does not, and hands colours and fonts over to the page's CSS."""
+    """Removes parts of the SVG that only a file needs, and leaves colours and fonts to the page's CSS."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""Where the POIs lie and what the users' histories look like: the second and third section of the report.
+"""Map of the POIs, and views of the users' histories: the second and third section of the report.
 
 In: the tables of a release. Out: a section with the map of blocks, one with lengths, richness and patterns.
 """
@@ -28,7 +28,7 @@ from models.report.plots import SERIES, Cells, draw_histogram, draw_map
 
 NUM_TOP_BLOCKS = 10
 FOCUS_SHARE = 0.8
-"""The close-up of the map shows the blocks nearest to the densest one that hold this share of the POIs."""
+"""Share of the POIs in the close-up of the map, which shows the blocks nearest to the densest one."""
 MAX_FOCUS_DEGREES = 1.5
 
 MAP = Topic(
@@ -68,8 +68,8 @@ class BlockMap:
         lon, lat = self.blocks["center_lon"].to_numpy(), self.blocks["center_lat"].to_numpy()
         away = np.hypot((lon - lon[0]) * np.cos(np.radians(lat[0])), lat - lat[0])
         order = np.argsort(away, kind="stable")
-        held = np.cumsum(self.blocks["num_pois"].to_numpy()[order])
-        last = order[: int(np.searchsorted(held, FOCUS_SHARE * held[-1])) + 1]
+        cumulated = np.cumsum(self.blocks["num_pois"].to_numpy()[order])
+        last = order[: int(np.searchsorted(cumulated, FOCUS_SHARE * cumulated[-1])) + 1]
         near = last[away[last] <= MAX_FOCUS_DEGREES]
         return _window(self.cells, near)
 
@@ -148,7 +148,7 @@ def build_map(tables: ReleaseTables, settings: Settings) -> Section:
 
 
 def _draw_maps(summary: BlockMap) -> tuple[Figure, ...]:
-    """Draws the close-up and, if there is more, everything; a top block is numbered where it is seen best."""
+    """Draws the close-up and, if it leaves blocks out, the whole map; numbers each top block once."""
     top = summary.blocks.head(NUM_TOP_BLOCKS)
     places = zip(top["center_lon"], top["center_lat"], strict=True)
     marks = {str(number): place for number, place in enumerate(places, start=1)}

@@ -1,4 +1,4 @@
-"""How the release's model was trained: curves of every stage from MLflow.
+"""Training curves of every stage of the release's model, from MLflow.
 
 In: the tracking store of the settings and the model version of a release. Out: one section.
 """
@@ -40,7 +40,7 @@ PREFERRED = (
     "val/loss_block",
     "val/loss_inner",
 )
-"""Metrics worth a drawing of their own, best first."""
+"""Metrics with a separate drawing, the most important first."""
 MAX_SHOWN = 2
 
 TRAINING = Topic(
@@ -77,7 +77,7 @@ def find_training(settings: Settings, release: Release) -> Path:
     """Finds the folder of the training behind a release: by its MLflow run, else the latest until its day.
 
     Raises:
-        NothingToShowError: no training has left anything under the artifacts.
+        NothingToShowError: there is no training under the artifacts.
     """
     root = Path(settings.storage.artifacts) / "training"
     folders = sorted(
@@ -130,7 +130,7 @@ def build_curves(settings: Settings, release: Release) -> Section:
 
 
 def list_skipped(settings: Settings, release: Release) -> list[str]:
-    """Says which stages the training left out, and why."""
+    """Returns notes on the stages that the training skipped, with reasons."""
     try:
         path = find_training(settings, release) / "training.json"
     except NothingToShowError:
@@ -156,10 +156,10 @@ def _last_values(stages: Sequence[StageCurves]) -> TableView:
 
 
 def load_stages(client: "MlflowClient", run_id: str) -> list[StageCurves]:
-    """Reads the metrics of all stages of a training; of a stage run twice, the later values win.
+    """Reads the metrics of all stages of a training; the later run of a stage wins.
 
     Args:
-        client: of the tracking store.
+        client: client of the tracking store.
         run_id: the parent run.
     """
     experiment = client.get_run(run_id).info.experiment_id
@@ -184,7 +184,7 @@ def load_stages(client: "MlflowClient", run_id: str) -> list[StageCurves]:
 
 
 def draw_stage(stage: StageCurves) -> list[Figure]:
-    """Draws the losses of a stage, and its metrics that count."""
+    """Draws the losses of a stage, and its main metrics."""
     title = TITLES.get(stage.stage, stage.stage)
     figures = []
     for names, label in ((LOSSES, "loss"), (_headline(stage), "validation")):
@@ -225,6 +225,6 @@ def _find_parent_run(settings: MlflowSettings, model_version: str) -> str:
 
 
 def _has_store(settings: MlflowSettings) -> bool:
-    """Tells whether asking the store makes sense: a client would silently make a new SQLite file."""
+    """Returns whether the store exists: a client would silently create a new SQLite file."""
     path = settings.tracking_uri.removeprefix("sqlite:///")
     return path == settings.tracking_uri or Path(path).is_file()

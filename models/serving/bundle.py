@@ -1,11 +1,11 @@
 """A model bundle: one folder with everything inference needs and nothing that can run code.
 
-    bundle.json         what is inside, what it was made from
+    bundle.json         content and origin of the bundle
     pretrained/         config, safetensors and checksums of a stage
     sft_embedding/ sft_ranking/ dpo/        the same; may be missing
 
-A bundle is named by `models:/NAME@ALIAS`, `models:/NAME/VERSION` or its folder. Its fingerprint (token
-layout) must agree with the index that its inputs were made with.
+A bundle is named by `models:/NAME@ALIAS`, `models:/NAME/VERSION` or its folder. Its fingerprint (token layout) must
+agree with the index of its inputs.
 """
 
 import hashlib
@@ -40,11 +40,12 @@ GENERATING_STAGES = ("pretrain", "align_dpo")
 
 @dataclass(frozen=True)
 class Serving:
-    """How forward passes are run; figures move by rounding only.
+    """Settings of forward passes; they change results by rounding only.
 
     Attributes:
-        dtype: what they are wanted in; weights and results stay float32.
-        max_actions: past actions of a pass, padding included, unless one row alone has more: bounds its memory.
+        dtype: preferred type of the forward pass; weights and results stay float32.
+        max_actions: limit on the past actions of a pass, padding included, which bounds its memory; a single row may
+            exceed it.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -53,16 +54,16 @@ class Serving:
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """An opened bundle; stages are loaded when first asked for.
+    """An opened bundle; stages are loaded at first use.
 
     Attributes:
-        folder: where it lies.
+        folder: folder of the bundle.
         layout: token layout and capacities of its models.
-        stage_names: stages inside, in order of training.
+        stage_names: stages of the bundle, in order of training.
         embedding_dim: length of user and POI vectors.
-        is_simulated: trained on simulated rows.
-        content: all of `bundle.json`.
-        serving: how its forward passes are run.
+        is_simulated: True = trained on simulated rows.
+        content: content of `bundle.json`.
+        serving: settings of its forward passes.
     """
 
     folder: Path
@@ -76,14 +77,14 @@ class ModelBundle:
 
     @property
     def generator_stage(self) -> str:
-        """The stage that generates POIs: what `models.evaluation.generator_choice` found better on validation rows."""
+        """The stage that generates POIs, chosen on validation rows by `models.evaluation.generator_choice`."""
         return str(self.content.get("generator_stage", "pretrain"))
 
     @property
     def missing_stages(self) -> dict[str, str]:
-        """Stages that the training left out, and why: features made by them cannot be had from this bundle."""
-        told = self.content.get("skipped")
-        reasons = told if isinstance(told, Mapping) else {}
+        """Stages that the training skipped -> reason; this bundle cannot compute their features."""
+        skipped = self.content.get("skipped")
+        reasons = skipped if isinstance(skipped, Mapping) else {}
         return {
             stage: str(reasons.get(stage, "the stage was not trained"))
             for stage in STAGE_FOLDERS
@@ -92,7 +93,7 @@ class ModelBundle:
 
     @property
     def copies_from_crowd(self) -> bool:
-        """Does a stage that generates need what the crowd did (`models.copying.crowd_tables`)?"""
+        """Whether a generating stage needs the statistics of the crowd (`models.copying.crowd_tables`)."""
         folders = [
             self.folder / STAGE_FOLDERS[stage] for stage in GENERATING_STAGES if stage in self.stage_names
         ]
@@ -100,7 +101,7 @@ class ModelBundle:
 
     @property
     def action_type_id(self) -> int:
-        """The action type most targets of training had; what is asked for if a request does not say."""
+        """The most common action type of training targets; the default action type of requests."""
         return int(str(self.content.get("action_type_id", 0)))
 
     def model(self, stage: str, device: str | torch.device = "cpu") -> SpacetimeDecoder:
@@ -173,7 +174,7 @@ def save_bundle(
         folder: where the bundle goes.
         stage_folders: by stage, the folder that `checkpoint.save_stage` wrote.
         layout: token layout of all stages.
-        content: what else to tell: `embedding_dim`, `is_simulated`, `recipe`, `data`, `skipped` ...
+        content: further content of `bundle.json`: `embedding_dim`, `is_simulated`, `recipe`, `data`, `skipped` ...
     """
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -190,14 +191,14 @@ def save_bundle(
         **content,
     }
     (fresh / BUNDLE_FILE).write_text(json.dumps(described, indent=2, sort_keys=True, default=str) + "\n")
-    # A kill between these two lines leaves no bundle, never half of one; the stages can be gathered again.
+    # A kill between these two lines leaves no bundle, never half of one; the stages can be collected again.
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return folder
 
 
 def describe_bundle(bundle: ModelBundle, content: Mapping[str, object]) -> None:
-    """Adds to what `bundle.json` tells; for bundles that are not registered yet."""
+    """Adds content to `bundle.json` of a bundle that is not registered yet."""
     described = {**bundle.content, **content}
     write_json(bundle.folder / BUNDLE_FILE, described)
 
@@ -208,12 +209,12 @@ def resolve_model(uri: str, settings: Settings) -> tuple[Path, str]:
     Args:
         uri: `models:/name@alias`, `models:/name/3`, or a folder; the version of a folder is a digest of its
             files.
-        settings: where the tracking store is.
+        settings: settings with the tracking store.
 
     Raises:
-        MissingInputError: there is no such model, or no bundle in it.
+        MissingInputError: there is no such model, or it holds no bundle.
     """
-    # MLflow takes seconds to import, and a worker that only loads a folder has no use for it.
+    # MLflow takes seconds to import, and a worker that only loads a folder does not need it.
     from models.tracking import resolve_model_uri
 
     registered = resolve_model_uri(uri, settings.mlflow)

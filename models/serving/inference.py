@@ -1,8 +1,8 @@
-"""What the feature jobs call: Arrow rows in, numpy out; no Spark, no files but the bundle's.
+"""The interface for feature jobs: Arrow rows in, NumPy out; no Spark, and no files except the bundle's.
 
-Rows are batched by history length and put back in the order in which they came, so a figure depends on its own row
-only: batch size and row order move it by float32 rounding, nothing else. Columns are those of the contracts in
-`conf/tables.py`. For incremental use every function may be called on any subset of rows.
+Rows are batched by history length and returned in their original order. A result depends on its row only: batch size
+and row order change it by float32 rounding at most. Columns follow the contracts in `conf/tables.py`. Every function
+may be called on any subset of rows.
 """
 
 import itertools
@@ -96,8 +96,8 @@ def encode_pois(
         }
         candidates = collate_candidates(pa.record_batch(lists)).to(device)
         with bundle.autocast(device):
-            made = model.poi_state(candidates)[:, 0]
-        vectors[start : start + part.num_rows] = made.cpu().numpy()
+            poi_vectors = model.poi_state(candidates)[:, 0]
+        vectors[start : start + part.num_rows] = poi_vectors.cpu().numpy()
     return vectors
 
 
@@ -117,8 +117,8 @@ def score_candidates(
             prefix = encode_shared(model, part, device)
             states = model.candidate_states(prefix, collate_requests(part).to(device), candidates)
             logits = model.click_logits(states).cpu().numpy()
-        for row, own, length in zip(rows, logits, candidates.lengths_B.tolist(), strict=True):
-            scores[row] = own[:length]
+        for row, row_logits, length in zip(rows, logits, candidates.lengths_B.tolist(), strict=True):
+            scores[row] = row_logits[:length]
     return scores
 
 
@@ -133,13 +133,13 @@ def generate_candidates(
     device: str = "cpu",
     finder: SlotFinder | None = None,
 ) -> list[tuple[IntArray, FloatArray]]:
-    """Returns per request its `top_k` most probable live POIs (rows of the catalogue) and log probabilities.
+    """Returns the `top_k` most probable live POIs of each request (rows of the catalogue) and log probabilities.
 
     The list is exact, best first, and shorter than `top_k` only if fewer POIs are live. A model that copies from the
     crowd needs the `finder`, and `user_id` in the requests.
     """
     model = bundle.model(bundle.generator_stage, device)
-    found: list[tuple[IntArray, FloatArray]] = [
+    candidates: list[tuple[IntArray, FloatArray]] = [
         (np.zeros(0, np.int64), np.zeros(0, np.float32))
     ] * requests.num_rows
     with bundle.autocast(device):
@@ -149,10 +149,10 @@ def generate_candidates(
             top = find_top_pois(model, state, top_k=top_k)
             pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
             log_probs = top.log_probs_BN.cpu().numpy()
-            for row, own_pois, own_log_probs in zip(rows, pois, log_probs, strict=True):
-                is_found = own_log_probs > -np.inf
-                found[row] = (own_pois[is_found], own_log_probs[is_found].astype(np.float32))
-    return found
+            for row, row_pois, row_log_probs in zip(rows, pois, log_probs, strict=True):
+                is_live = row_log_probs > -np.inf
+                candidates[row] = (row_pois[is_live], row_log_probs[is_live].astype(np.float32))
+    return candidates
 
 
 @torch.inference_mode()
@@ -194,13 +194,13 @@ def history_lengths(rows: pa.RecordBatch) -> IntArray:
 def batch_by_length(
     lengths: IntArray, size: int, groups: IntArray | None = None, *, max_actions: int = Serving.max_actions
 ) -> Iterator[IntArray]:
-    """Yields row numbers of one group at a time, short histories first: little padding.
+    """Yields row numbers of batches within groups, short histories first to keep padding small.
 
     Args:
         lengths: past actions of each row.
-        size: rows of a batch, at most.
-        groups: rows of different groups do not meet; None = all are one.
-        max_actions: rows of a batch times the longest of them, at most; a row alone may have more.
+        size: largest number of rows of a batch.
+        groups: group of each row; a batch has rows of one group. None = one group.
+        max_actions: limit on the rows of a batch times their longest history; a single row may exceed it.
     """
     groups = np.zeros(len(lengths), np.int64) if groups is None else groups
     order = np.lexsort((lengths, groups))
@@ -208,7 +208,7 @@ def batch_by_length(
         start = 0
         while start < len(group):
             longest = lengths[group[start : start + size]]
-            # Lengths rise within a group, so each row is the longest of the batch that ends with it.
+            # Lengths rise within a group, so each row is the longest one of the batch that ends with it.
             fits = np.arange(1, len(longest) + 1) * longest <= max_actions
             stop = start + max(1, int(fits.sum()))
             yield group[start:stop]
@@ -256,7 +256,7 @@ def _request_states(
     *,
     max_actions: int,
 ) -> Iterator[tuple[IntArray, RequestState]]:
-    """Yields (rows, their request states); rows of one batch see one set of live slots."""
+    """Yields (rows, their request states); rows of one batch share one set of live slots."""
     times = requests.column("request_ts_ms").to_numpy().astype(np.int64)
     epochs = catalogue.live_epochs(times)
     capacities = {"num_blocks": model.config.num_blocks, "max_inner": model.config.max_inner}

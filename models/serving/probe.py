@@ -1,7 +1,7 @@
-"""A fixed batch through every stage of a bundle: what a registered model answered then, it must answer now.
+"""A fixed batch through every stage of a bundle: a registered model must still give its recorded answers.
 
-Registration writes the answers into the bundle (`probe.json`). Whoever serves the bundle loads every stage once, before
-the first row, and compares: a damaged model is one named error, not a night of rows that fail one by one.
+Registration writes the answers into the bundle (`probe.json`). A serving job loads every stage once, before the first
+row, and compares. A damaged model is then one named error instead of many failing rows.
 """
 
 import logging
@@ -26,15 +26,15 @@ NUM_REQUESTS, NUM_CANDIDATES, NUM_ACTIONS = 4, 6, 12
 FIRST_MS = 1_735_689_600_000
 DECIMALS = 6
 TOLERANCE = 1e-3
-"""Absolute and relative: another processor's float32 differs by less, other weights by more."""
+"""Absolute and relative tolerance: float32 of another processor differs by less, other weights by more."""
 Answers = dict[str, list[float]]
 
 
 def make_probe(layout: TokenLayout) -> pa.RecordBatch:
-    """Makes the fixed batch: requests of users with 1 to `NUM_ACTIONS` past actions, and candidates.
+    """Builds the fixed batch: requests of users with 1 to `NUM_ACTIONS` past actions, and candidates.
 
-    Ids fit the layout. Numbers come from a multiplicative sequence, not from a generator whose
-    stream a library may change.
+    Ids fit the layout. Numbers come from a multiplicative sequence, since a library may change the stream of a random
+    generator.
     """
 
     def spread(count: int, salt: int, below: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def make_probe(layout: TokenLayout) -> pa.RecordBatch:
 
 @torch.inference_mode()
 def ask_probe(model: SpacetimeDecoder) -> Answers:
-    """Returns what a stage answers to the probe: users' and POIs' unit vectors and click logits, flat, float32."""
+    """Returns a stage's answers to the probe: flat user and POI unit vectors and click logits, rounded."""
     rows = make_probe(model.config.layout)
     request, candidates = collate_requests(rows), collate_candidates(rows)
     prefix = model.encode_prefix(collate_history(rows))
@@ -105,9 +105,9 @@ def ask_probe(model: SpacetimeDecoder) -> Answers:
 
 
 def record_answers(bundle: ModelBundle) -> None:
-    """Writes what every stage answers into the bundle; answers that are there and still hold stay as they are.
+    """Writes the answers of every stage into the bundle; keeps stored answers that still hold.
 
-    A bundle that cannot answer keeps none: the gate has said so, or loading it will.
+    A bundle that cannot answer stores none: the gate or the next load reports the problem.
     """
     path = bundle.folder / PROBE_FILE
     try:
@@ -115,8 +115,8 @@ def record_answers(bundle: ModelBundle) -> None:
     except (DamagedCheckpointError, MissingInputError) as error:
         LOGGER.warning("no probe is kept with %s: %s", bundle.folder, error)
         return
-    # This file counts in the bundle's digest, by which registration finds its version again:
-    # another processor's rounding must not make the same model a new version.
+    # This file is part of the bundle's digest, which identifies a registered version: rounding on another
+    # processor must not make the same model a new version.
     if path.is_file() and not _tell_difference(
         read_json(path, expected="a model's answers to the probe"), answers
     ):
@@ -125,13 +125,13 @@ def record_answers(bundle: ModelBundle) -> None:
 
 
 def check_bundle(bundle: ModelBundle, *, uri: str) -> None:
-    """Loads every stage once and looks at it as whoever serves it must.
+    """Loads every stage once and checks it before serving.
 
-    Checksums, names and shapes of the weights, finite weights, the length of vectors, and the answers to the probe that
-    were stored when the model was registered (a bundle that never was has none).
+    It checks checksums, names and shapes of the weights, finite weights, the length of vectors, and the answers to the
+    probe that were stored at registration (an unregistered bundle has none).
 
     Raises:
-        DamagedModelError: a stage is not what it was.
+        DamagedModelError: a stage is damaged or gives other answers.
         FingerprintError: a stage was written for another token layout.
     """
     path = bundle.folder / PROBE_FILE
@@ -157,14 +157,14 @@ def check_bundle(bundle: ModelBundle, *, uri: str) -> None:
         if problem:
             raise DamagedModelError(model_uri=uri, stage=stage, problem=problem)
         if stored is not None:
-            told = _tell_difference(stored, {stage: ask_probe(model)})
-            if told:
-                raise DamagedModelError(model_uri=uri, stage=stage, problem=told)
+            difference = _tell_difference(stored, {stage: ask_probe(model)})
+            if difference:
+                raise DamagedModelError(model_uri=uri, stage=stage, problem=difference)
 
 
 def find_problem(model: SpacetimeDecoder, bundle: ModelBundle) -> str:
-    """Says what is wrong with the weights of a stage; empty = nothing."""
-    # Buffers may hold NaN: the centre of a block that the index does not have yet.
+    """Returns a text on what is wrong with the weights of a stage; empty = nothing."""
+    # Buffers are not checked: the centre of a block outside the index is NaN.
     for name, weights in model.named_parameters():
         if not bool(torch.isfinite(weights).all()):
             num_bad = int((~torch.isfinite(weights)).sum())
@@ -176,9 +176,9 @@ def find_problem(model: SpacetimeDecoder, bundle: ModelBundle) -> str:
     return ""
 
 
-def _tell_difference(stored: dict[str, Answers], found: dict[str, Answers]) -> str:
-    """Says how stages answer otherwise than they did; empty = alike."""
-    for stage, answers in found.items():
+def _tell_difference(stored: dict[str, Answers], answers_now: dict[str, Answers]) -> str:
+    """Returns a text on how answers differ from the stored ones; empty = they agree."""
+    for stage, answers in answers_now.items():
         for name, values in answers.items():
             was = stored.get(stage, {}).get(name)
             if was is None or len(was) != len(values):

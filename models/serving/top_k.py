@@ -1,12 +1,12 @@
 """Exact top-k POIs and exact ranks from block x inner probabilities, without scoring every POI.
 
-P(POI) = P(block) P(inner | block) is at most P(block). So blocks are opened best first, and
+P(POI) = P(block) P(inner | block) is at most P(block). So blocks are opened best first:
 
-- a top-k list is proven once its k-th POI is at least as probable as the best block not yet opened;
+- a top-k list is exact once its k-th POI is at least as probable as the best block not yet opened;
 - the rank of a target is known once all blocks at least as probable as the target are opened.
 
-Both equal brute force over all blocks. Requests of one call share one set of live slots, and every list is a
-set of live POIs by construction. Log probabilities are float32 of the model, added in float64.
+Both equal brute force over all blocks. Requests of one call share one set of live slots, so every list holds live POIs
+only. Log probabilities are the model's float32 values, added in float64.
 """
 
 # Shape letters: B = requests, V = blocks, K = blocks opened, I = inner ids of a block, N = POIs kept.
@@ -27,12 +27,12 @@ BLOCKS_PER_STEP = 8
 class TopPois(NamedTuple):
     """The most probable POIs of each request, best first.
 
-    Equally probable ones come as their blocks were opened, then by inner id.
+    Equally probable POIs are ordered by the opening of their blocks, then by inner id.
 
     Attributes:
-        blocks_BN: int64.
-        inners_BN: int64.
-        log_probs_BN: float64, nats; -inf where there are fewer live POIs than asked for.
+        blocks_BN: int64, (B, N).
+        inners_BN: int64, (B, N).
+        log_probs_BN: float64, (B, N), nats; -inf where there are fewer live POIs than requested.
     """
 
     blocks_BN: Tensor
@@ -45,8 +45,8 @@ def find_top_pois(model: SpacetimeDecoder, state: RequestState, *, top_k: int) -
     """Finds the `top_k` most probable live POIs of each request, exactly.
 
     Args:
-        model: in evaluation mode.
-        state: the requests, from `request_state` with the live slots as of the requests.
+        model: model in evaluation mode.
+        state: the requests, from `request_state` with the slots live at the requests.
         top_k: POIs per request.
     """
     log_blocks_BV, order_BV = _sort_blocks(model, state)
@@ -55,18 +55,18 @@ def find_top_pois(model: SpacetimeDecoder, state: RequestState, *, top_k: int) -
     active = torch.arange(num_requests, device=order_BV.device)
     for start in range(0, num_blocks, BLOCKS_PER_STEP):
         bound = log_blocks_BV[active, start]
-        # Strictly: a POI that only ties with the last of the list comes after it, so it is not looked for.
+        # Strictly greater: a POI that ties with the last of the list comes after it, so it is not needed.
         active = active[(bound > best.log_probs_BN[active, -1]) & ~bound.isneginf()]
         if not len(active):
             break
         opened = slice(start, start + BLOCKS_PER_STEP)
         blocks_BK, log_block_BK = order_BV[active, opened], log_blocks_BV[active, opened]
         log_inner_BKI = model.inner_log_probs(take_requests(state, active), blocks_BK).double()
-        found = _merge(
+        merged = _merge(
             TopPois(*(part[active] for part in best)), blocks_BK, log_block_BK[..., None] + log_inner_BKI
         )
-        for kept, new in zip(best, found, strict=True):
-            kept[active] = new
+        for current, new in zip(best, merged, strict=True):
+            current[active] = new
     return best
 
 
@@ -74,38 +74,40 @@ def find_top_pois(model: SpacetimeDecoder, state: RequestState, *, top_k: int) -
 def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, inners_B: Tensor) -> Ranks:
     """Ranks one target per request among all live POIs, exactly.
 
-    A target that the model cannot produce (newer than its capacities) shares the last place with all others
-    of its kind. Where a probability is not a number the target comes after all live POIs.
+    Targets that the model cannot produce (newer than its capacities) share the last place. If a probability is not a
+    number, the target comes after all live POIs.
 
     Args:
-        model: in evaluation mode.
-        state: the requests, from `request_state` with the live slots as of the requests.
-        blocks_B: block of each target.
-        inners_B: inner id of each target.
+        model: model in evaluation mode.
+        state: the requests, from `request_state` with the slots live at the requests.
+        blocks_B: int64, (B,), block of each target.
+        inners_B: int64, (B,), inner id of each target.
     """
     log_blocks_BV, order_BV = _sort_blocks(model, state)
-    own_B = model.poi_log_probs(state, blocks_B[:, None], inners_B[:, None])[:, 0].double()
+    target_B = model.poi_log_probs(state, blocks_B[:, None], inners_B[:, None])[:, 0].double()
     higher_B, equal_B = torch.zeros_like(blocks_B), torch.ones_like(blocks_B)
     for start in range(0, log_blocks_BV.shape[1], BLOCKS_PER_STEP):
         bound = log_blocks_BV[:, start]
-        # Not strictly: a block exactly as probable as the target may hold a POI that ties with it.
-        active = torch.nonzero((bound >= own_B) & ~bound.isneginf())[:, 0]
+        # Not strictly greater: a block as probable as the target may hold a POI that ties with it.
+        active = torch.nonzero((bound >= target_B) & ~bound.isneginf())[:, 0]
         if not len(active):
             break
         opened = slice(start, start + BLOCKS_PER_STEP)
         blocks_BK, log_block_BK = order_BV[active, opened], log_blocks_BV[active, opened]
         log_inner_BKI = model.inner_log_probs(take_requests(state, active), blocks_BK).double()
         log_probs_BKI = log_block_BK[..., None] + log_inner_BKI
-        is_own = (blocks_BK == blocks_B[active, None])[..., None]
-        is_own = is_own & (
+        is_target = (blocks_BK == blocks_B[active, None])[..., None]
+        is_target = is_target & (
             torch.arange(log_probs_BKI.shape[2], device=bound.device) == inners_B[active, None, None]
         )
-        log_probs_BKI = log_probs_BKI.masked_fill(is_own, -torch.inf)  # counted once, in equal_B
-        own = own_B[active, None, None]
-        higher_B[active] += (~(log_probs_BKI <= own)).sum(dim=(1, 2))
-        equal_B[active] += ((log_probs_BKI == own) & ~own.isneginf()).sum(dim=(1, 2))
-    # Nothing compares with NaN, so a model that computes it would find every target first.
-    is_nan_B = own_B.isnan() | log_blocks_BV.isnan().any(dim=1)
+        log_probs_BKI = log_probs_BKI.masked_fill(is_target, -torch.inf)  # counted once, in equal_B
+        target_log_probs = target_B[active, None, None]
+        higher_B[active] += (~(log_probs_BKI <= target_log_probs)).sum(dim=(1, 2))
+        equal_B[active] += ((log_probs_BKI == target_log_probs) & ~target_log_probs.isneginf()).sum(
+            dim=(1, 2)
+        )
+    # Comparisons with NaN are false, so a model with NaN scores would rank every target first.
+    is_nan_B = target_B.isnan() | log_blocks_BV.isnan().any(dim=1)
     assert state.live is not None, "request states of ranking know what is live"
     higher_B[is_nan_B] = len(state.live.keys_N)
     return Ranks(higher_B.cpu().numpy(), equal_B.cpu().numpy())
@@ -115,12 +117,12 @@ def take_requests(state: RequestState, rows: Tensor) -> RequestState:
     """Returns some of the requests; live slots are shared."""
     if len(rows) == len(state.state_BD):
         return state
-    cache, state_BD, memory, pairs, slots = (take_sequences(part, rows) for part in state[:-1])
-    return RequestState(cache, state_BD, memory, pairs, slots, state.live)
+    cache, state_BD, memory, pairs, crowd = (take_sequences(part, rows) for part in state[:-1])
+    return RequestState(cache, state_BD, memory, pairs, crowd, state.live)
 
 
 def _sort_blocks(model: SpacetimeDecoder, state: RequestState) -> tuple[Tensor, Tensor]:
-    """Log probabilities in falling order, and the blocks in that order; equal ones by number."""
+    """Returns log probabilities in descending order, and their blocks, (B, V) each; ties by block id."""
     log_probs_BV = model.block_log_probs(state).double()
     sorted_BV, order_BV = torch.sort(log_probs_BV, dim=1, descending=True, stable=True)
     return sorted_BV, order_BV
@@ -139,5 +141,5 @@ def _merge(best: TopPois, blocks_BK: Tensor, log_probs_BKI: Tensor) -> TopPois:
     blocks = torch.cat([best.blocks_BN, blocks_BK.repeat_interleave(num_inner, dim=1)], dim=1)
     inners = torch.cat([best.inners_BN, inners_BKI.flatten(1)], dim=1)
     log_probs = torch.cat([best.log_probs_BN, log_probs_BKI.flatten(1)], dim=1)
-    kept = torch.sort(log_probs, dim=1, descending=True, stable=True).indices[:, : best.blocks_BN.shape[1]]
-    return TopPois(blocks.gather(1, kept), inners.gather(1, kept), log_probs.gather(1, kept))
+    order = torch.sort(log_probs, dim=1, descending=True, stable=True).indices[:, : best.blocks_BN.shape[1]]
+    return TopPois(blocks.gather(1, order), inners.gather(1, order), log_probs.gather(1, order))

@@ -1,8 +1,8 @@
-"""Stage 3: DPO, S-DPO (paper 3.4) or IPO: clicked POIs over shown and unclicked ones, against a frozen reference.
+"""Stage 3: DPO, S-DPO (paper 3.4) or IPO, which prefers clicked over unclicked POIs against a frozen reference.
 
 log P(POI) = log P(block) + log P(inner | block) under the history and the request, as in generation. The
-reference is the pre-trained model. Dropout is off, so that policy and reference start equal. Reads
-`preference_pairs` at a pinned version; rewards margin and accuracy are logged.
+reference is the pre-trained model. Dropout is off, so that policy and reference start equal. The stage reads
+`preference_pairs` at a pinned version and logs rewards margin and accuracy.
 
     python -m models align_dpo --day 2026-01-31
 """
@@ -61,11 +61,11 @@ class AlignStage(SplitStage):
         """Holds the frozen reference.
 
         Args:
-            splits: preference pairs.
-            config: of the stage.
+            splits: splits of the preference pairs.
+            config: configuration of the stage.
             reference: the pre-trained model; frozen here.
-            slots: POIs that exist, the same as in pre-training.
-            finder: crowd candidates, for a decoder that copies from them.
+            slots: slots of the index, the same as in pre-training.
+            finder: finder of crowd candidates, for a decoder that copies them.
         """
         super().__init__(splits)
         self.config, self.slots, self.finder = config, slots, finder
@@ -73,15 +73,15 @@ class AlignStage(SplitStage):
 
     def loss(self, model: SpacetimeDecoder, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed loss, the number of pairs, and margin and accuracy of the rewards."""
-        found, chosen = self._compare(model, rows)
+        pairs, chosen = self._compare(model, rows)
         chosen_loss = -self.config.chosen_weight * chosen[chosen.isfinite()].sum()
-        sums = {"train/rewards_margin": float(found.margin), "train/rewards_accuracy": float(found.accuracy)}
-        return found.loss + chosen_loss, found.num_pairs, sums
+        sums = {"train/rewards_margin": float(pairs.margin), "train/rewards_accuracy": float(pairs.accuracy)}
+        return pairs.loss + chosen_loss, pairs.num_pairs, sums
 
     def validate(self, model: SpacetimeDecoder) -> dict[str, float]:
-        """Returns the mean loss, rewards margin and accuracy, and log probability of the chosen POIs.
+        """Returns the means of loss, rewards margin and accuracy, and log probability of the chosen POIs.
 
-        Nothing without validation rows.
+        The result is empty without validation rows.
         """
         if self.splits.val is None:
             return {}
@@ -93,11 +93,11 @@ class AlignStage(SplitStage):
         }
         num_pairs = 0
         for rows in self.splits.val_batches():
-            found, chosen = self._compare(model, rows)
-            num_pairs += found.num_pairs
+            pairs, chosen = self._compare(model, rows)
+            num_pairs += pairs.num_pairs
             log_chosen = chosen[chosen.isfinite()].sum()
-            loss = found.loss - self.config.chosen_weight * log_chosen
-            parts = (loss, found.margin, found.accuracy, log_chosen)
+            loss = pairs.loss - self.config.chosen_weight * log_chosen
+            parts = (loss, pairs.margin, pairs.accuracy, log_chosen)
             for name, value in zip(sums, parts, strict=True):
                 sums[name] += float(value)
         return {name: value / max(num_pairs, 1) for name, value in sums.items()}
@@ -105,26 +105,26 @@ class AlignStage(SplitStage):
     def _compare(self, model: SpacetimeDecoder, rows: pa.Table) -> tuple[PreferenceLoss, Tensor]:
         model.eval()  # no dropout: rewards are differences of two passes
         device = next(model.parameters()).device
-        self.slots = self.slots.to(device)  # kept: moving them sorts them again
-        asked = collate_asked(rows, self.finder, model.config)
-        policy, is_rejected = pair_log_probs(model, rows, self.slots, asked)
+        self.slots = self.slots.to(device)  # stored, since each move sorts them again
+        requests = collate_asked(rows, self.finder, model.config)
+        policy, is_rejected = pair_log_probs(model, rows, self.slots, requests)
         with torch.no_grad():
-            reference, _ = pair_log_probs(self.reference.to(device), rows, self.slots, asked)
+            reference, _ = pair_log_probs(self.reference.to(device), rows, self.slots, requests)
         config = self.config
-        found = preference_loss(policy, reference, is_rejected, beta=config.beta, kind=config.loss)
-        return found, policy.chosen_B
+        pairs = preference_loss(policy, reference, is_rejected, beta=config.beta, kind=config.loss)
+        return pairs, policy.chosen_B
 
 
 def pair_log_probs(
     model: SpacetimeDecoder, rows: pa.Table, slots: LiveSlots | None, asked: RequestBatch | None = None
 ) -> tuple[PreferenceLogProbs, Tensor]:
-    """Returns log P of chosen and rejected POIs, and which rejected ones are no padding.
+    """Returns log P of chosen and rejected POIs, and which rejected ones are real, (B, C) bool.
 
     Args:
         model: policy or reference.
         rows: preference pairs.
-        slots: POIs that exist; None = all ids.
-        asked: the pairs' requests, for a model that copies from the crowd; None = made of the rows.
+        slots: live slots; None = all ids.
+        asked: requests of the pairs, for a model that copies crowd candidates; None = collated from the rows.
     """
     device = next(model.parameters()).device
     rejected = collate_candidates(rows, prefix="rejected").to(device)
@@ -159,14 +159,14 @@ def run_align_dpo(
 
     Args:
         pairs: `preference_pairs` at a pinned version.
-        index: tables of pre-training; its POI index says which POIs exist.
+        index: tables of pre-training, with the POI index.
         day: day as of which the pairs were made, YYYY-MM-DD.
-        recipe: how to train.
+        recipe: settings of decoder and stages.
         pretrained: folder of the pre-training stage.
-        folder: of this stage.
-        log: takes metrics and their step.
-        finder: crowd candidates, for a decoder that copies from them.
-        needs_validation: an empty validation split is an error; else the last weights are kept.
+        folder: folder of this stage.
+        log: function that logs metrics at a step.
+        finder: finder of crowd candidates, for a decoder that copies them.
+        needs_validation: True = an empty validation split is an error; False = the last weights are kept.
 
     Raises:
         NoTrainingDataError: a split has no pair.

@@ -1,4 +1,4 @@
-"""What every process but the first does in a training of several: reads what the first pinned, writes nothing."""
+"""The follower processes of a data-parallel training: they read the pinned tables of the first and write nothing."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ LOGGER = logging.getLogger(__name__)
 def follow(training: Training, stages: Sequence[str]) -> dict[str, TrainResult]:
     """Takes part in some stages, in the order in which the first process trains them.
 
-    A stage that the first process refuses, or that has no data, is left out here too: what is read is the same, so all
-    processes meet the same. Whatever else goes wrong ends the process, and torchrun then ends the others.
+    A stage that the first process refuses, or that has no data, is skipped here too: all processes read the same rows
+    and get the same result. Any other error ends the process, and torchrun then ends the rest.
     """
     results = {}
     for stage in stages:
-        told = tell_all(None)
-        if "refused" in told:
-            LOGGER.warning("stage %s is left out: %s", stage, told["refused"])
+        message = tell_all(None)
+        if "refused" in message:
+            LOGGER.warning("stage %s is left out: %s", stage, message["refused"])
             continue
-        training.take(told)
+        training.take(message)
         try:
             results[stage] = run_stage(training, stage, _log_nothing)
         except (NoTrainingDataError, MissingInputError) as error:
@@ -32,4 +32,4 @@ def follow(training: Training, stages: Sequence[str]) -> dict[str, TrainResult]:
 
 
 def _log_nothing(metrics: Mapping[str, float], step: int) -> None:
-    """The first process logs."""
+    """Does nothing, since only the first process logs."""

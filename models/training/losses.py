@@ -18,24 +18,24 @@ def info_nce_loss(
     *,
     own: slice = slice(None),
 ) -> tuple[Tensor, int]:
-    """Sums InfoNCE: each clicked POI against the unclicked ones of its request and the batch's other clicks.
+    """Sums InfoNCE: each clicked POI against the unclicked POIs of its request and the batch's other clicks.
 
-    A click of another request is no negative where this request shows that POI itself; a POI clicked by
-    several others counts once.
+    A click of another request is not a negative if this request shows the same POI. A POI that several other requests
+    clicked counts once.
 
     Args:
-        users_BE: unit vectors of the requests; with `own`, of those only.
-        pois_BCE: unit vectors of the exposed POIs.
-        labels_BC: 1 clicked, 0 shown, negative = padding.
-        poi_keys_BC: a number per POI, equal for equal POIs.
+        users_BE: float, (B, E), unit vectors of the requests; with `own`, of those only.
+        pois_BCE: float, (B, C, E), unit vectors of the exposed POIs.
+        labels_BC: int64, (B, C), 1 clicked, 0 shown, negative = padding.
+        poi_keys_BC: int64, (B, C), a number per POI, equal for equal POIs.
         temperature: tau; similarities are divided by it.
-        log_expected_BC: log of how often each POI is expected among the clicks of a batch; taken off the logit of
-            an in-batch negative (sampling correction: popular POIs would be pushed away for being popular). None
-            = no correction. Exposed POIs are not sampled, so theirs are not corrected.
-        own: requests whose clicks are summed over, where several processes share a batch; negatives are of all.
+        log_expected_BC: float, (B, C), log of the expected clicks on each POI in a batch, subtracted from the logit of
+            an in-batch negative. This sampling correction keeps POIs from being pushed away for their popularity.
+            Exposed POIs are not sampled, so they are not corrected. None = no correction.
+        own: requests whose clicks are summed, if several processes share a batch; negatives come from all requests.
 
     Returns:
-        The summed negative log-likelihood of the clicks, and how many there are.
+        The summed negative log-likelihood of the clicks, and their number.
     """
     own_BC = (users_BE[:, None] * pois_BCE[own]).sum(dim=-1) / temperature
     is_click_BC = labels_BC == 1
@@ -58,7 +58,7 @@ def info_nce_loss(
 
 
 def click_loss(logits_BC: Tensor, labels_BC: Tensor) -> tuple[Tensor, int]:
-    """Sums the binary cross-entropy of clicks over candidates; negative labels are padding."""
+    """Sums the binary cross-entropy of clicks over candidates, (B, C) each; negative labels are padding."""
     is_real_BC = labels_BC >= 0
     logits, labels = logits_BC[is_real_BC], labels_BC[is_real_BC]
     loss = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -72,7 +72,7 @@ class PreferenceLogProbs(NamedTuple):
 
     Attributes:
         chosen_B: (B,), nats.
-        rejected_BC: (B, C), nats; anything where `is_rejected_BC` of the loss is False.
+        rejected_BC: (B, C), nats; undefined where `is_rejected_BC` of the loss is False.
     """
 
     chosen_B: Tensor
@@ -84,9 +84,9 @@ class PreferenceLoss(NamedTuple):
 
     Attributes:
         loss: summed loss.
-        num_pairs: requests that count: the reference can produce the chosen POI and at least one rejected
-            one.
-        margin: summed mean reward of chosen minus rejected, beta-scaled.
+        num_pairs: number of requests that count: the reference can produce the chosen POI and at least one
+            rejected one.
+        margin: sum over requests of the mean beta-scaled reward of chosen minus rejected.
         accuracy: summed share of rejected POIs with a smaller reward than the chosen one.
     """
 
@@ -109,20 +109,20 @@ def preference_loss(
     - `dpo`: each rejected POI is a pair, averaged per request (paper 3.4);
     - `s-dpo`: all rejected POIs of a request in one softmax;
     - `ipo`: squared distance of a pair's log ratio from 1 / (2 beta), averaged per request (arXiv 2310.12036,
-      equation 17). It pulls as hard at a ratio of 0 as anywhere else, so that pairs of both ways round hold what they
-      say nothing about, which DPO's flat start does not.
+      equation 17). Its pull at a ratio of 0 is as strong as elsewhere, so opposite pairs hold ratios that they do not
+      determine; DPO's flat start does not.
 
     POIs that the reference cannot produce (newer than its capacities) have no log ratio and are left out.
 
     Args:
-        policy: of the model in training.
-        reference: of the frozen one.
-        is_rejected_BC: False = padding.
+        policy: log probabilities of the model in training.
+        reference: log probabilities of the frozen model.
+        is_rejected_BC: bool, (B, C), False = padding.
         beta: strength of the pull towards the reference.
-        kind: which loss.
+        kind: kind of loss.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: the kind is unknown.
     """
     if kind not in get_args(PreferenceKind):
         raise ValueError(f"preference loss {kind!r} is none of {get_args(PreferenceKind)}")
@@ -149,12 +149,12 @@ def preference_loss(
 
 
 def _log_ratio(policy: Tensor, reference: Tensor, counts: Tensor) -> Tensor:
-    """Log ratio where it counts, else 0; infinities elsewhere must not reach the gradient."""
+    """Returns the log ratio where it counts, else 0, so that infinities do not reach the gradient."""
     return torch.where(counts, policy, 0.0) - torch.where(counts, reference, 0.0)
 
 
 def _distinct(keys_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the place of the first of each key, and the keys."""
+    """Returns the first position of each distinct key, and the distinct keys."""
     keys, inverse = torch.unique(keys_N, return_inverse=True)
     first = torch.full_like(keys, len(keys_N)).scatter_reduce_(
         0, inverse, torch.arange(len(keys_N), device=keys_N.device), reduce="amin"

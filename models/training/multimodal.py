@@ -1,7 +1,7 @@
-"""POI vectors meet the decoder: from the table `poi_vectors` to a model that carries them.
+"""Fusion of POI vectors: from the table `poi_vectors` to a decoder that carries them.
 
-The post-training stages start from the pre-trained weights; with vectors the model gets a projection beside
-them, at zero, so that it starts as the pre-trained one and learns how much of the text to take in.
+The post-training stages start from the pre-trained weights. With vectors the model gets an additional projection that
+starts at zero: it starts as the pre-trained model and learns the weight of the text.
 """
 
 from datetime import date
@@ -19,7 +19,7 @@ from models.network.decoder import SpacetimeDecoder
 from models.training.pretrain import load_pretrained
 
 _PLACE_BUFFERS = ("block_centers_V2", "starts_V1")
-"""Buffers that say where blocks and the rows of POI vectors lie: geography, not weights."""
+"""Buffers with the centres of blocks and the rows of their POI vectors: geography, not weights."""
 
 
 class SlotVectors(NamedTuple):
@@ -33,14 +33,14 @@ class SlotVectors(NamedTuple):
 def read_slot_vectors(
     vectors: TableAt, poi_index: TableAt, *, day: str, index_version: int, encoder: str | None = None
 ) -> SlotVectors:
-    """Reads the newest vector of every POI up to a day, for every slot that the POI has had.
+    """Reads the newest vector of every POI up to a day, for every slot of the POI, past slots included.
 
     Args:
         vectors: `poi_vectors`.
-        poi_index: the slots.
-        day: last day whose rows are known, YYYY-MM-DD.
-        index_version: of the slots.
-        encoder: name of the encoder; None = the one that the newest rows are of.
+        poi_index: table of the slots.
+        day: last day of the rows, YYYY-MM-DD.
+        index_version: index version of the slots.
+        encoder: name of the encoder; None = the encoder of the newest rows.
 
     Raises:
         MissingInputError: there is no such table.
@@ -56,12 +56,12 @@ def read_slot_vectors(
     slots = read_table(poi_index, ("poi_id", "block_id", "inner_id"), condition)
     known = [poi_id in newest for poi_id in slots["poi_id"].to_pylist()]
     slots = slots.filter(pa.array(known, pa.bool_()))
-    taken = rows["vector"].take(
+    newest_vectors = rows["vector"].take(
         pa.array([newest[poi_id] for poi_id in slots["poi_id"].to_pylist()], pa.int64())
     )
     flat = (
-        np.array(taken.combine_chunks().flatten(), dtype=np.float32)
-        if len(taken)
+        np.array(newest_vectors.combine_chunks().flatten(), dtype=np.float32)
+        if len(newest_vectors)
         else np.zeros(0, np.float32)
     )
     ids = [torch.from_numpy(slots[name].to_numpy().astype(np.int64)) for name in ("block_id", "inner_id")]
@@ -75,8 +75,8 @@ def start_posttraining(
 
     Args:
         pretrained: folder of the pre-training stage.
-        vectors: of POIs, fused through a new projection; None = without.
-        from_scratch: new weights in the shape of the pre-trained model, for comparison.
+        vectors: POI vectors, fused through a new projection; None = no vectors.
+        from_scratch: True = new weights in the shape of the pre-trained model, for comparison.
     """
     model = load_pretrained(pretrained)
     config = model.config

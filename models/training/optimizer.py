@@ -1,4 +1,4 @@
-"""AdamW as the project uses it: which parameters decay, which learn faster, and the rate of every step."""
+"""The project's AdamW: parameters with weight decay, parameters that learn faster, and the rate of every step."""
 
 import math
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ def scale_rate(config: TrainConfig, step: int, num_steps: int) -> float:
 
 
 def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
-    """Groups parameters for AdamW: matrices decay, vectors and tables with a rate of their own do not.
+    """Groups parameters for AdamW: matrices decay; vectors and parameters with a scaled rate do not.
 
     Raises:
-        ValueError: a name of `rate_scales` is none of its module's, so a rename would silently have lost its rate.
+        ValueError: `rate_scales` names a part that its module does not have, for example after a rename.
     """
     scales = collect_rate_scales(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -37,7 +37,7 @@ def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
             continue
         scale = scales.get(name, 1.0)
         decay = config.weight_decay if parameter.dim() > 1 and name not in scales else 0.0
-        # A checkpoint numbers parameters by place, so their order must follow from model and recipe alone.
+        # A checkpoint numbers parameters by place, so their order must depend on model and recipe alone.
         groups.setdefault((scale, decay), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "scale": scale}
@@ -46,12 +46,12 @@ def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
 
 
 def collect_rate_scales(model: nn.Module) -> dict[str, float]:
-    """Returns the factor on the learning rate of every parameter that has one, by the parameter's name.
+    """Returns parameter names -> factor on the learning rate, for parameters that have one.
 
-    A module says so in `rate_scales`: names of its own members or parameters -> factor of all below; "" = all of it.
+    A module declares `rate_scales`: name of a member or parameter -> factor of all parameters below; "" = the module.
 
     Raises:
-        ValueError: a name is none of the module's.
+        ValueError: the module has no part of that name.
     """
     scales: dict[str, float] = {}
     for path, module in model.named_modules():
@@ -75,7 +75,7 @@ def read_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `read_optimizer` returned."""
+    """Restores the state that `read_optimizer` returned."""
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".")

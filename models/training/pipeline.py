@@ -1,15 +1,14 @@
 """One training: its folder, its pinned tables, its stages in order, and the bundle made of them.
 
     {storage.artifacts}/training/{day}/
-        training.json           pins, and what each stage was made of
+        training.json           pins, and the digest of each stage's inputs
         mlflow_run.json         parent run
         pretrain/ sft_embedding/ sft_ranking/ align_dpo/       model/ and checkpoints/ of each stage
-        bundle/                 what is registered
+        bundle/                 the bundle that is registered
         evaluation.json
 
-A training that is started again goes on where it stopped. A stage whose recipe or rows have changed since is
-trained again, and with it the stages that start from it. A stage without data is skipped by `train`, with a
-warning that the bundle records.
+A restarted training resumes where it stopped. A stage whose recipe or rows have changed is trained again, and with it
+the stages that start from it. `train` skips a stage without data, with a warning that the bundle records.
 """
 
 import hashlib
@@ -54,14 +53,14 @@ class Training:
     """A training of one day.
 
     Attributes:
-        folder: of the training.
-        day: YYYY-MM-DD.
-        recipe: decoder and stages.
-        settings: where tables and the tracking store are.
+        folder: folder of the training.
+        day: day of the training, YYYY-MM-DD.
+        recipe: settings of decoder and stages.
+        settings: settings with the locations of tables and tracking store.
         pins: tables pinned so far.
-        made_of: digest of everything that each stage depends on.
-        skipped: why a stage was left out.
-        needs_validation: are empty validation and test splits an error; else the model is trained and not judged.
+        made_of: digest of all inputs of each stage.
+        skipped: reason of each skipped stage.
+        needs_validation: True = empty validation and test splits are an error; False = the model is not judged.
     """
 
     folder: Path
@@ -74,7 +73,7 @@ class Training:
     needs_validation: bool = True
 
     def take(self, content: Mapping[str, Any]) -> None:
-        """Takes what was pinned and done, as `training.json` tells it."""
+        """Takes pins, digests and skipped stages from the content of `training.json`."""
         self.pins = {name: Pin(**pin) for name, pin in content["pins"].items()}
         self.made_of, self.skipped = content["made_of"], content["skipped"]
 
@@ -87,7 +86,7 @@ class Training:
         return self.folder / stage
 
     def is_trained(self, stage: str) -> bool:
-        """Tells whether a stage has left a model."""
+        """Returns whether a stage has saved a model."""
         return (self.stage_folder(stage) / "model").is_dir()
 
     @property
@@ -97,12 +96,12 @@ class Training:
 
     @property
     def is_simulated(self) -> bool:
-        """Is any row that the training read made by a simulation."""
+        """Whether any row that the training read comes from a simulation."""
         return any(pin.num_simulated for pin in self.pins.values())
 
 
 def open_training(settings: Settings, day: str, recipe: Recipe, *, needs_validation: bool = True) -> Training:
-    """Opens the training of a day, one begun earlier if there is one."""
+    """Opens the training of a day; continues an earlier one if there is one."""
     folder = Path(settings.storage.artifacts) / "training" / day
     training = Training(folder, day, recipe, settings, needs_validation=needs_validation)
     path = folder / TRAINING_FILE
@@ -112,16 +111,16 @@ def open_training(settings: Settings, day: str, recipe: Recipe, *, needs_validat
 
 
 def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
-    """Trains one stage in an MLflow run of its own, nested in the training's.
+    """Trains one stage in a separate MLflow run, nested in the training's run.
 
     Raises:
-        MissingInputError: a table, or the pre-trained model, is not there.
+        MissingInputError: a table or the pre-trained model does not exist.
         NoTrainingDataError: the stage has no sample.
     """
     try:
         prepare_stage(training, stage)
     except SpacetimeError as error:
-        # The followers wait for a word on every stage, also on one that is not trained.
+        # The followers wait for a message about every stage, even one that is not trained.
         tell_all({"refused": str(error)})
         raise
     tell_all(_describe(training))
@@ -141,7 +140,7 @@ def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
 
 
 def train_all(training: Training, parent: RunLog) -> dict[str, TrainResult]:
-    """Trains every stage; those after pre-training are skipped where they have no data."""
+    """Trains every stage; stages after pre-training are skipped if they have no data."""
     results = {"pretrain": train_stage(training, "pretrain", parent)}
     for stage in list(STAGE_TABLES)[1:]:
         try:
@@ -150,17 +149,17 @@ def train_all(training: Training, parent: RunLog) -> dict[str, TrainResult]:
             LOGGER.warning("stage %s is skipped: %s", stage, error)
             training.skipped[stage] = str(error)
             parent.log_tags({f"skipped.{stage}": str(error)[:MAX_TAG]})
-            # A model that an earlier start left there would be gathered into the bundle.
+            # The model of an earlier start would otherwise be gathered into the bundle.
             shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
             _save_training(training)
     return results
 
 
 def prepare_stage(training: Training, stage: str) -> None:
-    """Pins the stage's tables; removes what an earlier start left of it if recipe or rows have changed.
+    """Pins the stage's tables; removes the output of an earlier start if recipe or rows have changed.
 
     Raises:
-        MissingInputError: a table is not there, or the stage starts from a model that is not.
+        MissingInputError: a table, or the model that the stage starts from, does not exist.
     """
     if stage != "pretrain" and not training.is_trained("pretrain"):
         raise MissingInputError(
@@ -176,7 +175,7 @@ def prepare_stage(training: Training, stage: str) -> None:
     before = training.made_of.get(stage)
     if before is not None and before != made_of:
         LOGGER.warning("stage %s is trained again: its recipe or its rows have changed", stage)
-        # Before the new digest is saved: after a kill the next start sees the old one and removes again.
+        # Removed before the new digest is saved: after a kill the next start sees the old digest and removes again.
         shutil.rmtree(training.stage_folder(stage), ignore_errors=True)
     training.made_of[stage] = made_of
     _save_training(training)
@@ -213,7 +212,7 @@ def _run_align_dpo(training: Training, log: Log) -> TrainResult:
 
 
 def run_stage(training: Training, stage: str, log: Log) -> TrainResult:
-    """Trains a prepared stage; raises as its own `run_...`."""
+    """Trains a prepared stage; raises the errors of its `run_...` function."""
     return _RUNNERS[stage](training, log)
 
 
@@ -235,12 +234,12 @@ def _read_vectors(training: Training) -> SlotVectors | None:
 
 
 def _open_finder(training: Training, index_version: int) -> SlotFinder | None:
-    """Reads what the crowd did, if the decoder copies from them."""
+    """Reads the statistics of the crowd, if the decoder copies from it."""
     if not training.recipe.decoder.crowd.enabled:
         return None
     visits, transitions = map(training.table, CROWD_TABLES)
-    others = CrowdAt(visits, transitions, training.day, index_version)
-    return open_finder(others, read_catalogue(training.table("poi_index"), index_version))
+    crowd = CrowdAt(visits, transitions, training.day, index_version)
+    return open_finder(crowd, read_catalogue(training.table("poi_index"), index_version))
 
 
 def _index_tables(training: Training) -> PretrainTables:
@@ -250,7 +249,7 @@ def _index_tables(training: Training) -> PretrainTables:
 
 
 def _describe_stage(training: Training, stage: str) -> str:
-    """Digest of recipe and rows of a stage, and of the pre-training it starts from."""
+    """Returns a digest of recipe and rows of a stage, and of the pre-training it starts from."""
     recipe = training.recipe.model_dump(mode="json")
     content = {
         "decoder": recipe["decoder"],
@@ -271,7 +270,11 @@ def _table_inputs(training: Training, stage: str) -> list[TableInput]:
 
 
 def refuse_erased(training: Training) -> None:
-    """Raises MissingInputError if users were erased from the rows that the training has read."""
+    """Checks that no users were erased from the rows of the training.
+
+    Raises:
+        MissingInputError: users were erased from rows that the training has read.
+    """
     path = training.folder / ERASURES_FILE
     if not path.is_file():
         return

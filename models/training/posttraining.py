@@ -1,6 +1,6 @@
-"""What the post-training stages share: their splits, and the way from pre-trained weights to saved ones.
+"""Shared parts of the post-training stages: their splits, and the run from pre-trained to saved weights.
 
-`run_sft` is the whole run of a stage of supervised fine-tuning (paper 3.3), whatever its loss.
+`run_sft` runs a stage of supervised fine-tuning (paper 3.3) with any loss.
 """
 
 import json
@@ -41,7 +41,7 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class SampleSource:
-    """A sample table at a pinned version, as of a day, with what names its rows."""
+    """A sample table at a pinned version and day, with its key and columns."""
 
     table: TableAt
     day: str
@@ -49,7 +49,7 @@ class SampleSource:
     columns: tuple[str, ...]
 
     def query(self, split: str) -> SampleQuery:
-        """Returns which rows a split has."""
+        """Returns the query of a split's rows."""
         columns = tuple(dict.fromkeys((self.key, *self.columns)))
         return SampleQuery(self.table, self.day, split, columns, key=self.key)
 
@@ -60,7 +60,7 @@ class Splits:
     def __init__(
         self, source: SampleSource, config: TrainConfig, scratch: Path, *, needs_validation: bool = True
     ) -> None:
-        """Opens both; raises as `SampleBatches` and `open_validation`."""
+        """Opens both splits; raises the errors of `SampleBatches` and `open_validation`."""
         plan = BatchPlan(
             batch_size=config.batch_size,
             seed=config.seed,
@@ -72,13 +72,13 @@ class Splits:
         self.val = open_validation(source.query("val"), val_plan, scratch / "val", is_needed=needs_validation)
 
     def close(self) -> None:
-        """Removes what was spilled to disk."""
+        """Removes shards that were spilled to disk."""
         self.train.close()
         if self.val is not None:
             self.val.close()
 
     def val_batches(self) -> Iterator[pa.Table]:
-        """Yields the validation batches; none if there are no such rows."""
+        """Yields the validation batches; none if there are no validation rows."""
         return iter(()) if self.val is None else self.val.read()
 
 
@@ -89,7 +89,7 @@ class SplitStage:
         self.splits = splits
 
     def num_batches(self) -> int:
-        """Returns the batches of an epoch."""
+        """Returns the number of batches of an epoch."""
         return self.splits.train.num_batches
 
     def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
@@ -98,13 +98,13 @@ class SplitStage:
 
 
 class ScoredBatch(NamedTuple):
-    """What a stage makes of a batch of requests.
+    """Loss and scores of a batch of requests.
 
     Attributes:
-        loss: summed over what counts.
-        num_targets: how many it is summed over.
-        scores_BC: of the candidates; higher = rather clicked.
-        labels_BC: int64, 1 = clicked, 0 = shown, `NO_LABEL` = padding.
+        loss: loss, summed over the targets.
+        num_targets: number of targets.
+        scores_BC: float, (B, C), scores of the candidates; higher = more likely clicked.
+        labels_BC: int64, (B, C), 1 = clicked, 0 = shown, `NO_LABEL` = padding.
     """
 
     loss: Tensor
@@ -114,14 +114,14 @@ class ScoredBatch(NamedTuple):
 
 
 class ClickStage(SplitStage, Generic[Taught]):
-    """A stage that learns which of the shown POIs were clicked."""
+    """A stage that learns from clicked and unclicked POIs of a request."""
 
     def score(self, model: Taught, rows: pa.Table) -> ScoredBatch:
-        """Scores the candidates of a batch as validation sees them."""
+        """Scores the candidates of a batch for validation."""
         raise NotImplementedError
 
     def validate(self, model: Taught) -> dict[str, float]:
-        """Returns mean loss, AUC and GAUC; nothing without validation rows."""
+        """Returns mean loss, AUC and GAUC; empty without validation rows."""
         if self.splits.val is None:
             return {}
         total, count, scored = 0.0, 0, []
@@ -138,18 +138,18 @@ class ClickStage(SplitStage, Generic[Taught]):
 
 @dataclass(frozen=True)
 class SftRun:
-    """What a stage of supervised fine-tuning starts from.
+    """The inputs of a stage of supervised fine-tuning.
 
     Attributes:
         samples: `ranking_samples` at a pinned version.
         day: day as of which the samples were made, YYYY-MM-DD.
-        recipe: how to train.
+        recipe: settings of decoder and stages.
         pretrained: folder of the pre-training stage.
-        folder: of this stage; the model is left in `folder/model`.
-        log: takes metrics and their step.
-        vectors: of POIs, to be fused; None = without.
-        from_scratch: start from new weights, for comparison.
-        needs_validation: an empty validation split is an error; else the last weights are kept.
+        folder: folder of this stage; the model is saved in `folder/model`.
+        log: function that logs metrics at a step.
+        vectors: POI vectors to be fused; None = no vectors.
+        from_scratch: True = start from new weights, for comparison.
+        needs_validation: True = an empty validation split is an error; False = the last weights are kept.
     """
 
     samples: TableAt
@@ -173,9 +173,9 @@ def run_sft(
 
     Args:
         run: rows, weights and folders.
-        config: of the stage.
-        build: makes the stage, and the module that it trains, of the decoder.
-        finish: changes the trained decoder before it is saved; what it returns is saved as notes.
+        config: configuration of the stage.
+        build: function that builds the stage, and the module that it trains, from the decoder.
+        finish: function that changes the trained decoder before it is saved; its result is saved as notes.
 
     Raises:
         NoTrainingDataError: a split has no sample, or no training request has a click.
@@ -213,13 +213,13 @@ def run_stage(
 
     Args:
         stage: data and loss.
-        splits: closed at the end.
+        splits: training and validation batches; closed at the end.
         model: the decoder, or a module that holds it as `decoder`.
-        config: of the stage.
-        folder: of the stage; a training found there goes on.
-        log: takes metrics and their step.
-        made_of: whatever must be equal for a resume to make sense, as JSON takes it.
-        finish: changes the trained decoder before it is saved; what it returns is saved as notes.
+        config: configuration of the stage.
+        folder: folder of the stage; a training in it is resumed.
+        log: function that logs metrics at a step.
+        made_of: JSON-serialisable inputs that must be equal for a resume.
+        finish: function that changes the trained decoder before it is saved; its result is saved as notes.
     """
     decoder = model if isinstance(model, SpacetimeDecoder) else model.decoder
     assert isinstance(decoder, SpacetimeDecoder)
@@ -235,11 +235,11 @@ def run_stage(
 
 
 def require_clicks(samples: TableAt, day: str) -> None:
-    """Checks that a training request of the day has a clicked POI: without one there is no taste to learn.
+    """Checks that at least one training request of the day has a clicked POI to learn from.
 
     Raises:
         MissingInputError: there is no such table.
-        NoTrainingDataError: none has.
+        NoTrainingDataError: no training request has a click.
     """
     opened = open_table(samples, needed_by="The training", remedy=f"Run: python -m etl samples --day {day}.")
     of_training = (pds.field("day") == date.fromisoformat(day)) & (pds.field("split") == "train")

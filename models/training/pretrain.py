@@ -1,7 +1,7 @@
-"""Stage 1: pre-training on windows of actions, next-POI cross-entropy (paper 3.2).
+"""Stage 1: pre-training on windows of actions with next-POI cross-entropy (paper 3.2).
 
-Reads `pretrain_samples` at a pinned version, and `poi_index` and `blocks` for the slots and the places of
-blocks. Validation is the mean negative log-likelihood per target of the split `val`, in nats.
+The stage reads `pretrain_samples` at a pinned version, and `poi_index` and `blocks` for slots and block centres.
+Validation is the mean negative log-likelihood per target of the split `val`, in nats.
 
     python -m models pretrain --day 2026-01-31 --recipe conf/models/tiny.yaml
 """
@@ -40,7 +40,7 @@ PRETRAIN_COLUMNS = (
 
 @dataclass(frozen=True)
 class PretrainTables:
-    """What pre-training reads, each at a pinned version."""
+    """Tables that pre-training reads, each at a pinned version."""
 
     samples: TableAt
     poi_index: TableAt
@@ -48,12 +48,12 @@ class PretrainTables:
 
 
 class NextPoiModel(Protocol):
-    """What can be pre-trained: the decoder, and the baselines that share its trainer."""
+    """A model that can be pre-trained: the decoder, or a baseline that shares its trainer."""
 
     config: DecoderConfig
 
     def next_poi_log_probs(self, history: HistoryBatch, live: LiveSlots | None = None) -> StepLogProbs:
-        """Returns the log probabilities of the loss targets."""
+        """Returns the log probabilities of the loss targets, (B, Q) each."""
         ...
 
 
@@ -72,7 +72,7 @@ class PretrainStage:
         finder: SlotFinder | None = None,
         needs_validation: bool = True,
     ) -> None:
-        """Opens the splits `train` and `val`; raises as `SampleBatches` and `open_validation`."""
+        """Opens the splits `train` and `val`; raises the errors of `SampleBatches` and `open_validation`."""
         self.slots, self.finder = slots, finder
         plan = BatchPlan(
             batch_size=config.batch_size,
@@ -94,7 +94,7 @@ class PretrainStage:
         )
 
     def num_batches(self) -> int:
-        """Returns the batches of an epoch."""
+        """Returns the number of batches of an epoch."""
         return self.train.num_batches
 
     def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
@@ -102,13 +102,13 @@ class PretrainStage:
         return self.train.read(epoch, start)
 
     def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
-        """Returns the summed loss, the number of targets, and the loss of the two tokens apart."""
+        """Returns the summed loss, the number of targets, and the separate losses of block and inner tokens."""
         next_poi = cast(NextPoiModel, model)
         device = next(model.parameters()).device
         history = collate_history(rows)
         if next_poi.config.crowd.enabled:
             history = add_to_history(history, rows, self.finder, next_poi.config)
-        self.slots = self.slots.to(device)  # kept: moving them sorts them again
+        self.slots = self.slots.to(device)  # stored, since each move sorts them again
         log_probs = next_poi.next_poi_log_probs(history.to(device), self.slots)
         loss, num_targets = next_poi_loss(log_probs)
         sums = {
@@ -118,7 +118,7 @@ class PretrainStage:
         return loss, num_targets, sums
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Returns `val/loss`, nats per target POI, and its two parts; nothing without validation rows."""
+        """Returns `val/loss`, nats per target POI, and its two parts; empty without validation rows."""
         if self.val is None:
             return {}
         sums, num_targets = {"block": 0.0, "inner": 0.0}, 0
@@ -145,28 +145,28 @@ def run_pretrain(
     """Pre-trains a decoder; leaves it in `folder/model`, and what a resume needs in `folder/checkpoints`.
 
     Args:
-        tables: with pinned versions.
+        tables: tables with pinned versions.
         day: day as of which the samples were made, YYYY-MM-DD.
-        recipe: decoder and training.
-        layout: capacities; None = the index as it is, with the recipe's headroom.
-        folder: of the stage.
-        log: takes metrics and their step.
-        finder: crowd candidates, for a decoder that copies from them.
-        needs_validation: an empty validation split is an error; else the last weights are kept.
+        recipe: settings of decoder and training.
+        layout: capacities; None = the current index with the recipe's headroom.
+        folder: folder of the stage.
+        log: function that logs metrics at a step.
+        finder: finder of crowd candidates, for a decoder that copies them.
+        needs_validation: True = an empty validation split is an error; False = the last weights are kept.
 
     Raises:
-        MissingInputError, NoTrainingDataError: nothing to learn from.
-        LossNotFiniteError, DamagedCheckpointError, FingerprintError: as `models.training.trainer.train`.
+        MissingInputError, NoTrainingDataError: a table or its rows are missing.
+        LossNotFiniteError, DamagedCheckpointError, FingerprintError: see `models.training.trainer.train`.
     """
-    # The same in every process: gradients are summed over them, while the first weights are never sent.
+    # The same seed in every process: gradients are summed, but initial weights are never broadcast.
     torch.manual_seed(recipe.pretrain.seed)
     model, slots = build_decoder(recipe, tables.poi_index, tables.blocks, layout)
     stage = PretrainStage(
         tables.samples, day, recipe.pretrain, slots, folder / "scratch", finder, needs_validation
     )
-    made_of = json.dumps([model.config.model_dump(mode="json"), asdict(tables), day], sort_keys=True)
+    fingerprint = json.dumps([model.config.model_dump(mode="json"), asdict(tables), day], sort_keys=True)
     try:
-        result = train(stage, model, recipe.pretrain, folder, log, fingerprint=made_of)
+        result = train(stage, model, recipe.pretrain, folder, log, fingerprint=fingerprint)
     finally:
         stage.train.close()
         if stage.val is not None:
@@ -179,7 +179,7 @@ def run_pretrain(
 def build_decoder(
     recipe: Recipe, poi_index: TableAt, blocks: TableAt, layout: TokenLayout | None = None
 ) -> tuple[SpacetimeDecoder, LiveSlots]:
-    """Builds an untrained decoder for an index, and the set of slots that the index ever had.
+    """Builds an untrained decoder for an index, and the set of all slots of the index, live or not.
 
     Raises:
         MissingInputError: there is no such table.
@@ -219,12 +219,12 @@ def build_decoder(
 
 
 def load_pretrained(folder: Path, layout: TokenLayout | None = None) -> SpacetimeDecoder:
-    """Reads what `run_pretrain` left; raises as `load_stage`."""
+    """Reads the model that `run_pretrain` saved; raises the errors of `load_stage`."""
     return load_stage(folder / "model", layout=layout)
 
 
 def last_index_version(poi_index: TableAt) -> int:
-    """Returns the newest version of an index, the one that a training is made with."""
+    """Returns the newest version of an index, which a training uses."""
     versions = read_table(poi_index, ("index_version",)).column("index_version").to_numpy()
     return int(versions.max(initial=1))
 
@@ -233,7 +233,7 @@ def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
     """Sums the cross-entropy of block and inner tokens over the loss targets (paper 3.2.2).
 
     Returns:
-        The summed negative log-likelihood of the target POIs, and how many there are.
+        The summed negative log-likelihood of the target POIs, and their number.
     """
     loss = -(log_probs.block_BQ.sum() + log_probs.inner_BQ.sum())
     return loss, int(torch.count_nonzero(log_probs.is_target_BQ))

@@ -1,4 +1,4 @@
-"""How far a long work is: a bar in a terminal, a log line now and then elsewhere."""
+"""Progress of long tasks: a bar in a terminal, a periodic log line elsewhere."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ LOG_EVERY_S = 15.0
 
 
 class StepProgress:
-    """A bar in a terminal, a log line now and then elsewhere."""
+    """Shows the step of a training: a bar in a terminal, a log line every `LOG_EVERY_S` elsewhere."""
 
     def __init__(self, name: str, num_steps: int) -> None:
         self.name, self.num_steps, self.last_line = name, num_steps, time.monotonic()

@@ -1,9 +1,9 @@
-"""Stage 2a: embedding SFT (paper 3.3.1): the one decoder as two towers, InfoNCE.
+"""Stage 2a: embedding SFT (paper 3.3.1): one decoder as two towers, trained with InfoNCE.
 
-User tower: profile, history and request; POI tower: the POI's tokens alone; unit vectors. Each clicked POI is
-told from the unclicked POIs of its request and from the other clicks of the batch. A share of the training
-requests is made neutral, so that the vector of a user as of the last action, without a request, is trained
-too. Reads `ranking_samples` at a pinned version; starts from the pre-trained weights.
+The user tower reads profile, history and request; the POI tower reads the POI's tokens alone. Both return unit vectors.
+The negatives of a clicked POI are the unclicked POIs of its request and the other clicks of the batch. A share of the
+training requests is made neutral, so that the user's vector as of the last action, without a request, is trained too.
+The stage reads `ranking_samples` at a pinned version and starts from the pre-trained weights.
 
     python -m models sft_embedding --day 2026-01-31
 """
@@ -31,7 +31,7 @@ COUNTED = ("labels", "candidate_block_ids", "candidate_inner_ids")
 
 
 class TwoTowers(nn.Module):
-    """The decoder with a temperature beside it; only the decoder is saved."""
+    """The decoder and a temperature; only the decoder is saved."""
 
     def __init__(self, decoder: SpacetimeDecoder, *, temperature: float, is_learned: bool) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class TwoTowers(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """InfoNCE tau; never so small that one pair takes all gradient."""
+        """InfoNCE tau, at least `LOWEST_TEMPERATURE`, so that no single pair takes all gradient."""
         return self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
 
 
 class ClickFrequencies:
-    """How often each POI is clicked per training request; for the sampling correction."""
+    """Clicks of each POI per training request, for the sampling correction."""
 
     def __init__(self, samples: pa.Table) -> None:
         """Counts the clicks of `labels`, `candidate_block_ids` and `candidate_inner_ids`."""
@@ -56,11 +56,11 @@ class ClickFrequencies:
         self.keys, self.rates = torch.from_numpy(keys), torch.from_numpy(counts / samples.num_rows).float()
 
     def log_expected(self, keys_BC: Tensor, num_requests: int) -> Tensor:
-        """Returns the log of the clicks expected on each POI in a batch; one never clicked counts as one click."""
+        """Returns the log of expected clicks on each POI in a batch, (B, C); unclicked POIs count as one click."""
         known, rates = self.keys.to(keys_BC.device), self.rates.to(keys_BC.device)
         place = torch.searchsorted(known, keys_BC).clamp(max=len(known) - 1)
-        found = torch.where(known[place] == keys_BC, rates[place], rates.min())
-        return (num_requests * found).log()
+        click_rates = torch.where(known[place] == keys_BC, rates[place], rates.min())
+        return (num_requests * click_rates).log()
 
 
 class EmbeddingStage(ClickStage[TwoTowers]):
@@ -75,13 +75,13 @@ class EmbeddingStage(ClickStage[TwoTowers]):
         self.config, self.frequencies = config, frequencies
 
     def loss(self, model: TwoTowers, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
-        """Returns the summed InfoNCE and the number of clicks; some requests are made neutral."""
+        """Returns the summed InfoNCE and the number of clicks; makes some requests neutral."""
         return self.loss_of_share(model, rows, slice(0, rows.num_rows))
 
     def loss_of_share(
         self, model: TwoTowers, rows: pa.Table, own: slice
     ) -> tuple[Tensor, int, dict[str, float]]:
-        """Returns the same summed over some requests of a batch; the clicks of all are negatives."""
+        """Returns the loss summed over the requests of `own`; the clicks of all requests are negatives."""
         users, pois, labels, keys = embed_rows(
             model.decoder, rows, drop_request=self.config.drop_request, own=own
         )
@@ -101,7 +101,7 @@ def embed_rows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns user vectors (B, E), POI vectors (B, C, E), labels and POI keys (B, C) of ranking samples.
 
-    Users are those of `own` only, if it is given; POIs are those of all rows.
+    With `own`, users are those of these rows only; POIs are always those of all rows.
     """
     device = next(decoder.parameters()).device
     users_rows = rows if own is None else rows.slice(own.start, own.stop - own.start)
@@ -117,7 +117,7 @@ def embed_rows(
 
 
 def run_sft_embedding(run: SftRun) -> TrainResult:
-    """Trains the embedding stage; raises as `run_sft`."""
+    """Trains the embedding stage; raises the errors of `run_sft`."""
     config = run.recipe.sft_embedding
 
     def build(decoder: SpacetimeDecoder, splits: Splits) -> tuple[EmbeddingStage, TwoTowers]:

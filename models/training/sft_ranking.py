@@ -1,7 +1,7 @@
 """Stage 2b: ranking SFT (paper 3.3.2): the user part, then all candidates, isolated from each other.
 
-The state at a candidate's inner token gives its click logit; loss is binary cross-entropy. Reads
-`ranking_samples` at a pinned version; starts from the pre-trained weights. Validation: loss per candidate,
+The state at a candidate's inner token gives its click logit; the loss is binary cross-entropy. The stage reads
+`ranking_samples` at a pinned version and starts from the pre-trained weights. Validation measures loss per candidate,
 AUC and GAUC on split `val`.
 
     python -m models sft_ranking --day 2026-01-31
@@ -20,7 +20,7 @@ from models.training.posttraining import NO_LABEL, ClickStage, ScoredBatch, SftR
 from models.training.stage import TrainResult
 
 CALIBRATION_PRIOR = 1e-4
-"""Keeps scale and shift finite where held-out clicks can be told apart without error."""
+"""Keeps scale and shift finite if the logits separate held-out clicks perfectly."""
 
 
 class RankingStage(ClickStage[SpacetimeDecoder]):
@@ -50,13 +50,13 @@ def score_rows(model: SpacetimeDecoder, rows: pa.Table) -> tuple[Tensor, Tensor]
 
 
 def calibrate_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table]) -> tuple[float, float]:
-    """Folds scale and shift of the logits, fitted on held-out rows, into the click head (Platt scaling).
+    """Fits scale and shift of the logits on held-out rows and folds them into the click head (Platt scaling).
 
-    Scores keep their order, as the scale is kept above zero; the feature table, the audit and MLflow all get calibrated
-    probabilities without knowing of it.
+    The scale is positive, so scores keep their order. The feature table, the audit and MLflow get calibrated
+    probabilities without further changes.
 
     Args:
-        model: changed in place; in evaluation mode.
+        model: model in evaluation mode; changed in place.
         batches: held-out ranking samples.
 
     Returns:
@@ -84,7 +84,7 @@ def calibrate_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table]) -
 
 
 def run_sft_ranking(run: SftRun) -> TrainResult:
-    """Trains the ranking stage, and calibrates its click head on the validation rows; raises as `run_sft`."""
+    """Trains the ranking stage and calibrates its click head on the validation rows; raises the errors of `run_sft`."""
 
     def build(decoder: SpacetimeDecoder, splits: Splits) -> tuple[RankingStage, SpacetimeDecoder]:
         return RankingStage(splits), decoder

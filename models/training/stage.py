@@ -1,4 +1,4 @@
-"""What a training stage tells the loop, and what the loop tells of a training."""
+"""The interface between a training stage and the loop, and the result of a training."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,49 +13,49 @@ Taught = TypeVar("Taught", bound=nn.Module, contravariant=True)
 
 
 class Stage(Protocol[Taught]):
-    """What a stage tells the loop."""
+    """Batches, loss and validation of a stage."""
 
     name: str
 
     def num_batches(self) -> int:
-        """Returns the batches of an epoch, `batch_size` rows each."""
+        """Returns the number of batches of an epoch, `batch_size` rows each."""
         ...
 
     def train_batches(self, epoch: int, start: int) -> Iterator[pa.Table]:
-        """Yields the batches of an epoch from the `start`-th on; a function of its arguments alone."""
+        """Yields the batches of an epoch from the `start`-th on; the result depends on the arguments alone."""
         ...
 
     def loss(self, model: Taught, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
-        """Returns the summed loss, the number of targets it is summed over, and further sums to be logged."""
+        """Returns the summed loss, the number of its targets, and further sums to log."""
         ...
 
     def validate(self, model: Taught) -> dict[str, float]:
-        """Returns metrics; `val/loss` decides, lower is better. None at all = there is nothing to validate on."""
+        """Returns metrics; the lowest `val/loss` is best. Empty = there are no validation rows."""
         ...
 
 
 @runtime_checkable
 class ComparingStage(Protocol[Taught]):
-    """A stage whose loss compares rows of a batch with each other: a share of the batch alone has another loss."""
+    """A stage whose loss compares rows of a batch, so that a share of the batch cannot be computed alone."""
 
     def loss_of_share(
         self, model: Taught, rows: pa.Table, own: slice
     ) -> tuple[Tensor, int, dict[str, float]]:
-        """Returns what `loss` of the whole batch would, but summed over the rows of `own` only."""
+        """Returns the `loss` of the whole batch, summed over the rows of `own` only."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training went.
+    """The result of a training.
 
     Attributes:
         steps: optimiser steps done.
         best_value: lowest validation loss; None = there were no validation rows.
-        best_step: its step, or the last one; the model has these weights.
+        best_step: step of the lowest validation loss, or the last step; the model has its weights.
         validations: metrics of every validation, with their step.
-        seconds: spent, earlier sittings included.
-        is_resumed: did it go on from a checkpoint.
+        seconds: training time, including the time before a resume.
+        is_resumed: True = the training resumed from a checkpoint.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Which tables each stage of a training reads."""
+"""The tables that each stage of a training reads."""
 
 from models.config import Recipe
 from models.copying.crowd_tables import CROWD_TABLES
@@ -10,15 +10,15 @@ STAGE_TABLES = {
     "sft_ranking": ("ranking_samples",),
     "align_dpo": ("preference_pairs",),
 }
-"""Stages in order, and the tables that each reads whatever the recipe."""
+"""Stages in order, and the tables that each reads with any recipe."""
 VECTOR_TABLES = ("poi_vectors", "poi_index")
-"""What both SFTs read too, if the recipe fuses POI vectors."""
+"""Tables that both SFT stages also read if the recipe fuses POI vectors."""
 
 
 def tables_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
-    """Returns the tables that a stage reads, the one of its samples first.
+    """Returns the tables that a stage reads, its samples first.
 
-    Those of what the crowd did are read by stages that learn P(POI), if the decoder copies from the crowd.
+    Stages that learn P(POI) also read the tables of the crowd if the decoder copies from it.
     """
     copies = recipe.decoder.crowd.enabled and stage in GENERATING_STAGES
     vectors = VECTOR_TABLES if fuses_vectors(stage, recipe) else ()
@@ -26,5 +26,5 @@ def tables_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
 
 
 def fuses_vectors(stage: str, recipe: Recipe) -> bool:
-    """Tells whether a stage reads POI vectors."""
+    """Returns whether a stage reads POI vectors."""
     return recipe.fuse_poi_vectors and stage.startswith("sft_")

@@ -1,9 +1,9 @@
 """The one training loop of all stages: step, accumulate, clip, schedule, average, validate, checkpoint, resume.
 
-A stage says what a batch is and what its loss; the loop owns everything else. Interrupted at any step and
-started again, it goes on to the same weights, bit by bit on a CPU: weights, optimiser, random state and
-place in the data come back from the last checkpoint, and the order of the data depends on seed and epoch
-alone. Several processes share every batch (`models.data.parallel`).
+A stage defines batches and loss; the loop does everything else. A training that is interrupted at any step and started
+again reaches the same weights, bit by bit on a CPU: weights, optimiser, random state and data position come from the
+last checkpoint, and the order of the data depends on seed and epoch alone. Several processes share every batch
+(`models.data.parallel`).
 """
 
 import hashlib
@@ -56,28 +56,28 @@ def train(
 
     Args:
         stage: data and loss.
-        model: on any device; moved to the configured one.
-        config: of the stage.
-        folder: for checkpoints; a training found there is continued.
-        log: takes metrics and their step.
-        fingerprint: what else must be equal for a resume to make sense (token layout, data versions).
+        model: model on any device; moved to the configured one.
+        config: configuration of the stage.
+        folder: folder for checkpoints; a training in it is resumed.
+        log: function that logs metrics at a step.
+        fingerprint: further inputs that must be equal for a resume (token layout, data versions).
 
     Raises:
-        LossNotFiniteError: the loss became NaN; the batch is in the folder.
+        LossNotFiniteError: loss or gradient is not finite; the batch is saved in the folder.
         DamagedCheckpointError, FingerprintError: the training in the folder cannot be continued.
     """
     return _Training(stage, model, config, Path(folder), log, fingerprint).run()
 
 
 def pick_device(config: TrainConfig) -> torch.device:
-    """Returns the configured device; `auto` is CUDA where there is some."""
+    """Returns the configured device; `auto` is CUDA if it is available."""
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(config.device)
 
 
 class _Training(Generic[Trained]):
-    """One sitting of a training."""
+    """One run of a training, from start or resume to end."""
 
     def __init__(
         self,
@@ -119,11 +119,11 @@ class _Training(Generic[Trained]):
         return self._finish(is_resumed)
 
     def _start(self) -> bool:
-        """Seeds, or goes on from the last checkpoint; tells which."""
-        # Processes draw different dropout masks; the order of the batches goes by the recipe's seed alone.
+        """Seeds, and resumes from the last checkpoint if there is one; returns whether it resumed."""
+        # Processes draw different dropout masks; the order of the batches depends on the recipe's seed alone.
         torch.manual_seed(self.config.seed + process_rank())
         snapshot = self.store.load_last()
-        wait_for_all()  # nobody writes before everybody has read
+        wait_for_all()  # no process writes before all have read
         if snapshot is None:
             return False
         self.state = snapshot.state
@@ -136,7 +136,7 @@ class _Training(Generic[Trained]):
         return True
 
     def _step(self, rows: pa.Table) -> None:
-        """One optimiser step, and what is due after it."""
+        """Runs one optimiser step, and validation, logging and checkpoint if they are due."""
         rate = scale_rate(self.config, self.state.step, self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
@@ -156,41 +156,41 @@ class _Training(Generic[Trained]):
         self._log_training(loss, num_targets, norm, rate)
         every = self.config.val_every
         is_due = state.step % every == 0 if every else state.position == 0
-        # Before the checkpoint, which names the best weights: they must be on disk by then.
+        # Validation comes before the checkpoint, since the checkpoint refers to the best weights on disk.
         if is_due or state.step == self.num_steps:
             self._validate()
         if state.step % self.config.checkpoint_every == 0:
             self._save()
 
     def _accumulate(self, rows: pa.Table) -> tuple[float, int]:
-        """Adds up gradients of the summed loss, so that micro-batches make no difference."""
-        own = own_share(rows)
-        size = self.config.micro_batch_size or max(own.num_rows, 1)
-        total, num_targets, told = 0.0, 0, Counter[str]()
-        for first in range(0, own.num_rows, size):
+        """Accumulates gradients of the summed loss, independent of micro-batches; returns loss and target count."""
+        share = own_share(rows)
+        size = self.config.micro_batch_size or max(share.num_rows, 1)
+        total, num_targets, extra_sums = 0.0, 0, Counter[str]()
+        for first in range(0, share.num_rows, size):
             with self._autocast():
-                loss, count, sums = self._loss(rows, own.slice(first, size))
+                loss, count, sums = self._loss(rows, share.slice(first, size))
             if loss.requires_grad:
                 loss.backward()
             total, num_targets = total + float(loss.detach()), num_targets + count
-            told.update(sums)
+            extra_sums.update(sums)
         total, all_targets = sum_over_processes(total, num_targets)
-        for name, value in told.items():  # what is told beside the loss is of the own share, scaled up
+        for name, value in extra_sums.items():  # further sums are those of this process's share, scaled up
             self.sums[name] = self.sums.get(name, 0.0) + value * (all_targets / max(num_targets, 1))
         return total, int(all_targets)
 
     def _loss(self, batch: pa.Table, part: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
-        """Returns the stage's loss of a part; where rows are compared, they are all of the batch unless it is split."""
-        own = own_rows(batch.num_rows)
-        is_share = num_processes() > 1 and part.num_rows == own.stop - own.start
+        """Returns the stage's loss of a part; a comparing stage sees the whole batch unless it has micro-batches."""
+        span = own_rows(batch.num_rows)
+        is_share = num_processes() > 1 and part.num_rows == span.stop - span.start
         if is_share and isinstance(self.stage, ComparingStage):
-            return self.stage.loss_of_share(self.model, batch, own)
+            return self.stage.loss_of_share(self.model, batch, span)
         return self.stage.loss(self.model, part)
 
     def _normalise_gradients(self, num_targets: int) -> Tensor:
-        """Turns gradients of the sum into those of the mean, clips them, and returns their norm before."""
+        """Converts gradients of the sum to those of the mean, clips them, and returns their norm before clipping."""
         sum_gradients([parameter for parameter in self.model.parameters() if parameter.requires_grad])
-        # Listed after the sum, which gives gradients to parameters that this process's rows did not touch.
+        # Listed after the sum, which adds gradients for parameters that this process's rows did not use.
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         for parameter in parameters:
             assert parameter.grad is not None
@@ -224,12 +224,12 @@ class _Training(Generic[Trained]):
 
     def _validate(self) -> None:
         state = self.state
-        # The average is of the same class; torch knows it as a module only.
+        # The average has the same class, but torch types it as a module only.
         model = self.model if self.average is None else cast(Trained, self.average.module)
         model.eval()
         with torch.no_grad():
             metrics = self.stage.validate(model)
-        if not metrics:  # no validation rows: the weights of the last step are those that stay
+        if not metrics:  # without validation rows the weights of the last step are kept
             state.best_step = state.step
             self._save_best(model)
             return
@@ -269,7 +269,7 @@ class _Training(Generic[Trained]):
 
 
 def _fingerprint_training(config: TrainConfig, fingerprint: str) -> str:
-    """Names what must be equal for a resume; where and how often to save may change."""
+    """Returns a digest of what must be equal for a resume; device and checkpoint interval may change."""
     content = config.model_dump(mode="json", exclude={"device", "checkpoint_every", "in_memory_rows"})
     return hashlib.sha256(json.dumps([content, fingerprint], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,19 +1,19 @@
-"""Any requests -> exact top-k live POIs of each, as files: an analysis, a backtest, another system's questions.
+"""Any requests -> exact top-k live POIs of each, as files: for an analysis, a backtest or another system.
 
     python -m udfs poi_candidates --day D --requests PATH --out FOLDER [--top 100] [--model URI]
 
-PATH is a Parquet file or folder, the folder of a Delta table, or the name of a metastore's table; files of a folder may
-differ in columns and types. Columns, in any case of letters: `request_id`, `user_id`, `request_ts_ms` (epoch
-milliseconds UTC, or a timestamp); optional `user_lon`, `user_lat`, `tz_offset_min`, `action_type`. They are judged as
-the requests of a night are (`etl/columns/request_rules.py`); a request after the end of D is refused, as nothing is
-known of its day: give a later D. Each request sees what was known at the end of its own UTC day, and of that only
-actions strictly before it; requests before the first night see that night's delivery. Where the place is not given, it
-is that of the last action's POI, as in training; the time zone is that of the last action, else that of the longitude.
+PATH is a Parquet file or folder, the folder of a Delta table, or the name of a metastore's table. Files of a folder may
+differ in columns and types. Required columns are `request_id`, `user_id` and `request_ts_ms` (epoch milliseconds UTC,
+or a timestamp); `user_lon`, `user_lat`, `tz_offset_min` and `action_type` are optional. Column names ignore case. The
+rules are those of the daily requests (`etl/columns/request_rules.py`). A request after the end of D is refused, since
+nothing is known of its day: give a later D. Each request sees the data known at the end of its own UTC day, and of
+that only actions strictly before it. Requests before the first delivery see that first delivery. A missing place is
+that of the last action's POI, as in training. A missing time zone is that of the last action, else of the longitude.
 
     FOLDER/candidates/   request_id, user_id, rank, poi_id, log_probability, model_version, index_version, is_simulated
     FOLDER/refused/      rows that could not be answered: reason, detail, payload (the row as given, JSON)
 
-Requests in = answered + refused + equal rows dropped, or nothing is written. The feature tables are left alone.
+Requests in = answered + refused + equal rows dropped, or nothing is written. The feature tables do not change.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ from udfs.features.runner import check_versions, open_places
 LOGGER = logging.getLogger(__name__)
 REQUIRED = {"request_id": "id", "user_id": "id", "request_ts_ms": "epoch"}
 OPTIONAL = {"user_lon": "degrees", "user_lat": "degrees", "tz_offset_min": "minutes", "action_type": "string"}
-"""Columns and what they are wanted for (`etl/sources/values.py`)."""
+"""Columns and the kind of value that each must hold (`etl/sources/values.py`)."""
 SHOWN = ("request_id", "user_id", "rank", "poi_id", "log_probability", "model_version", "index_version",
          "is_simulated")  # fmt: skip
 
@@ -58,9 +58,9 @@ def run_given_requests(context: JobContext) -> JobSummary:
     """Answers the requests of a table or file; a failed run leaves the folder as it was.
 
     Raises:
-        SettingsError: `--out` is missing or holds files of something else, or `--top` is below 1.
-        MissingInputError: there are no such requests, or a table or the model is not there.
-        SchemaError: a required column is missing, is there twice, or cannot hold what it is wanted for.
+        SettingsError: `--out` is missing or holds other files, or `--top` is below 1.
+        MissingInputError: the requests, a table or the model do not exist.
+        SchemaError: a required column is missing, occurs twice, or cannot hold its kind of value.
         IndexVersionError, CapacityError, FingerprintError: the model does not fit the index.
         RowsLostError: requests in are not answered + refused + dropped.
     """
@@ -70,41 +70,41 @@ def run_given_requests(context: JobContext) -> JobSummary:
     _check_options(out, top_k)
     started = time.perf_counter()
     run = open_run(context, ("action_sequences", "poi_index"), CROWD_TABLES)
-    asked = read_requests(run.spark, options.requests)
-    given = leave_out(asked, read_erased(run.spark, context.settings))
+    delivered = read_requests(run.spark, options.requests)
+    requests = leave_out(delivered, read_erased(run.spark, context.settings))
     judged = compute_once(
-        judge_requests(given, day=run.day, settings=context.settings.clean, content=("payload",))
+        judge_requests(requests, day=run.day, settings=context.settings.clean, content=("payload",))
     )
     outcomes = compute_once(answer_requests(run, judged, top_k=top_k))
-    counted = outcomes.agg(
+    counts = outcomes.agg(
         F.count_if(F.col("reason").isNull()).alias("rows"),
         F.count_distinct(F.when(F.col("reason").isNull(), F.col("request_id"))).alias("answered"),
         F.count_if(F.col("reason").isNotNull()).alias("refused"),
     ).first()
-    assert counted is not None
-    rows_in, of_rows = asked.count(), tally(count_rows(judged).collect())
-    of_erased = rows_in - given.count()
-    dropped = of_rows["statuses"]["dropped"] + of_erased
-    if rows_in != counted["answered"] + counted["refused"] + dropped:
+    assert counts is not None
+    rows_in, verdicts = delivered.count(), tally(count_rows(judged).collect())
+    of_erased = rows_in - requests.count()
+    dropped = verdicts["statuses"]["dropped"] + of_erased
+    if rows_in != counts["answered"] + counts["refused"] + dropped:
         raise RowsLostError(
-            table="candidates", day=str(run.day), rows_in=rows_in, rows_out=counted["answered"],
-            rows_refused=counted["refused"], rows_dropped=dropped,
+            table="candidates", day=str(run.day), rows_in=rows_in, rows_out=counts["answered"],
+            rows_refused=counts["refused"], rows_dropped=dropped,
         )  # fmt: skip
     if not context.dry_run:
         write_files(outcomes, out)
     reasons = outcomes.where("reason IS NOT NULL").groupBy("reason").count().collect()
     return JobSummary(
         rows_in=rows_in,
-        rows_out=counted["answered"],
-        rows_refused=counted["refused"],
+        rows_out=counts["answered"],
+        rows_refused=counts["refused"],
         rows_dropped=dropped,
         steps={"answer": time.perf_counter() - started},
         notes={
             "out": str(out),
-            "candidates": counted["rows"],
+            "candidates": counts["rows"],
             "of_erased_users": of_erased,
             "reasons": {row["reason"]: row["count"] for row in sorted(reasons)},
-            "repairs": of_rows["repairs"],
+            "repairs": verdicts["repairs"],
             "model_version": run.model.model_version,
             "inputs": run.versions,
         },
@@ -114,15 +114,15 @@ def run_given_requests(context: JobContext) -> JobSummary:
 def read_requests(spark: SparkSession, name: str) -> DataFrame:
     """Reads requests from Parquet, a Delta folder or a metastore's table, as columns of `ranking_requests`.
 
-    A value that means nothing in its column is null, for the rules to name.
+    A value that cannot be read as its column's kind becomes null; the rules then name it.
 
     Returns:
         The columns but `day`, and `payload`: the row as given, JSON.
 
     Raises:
-        MissingInputError: there is nothing of that name.
-        CorruptInputError: a file is no Parquet.
-        SchemaError: a required column is missing, is there twice, or cannot hold what it is wanted for.
+        MissingInputError: nothing of that name exists.
+        CorruptInputError: a file is not Parquet.
+        SchemaError: a required column is missing, occurs twice, or cannot hold its kind of value.
     """
     remedy = "Give a Parquet file or folder, the folder of a Delta table, or the name of a table."
     path = Path(name)
@@ -132,9 +132,9 @@ def read_requests(spark: SparkSession, name: str) -> DataFrame:
         parts = [FilePart(spark.table(name))]
     else:
         needed_by = "poi_candidates --requests"
-        found = find_files(spark, name, what="Parquet", needed_by=needed_by, remedy=remedy)
+        files = find_files(spark, name, what="Parquet", needed_by=needed_by, remedy=remedy)
         with _naming_repeated_columns(name):
-            parts = open_parquet(spark, found)
+            parts = open_parquet(spark, files)
     present = {column.lower() for part in parts for column in part.frame.columns}
     for column in REQUIRED:
         if column not in present:
@@ -147,22 +147,22 @@ def read_requests(spark: SparkSession, name: str) -> DataFrame:
 
 
 def _read_part(part: FilePart, name: str) -> DataFrame:
-    """Reads files that agree in their columns."""
-    frame, said = part.frame, {column.lower(): column for column in part.frame.columns}
+    """Reads the requests of files that have the same columns."""
+    frame, spellings = part.frame, {column.lower(): column for column in part.frame.columns}
     columns = []
-    for wanted, kind in {**REQUIRED, **OPTIONAL}.items():
-        own = said.get(wanted)
-        if own is None:
+    for column, kind in {**REQUIRED, **OPTIONAL}.items():
+        source = spellings.get(column)
+        if source is None:
             value = F.lit(None).cast(SPARK_TYPES[kind])
         else:
-            dtype = frame.schema[own].dataType
+            dtype = frame.schema[source].dataType
             if not may_hold(kind, dtype):
                 raise SchemaError(
-                    table=name, column=own, expected=EXPECTED.get(kind, kind), found=dtype.simpleString(),
+                    table=name, column=source, expected=EXPECTED.get(kind, kind), found=dtype.simpleString(),
                     remedy="Convert the column in the requests.",
                 )  # fmt: skip
-            value = convert(F.col(f"`{own}`"), dtype, kind, is_nanoseconds=own in part.nanoseconds)
-        columns.append(value.alias(wanted))
+            value = convert(F.col(f"`{source}`"), dtype, kind, is_nanoseconds=source in part.nanoseconds)
+        columns.append(value.alias(column))
     whole = F.struct(*(F.col(f"`{column}`") for column in frame.columns))
     return frame.select(
         *columns,
@@ -174,7 +174,7 @@ def _read_part(part: FilePart, name: str) -> DataFrame:
 
 @contextlib.contextmanager
 def _naming_repeated_columns(name: str) -> Iterator[None]:
-    """Says what Spark means by a schema in which a column is there twice, but for the case of its letters."""
+    """Turns Spark's error about column names that differ only in case into a SchemaError."""
     try:
         yield
     except AnalysisException as error:
@@ -220,18 +220,18 @@ def answer_requests(run: FeatureRun, judged: DataFrame, *, top_k: int) -> DataFr
 
 
 def day_known(sequences: DataFrame, timestamp_ms: Column, *, day: date) -> Column:
-    """Returns the day as of which a request's past is looked up: its own, but no day before the first night."""
+    """Returns the day as of which a request's history is looked up: its own, but not before the first delivery."""
     first = sequences.agg(F.min("day").alias("first")).first()
     first_day = day if first is None or first["first"] is None else first["first"]
     return F.least(F.lit(day), F.greatest(F.lit(first_day), event_date(timestamp_ms)))
 
 
 def write_files(outcomes: DataFrame, out: Path) -> None:
-    """Writes both folders; they take the place of an earlier answer as a whole."""
-    found = keep_accepted(outcomes).select(*SHOWN).orderBy("request_id", "rank")
+    """Writes both folders; together they replace an earlier answer."""
+    candidates = keep_accepted(outcomes).select(*SHOWN).orderBy("request_id", "rank")
     refused = outcomes.where("reason IS NOT NULL").select("request_id", *REFUSAL_COLUMNS)
     with fill_out_folder(out, "poi_candidates") as work:
-        found.write.parquet(str((work / "candidates").absolute()))
+        candidates.write.parquet(str((work / "candidates").absolute()))
         refused.coalesce(1).write.parquet(str((work / "refused").absolute()))
 
 

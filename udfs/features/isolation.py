@@ -1,8 +1,8 @@
-"""Runs the model over a batch so that a row that makes it fail costs that row alone.
+"""Runs the model over a batch so that a row that makes it fail costs only that row.
 
-The batch is cut into forward passes of similar length. One that fails is halved until the row is found
-(bisection); every other row gets its result. What a row's failure was is returned in its place, as text, for
-the quarantine.
+The batch is cut into forward passes of similar length. A pass that fails is halved until the row is found
+(bisection); every other row gets its result. In place of a failed row's result stands its error as text, for the
+quarantine.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,10 +29,10 @@ def run_isolated(
 
     Args:
         compute: gives one result per row of the batch that it gets, in order; it must not depend on the other
-            rows. Where the model returned something for a row that is no feature, such as NaN, it gives the
-            `RowFailure` itself: the others need not be computed again.
+            rows. Where the model's result for a row is not usable, such as NaN, it gives a `RowFailure` itself,
+            so that the other rows need not be computed again.
         batch: any number of rows, best sorted by length, since neighbours are padded to each other.
-        micro_batch: rows per call. Small enough, a failing row makes few others be computed twice.
+        micro_batch: rows per call. A small value limits how many rows are computed twice after a failure.
 
     Returns:
         One entry per row, in order.
@@ -48,7 +48,7 @@ def _bisect(
 ) -> list[T | RowFailure]:
     try:
         results = list(compute(batch))
-    except Exception as error:  # whatever a row does to the model, the rest of the night goes on
+    except Exception as error:  # whatever fails in one row, the other rows of the day continue
         if batch.num_rows == 1:
             return [RowFailure(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])]
         # One bad row among n costs about 2 log2(n) more calls; row by row it would be n.

@@ -1,7 +1,7 @@
-"""The model as Spark meets it: resolved and checked on the driver, loaded once per Python worker process.
+"""The model in Spark: resolved and checked on the driver, loaded once per Python worker process.
 
-The driver resolves a model URI to a folder of safetensors and JSON (`serve_model`), checks that the index of
-tonight fits it (`check_index`) and sends a small `ServedModel` with the tasks. A worker loads the folder when
+The driver resolves a model URI to a folder of safetensors and JSON (`serve_model`), checks that the day's index
+fits the model (`check_index`) and sends a small `ServedModel` with the tasks. A worker loads the folder when
 its first batch arrives and keeps it for as long as the process lives (`load_model`), on the device that Spark
 gave to its task.
 """
@@ -29,20 +29,20 @@ _loaded: dict[tuple[str, str, Serving], ModelBundle] = {}
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What a worker must know to load the model, and what every row says about it.
+    """The facts that a worker needs to load the model, and the lineage that every row records.
 
     Attributes:
-        uri: what the user asked for; named in errors.
+        uri: the model URI as given; named in errors.
         folder: the bundle's folder on the driver, or its name among Spark's files if `is_shipped`.
-        is_shipped: was the folder sent to the executors, because they do not see the driver's disk.
+        is_shipped: whether the folder was sent to the executors, because they do not see the driver's disk.
         model_version: goes into every row.
-        layout: token layout that the weights were made for.
+        layout: token layout that the weights were trained for.
         digest: over all files of the bundle; a retrained bundle in the same folder is another model.
-        is_simulated: was it trained on simulated data.
+        is_simulated: whether it was trained on simulated data.
         loads: counts how often a worker process loaded the weights.
         serving: how its forward passes are run.
-        copies_from_crowd: does its generator need the tables of what the crowd did.
-        action_type_id: the action type asked for where a request does not say.
+        copies_from_crowd: whether its generator needs the co-visitation tables.
+        action_type_id: the action type of requests that name none.
         missing_stages: stages that the bundle was trained without, and why.
     """
 
@@ -79,9 +79,9 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
     """
     path, model_version = resolve_model(uri, settings)
     bundle = load_bundle(path)
-    expected, found = bundle.layout.fingerprint(), str(bundle.content.get("fingerprint"))
-    if found != expected:
-        raise FingerprintError(path=path, expected=expected, found=found)
+    expected, stored = bundle.layout.fingerprint(), str(bundle.content.get("fingerprint"))
+    if stored != expected:
+        raise FingerprintError(path=path, expected=expected, found=stored)
     check_bundle(bundle, uri=uri)
     folder, is_shipped = str(path.absolute()), False
     if not str(spark.sparkContext.master).startswith("local"):
@@ -105,11 +105,11 @@ def serve_model(spark: SparkSession, uri: str, settings: Settings) -> ServedMode
 def ship_folder(spark: SparkSession, path: Path) -> str:
     """Sends a folder to the executors and returns its name among Spark's files.
 
-    As an archive, which executors unpack: Spark takes no local folder unless its master is local. It is named after
-    its content, since Spark sends what has one name only once.
+    The folder is sent as an archive, which executors unpack: Spark accepts a local folder only if its master is
+    local. The archive is named after its content, since Spark sends a file of one name only once.
     """
     name = digest_folder(path)
-    # Beside the files that this session shares, so it is removed with them.
+    # The archive lies with the files that this session shares, so it is removed with them.
     shared = Path(SparkFiles.getRootDirectory()) / "models" / name
     spark.sparkContext.addArchive(shutil.make_archive(str(shared), "zip", path))
     return f"{name}.zip"
@@ -121,19 +121,19 @@ def check_index(
     """Checks that an index of this version and size can be read by the model.
 
     Raises:
-        IndexVersionError: its ids were assigned again since the model was trained.
-        CapacityError: it has outgrown an embedding table.
+        IndexVersionError: the ids were reassigned since the model was trained.
+        CapacityError: the index has outgrown an embedding table.
     """
     layout = model.layout
     if index_version != layout.index_version:
         raise IndexVersionError(model_uri=model.uri, trained_on=layout.index_version, found=index_version)
-    for what, capacity, found in (
+    for what, capacity, size in (
         ("blocks", layout.num_blocks, num_blocks),
         ("inner ids", layout.max_inner, max_inner),
         ("categories", layout.num_categories, num_categories),
     ):
-        if found > capacity:
-            raise CapacityError(model_uri=model.uri, what=what, capacity=capacity, found=found)
+        if size > capacity:
+            raise CapacityError(model_uri=model.uri, what=what, capacity=capacity, found=size)
 
 
 def load_model(model: ServedModel) -> ModelBundle:
@@ -145,14 +145,14 @@ def load_model(model: ServedModel) -> ModelBundle:
     key = (model.folder, model.digest, model.serving)
     if key not in _loaded:
         path = Path(SparkFiles.get(model.folder)) if model.is_shipped else Path(model.folder)
-        # A folder may be trained again between the driver's check and this worker's first task.
-        found = digest_folder(path)
-        if found != model.digest:
-            raise FingerprintError(path=path, expected=model.digest, found=found)
+        # The folder may be overwritten by a training between the driver's check and this worker's first task.
+        digest = digest_folder(path)
+        if digest != model.digest:
+            raise FingerprintError(path=path, expected=model.digest, found=digest)
         # One thread per task: Spark already runs a task per core, and two threads on busy cores are slower
         # than one.
         torch.set_num_threads(1)
-        # The old weights go first: a worker that outlives its model must not hold two of them.
+        # The old weights are dropped first: a worker that outlives its model must not hold two models.
         _loaded.clear()
         _loaded[key] = load_bundle(path, serving=model.serving)
         model.loads.add(1)

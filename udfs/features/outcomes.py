@@ -1,4 +1,4 @@
-"""What a feature job computes: rows of its contract, each with its values or the reason why it was refused.
+"""The output of a feature job: rows of its contract, each with its values or the reason why it was refused.
 
 Workers return Arrow batches of `outcome_schema`: columns of the table's contract plus `reason`, `detail` and
 `payload`, which are null in good rows. The driver side of a job splits them into the feature table and
@@ -36,7 +36,7 @@ class FeatureBuild:
         todo: one row per unit.
         outcomes: the contract's columns, nullable, plus `REFUSAL_COLUMNS`.
         index_versions: the index versions of the rows that the model will read, one column `index_version`.
-        judged: the delivered rows of which the accepted ones are worked on; None where all are.
+        judged: the delivered rows with a verdict each; only accepted ones are processed. None = all rows are.
     """
 
     unit: tuple[str, ...]
@@ -47,7 +47,7 @@ class FeatureBuild:
 
 
 def outcome_schema(contract: TableContract, names: Sequence[str]) -> StructType:
-    """Returns the Spark schema of what a worker emits: columns of the contract and the refusal columns."""
+    """Returns the Spark schema of a worker's output: columns of the contract and the refusal columns."""
     fields = spark_schema(contract)
     computed = [StructField(name, fields[name].dataType, nullable=True) for name in names]
     return StructType([*computed, *(StructField(name, StringType()) for name in REFUSAL_COLUMNS)])
@@ -56,7 +56,7 @@ def outcome_schema(contract: TableContract, names: Sequence[str]) -> StructType:
 def complete_outcomes(
     outcomes: DataFrame, contract: TableContract, *, day: date, model: ServedModel, run_id: str
 ) -> DataFrame:
-    """Adds day and lineage to what the workers emitted, in the contract's types and order."""
+    """Adds day and lineage to the workers' output, in the contract's types and order."""
     stamped = (
         outcomes.withColumn("day", F.lit(day))
         .withColumn("model_version", F.lit(model.model_version))
@@ -74,7 +74,7 @@ def keep_accepted(outcomes: DataFrame) -> DataFrame:
 
 
 def build_refused(outcomes: DataFrame, *, day: date, source_table: str) -> DataFrame:
-    """Makes `quarantined_rows` of the refused outcomes."""
+    """Builds rows of `quarantined_rows` from the refused outcomes."""
     refused = outcomes.where(F.col("reason").isNotNull()).select(
         F.lit(day).alias("day"),
         F.lit(source_table).alias("source_table"),
@@ -86,7 +86,7 @@ def build_refused(outcomes: DataFrame, *, day: date, source_table: str) -> DataF
 
 
 def with_refusals(columns: dict[str, pa.Array], refusals: Sequence[Refusal]) -> pa.RecordBatch:
-    """Makes the batch that a worker returns: computed columns, then the refusal columns."""
+    """Builds the batch that a worker returns: computed columns, then the refusal columns."""
     texts = zip(*refusals, strict=True) if refusals else ([], [], [])
     refused = {
         name: pa.array(values, pa.string()) for name, values in zip(REFUSAL_COLUMNS, texts, strict=True)
@@ -95,13 +95,13 @@ def with_refusals(columns: dict[str, pa.Array], refusals: Sequence[Refusal]) -> 
 
 
 def row_payload(batch: pa.RecordBatch, row: int, names: Sequence[str], **more: object) -> str:
-    """Returns one row of a batch, and what else is given, as JSON; NaN, unknown to JSON, becomes null."""
+    """Returns one row of a batch and the values of `more` as JSON; NaN, which JSON lacks, becomes null."""
     values = batch.slice(row, 1).select(list(names)).to_pylist()[0]
     return json.dumps(_without_nan({**values, **more}), default=str, ensure_ascii=False)
 
 
 def check_unit_vectors(vectors: np.ndarray) -> list[np.ndarray | RowFailure]:
-    """Returns the vectors, a failure in place of one that is not finite or not of unit length."""
+    """Returns the vectors, with a failure in place of each that is not finite or not of unit length."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     return [
         vector if abs(length - 1) < 1e-3 else RowFailure(f"the vector has length {length}, not 1")  # NaN too
@@ -112,7 +112,7 @@ def check_unit_vectors(vectors: np.ndarray) -> list[np.ndarray | RowFailure]:
 def vectors_to_arrow(
     batch: pa.RecordBatch, vectors: Sequence[np.ndarray | RowFailure], emitted: Sequence[str], *, reason: str
 ) -> pa.RecordBatch:
-    """Puts vectors beside the columns of their rows, failures beside the whole row as payload."""
+    """Adds vectors to the columns of their rows; a failed row is refused with the whole row as payload."""
     refusals: list[Refusal] = [
         (reason, vector.error, row_payload(batch, row, batch.schema.names))
         if isinstance(vector, RowFailure)

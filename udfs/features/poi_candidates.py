@@ -1,9 +1,9 @@
 """ranking_requests + action_sequences + poi_index -> poi_candidates: exact top-k live POIs of each request.
 
 Every POI of the index that is live as of the request competes; none is sampled or pruned. The catalogue is
-sent once to each executor and decoded once per worker process; what the crowd did, if the model copies from them, each
-worker process reads for itself at the pinned version, so that the driver never holds it. Run it with `python -m udfs
-poi_candidates --day D`; requests of another table or file are answered by `udfs/features/given_requests.py`.
+sent once to each executor and decoded once per worker process. If the model copies from the crowd, each worker process
+reads the co-visitation tables itself at the pinned version, so that the driver never holds them. Run it with `python -m
+udfs poi_candidates --day D`; `udfs/features/given_requests.py` answers requests of another table or file.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ CATALOGUE_NAMES = (
     "valid_to",
 )
 MAX_LOG_PROBABILITY = 1e-4
-"""Rounding may carry log P a little over 0; anything more is an error of the model."""
+"""Rounding may carry log P a little above 0; a larger value is an error of the model."""
 
 Found = tuple[np.ndarray, np.ndarray]
 """Rows of the catalogue, best first, and their log probabilities."""
@@ -76,7 +76,7 @@ class ShippedCatalogue:
 
 @dataclass(frozen=True)
 class Places:
-    """What the POIs are that may be generated, and what the crowd did at them; None if the model copies nothing."""
+    """The POIs that may be generated, and the crowd's tables for them; None if the model copies nothing."""
 
     catalogue: ShippedCatalogue
     crowd: CrowdAt | None = None
@@ -87,7 +87,7 @@ def ship_catalogue(
 ) -> ShippedCatalogue:
     """Broadcasts the known slots of one index version; order and bytes follow from the content alone.
 
-    Slots that have ended are kept, since a request may have been made before they did.
+    Ended slots are kept, since a request may be earlier than their end.
     """
     known = keep_known(poi_index, day=day, index_version=index_version)
     table = known.select(*CATALOGUE_NAMES).orderBy("block_id", "inner_id").toArrow()
@@ -140,7 +140,7 @@ def generate_for_states(
     top_k: int,
 ) -> DataFrame:
     """Plans the candidates of requests that have their history (`with_history`) and `action_type_id`."""
-    # Requests that share a history end up side by side, so that a batch encodes it once (`encode_shared`).
+    # Requests that share a history become neighbours, so that a batch encodes it once (`encode_shared`).
     ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions(
         "seq_len", "user_id", "request_id"
     )
@@ -181,20 +181,20 @@ def generate_for_requests(
         results = generate_candidates(
             bundle, batch, pois, top_k=top_k, micro_batch=micro_batch, device=device, finder=finder
         )
-        return [check_candidates(own) for own in results]
+        return [check_candidates(result) for result in results]
 
     for batch in batches:
         yield candidates_to_arrow(batch, run_isolated(generate, batch, micro_batch=micro_batch), pois)
 
 
-def check_candidates(found: Found) -> Found | RowFailure:
-    """Returns what was generated for a request, or why it is none."""
-    log_probabilities = found[1]
+def check_candidates(generated: Found) -> Found | RowFailure:
+    """Returns the POIs generated for a request, or a failure if they are not usable."""
+    log_probabilities = generated[1]
     if not len(log_probabilities):
         return RowFailure("no POI is live as of the request")
     if not np.all(log_probabilities <= MAX_LOG_PROBABILITY):  # false for NaN too
         return RowFailure("a log probability is positive or not a number")
-    return found
+    return generated
 
 
 def decode_catalogue(catalogue: ShippedCatalogue) -> Catalogue:
@@ -208,7 +208,7 @@ def decode_catalogue(catalogue: ShippedCatalogue) -> Catalogue:
 
 
 def open_crowd(places: Places, pois: Catalogue) -> SlotFinder | None:
-    """Returns what the crowd did, read once per worker process; None if the model copies nothing.
+    """Returns the crowd candidates, read once per worker process; None if the model copies nothing.
 
     Raises:
         MissingInputError: the tables have no row of the day.
@@ -225,7 +225,7 @@ def open_crowd(places: Places, pois: Catalogue) -> SlotFinder | None:
 def candidates_to_arrow(
     batch: pa.RecordBatch, results: Sequence[Found | RowFailure], pois: Catalogue
 ) -> pa.RecordBatch:
-    """Puts the generated POIs of all requests under each other; a failed request is one refused row."""
+    """Stacks the generated POIs of all requests, one row each; a failed request is one refused row."""
     requests: list[int] = []
     ranks: list[int | None] = []
     poi_ids: list[str | None] = []

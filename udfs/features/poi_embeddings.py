@@ -1,8 +1,8 @@
-"""poi_index -> poi_embeddings: one unit vector per live POI, made again only when the POI changed.
+"""poi_index -> poi_embeddings: one unit vector per live POI, recomputed only when the POI changed.
 
-In: the slots of the index that are live as of the day, and the vectors that this model has made on earlier
-days. Out: rows of the day for POIs that are new or whose slot changed since their vector was made; on a
-model's first night that is all of them. Run it with `python -m udfs poi_embeddings --day D`.
+In: the slots of the index that are live as of the day, and the vectors that this model computed on earlier days.
+Out: rows of the day for POIs that are new or whose slot changed since their vector was computed; on a model's
+first day these are all POIs. Run it with `python -m udfs poi_embeddings --day D`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ REASON = "embed_poi_failed"
 
 
 def pending_pois(slots: DataFrame, embedded: DataFrame, *, day: date) -> DataFrame:
-    """Finds the live slots that changed since their vector was made.
+    """Finds the live slots that changed since their vector was computed.
 
     Args:
         slots: known slots of one index version.
@@ -42,7 +42,7 @@ def pending_pois(slots: DataFrame, embedded: DataFrame, *, day: date) -> DataFra
         day: live as of this day.
 
     Returns:
-        The rows of `slots` to do, all columns.
+        The rows of `slots` to compute, all columns.
     """
     done = embedded.groupBy("poi_id").agg(F.max("changed_day").alias("done_day"))
     is_newer = F.col("done_day").isNull() | (F.col("done_day") < F.col("changed_day"))

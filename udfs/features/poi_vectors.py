@@ -1,7 +1,7 @@
-"""poi_index -> poi_vectors: the text of every POI as a vector, made once per new or changed text.
+"""poi_index -> poi_vectors: the text of every POI as a vector, computed once per new or changed text.
 
-In: the POIs that are live as of the day, and the vectors that this encoder has made on earlier days. Out: rows of the
-day for POIs without a vector of their text as it stands. The encoder is frozen and pluggable (setting
+In: the POIs that are live as of the day, and the vectors that this encoder computed on earlier days. Out: rows of the
+day for POIs without a vector of their current text. The encoder is frozen and pluggable (setting
 `features.text_encoder`); post-training fuses the vectors (`models.training.multimodal`). Run it before a training, with
 `python -m udfs poi_vectors --day D`; it needs no model.
 """
@@ -28,7 +28,7 @@ EMITTED = ("poi_id", "text_sha256", "vector", "is_simulated")
 
 
 def run_poi_vectors(context: JobContext) -> JobSummary:
-    """Makes the vectors of the day.
+    """Computes the vectors of the day.
 
     Raises:
         MissingInputError: there is no index, or the encoder is not installed.
@@ -36,7 +36,7 @@ def run_poi_vectors(context: JobContext) -> JobSummary:
     spark = open_session(context.settings, f"spacetime-gr {context.job} {context.day}")
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", context.settings.features.batch_rows)
     run, name = JobRun(context, spark), context.settings.features.text_encoder
-    encoder = load_encoder(name)  # on the driver too: a missing package is told before a task starts
+    encoder = load_encoder(name)  # on the driver too: a missing package fails before a task starts
     slots = keep_known(
         run.read("poi_index", made_by="poi_index"),
         day=context.day,
@@ -59,12 +59,12 @@ def run_poi_vectors(context: JobContext) -> JobSummary:
     return run.summary
 
 
-def pending_texts(slots: DataFrame, made: DataFrame, *, day: date) -> DataFrame:
+def pending_texts(slots: DataFrame, encoded: DataFrame, *, day: date) -> DataFrame:
     """Finds the live POIs whose text has no vector yet.
 
     Args:
         slots: known slots of one index version.
-        made: rows of `poi_vectors` of one encoder that count as done.
+        encoded: rows of `poi_vectors` of one encoder that count as done.
         day: live as of this day.
 
     Returns:
@@ -74,7 +74,7 @@ def pending_texts(slots: DataFrame, made: DataFrame, *, day: date) -> DataFrame:
         "poi_id", "text", F.sha2("text", 256).alias("text_sha256"), "is_simulated"
     )
     # The newest vector decides: a text that is changed back gets its old vector on a new day.
-    last = made.groupBy("poi_id").agg(F.max_by("text_sha256", "day").alias("done_sha256"))
+    last = encoded.groupBy("poi_id").agg(F.max_by("text_sha256", "day").alias("done_sha256"))
     is_pending = F.col("done_sha256").isNull() | (F.col("done_sha256") != F.col("text_sha256"))
     return texts.join(last, "poi_id", "left").where(is_pending).drop("done_sha256")
 

@@ -1,9 +1,9 @@
 """ranking_requests + action_sequences + poi_index -> ranking_scores: a click logit per request and candidate.
 
 Candidates of accepted requests (`etl/columns/request_rules.py`) are mapped to the slots that are live as of the
-request; one that is no id, or has no such slot, is refused with a reason, so candidates in = scores out + refused. A
-candidate listed twice in a request is scored once. The history holds actions strictly before the request; users
-without one are scored too. Run it with `python -m udfs ranking_scores --day D`.
+request. A candidate without a valid id or a live slot is refused with a reason, so candidates in = scores out +
+refused. A candidate listed twice in a request is scored once. The history holds actions strictly before the request;
+users without a history are scored too. Run it with `python -m udfs ranking_scores --day D`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ _SLOT_TO_CANDIDATE = {
 
 
 def explode_candidates(requests: DataFrame, slots: DataFrame) -> DataFrame:
-    """Makes one row per request and candidate, with the candidate's slot.
+    """Builds one row per request and candidate, with the candidate's slot.
 
     Args:
         requests: prepared requests.
@@ -87,7 +87,7 @@ def explode_candidates(requests: DataFrame, slots: DataFrame) -> DataFrame:
 
 
 def refuse_candidates(candidates: DataFrame, *, max_length: int) -> DataFrame:
-    """Builds outcomes for candidates that cannot be scored: unknown action type, no id, or no live slot."""
+    """Builds outcomes for candidates that cannot be scored: unknown action type, invalid id, or no live slot."""
     is_unknown, poi = F.col("action_type_id").isNull(), F.col("poi_id")
     reason = (
         F.when(is_unknown, UNKNOWN_ACTION_TYPE)
@@ -108,7 +108,7 @@ def refuse_candidates(candidates: DataFrame, *, max_length: int) -> DataFrame:
 
 
 def group_candidates(candidates: DataFrame) -> DataFrame:
-    """Makes one row per request again, the candidates that can be scored as parallel arrays by position."""
+    """Builds one row per request, with the candidates that can be scored as parallel arrays by position."""
     scorable = candidates.where(F.col("action_type_id").isNotNull() & F.col("block_id").isNotNull())
     columns = ("position", *(name for name in _SLOT_TO_CANDIDATE.values() if name != "position"))
     # collect_list keeps no order after a shuffle; the position is the struct's first field and never tied.
@@ -174,14 +174,14 @@ def score_requests(
     def score(batch: pa.RecordBatch) -> Sequence[np.ndarray | RowFailure]:
         logits = score_candidates(bundle, batch, micro_batch=micro_batch, device=device)
         bad = RowFailure("a click logit is not finite")
-        return [own if np.isfinite(own).all() else bad for own in logits]
+        return [request if np.isfinite(request).all() else bad for request in logits]
 
     for batch in batches:
         yield scores_to_arrow(batch, run_isolated(score, batch, micro_batch=micro_batch))
 
 
 def scores_to_arrow(batch: pa.RecordBatch, logits: Sequence[np.ndarray | RowFailure]) -> pa.RecordBatch:
-    """Puts logits beside their candidates; a failed request is refused candidate by candidate."""
+    """Builds one row per candidate with its logit; a failed request becomes one refusal per candidate."""
     poi_ids = batch.column("candidate_poi_ids")
     requests = pa.array(np.repeat(np.arange(batch.num_rows), poi_ids.value_lengths()))
     values: list[pa.Array] = []

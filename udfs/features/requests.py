@@ -1,6 +1,6 @@
-"""Judged requests of a day with what was known at their time: action type, history strictly before, nothing later.
+"""Judged requests of a day -> the columns that the model reads: action type and history strictly before the request.
 
-Shared by `ranking_scores` and `poi_candidates`. Columns out are those that the model reads.
+Shared by `ranking_scores` and `poi_candidates`. Nothing later than a request enters its columns.
 """
 
 from collections.abc import Sequence
@@ -20,24 +20,24 @@ PAYLOAD_NAMES = (*REQUEST_NAMES, "action_type")
 
 
 def judge_requests_of(ranking_requests: DataFrame, *, day: date, settings: CleanSettings) -> DataFrame:
-    """Judges the requests of a night (`etl/columns/request_rules.py`)."""
+    """Judges the requests of a day (`etl/columns/request_rules.py`)."""
     return judge_requests(ranking_requests.where(F.col("day") == F.lit(day)), day=day, settings=settings)
 
 
 def prepare_requests(judged: DataFrame, *, action_type_id: int, more: Sequence[str] = ()) -> DataFrame:
-    """Keeps the accepted requests and adds what is looked up for them.
+    """Keeps the accepted requests and adds their action type and date.
 
     Args:
         judged: result of `judge_requests_of`.
-        action_type_id: action type of requests that do not say one: the model's own.
+        action_type_id: the model's action type, used for requests that name none.
         more: further columns to keep.
 
     Returns:
         The columns of `ranking_requests` but `day`, clean, plus `action_type_id` (null if unknown) and `request_date`
         (UTC).
     """
-    said = F.col("action_type")
-    type_id = F.when(said.isNull(), F.lit(action_type_id)).otherwise(type_id_of(said))
+    action_type = F.col("action_type")
+    type_id = F.when(action_type.isNull(), F.lit(action_type_id)).otherwise(type_id_of(action_type))
     return keep_accepted(judged, more=more).withColumns(
         {"action_type_id": type_id, "request_date": event_date(F.col("request_ts_ms"))}
     )
@@ -50,7 +50,7 @@ def type_id_of(action_type: Column) -> Column:
 
 
 def with_defaults(states: DataFrame) -> DataFrame:
-    """Fills in what a request does not say, from its history: place and time zone, as in `ranking_samples`."""
+    """Fills in a missing place and time zone of a request from its history, as in `ranking_samples`."""
     last = {name: F.get(name, F.size(name) - 1) for name in ("poi_lons", "poi_lats", "tz_offsets_min")}
     lon = F.coalesce("user_lon", last["poi_lons"].cast("double"))
     zone = F.coalesce("tz_offset_min", last["tz_offsets_min"], tz_offset_from_longitude(lon), F.lit(0))
@@ -69,11 +69,11 @@ def with_history(requests: DataFrame, sequences: DataFrame, *, as_of: Column) ->
     Args:
         requests: with `user_id`, `request_ts_ms` and `is_simulated`.
         sequences: `action_sequences`, any days; the latest row per user up to the day is used.
-        as_of: the day of each request; the job's own for requests of a night.
+        as_of: the day of each request; the job's day for the daily requests.
 
     Returns:
         The rows of `requests` plus `profile_ids`, `seq_len` and the history arrays, empty for users without a
-        past; a request is simulated if it or the history is.
+        history; a request is simulated if it or its history is.
     """
     dated = requests.withColumn("as_of", as_of)
     latest = latest_sequences(sequences, dated).withColumnRenamed("is_simulated", "is_history_simulated")
@@ -89,15 +89,15 @@ def with_history(requests: DataFrame, sequences: DataFrame, *, as_of: Column) ->
     )
 
 
-def latest_sequences(sequences: DataFrame, asked: DataFrame) -> DataFrame:
-    """Returns the latest row of each user up to each day `as_of` that is asked for, with that day.
+def latest_sequences(sequences: DataFrame, requests: DataFrame) -> DataFrame:
+    """Returns the latest row of each user up to each day `as_of` of the requests, with that day.
 
-    The row's day is found on two narrow columns first; the arrays are read and moved for rows that are used.
+    The row's day is looked up on two narrow columns first; arrays are then read and shuffled for the used rows only.
     """
-    wanted = asked.select("user_id", "as_of").distinct()
+    user_days = requests.select("user_id", "as_of").distinct()
     state = (
         sequences.select("user_id", "day")
-        .join(wanted, "user_id")
+        .join(user_days, "user_id")
         .where("day <= as_of")
         .groupBy("user_id", "as_of")
         .agg(F.max("day").alias("day"))

@@ -1,4 +1,4 @@
-"""What the feature jobs of one run share: a session, inputs at pinned versions, a model that fits the index."""
+"""The context that the feature jobs of one run share: a session, inputs at pinned versions, a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from models.data.dataset import TableAt
 from udfs.features.model_cache import ServedModel, check_index, serve_model
 
 WORKER_PROPERTIES = {"spark.python.daemon.module": "udfs.worker_daemon"}
-"""Workers of these jobs are forked from a process that has imported torch."""
+"""Spark forks the workers of these jobs from a process that has imported torch."""
 
 
 @dataclass(frozen=True)
 class FeatureRun:
-    """What the feature jobs of one run share.
+    """The context that the feature jobs of one run share.
 
     Attributes:
         spark: open session.
@@ -51,11 +51,11 @@ class FeatureRun:
         return read_table(self.spark, self.settings.storage.root, name, version=self.versions[name])
 
     def locate(self, name: str) -> TableAt:
-        """Returns an input at its pinned version, as workers and models read it: without Spark."""
+        """Returns path and pinned version of an input, for workers and models that read without Spark."""
         return TableAt(table_path(self.spark, self.settings.storage.root, name), self.versions[name])
 
     def read_output(self, name: str) -> DataFrame:
-        """Reads what earlier nights wrote into a feature table; no rows before the first night."""
+        """Reads the rows of a feature table that earlier runs wrote; none before the first run."""
         root = self.settings.storage.root
         if table_exists(self.spark, root, name):
             return read_table(self.spark, root, name)
@@ -67,11 +67,11 @@ def open_run(context: JobContext, inputs: Sequence[str], copied: Sequence[str] =
 
     Args:
         context: of the job.
-        inputs: tables that are read whatever the model.
-        copied: tables that are read too if the model copies from the crowd.
+        inputs: tables that are read for every model.
+        copied: further tables, read if the model copies from the crowd.
 
     Raises:
-        MissingInputError: an input or the model is not there.
+        MissingInputError: an input or the model does not exist.
         IndexVersionError, CapacityError, FingerprintError: the model does not fit the index.
         ErasureUnfinishedError: an erasure was begun and has not ended.
     """
@@ -79,7 +79,7 @@ def open_run(context: JobContext, inputs: Sequence[str], copied: Sequence[str] =
     refuse_unfinished_erasure(settings.storage.artifacts)
     spark = open_session(settings, f"spacetime-gr {context.job} {context.day}", WORKER_PROPERTIES)
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", settings.features.batch_rows)
-    # Inputs are pinned once for all tables of the night: what is committed meanwhile is seen by none.
+    # Inputs are pinned once for all tables of the run: none of them sees a commit that comes meanwhile.
     versions = {name: pin_version(spark, settings.storage.root, name, context.day) for name in inputs}
     model = serve_model(spark, context.options.model or settings.features.model, settings)
     if model.copies_from_crowd:
@@ -90,14 +90,14 @@ def open_run(context: JobContext, inputs: Sequence[str], copied: Sequence[str] =
 
 
 def pin_version(spark: SparkSession, root: str, name: str, day: date) -> int:
-    """Returns the version of an input to read: the latest; as of the day if rows are changed in place."""
+    """Returns the version of an input to read: that of the day if rows change in place, else the latest."""
     if TABLES[name].write == "merge":
         return table_version_of_day(spark, root, name, day)
     return table_version(spark, root, name)
 
 
 def check_poi_index(run: FeatureRun) -> None:
-    """Checks version and size of tonight's index against the model; raises as `check_index`."""
+    """Checks version and size of the day's index against the model; raises as `check_index`."""
     model, version = run.model, run.settings.index.version
     known = keep_known(run.read("poi_index"), day=run.day, index_version=version)
     size = known.agg(

@@ -1,8 +1,8 @@
-"""Runs the feature jobs of a night: pins inputs, checks model against index, computes, counts, writes.
+"""Runs the feature jobs of a day: pins inputs, checks model against index, computes, counts, writes.
 
-Every job is one line of `FEATURE_JOBS`; the runner does the rest. Units in = units done + units refused is
-checked before anything is committed, and a night in which too many rows make the model fail stops instead of
-publishing gaps.
+Every job is one entry of `FEATURE_JOBS`; the runner does the rest. Units in = units done + units refused is
+checked before anything is committed. If too many rows make the model fail, the run stops instead of publishing
+gaps.
 """
 
 import logging
@@ -38,7 +38,7 @@ LOGGER = logging.getLogger(__name__)
 REQUEST_REASONS = tuple(
     rule.code for rule in rules_of(RANKING_REQUESTS.name, "refuse") if rule.code.startswith("request_")
 )
-"""Why a request as a whole is refused, by whichever job reads it."""
+"""Reasons for which a whole request is refused, the same in every job that reads requests."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class FeatureJob:
     """One feature table.
 
     Attributes:
-        inputs: tables that are read whatever the model.
+        inputs: tables that are read for every model.
         source_table: where the rows that may be refused come from.
         reasons: all reason codes of the job.
         model_failure: the reason code of rows that made the model fail.
-        build: plans the rows of a night.
-        copied: tables that are read too if the model copies from the crowd.
-        stage: of the model, that makes it; empty for the one that generates, which every model has.
+        build: plans the rows of a day.
+        copied: further tables, read if the model copies from the crowd.
+        stage: training stage that the table needs; empty for generation, which every model can do.
     """
 
     inputs: tuple[str, ...]
@@ -65,7 +65,7 @@ class FeatureJob:
 
 
 def plan_user_embeddings(run: FeatureRun) -> FeatureBuild:
-    """Plans `user_embeddings` from the tables of a night."""
+    """Plans `user_embeddings` from the tables of a day."""
     root = run.settings.storage.root
     return user_embeddings.build_user_embeddings(
         run.read("action_sequences"),
@@ -79,7 +79,7 @@ def plan_user_embeddings(run: FeatureRun) -> FeatureBuild:
 
 
 def plan_poi_embeddings(run: FeatureRun) -> FeatureBuild:
-    """Plans `poi_embeddings` from the tables of a night."""
+    """Plans `poi_embeddings` from the tables of a day."""
     return poi_embeddings.build_poi_embeddings(
         run.read("poi_index"),
         run.read_output("poi_embeddings"),
@@ -92,13 +92,13 @@ def plan_poi_embeddings(run: FeatureRun) -> FeatureBuild:
 
 
 def judge_night(run: FeatureRun) -> DataFrame:
-    """Judges the requests of a night, once for all that is made of them."""
+    """Judges the requests of a day, once per job."""
     requests = run.read("ranking_requests")
     return compute_once(judge_requests_of(requests, day=run.day, settings=run.settings.clean))
 
 
 def plan_ranking_scores(run: FeatureRun) -> FeatureBuild:
-    """Plans `ranking_scores` from the tables of a night."""
+    """Plans `ranking_scores` from the tables of a day."""
     return ranking_scores.build_ranking_scores(
         judge_night(run),
         run.read("action_sequences"),
@@ -113,19 +113,19 @@ def plan_ranking_scores(run: FeatureRun) -> FeatureBuild:
 
 
 def open_places(run: FeatureRun) -> poi_candidates.Places:
-    """Sends the catalogue to the workers, and tells them where they find what the crowd did, if the model copies."""
+    """Sends the catalogue to the workers, with the location of the crowd's tables if the model copies from them."""
     catalogue = poi_candidates.ship_catalogue(
         run.spark, run.read("poi_index"), day=run.day, index_version=run.model.index_version
     )
     if not run.model.copies_from_crowd:
         return poi_candidates.Places(catalogue)
     visits, transitions = (run.locate(name) for name in CROWD_TABLES)
-    others = last_crowd(visits, transitions, run.day, run.model.index_version)
-    return poi_candidates.Places(catalogue, others)
+    crowd = last_crowd(visits, transitions, run.day, run.model.index_version)
+    return poi_candidates.Places(catalogue, crowd)
 
 
 def plan_poi_candidates(run: FeatureRun) -> FeatureBuild:
-    """Plans `poi_candidates` from the tables of a night."""
+    """Plans `poi_candidates` from the tables of a day."""
     return poi_candidates.build_poi_candidates(
         judge_night(run),
         run.read("action_sequences"),
@@ -176,7 +176,7 @@ FEATURE_JOBS: dict[str, FeatureJob] = {
 
 
 def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
-    """Runs feature jobs one after another in one session with one model and sums them up."""
+    """Runs feature jobs one after another in one session with one model and adds up their summaries."""
     started = time.perf_counter()
     jobs = [FEATURE_JOBS[name] for name in names]
     inputs = sorted({table for job in jobs for table in job.inputs})
@@ -201,10 +201,10 @@ def run_features(context: JobContext, names: Sequence[str]) -> JobSummary:
 
 
 def run_feature(run: FeatureRun, name: str) -> JobSummary:
-    """Computes and writes one feature table for the night's day.
+    """Computes and writes one feature table for the day.
 
     Raises:
-        IndexVersionError: histories were made with another index version.
+        IndexVersionError: histories were built with another index version.
         GateFailedError: too many rows made the model fail.
         RowsLostError: units in are not units done + refused.
     """
@@ -214,7 +214,7 @@ def run_feature(run: FeatureRun, name: str) -> JobSummary:
         return skip_feature(run, name, stage=job.stage)
     build = job.build(run)
     check_versions(run, build.index_versions)
-    # On disk, since they are large and what a GPU has made is not to be made twice.
+    # Kept on disk, since the rows are large and the GPU should not compute them twice.
     outcomes = compute_once(build.outcomes, StorageLevel.DISK_ONLY)
     counts = count_outcomes(outcomes, build.unit, job)
     rows_in = build.todo.count()
@@ -230,8 +230,8 @@ def run_feature(run: FeatureRun, name: str) -> JobSummary:
             rows_dropped=0,
         )
     if not run.dry_run:
-        # Refused rows come first: a night that is stopped for them leaves them to be looked at.
-        # A kill before the table's one commit leaves its day as it was, and a rerun replaces both alike.
+        # Refused rows are written first, so that a run that stops because of them leaves them for inspection.
+        # A kill before the table's one commit leaves its day unchanged, and a rerun replaces both.
         _write_refused(run, job, build, outcomes, name)
         _stop_if_model_fails(run, job, name, failed=counts["failed"], rows_in=rows_in)
         summary.tables[name] = replace_day(
@@ -248,7 +248,7 @@ def run_feature(run: FeatureRun, name: str) -> JobSummary:
 
 
 def check_versions(run: FeatureRun, index_versions: DataFrame) -> None:
-    """Checks that histories were made with the model's index; `index_versions` has one column.
+    """Checks that histories were built with the model's index; `index_versions` has one column.
 
     Raises:
         IndexVersionError: some were not.
@@ -275,9 +275,9 @@ def count_outcomes(outcomes: DataFrame, unit: Sequence[str], job: FeatureJob) ->
 
 
 def refused_where(job: FeatureJob) -> str:
-    """Returns the condition that tells a job's rows of `quarantined_rows` from those of other jobs.
+    """Returns the condition that selects a job's rows of `quarantined_rows`.
 
-    Requests that no job works on are everybody's: each job that reads requests writes them, all the same rows.
+    Wholly refused requests belong to every job that reads requests: each of these jobs writes the same rows.
     """
     shared = REQUEST_REASONS if job.source_table == RANKING_REQUESTS.name else ()
     reasons = ", ".join(f"'{reason}'" for reason in (*job.reasons, *shared))
@@ -285,7 +285,7 @@ def refused_where(job: FeatureJob) -> str:
 
 
 def _count_requests(run: FeatureRun, build: FeatureBuild, summary: JobSummary) -> None:
-    """Adds the requests that are not worked on to the summary, by reason.
+    """Adds the refused and dropped requests to the summary, by reason.
 
     Raises:
         RowsLostError: requests delivered are not accepted + refused + dropped.
@@ -311,10 +311,10 @@ def _count_requests(run: FeatureRun, build: FeatureBuild, summary: JobSummary) -
 def _write_refused(
     run: FeatureRun, job: FeatureJob, build: FeatureBuild, outcomes: DataFrame, name: str
 ) -> None:
-    """Replaces what this job refused on the day; no commit where the quarantine holds just that.
+    """Replaces the rows that this job refused on the day; no commit if the quarantine already holds exactly them.
 
-    Two jobs that read the requests may run at once and write the refused ones both. Delta lets one of them commit;
-    the other looks again, and finds them there.
+    Two jobs that read the requests may run at once and both write the refused ones. Delta lets one of them commit;
+    the other reads the quarantine again and then has nothing to write.
     """
     refused = build_refused(outcomes, day=run.day, source_table=job.source_table)
     if build.judged is not None:

@@ -1,9 +1,9 @@
-"""action_sequences -> user_embeddings: a unit vector per user, made again only when the user has acted since.
+"""action_sequences -> user_embeddings: a unit vector per user, recomputed only when the user has acted since.
 
-In: the latest row of `action_sequences` per user as of the day, and the vectors that this model has made on
-earlier days. Out: rows of the day for users whose vector is not that of their state: they have acted since, or
-the day that it was made from was corrected; on a model's first night that is everyone. The vector is as of the
-user's last action with a neutral request, so it does not age, and rows of several days complete each other.
+In: the latest row of `action_sequences` per user as of the day, and the vectors that this model computed on
+earlier days. Out: rows of the day for users whose vector is stale: they have acted since, or the day that it was
+computed from was corrected. On a model's first day these are all users. The vector is as of the user's last action
+with a neutral request, so it does not age, and rows of several days complete each other.
 Run it with `python -m udfs user_embeddings --day D`.
 """
 
@@ -36,51 +36,51 @@ REASON = "embed_user_failed"
 
 
 def mark_current(embedded: DataFrame, root: str) -> DataFrame:
-    """Adds `is_current`: was the vector made from what its day of `action_sequences` holds now.
+    """Adds `is_current`: whether the vector was computed from what its day of `action_sequences` holds now.
 
-    A correction of an older day rewrites rows that vectors were made from; the commits tell. Days that the logs no
-    longer tell of count as unchanged.
+    A correction of an older day rewrites rows that vectors were computed from; the commits show it. Days that the
+    logs no longer cover count as unchanged.
 
     Args:
         embedded: rows of `user_embeddings`.
         root: table root.
     """
-    made, done = (
+    sequence_commits, vector_commits = (
         last_commits(embedded.sparkSession, root, name) for name in ("action_sequences", "user_embeddings")
     )
-    read = {day: commit.read.get("action_sequences") for day, commit in done.items()}
+    read = {day: commit.read.get("action_sequences") for day, commit in vector_commits.items()}
     known = {day: version for day, version in read.items() if version is not None}
-    late = find_late({day: commit.version for day, commit in made.items()}, known)
+    late = find_late({day: commit.version for day, commit in sequence_commits.items()}, known)
     before = {day: version for day, version in known.items() if version < max(late.values(), default=0)}
     is_late = _look_up(late, "sequence_day") > _look_up(before, "day")
     return embedded.withColumn("is_current", ~F.coalesce(is_late, F.lit(False)))
 
 
-def find_late(made: Mapping[date, int], read: Mapping[date, int]) -> dict[date, int]:
-    """Returns the days of states that were committed after vectors had been made from them: corrected ones, so few.
+def find_late(committed: Mapping[date, int], read: Mapping[date, int]) -> dict[date, int]:
+    """Returns the days whose states were committed after vectors had been computed from them: the few corrected ones.
 
     Args:
-        made: day of `action_sequences` -> version that its last commit made.
+        committed: day of `action_sequences` -> version of its last commit.
         read: day of `user_embeddings` -> version of `action_sequences` that its last commit has read. A vector is
-            never made from a state of a later day.
+            never computed from a state of a later day.
     """
-    late, least = {}, math.inf
+    late, oldest_read = {}, math.inf
     # From the newest day back: only vectors of this day or a later one can hold its state,
-    # and `least` is the oldest version that any of those was made from.
-    for day in sorted({*made, *read}, reverse=True):
-        least = min(least, read.get(day, math.inf))
-        if made.get(day, -1) > least:
-            late[day] = made[day]
+    # and `oldest_read` is the oldest version that any of those was computed from.
+    for day in sorted({*committed, *read}, reverse=True):
+        oldest_read = min(oldest_read, read.get(day, math.inf))
+        if committed.get(day, -1) > oldest_read:
+            late[day] = committed[day]
     return late
 
 
 def pending_users(sequences: DataFrame, embedded: DataFrame, *, day: date) -> DataFrame:
-    """Finds the users whose vector is not that of their state.
+    """Finds the users whose vector is missing or stale.
 
     Args:
         sequences: `action_sequences`, any days.
-        embedded: rows of `user_embeddings` that count, all of one model, with `is_current`.
-        day: the state is looked at as of this day.
+        embedded: rows of `user_embeddings` that count as done, all of one model, with `is_current`.
+        day: the state is taken as of this day.
 
     Returns:
         `user_id` and `sequence_day`, the day of the user's latest row of `sequences`.
@@ -96,10 +96,10 @@ def pending_users(sequences: DataFrame, embedded: DataFrame, *, day: date) -> Da
 
 
 def arrange_states(states: DataFrame, *, num_partitions: int) -> DataFrame:
-    """Puts states in the order in which the model reads them.
+    """Sorts states into the order in which the model reads them.
 
-    Fixed partitions and a total order: the same rows meet in the same forward pass on every rerun, so that padding
-    rounds alike; neighbours have similar lengths, so that little is padded.
+    With fixed partitions and a total order, every rerun puts the same rows into the same forward pass, so padding
+    gives the same rounding. Neighbours have similar lengths, so padding is small.
     """
     ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions("seq_len", "user_id")
     return ordered.select("user_id", "sequence_day", "seq_len", "profile_ids", *HISTORY_NAMES, "is_simulated")
@@ -120,7 +120,7 @@ def build_user_embeddings(
     Args:
         sequences: `action_sequences`, any days.
         embedded: `user_embeddings` with `is_current`, any days and models; only earlier days of this model
-            count, so that a rerun of the day finds the same users to do.
+            count, so that a rerun of the day recomputes the same users.
         day: the job's day.
         model: the model to run.
         run_id: the job's run.
@@ -129,10 +129,10 @@ def build_user_embeddings(
     """
     earlier = (F.col("model_version") == model.model_version) & (F.col("day") < F.lit(day))
     todo = compute_once(pending_users(sequences, embedded.where(earlier), day=day))
-    # Histories are large: only those days are read that are somebody's to do, on most nights one.
+    # Histories are large, so only days with pending users are read: on most days one.
     days = [row["sequence_day"] for row in todo.select("sequence_day").distinct().collect()]
-    of_days = sequences.where(F.col("day").isin(days)).withColumnRenamed("day", "sequence_day")
-    states = of_days.join(todo, ["user_id", "sequence_day"])
+    pending_rows = sequences.where(F.col("day").isin(days)).withColumnRenamed("day", "sequence_day")
+    states = pending_rows.join(todo, ["user_id", "sequence_day"])
     emitted = arrange_states(states, num_partitions=num_partitions).mapInArrow(
         partial(embed_users, model=model, micro_batch=micro_batch),
         outcome_schema(USER_EMBEDDINGS, EMITTED),

@@ -1,1 +1,1 @@
-"""From feature tables to what readers see: audit, publication, reading, export."""
+"""Turns feature tables into releases: audit, publication, reading, export."""

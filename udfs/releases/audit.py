@@ -1,10 +1,11 @@
-"""Audits the feature tables of a day, and what they were made from, before anything is published.
+"""Audits the feature tables of a day and their inputs before anything is published.
 
-The gates judge each table: its contract, and volume, shares and freshness beside the days before. The checks here are
-those that look across tables: one model and one index version, a vector for every user and every live POI, a score for
-every candidate, every generated POI live. Everything is read at versions that are pinned first and kept in the audit
-record, a JSON file under `{storage.artifacts}/audits/`; `publish` releases exactly those. A critical failure stops
-publication; a warning is in the record, the job's summary and the Data Docs. Run: `python -m udfs audit --day D`.
+The gates judge each table: its contract, and volume, shares and freshness compared with the days before. The checks
+here compare tables: one model and one index version, a vector for every user and every live POI, a score for every
+candidate, every generated POI live. Every table is read at a version that is pinned first and kept in the audit
+record, a JSON file under `{storage.artifacts}/audits/`; `publish` releases exactly these versions. A critical failure
+stops publication. A warning goes to the record, the job's summary and the Data Docs. Run it with `python -m udfs audit
+--day D`.
 """
 
 import logging
@@ -45,11 +46,11 @@ DayFigures = dict[tuple[date, str], dict[tuple[str, str], Figure]]
 
 
 def run_audit(context: JobContext) -> JobSummary:
-    """Audits the day and writes the record and, if it passed, the day's figures for the days to come.
+    """Audits the day and writes the record and, if it passed, the day's figures for later audits.
 
     Raises:
         MissingInputError: a feature table or an input was never written.
-        GateFailedError: something must not be published; the record says so too.
+        GateFailedError: the day must not be published; the record says so too.
     """
     settings, clock = context.settings, StepClock()
     spark = open_session(settings, f"spacetime-gr audit {context.day}")
@@ -105,10 +106,10 @@ def look_at_day(
     index_version: int | None,
     model_uri: str,
 ) -> tuple[list[Check], SampleFindings, DayFigures]:
-    """Checks across tables, recomputes a sample, and counts the day's figures, all three at once.
+    """Checks across tables, recomputes a sample, and counts the day's figures, all three in parallel.
 
-    Each is a Spark action whose time goes into planning, on one core of the driver, so they do not wait for each other.
-    Rows of several models or indexes are only counted.
+    Each is a Spark action that spends its time on planning, on one core of the driver, so none waits for the others.
+    If the rows are of several models or indexes, only the figures are counted.
     """
     history_days = settings.gates.history_days
     if model_version is None or index_version is None:
@@ -123,13 +124,13 @@ def look_at_day(
         )
         figures = measure_day(audited, history_days=history_days, index_version=index_version)
         checks, sample = checking.result(), sampling.result()
-    for table, found in sample.figures.items():
-        figures[audited.day, table] |= found
+    for table, sampled in sample.figures.items():
+        figures[audited.day, table] |= sampled
     return checks + sample.checks, sample, figures
 
 
 class StepClock:
-    """Seconds of the steps of a job, one after another."""
+    """Measures the seconds of the consecutive steps of a job."""
 
     def __init__(self) -> None:
         self.steps: dict[str, float] = {}
@@ -142,12 +143,12 @@ class StepClock:
 
 
 def tell_audit(audit: Audit, context: JobContext) -> None:
-    """Keeps the record, and says what was found.
+    """Saves the record, logs the warnings, and raises if the audit failed.
 
     Raises:
-        GateFailedError: something must not be published.
+        GateFailedError: the day must not be published.
     """
-    # Kept before anything is raised: else an earlier record that passed could still let the day be published.
+    # Saved before the raise: otherwise an earlier record that passed could still let the day be published.
     if not context.dry_run:
         save_audit(audit, context.settings.storage.artifacts)
     for warning in audit.warnings:
@@ -164,28 +165,28 @@ def measure_day(audited: AuditedDay, *, history_days: int, index_version: int | 
     Args:
         audited: the day at pinned versions.
         history_days: days before that are read.
-        index_version: of the day's rows; None = they are of several, and what POIs are worth is not counted.
+        index_version: of the day's rows; None if there are several, then generated POIs are not measured.
     """
     tables = {name: audited.rows(name) for name in audited.versions}
     figures = measure_tables(tables, audited.before_the_night(), audited.eve(), day=audited.day)
     if index_version is not None:
         figures = figures.unionAll(measure_candidates(audited, index_version=index_version))
-    found = audited.earlier_statistics(history_days).unionByName(
+    statistics = audited.earlier_statistics(history_days).unionByName(
         figures.withColumn("day", F.lit(audited.day)), allowMissingColumns=True
     )
     by_table: DayFigures = {}
-    for row in found.collect():  # a few hundred figures, however large the tables are
+    for row in statistics.collect():  # a few hundred figures, however large the tables are
         of_table = by_table.setdefault((row["day"], row["table_name"]), {})
         of_table[row["column_name"], row["statistic"]] = Figure(row["value"], row["example"])
     return by_table
 
 
 def judge_day(audited: AuditedDay, figures: DayFigures, docs: Path, settings: GateSettings) -> Judgement:
-    """Judges every table of the day; returns what failed, in words."""
+    """Judges every table of the day; returns failures and warnings as text."""
     rules, unjudged = {}, []
     for name in audited.versions:
         earlier = {
-            day: found for (day, table), found in figures.items() if table == name and day < audited.day
+            day: of_table for (day, table), of_table in figures.items() if table == name and day < audited.day
         }
         rules[name], too_few = build_rules(
             name, figures[audited.day, name], earlier, day=audited.day, settings=settings
@@ -196,15 +197,15 @@ def judge_day(audited: AuditedDay, figures: DayFigures, docs: Path, settings: Ga
 
 
 def save_figures(audited: AuditedDay, figures: DayFigures, context: JobContext) -> int:
-    """Replaces the day's rows of `table_statistics`; only passed audits come here.
+    """Replaces the day's rows of `table_statistics`; only passed audits get here.
 
-    So a day on which almost nothing came does not make almost nothing the usual.
+    Thus a failed day, for example one with almost no rows, does not become part of the baseline for later days.
     """
     rows = [
         (day, table, column, statistic, figure.value)
-        for (day, table), found in sorted(figures.items())
+        for (day, table), of_table in sorted(figures.items())
         if day == audited.day
-        for (column, statistic), figure in sorted(found.items())
+        for (column, statistic), figure in sorted(of_table.items())
     ]
     frame: DataFrame = local_frame(audited.spark, rows, spark_schema(TABLE_STATISTICS))
     return replace_day(

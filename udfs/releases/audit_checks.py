@@ -1,7 +1,7 @@
-"""What an audit counts across tables: rows that are missing, stale, not live, of several models or indexes.
+"""The checks of an audit across tables: rows that are missing, stale, not live, or of several models or indexes.
 
-Everything is read at Delta versions that are pinned when the audit starts. Each check counts what must not be
-there.
+Every table is read at the Delta version that is pinned when the audit starts. Each check counts rows that must not
+exist.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ UPSTREAM_TABLES = ("cleaned_actions", "poi_index", "action_sequences", "ranking_
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must not be there: `found` of it, 0 allowed."""
+    """A count of rows that must not exist: `found` of them, 0 allowed."""
 
     table: str
     name: str
@@ -46,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Search:
-    """A check to make: the rows that must not be there."""
+    """A check before its count: the rows that must not exist."""
 
     table: str
     name: str
@@ -54,7 +54,7 @@ class Search:
 
 
 class AuditedDay:
-    """The tables of one day at pinned versions."""
+    """Reads the tables of one day at pinned versions."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class AuditedDay:
         skipped: Mapping[str, SkippedFeature] = MappingProxyType({}),
         clean: CleanSettings | None = None,
     ) -> None:
-        """Pins the tables; `skipped` are those that the day's model cannot make, `clean` judges the requests."""
+        """Pins the tables; `skipped` are those that the day's model cannot compute, `clean` judges the requests."""
         self.spark, self.root, self.day = spark, root, day
         self._frames: dict[str, DataFrame] = {}
         self.clean = clean or CleanSettings()
@@ -77,49 +77,49 @@ class AuditedDay:
         }
 
     def read(self, name: str) -> DataFrame:
-        """Reads a table at its pinned version; opened once, since finding a version takes longer than small tables."""
+        """Reads a table at its pinned version; opened once, since resolving a version is slow for a small table."""
         if name not in self._frames:
             self._frames[name] = read_table(self.spark, self.root, name, version=self.versions[name])
         return self._frames[name]
 
     def prepare(self) -> None:
-        """Opens all tables and judges the requests, so that several threads may then read."""
+        """Opens all tables and judges the requests, so that several threads may read afterwards."""
         for name in self.versions:
             self.read(name)
         self.judged_requests  # noqa: B018
 
     def rows(self, name: str) -> DataFrame:
-        """Reads the day's rows of a table; all rows of one that is not written by day."""
+        """Reads the day's rows of a table, or all rows if the table is not written by day."""
         rows = self.read(name)
         return rows.where(F.col("day") == F.lit(self.day)) if TABLES[name].write == "day" else rows
 
     @cached_property
     def judged_requests(self) -> DataFrame:
-        """The requests of the day, judged once for all that looks at them."""
+        """The requests of the day, judged once for all checks."""
         return compute_once(
             judge_requests_of(self.read("ranking_requests"), day=self.day, settings=self.clean)
         )
 
     def requests(self, *, action_type_id: int = 0) -> DataFrame:
-        """Reads the requests of the day that are to be answered; those refused as a whole are left out."""
+        """Reads the requests of the day that need an answer, without those refused as a whole."""
         return prepare_requests(self.judged_requests, action_type_id=action_type_id)
 
     def before_the_night(self) -> dict[str, DataFrame]:
-        """Reads the tables with columns that never change as they stood before the day's night."""
+        """Reads the tables that have columns that never change, as they stood before the day's run."""
         return {
             name: read_table(self.spark, self.root, name, version=version)
             for name, version in self.versions_before.items()
         }
 
     def eve(self) -> dict[str, DataFrame]:
-        """Reads the delivery of the day before, of the tables that watch for what is sent again."""
+        """Reads the previous day's delivery of the tables whose gate looks for repeated deliveries."""
         eve = F.col("day") == F.lit(self.day - timedelta(days=1))
         return {
             name: self.read(name).where(eve) for name in self.versions if gates_of(name).repeated_after_days
         }
 
     def earlier_statistics(self, days: int) -> DataFrame:
-        """Reads the figures that the audits of so many days before the day have counted."""
+        """Reads the figures that the audits of the last `days` days before the day have counted."""
         if not table_exists(self.spark, self.root, TABLE_STATISTICS.name):
             return local_frame(self.spark, [], spark_schema(TABLE_STATISTICS))
         first = F.lit(self.day - timedelta(days=days))
@@ -127,7 +127,7 @@ class AuditedDay:
         return rows.where((F.col("day") >= first) & (F.col("day") < F.lit(self.day)))
 
     def refused(self, job: str) -> DataFrame:
-        """Reads what a feature job refused on the day; the quarantine is not pinned, it is only counted."""
+        """Reads the rows that a feature job refused on the day; the quarantine is only counted, so not pinned."""
         if not table_exists(self.spark, self.root, "quarantined_rows"):
             return local_frame(self.spark, [], spark_schema(TABLES["quarantined_rows"]))
         rows = read_table(self.spark, self.root, "quarantined_rows").where(F.col("day") == F.lit(self.day))
@@ -135,7 +135,7 @@ class AuditedDay:
 
 
 def find_stamps(audited: AuditedDay) -> list[tuple[str, int, bool]]:
-    """Returns the pairs of model and index version in the day's feature rows, and if any are simulated."""
+    """Returns the pairs of model and index version in the day's feature rows, and whether any are simulated."""
     stamps = [
         audited.rows(name).select("model_version", "index_version", "is_simulated") for name in FEATURE_TABLES
     ]
@@ -144,14 +144,16 @@ def find_stamps(audited: AuditedDay) -> list[tuple[str, int, bool]]:
         .groupBy("model_version", "index_version")
         .agg(F.bool_or("is_simulated").alias("is_simulated"))
     )
-    found = sorted(
+    pairs = sorted(
         (row["model_version"], row["index_version"], row["is_simulated"]) for row in grouped.collect()
     )
-    if not found and audited.skipped:
-        # No vectors, and a day without requests: only the records tell of the model.
-        left = audited.skipped.values()
-        return sorted({(each.model_version, each.index_version, each.is_simulated) for each in left})
-    return found
+    if not pairs and audited.skipped:
+        # Without vectors, on a day without requests, only the records of skipped tables name the model.
+        records = audited.skipped.values()
+        return sorted(
+            {(record.model_version, record.index_version, record.is_simulated) for record in records}
+        )
+    return pairs
 
 
 def check_stamps(stamps: Sequence[tuple[str, int, bool]]) -> list[Check]:
@@ -163,16 +165,16 @@ def check_stamps(stamps: Sequence[tuple[str, int, bool]]) -> list[Check]:
 
 
 def check_across_tables(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Check]:
-    """Counts what must not be there when all tables of the day are put beside each other, in one Spark action."""
+    """Compares the tables of the day and counts rows that must not exist, in one Spark action."""
     searches = [
         *find_missing_vectors(audited, model_version=model_version, index_version=index_version),
         *find_wrong_scores(audited),
         *find_wrong_candidates(audited, index_version=index_version),
     ]
     numbered = [search.rows.select(F.lit(number).alias("check")) for number, search in enumerate(searches)]
-    counts = reduce(DataFrame.unionAll, numbered).groupBy("check").count().collect()
-    found = {row["check"]: row["count"] for row in counts}
-    return [Check(search.table, search.name, found.get(number, 0)) for number, search in enumerate(searches)]
+    rows = reduce(DataFrame.unionAll, numbered).groupBy("check").count().collect()
+    counts = {row["check"]: row["count"] for row in rows}
+    return [Check(search.table, search.name, counts.get(number, 0)) for number, search in enumerate(searches)]
 
 
 def find_missing_vectors(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Search]:
@@ -193,14 +195,14 @@ def find_missing_vectors(audited: AuditedDay, *, model_version: str, index_versi
 
 
 def find_wrong_scores(audited: AuditedDay) -> list[Search]:
-    """Finds candidates of the day that are neither scored nor refused, and scores of no candidate."""
+    """Finds candidates of the day that are neither scored nor refused, and scores without a candidate."""
     if "ranking_scores" in audited.skipped:
         return []
-    # A candidate that is null has to be refused, too.
-    asked = audited.requests().select(
+    # A null candidate must be refused, too.
+    candidates = audited.requests().select(
         "request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")
     )
-    delivered = asked.fillna("", ["poi_id"])
+    delivered = candidates.fillna("", ["poi_id"])
     refused = audited.refused("ranking_scores").select(
         F.get_json_object("payload", "$.request_id").alias("request_id"),
         F.coalesce(F.get_json_object("payload", "$.poi_id"), F.lit("")).alias("poi_id"),
@@ -208,11 +210,11 @@ def find_wrong_scores(audited: AuditedDay) -> list[Search]:
     scored = audited.rows("ranking_scores").select("request_id", "poi_id")
     key = ["request_id", "poi_id"]
     # The logistic function as the job wrote it, to float32's rounding.
-    said = 1 / (1 + F.exp(-F.col("click_logit").cast("double")))
-    unlike = ~F.coalesce(F.abs(F.col("score") - said) <= ROUNDING, F.lit(False))
+    probability = 1 / (1 + F.exp(-F.col("click_logit").cast("double")))
+    differs = ~F.coalesce(F.abs(F.col("score") - probability) <= ROUNDING, F.lit(False))
     return [
         Search("ranking_scores", "scores that are not the probability of their click_logit",
-               audited.rows("ranking_scores").where(unlike)),
+               audited.rows("ranking_scores").where(differs)),
         Search("ranking_scores", "candidates neither scored nor refused",
                delivered.join(scored.unionByName(refused), key, "left_anti")),
         Search("ranking_scores", "scores of pairs that nobody asked for",
@@ -221,10 +223,10 @@ def find_wrong_scores(audited: AuditedDay) -> list[Search]:
 
 
 def measure_candidates(audited: AuditedDay, *, index_version: int) -> DataFrame:
-    """Counts what generated POIs are worth on the day itself, as figures (`etl/quality/table_statistics.py`).
+    """Measures the generated POIs against the day itself, as figures (`etl/quality/table_statistics.py`).
 
-    Visits of users to POIs of interest after they asked, on the same day, and how many were on their list; live POIs,
-    and how many of them are on any list.
+    It counts users' visits to POIs of interest after their request on the same day, and how many of these POIs were
+    on their list. It also counts live POIs, and how many of them are on any list.
     """
     day, generated = F.lit(audited.day), audited.rows("poi_candidates").select("request_id", "poi_id")
     requests = audited.requests().select("request_id", "user_id", "request_ts_ms")
@@ -236,7 +238,7 @@ def measure_candidates(audited: AuditedDay, *, index_version: int) -> DataFrame:
         .distinct()
     )
     on_list = generated.distinct().withColumn("is_found", F.lit(True))
-    found = visited.join(on_list, ["request_id", "poi_id"], "left").agg(
+    visits = visited.join(on_list, ["request_id", "poi_id"], "left").agg(
         F.count("*").alias(VISITED), F.count("is_found").alias(VISITED_FOUND)
     )
     slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
@@ -245,7 +247,7 @@ def measure_candidates(audited: AuditedDay, *, index_version: int) -> DataFrame:
     spread = live.join(used, "poi_id", "left").agg(
         F.count("*").alias(LIVE), F.count("is_generated").alias(GENERATED)
     )
-    return _as_figures(found, "request_id").unionAll(_as_figures(spread, "poi_id"))
+    return _as_figures(visits, "request_id").unionAll(_as_figures(spread, "poi_id"))
 
 
 def _as_figures(counts: DataFrame, column: str) -> DataFrame:
@@ -278,7 +280,7 @@ def find_wrong_candidates(audited: AuditedDay, *, index_version: int) -> list[Se
         by_rank.alias("logs"),
         F.sum(F.exp("log_probability")).alias("total"),
     )
-    # Spark's sequence(1, 0) counts down: without n > 1 a list of one POI would be read beyond its end.
+    # Spark's sequence(1, 0) counts down: without n > 1 the check would read a list of one POI beyond its end.
     rises = F.expr(f"exists(sequence(1, n - 1), i -> n > 1 AND logs[int(i)] > logs[int(i - 1)] + {ROUNDING})")
     return [
         Search("poi_candidates", "requests neither answered nor refused",

@@ -1,7 +1,7 @@
-"""The record that an audit leaves for `publish`: which Delta versions it looked at, and whether they passed.
+"""The record that an audit leaves for `publish`: which Delta versions it audited, and whether they passed.
 
-One JSON file per day, `{storage.artifacts}/audits/{day}.json`. It holds no clock time, so equal audits give
-equal files.
+The record is one JSON file per day, `{storage.artifacts}/audits/{day}.json`. It holds no clock time, so equal
+audits give equal files.
 """
 
 import logging
@@ -21,17 +21,17 @@ class Audit:
     Attributes:
         day: the day audited.
         run_id: the run that audited.
-        is_passed: may it be published.
-        model_version: the model behind the day's rows; null if there is not exactly one.
-        index_version: the index version behind them; null if there is not exactly one.
-        is_simulated: are any of the rows.
-        table_versions: Delta version of every table looked at.
-        checks: what was counted across tables.
-        failures: why it did not pass, in words; those of the gate included.
+        is_passed: whether the day may be published.
+        model_version: the model of the day's rows; null if there is not exactly one.
+        index_version: the index version of the day's rows; null if there is not exactly one.
+        is_simulated: whether any of the rows are simulated.
+        table_versions: Delta version of every audited table.
+        checks: counts of the checks across tables.
+        failures: reasons for not passing, as text; those of the gates included.
         docs: folder of the day's Data Docs.
-        warnings: what the gates found that does not stop publication, in words.
-        unjudged: what the gates could not judge, since too few days came before.
-        skipped: feature tables that the day's model cannot make, and why.
+        warnings: findings of the gates that do not stop publication, as text.
+        unjudged: gates and samples that could not be judged, for example with too few earlier days.
+        skipped: feature tables that the day's model cannot compute, and why.
     """
 
     day: str
@@ -44,14 +44,14 @@ class Audit:
     checks: list[dict[str, object]]
     failures: list[str]
     docs: str
-    # Records written before these were kept have none.
+    # Older records lack these fields.
     warnings: list[str] = field(default_factory=list)
     unjudged: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
 def save_audit(audit: Audit, artifacts: str) -> Path:
-    """Writes the record of a day in one step, over the one of an earlier audit."""
+    """Writes the record of a day atomically; it replaces that of an earlier audit."""
     path = audit_path(artifacts, audit.day)
     write_json(path, asdict(audit))
     LOGGER.info("audit of %s: %s, record %s", audit.day, "passed" if audit.is_passed else "failed", path)
@@ -65,5 +65,5 @@ def load_audit(artifacts: str, day: date) -> Audit | None:
 
 
 def audit_path(artifacts: str, day: str) -> Path:
-    """Returns where the record of a day lies."""
+    """Returns the path of a day's record."""
     return Path(artifacts) / "audits" / f"{day}.json"

@@ -1,9 +1,9 @@
-"""A sample of every feature table, made once more by the model: rows that say something else are not to be published.
+"""Recomputes a sample of every feature table with the model; rows that differ must not be published.
 
-Contracts see one row, completeness sees keys; neither sees vectors that were shuffled among users, scores of yesterday
-under today's stamps, or lists that answer somebody else. A few rows of each table are drawn by a hash of their keys, so
-a rerun draws the same; the driver makes them from the inputs at the audit's versions, without Spark, and compares. The
-same draw tells how far the vectors spread and how far users' vectors have moved since the last ones.
+Contracts check single rows and completeness checks keys. Neither detects vectors shuffled among users, yesterday's
+scores under today's stamps, or lists that answer another request. A few rows of each table are drawn by a hash of their
+keys, so a rerun draws the same rows. The driver runs the model on the inputs at the audit's versions, without Spark,
+and compares. The same draw measures how far the vectors spread and how far users' vectors moved since their last ones.
 """
 
 import logging
@@ -45,25 +45,25 @@ from udfs.releases.audit_checks import AuditedDay, Check
 
 LOGGER = logging.getLogger(__name__)
 NUM_VECTORS = 32
-"""Rows of each embedding table that are made again: one in ten of them wrong is found in 97 of 100 nights."""
+"""Rows of each embedding table that are recomputed: if 1 row in 10 is wrong, 97 of 100 runs detect it."""
 NUM_SCORED, NUM_ANSWERED = 32, 16
-"""Requests whose scores, and whose POIs, are made again."""
+"""Requests whose scores, and whose POIs, are recomputed."""
 NUM_SPREAD = 1024
-"""Vectors whose spread is looked at."""
+"""Vectors whose spread is measured."""
 TOLERANCE: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 5e-2}
-"""How far two ways to make one number may lie apart: other batches, another processor."""
+"""Allowed difference between two computations of one number, for example in other batches or on another processor."""
 Differences = list[str]
 
 
 @dataclass
 class SampleFindings:
-    """What the sample showed.
+    """The findings of the sample.
 
     Attributes:
-        checks: rows that differ from what the model makes, per table.
-        collapsed: in words, vectors that do not spread.
-        figures: by table, then column and statistic; judged beside the days before.
-        unjudged: what could not be looked at, in words.
+        checks: number of rows that differ from the recomputed ones, per table.
+        collapsed: descriptions of vectors that do not spread.
+        figures: by table, then column and statistic; judged against the days before.
+        unjudged: checks that could not be made, as text.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -75,13 +75,13 @@ class SampleFindings:
 def look_at_sample(
     audited: AuditedDay, settings: Settings, *, model_version: str, model_uri: str
 ) -> SampleFindings:
-    """Draws rows of the day, makes them again and compares.
+    """Draws rows of the day, recomputes them and compares.
 
     Args:
         audited: the day at pinned versions.
         settings: where models are, how they are served.
         model_version: of the day's rows.
-        model_uri: the model that the job was given; what it leads to counts only if it is that version.
+        model_uri: the model given to the job; it is used only if it resolves to that version.
     """
     findings = SampleFindings()
     users, pois = (
@@ -100,67 +100,70 @@ def look_at_sample(
         findings.unjudged.append(f"no row was made again: model {model_version} cannot be opened")
         return findings
     tolerance = TOLERANCE[settings.features.dtype]
-    again = _Again(audited, bundle, settings)
+    recomputation = _Recomputation(audited, bundle, settings)
     jobs: list[tuple[str, Callable[[], tuple[int, Differences]]]] = [
-        ("user_embeddings", lambda: again.compare_users(users.slice(0, NUM_VECTORS), tolerance)),
-        ("poi_embeddings", lambda: again.compare_pois(pois.slice(0, NUM_VECTORS), tolerance)),
-        ("ranking_scores", lambda: again.compare_scores(tolerance)),
-        ("poi_candidates", lambda: again.compare_candidates(tolerance)),
+        ("user_embeddings", lambda: recomputation.compare_users(users.slice(0, NUM_VECTORS), tolerance)),
+        ("poi_embeddings", lambda: recomputation.compare_pois(pois.slice(0, NUM_VECTORS), tolerance)),
+        ("ranking_scores", lambda: recomputation.compare_scores(tolerance)),
+        ("poi_candidates", lambda: recomputation.compare_candidates(tolerance)),
     ]
     for table, compare in jobs:
         if table in audited.skipped:
             continue
-        looked_at, different = compare()
-        told = f", for example {different[0]}" if different else ""
-        name = f"of {looked_at} sampled rows are not what the model makes of the inputs{told}"
+        num_compared, different = compare()
+        example = f", for example {different[0]}" if different else ""
+        name = f"of {num_compared} sampled rows are not what the model makes of the inputs{example}"
         findings.checks.append(Check(table, name, len(different)))
     return findings
 
 
 def open_audited_model(settings: Settings, *, model_version: str, model_uri: str) -> ModelBundle | None:
-    """Opens the model that made the day's rows; None if it is not at hand."""
+    """Opens the model that computed the day's rows; None if it is not available."""
     uris = [model_uri] if model_version.startswith("folder-") else [f"models:/{model_version}", model_uri]
     for uri in uris:
         try:
-            path, found = resolve_model(uri, settings)
+            path, resolved_version = resolve_model(uri, settings)
         except SpacetimeError as error:
             LOGGER.info("the audit looks for model %s at %s: %s", model_version, uri, error)
             continue
-        if found == model_version:
+        if resolved_version == model_version:
             return load_bundle(path, serving=Serving(max_actions=settings.features.max_actions))
     return None
 
 
-class _Again:
-    """Makes rows of a day again."""
+class _Recomputation:
+    """Recomputes rows of a day with the model and compares them with the written ones."""
 
     def __init__(self, audited: AuditedDay, bundle: ModelBundle, settings: Settings) -> None:
         self.audited, self.bundle, self.settings = audited, bundle, settings
         self.day: date = audited.day
 
     def compare_users(self, rows: pa.Table, tolerance: float) -> tuple[int, Differences]:
-        """Compares vectors of users with those made of their histories."""
+        """Compares vectors of users with those computed from their histories."""
         if not rows.num_rows:
             return 0, []
         days, ids = rows["sequence_day"].to_pylist(), rows["user_id"].to_pylist()
         sequences = self.audited.read("action_sequences")
-        wanted = F.col("day").isin(sorted(set(days))) & F.col("user_id").isin(ids)
-        states = sequences.where(wanted).select("user_id", "day", "seq_len", "profile_ids", *HISTORY_NAMES)
-        found = _batch(states)
-        vectors = encode_users(self.bundle, found)
-        keys = zip(found["user_id"].to_pylist(), found["day"].to_pylist(), strict=True)
-        made = dict(zip(keys, vectors, strict=True))
-        return _compare_vectors(list(zip(ids, days, strict=True)), _vectors(rows), made, "user", tolerance)
+        is_drawn = F.col("day").isin(sorted(set(days))) & F.col("user_id").isin(ids)
+        states = _batch(
+            sequences.where(is_drawn).select("user_id", "day", "seq_len", "profile_ids", *HISTORY_NAMES)
+        )
+        vectors = encode_users(self.bundle, states)
+        keys = zip(states["user_id"].to_pylist(), states["day"].to_pylist(), strict=True)
+        recomputed = dict(zip(keys, vectors, strict=True))
+        return _compare_vectors(
+            list(zip(ids, days, strict=True)), _vectors(rows), recomputed, "user", tolerance
+        )
 
     def compare_pois(self, rows: pa.Table, tolerance: float) -> tuple[int, Differences]:
-        """Compares vectors of POIs with those made of their slots."""
+        """Compares vectors of POIs with those computed from their slots."""
         if not rows.num_rows:
             return 0, []
         ids = rows["poi_id"].to_pylist()
         known = self._known_slots().where(F.col("poi_id").isin(ids) & is_live(F.lit(self.day)))
-        found = _batch(known.select(*SLOT_NAMES))
-        made = dict(zip(found["poi_id"].to_pylist(), encode_pois(self.bundle, found), strict=True))
-        return _compare_vectors(ids, _vectors(rows), made, "POI", tolerance)
+        slots = _batch(known.select(*SLOT_NAMES))
+        recomputed = dict(zip(slots["poi_id"].to_pylist(), encode_pois(self.bundle, slots), strict=True))
+        return _compare_vectors(ids, _vectors(rows), recomputed, "POI", tolerance)
 
     def compare_scores(self, tolerance: float) -> tuple[int, Differences]:
         """Compares click logits with those of the same candidates."""
@@ -170,7 +173,7 @@ class _Again:
         requests = self._requests(written)
         candidates = group_candidates(explode_candidates(requests, self._known_slots()))
         states = self._with_history(candidates, written)
-        made = {
+        recomputed = {
             (request, poi): float(logit)
             for request, pois, logits in zip(
                 states["request_id"].to_pylist(), states["candidate_poi_ids"].to_pylist(),
@@ -180,10 +183,10 @@ class _Again:
         }  # fmt: skip
         different = []
         for row in written.to_pylist():
-            expected, found = made.get((row["request_id"], row["poi_id"])), row["click_logit"]
-            if expected is None or not abs(found - expected) <= tolerance * (1 + abs(expected)):
+            expected, logit = recomputed.get((row["request_id"], row["poi_id"])), row["click_logit"]
+            if expected is None or not abs(logit - expected) <= tolerance * (1 + abs(expected)):
                 different.append(
-                    f"request {row['request_id']}, POI {row['poi_id']}: logit {found}, made now {expected}"
+                    f"request {row['request_id']}, POI {row['poi_id']}: logit {logit}, made now {expected}"
                 )
         return written.num_rows, different
 
@@ -195,20 +198,20 @@ class _Again:
         states = self._with_history(self._requests(written), written)
         known = self._known_slots().select(*CATALOGUE_NAMES).orderBy("block_id", "inner_id")
         catalogue = Catalogue.from_arrow(known.toArrow())
-        made = generate_candidates(
+        recomputed = generate_candidates(
             self.bundle, states, catalogue, top_k=self.settings.features.top_k, finder=self._finder(catalogue)
         )
         lists: dict[str, dict[int, tuple[str, float]]] = {}
         for row in written.to_pylist():
             lists.setdefault(row["request_id"], {})[row["rank"]] = (row["poi_id"], row["log_probability"])
         different = []
-        for request, (pois, logs) in zip(states["request_id"].to_pylist(), made, strict=True):
+        for request, (pois, logs) in zip(states["request_id"].to_pylist(), recomputed, strict=True):
             expected = [(catalogue.poi_ids[poi], float(log)) for poi, log in zip(pois, logs, strict=True)]
-            problem = _tell_list(lists.pop(request, {}), expected, tolerance)
+            problem = _describe_difference(lists.pop(request, {}), expected, tolerance)
             if problem:
                 different.append(f"request {request}: {problem}")
         different += [f"request {request}: not to be answered" for request in lists]
-        return len(made), different
+        return len(recomputed), different
 
     def _known_slots(self) -> DataFrame:
         index_version = self.bundle.layout.index_version
@@ -247,7 +250,7 @@ class _Again:
 
 
 def _draw(audited: AuditedDay, table: str, key: str, columns: Sequence[str]) -> pa.Table:
-    """Draws rows of the day by a hash of their key: the same ones on every rerun, others on other days."""
+    """Draws rows of the day by a hash of their key: the same rows on every rerun, different ones on other days."""
     rows = audited.rows(table).select(key, *columns)
     return rows.orderBy(_by_hash(key, audited.day), key).limit(NUM_SPREAD).toArrow()
 
@@ -259,7 +262,7 @@ def _by_hash(key: str, day: date) -> F.Column:
 def _measure_movement(
     audited: AuditedDay, users: pa.Table, model_version: str, findings: SampleFindings
 ) -> None:
-    """Adds how alike users' new vectors are to their last ones by the same model; nothing on its first night."""
+    """Adds how similar users' new vectors are to their last ones by the same model; nothing on its first day."""
     ids = users["user_id"].to_pylist()
     earlier = audited.read("user_embeddings").where(
         (F.col("day") < F.lit(audited.day))
@@ -290,13 +293,13 @@ def _vectors(rows: pa.Table) -> np.ndarray:
 def _compare_vectors(
     keys: Sequence[Any],
     written: np.ndarray,
-    made: Mapping[Any, np.ndarray],
+    recomputed: Mapping[Any, np.ndarray],
     what: str,
     tolerance: float,
 ) -> tuple[int, Differences]:
     different = []
     for key, vector in zip(keys, written, strict=True):
-        expected = made.get(key)
+        expected = recomputed.get(key)
         name = key[0] if isinstance(key, tuple) else key
         if expected is None:
             different.append(f"{what} {name}: there is nothing that it was made from")
@@ -308,20 +311,22 @@ def _compare_vectors(
     return len(keys), different
 
 
-def _tell_list(
+def _describe_difference(
     written: Mapping[int, tuple[str, float]], expected: Sequence[tuple[str, float]], tolerance: float
 ) -> str:
-    """Says how a list of POIs by rank differs from the one made now; empty = it does not. Ties may change places."""
+    """Describes how a list of POIs by rank differs from the recomputed one; empty if equal. Ties may swap places."""
     if len(written) != len(expected):
         return f"{len(written)} POIs, the model makes {len(expected)}"
-    made = dict(expected)
-    least = expected[-1][1] if expected else 0.0
+    recomputed = dict(expected)
+    lowest = expected[-1][1] if expected else 0.0
     for rank, (_, log) in enumerate(expected, start=1):
-        poi, found = written.get(rank, ("", float("nan")))
-        # A POI that is not on the list made now may have tied with its last one, where the cut between them
-        # is arbitrary; so it is taken to be worth as much, and its written figure must agree with that.
-        own = made.get(poi, least)
+        poi, written_log = written.get(rank, ("", float("nan")))
+        # A POI that is missing from the recomputed list may have tied with the last one, where the cut between
+        # them is arbitrary. So it is given the last one's log probability, and the written one must agree with it.
+        recomputed_log = recomputed.get(poi, lowest)
         allowed = tolerance * (1 + abs(log))
-        if not abs(found - log) <= allowed or not abs(own - found) <= allowed:
-            return f"rank {rank} is {poi} with log probability {found:.4f}, made now {expected[rank - 1]}"
+        if not abs(written_log - log) <= allowed or not abs(recomputed_log - written_log) <= allowed:
+            return (
+                f"rank {rank} is {poi} with log probability {written_log:.4f}, made now {expected[rank - 1]}"
+            )
     return ""

@@ -5,9 +5,9 @@
     OUT/poi_embeddings.faiss    inner product over the vectors; the number of a vector is its row in
     OUT/poi_embeddings/         (sorted by poi_id, files in the order of their names)
 
-The index is made from the files, so that it cannot be of another release. Its recall is measured against exact search,
-for users as queries: the share of the 10 best POIs that it finds. Run it with `python -m udfs export --release N --out
-FOLDER`; FAISS is the extra `export`.
+The index is built from the files, so it cannot belong to another release. Its recall is measured against exact search
+with users as queries: the share of the 10 best POIs that it returns. Run it with `python -m udfs export --release N
+--out FOLDER`; FAISS is the extra `export`.
 """
 
 import json
@@ -49,14 +49,14 @@ def run_export(context: JobContext) -> JobSummary:
     Raises:
         NoReleaseError: there is no such release.
         MissingInputError: FAISS is not installed.
-        SettingsError: the folder holds something else, or FAISS does not know such an index.
+        SettingsError: the folder holds other files, or FAISS does not know such an index.
     """
     out, spec = context.options.out, context.options.index
     check_out_folder(out)
     faiss = None if spec == "none" else load_faiss()
     spark = open_session(context.settings, "spacetime-gr export")
     root = context.settings.storage.root
-    # Resolved once: a release that is published meanwhile must not be mixed in.
+    # The release is resolved once: one published meanwhile must not be mixed in.
     release = find_release(load_releases(spark, root), root, context.options.release)
     with fill_out_folder(out, "export") as work:
         notes, steps = write_export(spark, context, release, work, faiss)
@@ -71,7 +71,7 @@ def write_export(
     """Writes a release to an empty folder; without the index if `faiss` is None.
 
     Returns:
-        What `release.json` holds in addition to the release, and seconds by step.
+        The content of `release.json` in addition to the release, and seconds by step.
     """
     rows, steps = {}, {}
     for name in FEATURE_TABLES:
@@ -121,7 +121,7 @@ def export_index(faiss: Any, folder: Path, spec: str) -> dict[str, object]:
         spec: index factory string, for example `HNSW32,Flat` or `IVF4096,PQ32`.
 
     Returns:
-        What `release.json` and the summary tell: the kind, vectors, their length, recall@10 and queries.
+        The entry for `release.json` and the summary: kind, vectors, their length, recall@10 and queries.
 
     Raises:
         SettingsError: FAISS does not know such an index.
@@ -141,20 +141,20 @@ def export_index(faiss: Any, folder: Path, spec: str) -> dict[str, object]:
         index.hnsw.efConstruction = index.hnsw.efSearch = SEARCH_BREADTH
     index.train(sample)
     exact = faiss.IndexFlatIP(sample.shape[1])
-    queries, asked = _sample_queries(folder, sample)
+    queries, query_kind = _sample_queries(folder, sample)
     best = _Best(len(queries), min(TOP_K, pois.count_rows()))
     for vectors in read_vectors(pois):
         index.add(vectors)
         exact.reset()
         exact.add(vectors)
         best.merge(*exact.search(queries, min(TOP_K, len(vectors))), first=index.ntotal - len(vectors))
-    _, found = index.search(queries, best.ids.shape[1])
+    _, retrieved = index.search(queries, best.ids.shape[1])
     faiss.write_index(index, str(folder / INDEX_FILE))
-    recall = np.mean([np.isin(own, other).mean() for own, other in zip(best.ids, found, strict=True)])
+    recall = np.mean([np.isin(ids, row).mean() for ids, row in zip(best.ids, retrieved, strict=True)])
     LOGGER.info("%s over %d vectors: recall@%d %.4f", spec, index.ntotal, TOP_K, recall)
     return {
         "spec": spec, "vectors": index.ntotal, "dim": sample.shape[1], "metric": "inner product",
-        "recall_at_10": round(float(recall), 4), "queries": f"{len(queries)} {asked}",
+        "recall_at_10": round(float(recall), 4), "queries": f"{len(queries)} {query_kind}",
     }  # fmt: skip
 
 
@@ -174,20 +174,20 @@ def to_matrix(column: pa.Array | pa.ChunkedArray) -> FloatArray:
 
 
 class _Best:
-    """The exact best vectors of each query, block after block of vectors, so that they need not be held together."""
+    """Collects the exact best vectors of each query, one block of vectors at a time, to bound memory."""
 
     def __init__(self, num_queries: int, top_k: int) -> None:
         self.scores = np.full((num_queries, top_k), -np.inf, np.float32)
         self.ids = np.full((num_queries, top_k), -1, np.int64)
 
     def merge(self, scores: FloatArray, ids: NDArray[np.int64], *, first: int) -> None:
-        """Takes the best of a block whose first vector has the number `first`."""
+        """Merges in the best of a block whose first vector has the number `first`."""
         scores, ids = np.hstack([self.scores, scores]), np.hstack([self.ids, ids + first])
         order = np.argsort(-scores, axis=1, kind="stable")[:, : self.ids.shape[1]]
         self.scores, self.ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
 
 
 def _sample_queries(folder: Path, pois: FloatArray) -> tuple[FloatArray, str]:
-    """Returns the vectors of users, which is what the index is for; of POIs if there are none."""
+    """Returns the vectors of users, since users query the index; those of POIs if there are no users."""
     users = ds.dataset(folder / "user_embeddings").head(NUM_QUERIES, columns=["embedding"])
     return (to_matrix(users["embedding"]), "users") if len(users) else (pois[:NUM_QUERIES], "POIs")

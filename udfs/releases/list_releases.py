@@ -1,4 +1,4 @@
-"""Shows the log of releases as a table: what was published when, from which versions, what was taken back."""
+"""Shows the log of releases as a table: what was published when, from which versions, and what was rolled back."""
 
 import sys
 import time
@@ -23,11 +23,11 @@ def run_releases(context: JobContext) -> JobSummary:
     """Prints all releases to stderr, the current one marked.
 
     Raises:
-        NoReleaseError: an age was asked for, and there is no release.
-        StaleReleaseError: the current release is older than that.
+        NoReleaseError: a maximum age was given, and there is no release.
+        StaleReleaseError: the current release is older than the maximum age.
     """
     root = context.settings.storage.root
-    # A folder is read without Spark, which takes as long to start as all the rest.
+    # A folder is read without Spark, whose start takes as long as everything else here.
     is_folder = "://" not in root and not root.startswith(CATALOG_PREFIX)
     spark = None if is_folder else open_session(context.settings, "spacetime-gr releases")
     releases = load_releases(spark, root)
@@ -56,7 +56,7 @@ def refuse_old(current: Release, *, max_age_hours: float, now_ms: int) -> None:
 
 
 def build_listing(releases: Sequence[Release]) -> Table:
-    """Builds the table that people read."""
+    """Builds the table of all releases for the terminal."""
     listing = Table(
         "release", "day", "published (UTC)", "model", "index", "takes back", "simulated", "tables at version"
     )

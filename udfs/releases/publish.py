@@ -1,9 +1,9 @@
-"""Makes an audited night visible by one commit of one row to `releases`, and takes one back in the same way.
+"""Publishes an audited day by one commit of one row to `releases`, and rolls a release back in the same way.
 
-Only what a passed audit looked at, at exactly those Delta versions, can be published. Publishing the same content again
-changes nothing, and neither does a run that is repeated under its id, even after other releases. An older day
-than readers see, or content that was rolled back, is published only with `--replace`. A rollback appends a row that
-points at the older versions, so the log tells the whole story; it looks first whether their files are there. Run with
+Only the Delta versions that a passed audit looked at can be published. Publishing the same content again changes
+nothing. A run that is repeated under its id also changes nothing, even after other releases. An older day than readers
+see, or content that was rolled back, is published only with `--replace`. A rollback appends a row that points at the
+older versions, so the log keeps the whole history; it first checks that their files exist. Run with
 `python -m udfs publish --day D [--replace]`, `python -m udfs rollback [--to N]`, `python -m udfs releases`.
 """
 
@@ -45,7 +45,7 @@ def run_publish(context: JobContext) -> JobSummary:
     """Publishes the audited tables of the day.
 
     Raises:
-        ReleaseSkewError: the tables were not made by one model on one index.
+        ReleaseSkewError: the tables are not all from one model on one index.
         AuditMissingError: no passed audit looked at the tables as they are now.
         ReleaseOrderError: readers see a newer day, or this content was rolled back, and `--replace` was not given.
         ConflictingWriteError: another run published at the same moment.
@@ -64,17 +64,17 @@ def run_publish(context: JobContext) -> JobSummary:
     audit = require_passed_audit(settings.storage.artifacts, versions, day=context.day)
     if stamps and (audit.model_version, audit.index_version) not in stamps:
         ((model_version, index_version),) = stamps
-        found = (
+        mismatch = (
             f"the rows are by model {model_version} on index {index_version}, but the audit tells of model "
         )
         raise ReleaseSkewError(
-            day=str(context.day), found=f"{found}{audit.model_version} on index {audit.index_version}"
+            day=str(context.day), found=f"{mismatch}{audit.model_version} on index {audit.index_version}"
         )
     assert audit.model_version is not None, "a passed audit has found exactly one model"
     assert audit.index_version is not None, "and one index version"
     release = Release(
-        # Two runs that publish at once choose the same number. `append_log` lets one of them have it,
-        # so the other cannot become current over a release that it was never compared with.
+        # Two runs that publish at once choose the same number. `append_log` accepts one of them, so the
+        # other run cannot become current over a release that it was never compared with.
         release_id=max((release.release_id for release in releases), default=0) + 1,
         day=context.day,
         published_ts_ms=0,
@@ -94,10 +94,10 @@ def run_publish(context: JobContext) -> JobSummary:
 
 
 def find_published(releases: Sequence[Release], context: JobContext) -> int | None:
-    """Returns the release that this run has published already, if the day was not audited again since.
+    """Returns the release that this run has already published, if the day was not audited again since.
 
-    A scheduler repeats a run that it believes lost; a day that was cleared and made again keeps its run id, too, but
-    has another audit.
+    A scheduler repeats a run that it believes lost. A day that was cleared and recomputed also keeps its run id, but
+    it has another audit.
     """
     audit = load_audit(context.settings.storage.artifacts, context.day)
     for release in releases:
@@ -116,7 +116,7 @@ def refuse_step_back(spark: SparkSession, root: str, releases: Sequence[Release]
     """Refuses to show readers an older day, or rows that were rolled back.
 
     Raises:
-        ReleaseOrderError: as said.
+        ReleaseOrderError: the release would show one of these.
     """
     current = find_current(releases)
     if current is not None and release.day < current.day:
@@ -139,7 +139,7 @@ def run_rollback(context: JobContext) -> JobSummary:
 
     Raises:
         NoReleaseError: there is no such release.
-        ReleaseDamagedError: files of the release to go back to are gone.
+        ReleaseDamagedError: files of the release to go back to are missing.
         ConflictingWriteError: another run published at the same moment.
         ErasureUnfinishedError: an erasure was begun and has not ended.
     """
@@ -152,8 +152,8 @@ def run_rollback(context: JobContext) -> JobSummary:
         if release.run_id == context.run_id and release.rollback_of is not None:
             LOGGER.info("run %s has rolled back before: release %d", context.run_id, release.release_id)
             return JobSummary(notes={"release_id": release.release_id, "is_new": False})
-    wanted = context.options.to
-    target = find_previous(releases, root) if wanted is None else find_release(releases, root, wanted)
+    number = context.options.to
+    target = find_previous(releases, root) if number is None else find_release(releases, root, number)
     if target.has_content_of(current):
         LOGGER.info("release %d already shows what release %d does", current.release_id, target.release_id)
         return JobSummary(notes={"release_id": current.release_id, "is_new": False})
@@ -168,54 +168,54 @@ def run_rollback(context: JobContext) -> JobSummary:
 
 
 def refuse_damaged(spark: SparkSession, root: str, release: Release) -> None:
-    """Checks that every file of the table versions that a release shows is there, in full length.
+    """Checks that every file of the table versions that a release shows exists in full length.
 
     Raises:
-        ReleaseDamagedError: one is not.
+        ReleaseDamagedError: a file is missing or cut.
     """
     for name in (*FEATURE_TABLES, "poi_index"):
         version = release.table_versions[name]
         try:
-            gone = missing_files(spark, root, name, version)
+            missing = missing_files(spark, root, name, version)
         except DeltaError as error:
             raise ReleaseDamagedError(
                 release_id=release.release_id, table=name, version=version, problem=str(error).splitlines()[0]
             ) from error
-        if gone:
+        if missing:
             raise ReleaseDamagedError(
                 release_id=release.release_id, table=name, version=version,
-                problem=f"{len(gone)} files are gone or cut, for example {gone[0]}",
+                problem=f"{len(missing)} files are gone or cut, for example {missing[0]}",
             )  # fmt: skip
 
 
 def refuse_skew(
     spark: SparkSession, root: str, versions: dict[str, int], *, day: date
 ) -> set[tuple[str, int]]:
-    """Checks that the day's rows of all feature tables, and the vectors beside them, are of one model.
+    """Checks that the day's rows of all feature tables, and the vectors of earlier days, are of one model.
 
     Returns:
-        The pair of model and index version behind the day's rows; empty if there is no row.
+        The pair of model and index version of the day's rows; empty if there is no row.
 
     Raises:
-        ReleaseSkewError: they are not.
+        ReleaseSkewError: they are of several models.
     """
     stamps: dict[tuple[str, int], set[str]] = {}
-    of_tables = [
+    stamped_rows = [
         read_table(spark, root, name, version=versions[name])
         .where(F.col("day") == F.lit(day))
         .select(F.lit(name).alias("table"), "model_version", "index_version")
         for name in FEATURE_TABLES
     ]
-    for row in reduce(DataFrame.unionAll, of_tables).distinct().collect():
+    for row in reduce(DataFrame.unionAll, stamped_rows).distinct().collect():
         stamps.setdefault((row["model_version"], row["index_version"]), set()).add(row["table"])
     if len(stamps) > 1:
-        found = "; ".join(
+        mixture = "; ".join(
             f"{', '.join(sorted(names))} by model {model} on index {index}"
             for (model, index), names in sorted(stamps.items())
         )
-        raise ReleaseSkewError(day=str(day), found=found)
+        raise ReleaseSkewError(day=str(day), found=mixture)
     for model_version, _ in stamps:
-        _refuse_vectors_of_others(spark, root, versions, day=day, model_version=model_version)
+        _refuse_foreign_vectors(spark, root, versions, day=day, model_version=model_version)
     return set(stamps)
 
 
@@ -223,7 +223,7 @@ def require_passed_audit(artifacts: str, versions: dict[str, int], *, day: date)
     """Returns the audit of the day, if it passed and looked at these versions of the feature tables.
 
     Raises:
-        AuditMissingError: there is none.
+        AuditMissingError: there is no such audit.
     """
     path = audit_path(artifacts, str(day))
     audit = load_audit(artifacts, day)
@@ -244,10 +244,10 @@ def require_passed_audit(artifacts: str, versions: dict[str, int], *, day: date)
 
 
 def has_same_rows(spark: SparkSession, root: str, one: Release, other: Release) -> bool:
-    """Tells whether readers see the same rows through two releases, whatever the Delta versions are called.
+    """Tells whether readers see the same rows through two releases, even at different Delta versions.
 
-    A night that was cleared and rerun writes equal rows under new versions; releasing it twice would tell
-    readers of a change that is none.
+    A run that was cleared and repeated writes equal rows under new versions. Releasing it twice would announce a
+    change to readers although nothing changed.
     """
     if not is_of_same_night(one, other):
         return False
@@ -264,7 +264,7 @@ def is_of_same_night(one: Release, other: Release) -> bool:
 
 
 def append_release(spark: SparkSession, context: JobContext, *releases: Release) -> JobSummary:
-    """Appends releases, stamped with the clock: the one moment at which the last of them becomes the current one.
+    """Appends releases with a timestamp, in one commit; the last of them becomes the current one.
 
     Raises:
         ConflictingWriteError: another run has taken the number, so what this one compared with is no longer current.
@@ -276,7 +276,7 @@ def append_release(spark: SparkSession, context: JobContext, *releases: Release)
     if context.dry_run:
         return summary
     now = time.time_ns() // 1_000_000
-    rows = [asdict(replace(each, published_ts_ms=now)) for each in releases]
+    rows = [asdict(replace(appended, published_ts_ms=now)) for appended in releases]
     columns = RELEASES.column_names
     frame = local_frame(
         spark, [tuple(row[column] for column in columns) for row in rows], spark_schema(RELEASES)
@@ -303,14 +303,16 @@ def _digest(spark: SparkSession, root: str, release: Release, name: str) -> str:
     return digest_table(keep_released(rows, slots, release, name), TABLES[name])
 
 
-def _refuse_vectors_of_others(
+def _refuse_foreign_vectors(
     spark: SparkSession, root: str, versions: dict[str, int], *, day: date, model_version: str
 ) -> None:
-    """Refuses a night whose model has made none of the vectors of a table that holds vectors."""
+    """Refuses a day whose model computed none of the vectors in one of the vector tables."""
     for name in VECTOR_KEYS:
         rows = read_table(spark, root, name, version=versions[name]).where(F.col("day") <= F.lit(day))
         models = {row["model_version"] for row in rows.select("model_version").distinct().collect()}
         if models and model_version not in models:
-            others = ", ".join(sorted(models))
-            found = f"{name} holds vectors of model {others} only, the day's rows are of {model_version}"
-            raise ReleaseSkewError(day=str(day), found=found)
+            vector_models = ", ".join(sorted(models))
+            problem = (
+                f"{name} holds vectors of model {vector_models} only, the day's rows are of {model_version}"
+            )
+            raise ReleaseSkewError(day=str(day), found=problem)

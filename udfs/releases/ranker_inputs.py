@@ -1,9 +1,9 @@
-"""Our features as a ranking team joins them: one release, looked up for shown POIs, without Spark.
+"""Looks up the features of one release for shown POIs, as a ranking team needs them, without Spark.
 
     inputs = read_ranker_inputs("warehouse", request_ids, user_ids, poi_ids)
     features = np.column_stack([base, inputs.click_logits, (inputs.users * inputs.pois).sum(axis=1)])
 
-`models.lift.ranker` trains on such columns. What the release does not hold is NaN: trees take that as it is.
+`models.lift.ranker` trains on such columns. Values that the release lacks are NaN; tree models accept NaN.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class RankerInputs:
     """Features of a release for shown POIs.
 
     Attributes:
-        release_id: the one release that everything is of.
+        release_id: the release of all features.
         click_logits: (rows,), calibrated log-odds of a click; NaN = not scored.
         users: (rows, E), vector of the user; NaN = none.
         pois: (rows, E), vector of the POI; NaN = none.
@@ -57,7 +57,7 @@ def read_ranker_inputs(
     Raises:
         NoReleaseError: there is no such release.
     """
-    # Resolved once: a release that is published between two reads must not be mixed in.
+    # The release is resolved once: one published between two reads must not be mixed in.
     number = find_release(load_releases(None, root), root, release).release_id
     scores = read_release(None, root, "ranking_scores", release=number)
     keys = zip(scores["request_id"].to_pylist(), scores["poi_id"].to_pylist(), strict=True)
@@ -71,13 +71,13 @@ def read_ranker_inputs(
     )
 
 
-def _look_up(vectors: pa.Table, key: str, wanted: Sequence[str]) -> FloatArray:
-    """Returns the vector of each key, (rows, E); NaN where there is none."""
-    place = {name: row for row, name in enumerate(vectors[key].to_pylist())}
+def _look_up(vectors: pa.Table, key: str, ids: Sequence[str]) -> FloatArray:
+    """Returns the vector of each id, (rows, E); NaN where there is none."""
+    row_of = {name: row for row, name in enumerate(vectors[key].to_pylist())}
     flat = vectors["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     matrix = flat.reshape(vectors.num_rows, -1).astype(np.float64)
-    rows = np.array([place.get(name, -1) for name in wanted], dtype=np.int64)
+    rows = np.array([row_of.get(name, -1) for name in ids], dtype=np.int64)
     if not len(matrix):
         return np.full((len(rows), 1), np.nan)
-    found: FloatArray = np.where((rows >= 0)[:, None], matrix[rows], np.nan)
-    return found
+    looked_up: FloatArray = np.where((rows >= 0)[:, None], matrix[rows], np.nan)
+    return looked_up

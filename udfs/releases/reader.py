@@ -1,12 +1,12 @@
-"""What ranking teams call: a feature table as one release shows it, with Spark or without.
+"""The reader for ranking teams: returns a feature table of one release, with or without Spark.
 
     from udfs.releases.reader import read_release
     vectors = read_release(None, "warehouse", "user_embeddings")             # pyarrow.Table
     vectors = read_release(spark, "warehouse", "user_embeddings")            # Spark DataFrame
 
 Every table of a release is read at the Delta version that the release pins, so a reader never mixes models
-and never sees a night that is half written. Vectors of several nights complete each other; scores are those
-of the release's day.
+and never sees a partly written day. Vectors of several days complete each other; scores are those of the
+release's day.
 """
 
 from typing import overload
@@ -24,7 +24,7 @@ from etl.delta.storage import read_table
 from udfs.releases.release_log import load_releases
 
 VECTOR_KEYS = {"user_embeddings": "user_id", "poi_embeddings": "poi_id"}
-"""Tables whose rows of several days complete each other, and what a vector belongs to."""
+"""Tables whose rows of several days complete each other, with the key of a vector."""
 _SLOT_NAMES = ("poi_id", "index_version", "indexed_day", "valid_from", "valid_to", "closed_day")
 
 
@@ -52,19 +52,19 @@ def read_release(
     """
     if table not in FEATURE_TABLES:
         raise ValueError(f"{table!r} is not a feature table; there are {', '.join(FEATURE_TABLES)}")
-    found = find_release(load_releases(spark, root), root, release)
-    version = found.table_versions[table]
+    pinned = find_release(load_releases(spark, root), root, release)
+    version = pinned.table_versions[table]
     if spark is not None:
         rows = read_table(spark, root, table, version=version)
-        slots = read_table(spark, root, "poi_index", version=found.table_versions["poi_index"])
-        return keep_released(rows, slots, found, table)
+        slots = read_table(spark, root, "poi_index", version=pinned.table_versions["poi_index"])
+        return keep_released(rows, slots, pinned, table)
     rows = read_arrow(root, table, version=version)
     if table == "poi_embeddings":
-        slots = read_arrow(root, "poi_index", version=found.table_versions["poi_index"], columns=_SLOT_NAMES)
-        return _keep_live_arrow(_keep_latest_arrow(rows, found, "poi_id"), slots, found)
+        slots = read_arrow(root, "poi_index", version=pinned.table_versions["poi_index"], columns=_SLOT_NAMES)
+        return _keep_live_arrow(_keep_latest_arrow(rows, pinned, "poi_id"), slots, pinned)
     if table in VECTOR_KEYS:
-        return _keep_latest_arrow(rows, found, VECTOR_KEYS[table])
-    return rows.filter((pc.field("day") == found.day) & (pc.field("model_version") == found.model_version))
+        return _keep_latest_arrow(rows, pinned, VECTOR_KEYS[table])
+    return rows.filter((pc.field("day") == pinned.day) & (pc.field("model_version") == pinned.model_version))
 
 
 def keep_released(rows: DataFrame, poi_index: DataFrame, release: Release, table: str) -> DataFrame:
@@ -91,12 +91,12 @@ def keep_released(rows: DataFrame, poi_index: DataFrame, release: Release, table
 
 
 def _keep_latest_arrow(rows: pa.Table, release: Release, key: str) -> pa.Table:
-    """Does in Arrow what `keep_released` does in Spark; Arrow joins no lists, so rows are numbered."""
+    """Does in Arrow what `keep_released` does in Spark; Arrow cannot join list columns, so rows are numbered."""
     is_known = (pc.field("model_version") == release.model_version) & (pc.field("day") <= release.day)
     known = rows.filter(is_known)
     numbered = known.select([key, "day"]).append_column("row", pa.array(range(len(known)), pa.int64()))
     newest_first = numbered.sort_by([(key, "ascending"), ("day", "descending")])
-    # With threads, Arrow does not keep the order of rows that `first` goes by.
+    # With threads, Arrow does not keep the row order that `first` relies on.
     first = newest_first.group_by(key, use_threads=False).aggregate([("row", "first")])
     return known.take(first.column("row_first"))
 

@@ -1,4 +1,4 @@
-"""The log of releases through Spark, where the tables lie in a metastore; everywhere else through Arrow."""
+"""Reads the log of releases: through Spark if the tables are in a metastore, otherwise through Arrow."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Releases that can no longer be read, and why: rows of the log table `withdrawals`.
+"""Withdraws releases that can no longer be read: rows of the log table `withdrawals`, with the reason.
 
-A release is withdrawn when table versions that it pins are gone, after an erasure or by retention. The log of releases
-itself never changes a row, so it still tells what was published when.
+A release is withdrawn when table versions that it pins are deleted, by an erasure or by retention. Rows in the log of
+releases itself never change, so it still shows what was published when.
 """
 
 import logging
@@ -21,10 +21,10 @@ LOGGER = logging.getLogger(__name__)
 
 
 def withdraw(spark: SparkSession, context: JobContext, releases: Sequence[Release], reason: str) -> list[int]:
-    """Notes that releases can no longer be read; those that are withdrawn already keep their reason.
+    """Records that releases can no longer be read; releases that are already withdrawn keep their reason.
 
     Returns:
-        The numbers of the releases that are withdrawn now and were not before.
+        The numbers of the newly withdrawn releases.
     """
     now = time.time_ns() // 1_000_000
     rows = [
@@ -39,7 +39,7 @@ def withdraw(spark: SparkSession, context: JobContext, releases: Sequence[Releas
 
 
 def pinned_before(releases: Sequence[Release], first_kept: Mapping[str, int]) -> list[Release]:
-    """Returns the releases that pin a version of a table older than the first one that is kept of it."""
+    """Returns the releases that pin a version of a table older than the table's first kept version."""
     return [
         release
         for release in releases

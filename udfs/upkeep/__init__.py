@@ -1,1 +1,1 @@
-"""Deletes what is no longer needed or no longer allowed: vacuum and erasure."""
+"""Deletes data that is no longer needed or no longer allowed: vacuum and erasure."""

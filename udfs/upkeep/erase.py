@@ -1,17 +1,17 @@
-"""Removes users from everything that is kept: tables with all their versions, quarantine, audits, reports, artefacts.
+"""Removes users from all stored data: tables with all their versions, quarantine, audits, reports, artefacts.
 
     python -m udfs erase --user ID [--user ID] [--users FILE]
 
-Every table that names them loses their rows; then a version without them becomes its first one, since Delta's old files
-and its log would still hold the ids (`etl/delta/retention.py`). The current release and the one before it are published
-again, each from the table versions that it showed, so readers see the same rows but for the erased; what older releases
-pinned is gone, so they are withdrawn. In the end everything is searched again, and what was found before and after is
-kept as `{storage.artifacts}/erasures/RUN_ID.json`, without the ids.
+The job deletes their rows from every table that names them. Then a version without them becomes the table's first one,
+since Delta's old files and its log would still hold the ids (`etl/delta/retention.py`). The current release and the one
+before it are published again from the table versions that they showed, so readers see the same rows except the erased
+ones. Older releases are withdrawn, since their versions are deleted. Finally all data is searched again. The counts
+before and after are kept in `{storage.artifacts}/erasures/RUN_ID.json`, without the ids.
 
-What is to be done is written down first (`etl/delta/erasure_plan.py`): a run that was killed is ended by the same
-command, and the record covers all attempts together. The digests of the ids stay in `erased_users`, so that an export
-which still holds the users does not bring them back. What models have learnt stays in their weights: the record names
-the trainings that read the rows, and the folder of each says so.
+The plan is written first (`etl/delta/erasure_plan.py`): the same command finishes a run that was killed, and the record
+covers all attempts together. The digests of the ids stay in `erased_users`, so that an export which still holds the
+users does not bring them back. Model weights are not changed: the record names the trainings that read the rows, and a
+file in the folder of each training says so.
 """
 
 import logging
@@ -48,18 +48,18 @@ from udfs.upkeep.erase_files import FoundFiles, erase_files, find_files
 
 LOGGER = logging.getLogger(__name__)
 Places = dict[str, erasure.Found]
-"""By table, where it tells of the users."""
+"""By table, the places that hold the users."""
 CARRIED = tuple(name for name in FEATURE_TABLES if "user_id" in TABLES[name].column_names)
-"""Tables of which a release keeps the versions that it shows; of those it was made from it pins the newest."""
+"""Tables of which a carried release keeps the version that it shows; of its input tables it pins the newest."""
 
 
 def run_erase(context: JobContext) -> JobSummary:
-    """Erases users and proves it.
+    """Erases users and verifies that nothing is left.
 
     Raises:
         SettingsError: no user was named.
         ErasureUnfinishedError: an erasure of other users was begun and has not ended.
-        ErasureIncompleteError: something that is kept still tells of them.
+        ErasureIncompleteError: a table or file still holds them.
     """
     users, settings = read_users(context), context.settings
     root, artifacts = settings.storage.root, settings.storage.artifacts
@@ -70,7 +70,7 @@ def run_erase(context: JobContext) -> JobSummary:
     folders = kept_folders(context)
     extend_plan(spark, root, plan, search(spark, root, frame), find_files(folders, users))
     summary = JobSummary(
-        rows_in=len(users), rows_dropped=sum(found["rows"] for found in plan.before.values())
+        rows_in=len(users), rows_dropped=sum(counts["rows"] for counts in plan.before.values())
     )
     summary.notes |= {
         "users": len(users),
@@ -81,14 +81,14 @@ def run_erase(context: JobContext) -> JobSummary:
     if context.dry_run:
         return summary
     save_plan(artifacts, plan)
-    # Noted before a row is deleted: after a kill, a delivery may arrive before the erasure is ended.
+    # Digests are stored before a row is deleted: after a kill, a delivery may arrive before the erasure is finished.
     keep_digests(spark, context, users)
     erase_tables(spark, context, plan, frame)
     publish_carried(spark, context, plan)
-    # Old versions go only now: until `publish_carried` is done the current release still pins them.
+    # Old versions are deleted only now: until `publish_carried` is done the current release still pins them.
     for name in plan.tables:
-        gone = retention.forget_history(spark, root, name, plan.starts[name])
-        LOGGER.info("%d old files of %s are deleted", gone, name)
+        num_deleted = retention.forget_history(spark, root, name, plan.starts[name])
+        LOGGER.info("%d old files of %s are deleted", num_deleted, name)
     files = find_files(folders, users)
     erase_files(files, users)
     summary.tables = {name: plan.versions[name][str(plan.latest[name])] for name in plan.tables}
@@ -96,16 +96,16 @@ def run_erase(context: JobContext) -> JobSummary:
         summary.notes["release_id"] = plan.releases[-1]["release_id"]
         summary.notes["withdrawn"] = plan.withdrawn
     after, left = search(spark, root, frame), find_files(folders, users)
-    places = [f"table {name} ({found.tell()})" for name, found in after.items() if not found.is_clean]
+    places = [f"table {name} ({hits.tell()})" for name, hits in after.items() if not hits.is_clean]
     places += [str(path) for path in (*left.explanations, *left.texts, *left.others)]
     summary.notes |= {
-        "after": {"tables": sum(not found.is_clean for found in after.values()), "files": len(left)}
+        "after": {"tables": sum(not hits.is_clean for hits in after.values()), "files": len(left)}
     }
     summary.notes["trainings"] = mark_trainings(context, plan)
     record = Path(artifacts) / "erasures" / f"{plan.run_id}.json"
     content = {"run_id": plan.run_id, "is_complete": not places, "versions": summary.tables, **summary.notes}
     write_json(record, content)
-    # The plan goes last: killed before the record is whole, the next attempt still knows what was begun.
+    # The plan is removed last: after a kill before the record is complete, the next attempt still has the plan.
     end_plan(artifacts)
     if places:
         raise ErasureIncompleteError(run_id=plan.run_id, places=places, record=record)
@@ -113,11 +113,11 @@ def run_erase(context: JobContext) -> JobSummary:
 
 
 def read_users(context: JobContext) -> list[str]:
-    """Returns the ids given on the command line and in the file, normalised, each once.
+    """Returns the distinct normalised ids from the command line and the file.
 
     Raises:
         MissingInputError: there is no such file.
-        CorruptInputError: the file is no text in UTF-8.
+        CorruptInputError: the file is not UTF-8 text.
         SettingsError: no user was named.
     """
     users, path = list(context.options.user), context.options.users
@@ -126,30 +126,30 @@ def read_users(context: JobContext) -> list[str]:
             raise MissingInputError(what="the list of users", where=str(path), needed_by="The erasure",
                                     remedy="Check --users; it is a text with one id a line.")  # fmt: skip
         try:
-            # Editors put a byte order mark before the first id; only line ends part ids, not what Python takes for one.
+            # Editors may put a byte order mark before the first id. `splitlines` would split at more than line ends.
             users += path.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise CorruptInputError(
                 path=str(path), expected="a text in UTF-8 with one id a line", cause=str(error)
             ) from error
-    named = sorted({clean_text(user) for user in users} - {""})
-    if not named:
+    user_ids = sorted({clean_text(user) for user in users} - {""})
+    if not user_ids:
         raise SettingsError(where="the command line", key="--user", problem="no user is named")
-    return named
+    return user_ids
 
 
 def search(spark: SparkSession, root: str, users: DataFrame) -> Places:
-    """Looks for the users in every table that can hold one and has been written."""
+    """Searches for the users in every existing table that can hold one."""
     names = [name for name in erasure.user_tables() if table_exists(spark, root, name)]
     return {name: erasure.find_users(spark, root, name, users) for name in names}
 
 
-def extend_plan(spark: SparkSession, root: str, plan: Plan, found: Places, files: FoundFiles) -> None:
-    """Takes into the plan what is there; what an earlier attempt has found stays as it was counted then."""
+def extend_plan(spark: SparkSession, root: str, plan: Plan, tables: Places, files: FoundFiles) -> None:
+    """Adds the current findings to the plan; counts of an earlier attempt stay unchanged."""
     plan.attempts += 1
     plan.files = max(plan.files, len(files))
-    plan.found = sorted({*plan.found, *(user for places in found.values() for user in places.users)})
-    for name, places in found.items():
+    plan.found = sorted({*plan.found, *(user for places in tables.values() for user in places.users)})
+    for name, places in tables.items():
         plan.before.setdefault(name, places.tell())
         if not places.is_clean and name not in plan.tables:
             plan.tables.append(name)
@@ -160,7 +160,7 @@ def extend_plan(spark: SparkSession, root: str, plan: Plan, found: Places, files
 
 
 def tell_unknown(users: Sequence[str], plan: Plan) -> int:
-    """Logs the users that no table holds, and returns how many they are; what is kept has counts only."""
+    """Logs the users that no table holds, and returns their number; stored records have counts only."""
     unknown = [user for user in users if digest_user(user) not in plan.found]
     for user in unknown:
         LOGGER.warning(
@@ -182,12 +182,12 @@ def releases_to_carry(spark: SparkSession, root: str) -> list[Release]:
 
 
 def keep_digests(spark: SparkSession, context: JobContext, users: Sequence[str]) -> None:
-    """Notes the digests of users who are not noted yet, so that no later delivery brings them back."""
+    """Stores the digests of users that are not stored yet, so that no later delivery brings them back."""
     root = context.settings.storage.root
-    noted = set()
+    stored = set()
     if table_exists(spark, root, ERASED_USERS.name):
-        noted = {row["user_digest"] for row in read_table(spark, root, ERASED_USERS.name).collect()}
-    new = sorted({digest_user(user) for user in users} - noted)
+        stored = {row["user_digest"] for row in read_table(spark, root, ERASED_USERS.name).collect()}
+    new = sorted({digest_user(user) for user in users} - stored)
     if new:
         now = time.time_ns() // 1_000_000
         rows = [(digest, now, context.run_id) for digest in new]
@@ -203,8 +203,8 @@ def erase_tables(spark: SparkSession, context: JobContext, plan: Plan, users: Da
         if name in plan.starts:
             continue
         latest = plan.latest[name]
-        # Each version without the users is made before the new history starts, since the commit that makes it tells
-        # of what it removes; afterwards the clean versions are shown once more, and those commits name no user.
+        # Each version without the users is written before the new history starts, since its commit names what it
+        # removes. Afterwards the clean versions are shown once more, and those commits name no user.
         clean: dict[int, int] = {}
         for version in (*shown_versions(plan, name), latest):
             if version != table_version(spark, root, name):
@@ -212,14 +212,14 @@ def erase_tables(spark: SparkSession, context: JobContext, plan: Plan, users: Da
             erasure.delete_users(spark, root, name, users)
             clean[version] = table_version(spark, root, name)
         start = retention.start_history_anew(spark, root, name)
-        again = {
+        shown = {
             version: retention.show_version(spark, root, name, clean[version])
             for version in clean
             if version != latest
         }
-        # Shown last, since whoever names no version of the table reads its last commit.
-        again[latest] = retention.show_version(spark, root, name, start) if again else start
-        plan.versions[name] = {str(version): shown for version, shown in again.items()}
+        # The latest is shown last, since readers that name no version read the table's last commit.
+        shown[latest] = retention.show_version(spark, root, name, start) if shown else start
+        plan.versions[name] = {str(version): shown_as for version, shown_as in shown.items()}
         plan.starts[name] = start
         save_plan(context.settings.storage.artifacts, plan)
         LOGGER.info("users are erased from %s; its history starts with version %d", name, start)
@@ -237,21 +237,24 @@ def publish_carried(spark: SparkSession, context: JobContext, plan: Plan) -> Non
         return
     root = context.settings.storage.root
     releases = load_releases(spark, root)
-    own = [load_release(row) for row in plan.releases]
+    planned = [load_release(row) for row in plan.releases]
     known = {release.release_id: release for release in releases}
     is_published = all(
-        release.release_id in known and release.has_content_of(known[release.release_id]) for release in own
+        release.release_id in known and release.has_content_of(known[release.release_id])
+        for release in planned
     )
-    if not own or not is_published:
+    if not planned or not is_published:
         first = max(release.release_id for release in releases) + 1
-        own = [
+        planned = [
             repin(load_release(row), plan, release_id=first + number)
             for number, row in enumerate(plan.carried)
         ]
-        plan.releases = [asdict(release) for release in own]
+        plan.releases = [asdict(release) for release in planned]
         save_plan(context.settings.storage.artifacts, plan)
-        append_release(spark, context, *own)
-    reason = f"users were erased from {', '.join(plan.tables)}; release {own[-1].release_id} shows the rest"
+        append_release(spark, context, *planned)
+    reason = (
+        f"users were erased from {', '.join(plan.tables)}; release {planned[-1].release_id} shows the rest"
+    )
     plan.withdrawn = sorted(
         {*plan.withdrawn, *withdraw(spark, context, pinned_before(releases, plan.starts), reason)}
     )
@@ -259,12 +262,12 @@ def publish_carried(spark: SparkSession, context: JobContext, plan: Plan) -> Non
 
 
 def load_release(row: Mapping[str, Any]) -> Release:
-    """Reads a release from a plan."""
+    """Builds a release from a row of a plan."""
     return Release(**{**row, "day": date.fromisoformat(str(row["day"]))})
 
 
 def repin(release: Release, plan: Plan, *, release_id: int) -> Release:
-    """Returns the release under another number, with the versions that show its rows now."""
+    """Returns the release under a new number, with the versions that show its rows now."""
     pinned = dict(release.table_versions)
     for name in plan.tables:
         if name in pinned:
@@ -276,7 +279,7 @@ def repin(release: Release, plan: Plan, *, release_id: int) -> Release:
 
 
 def kept_folders(context: JobContext) -> list[Path]:
-    """Returns the folders beside the tables that are searched: artefacts, and those of runs where they lie in files."""
+    """Returns the folders that are searched besides the tables: artefacts, and MLflow artefacts kept in files."""
     settings = context.settings
     return [
         Path(name)
@@ -286,7 +289,7 @@ def kept_folders(context: JobContext) -> list[Path]:
 
 
 def mark_trainings(context: JobContext, plan: Plan) -> list[str]:
-    """Marks the trainings that pinned a table in which the users were found, and returns their days."""
+    """Marks the trainings that pinned a table that held the users, and returns their days."""
     folder, days = Path(context.settings.storage.artifacts) / "training", []
     for path in sorted(folder.glob("*/training.json")):
         pins = read_json(path, expected="the record of a training")["pins"]

@@ -1,8 +1,8 @@
-"""Takes users out of the files beside the tables: audits, Data Docs, reports, explanations, run artefacts.
+"""Removes users from files outside the tables: audits, Data Docs, reports, explanations, run artefacts.
 
-An explanation is of one user and is removed. In every other text (an audit that quotes a repeated key, a page of the
-Data Docs) the id is replaced by `[erased]` and the rest stays. An id that could be any number or word (digits only, or
-short) counts only where the text says that it is a user's.
+An explanation is about one user and is removed. In every other text (an audit that quotes a repeated key, a page of the
+Data Docs) the id is replaced by `[erased]` and the rest stays. An ambiguous id (digits only, or short) counts only
+where the text marks it as a user's.
 """
 
 import logging
@@ -20,12 +20,12 @@ ERASED = b"[erased]"
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """Files that tell of users.
+    """Files that hold users.
 
     Attributes:
         explanations: files about one of the users.
-        texts: files whose text names one.
-        others: files of another kind that hold an id; nothing is known of their form.
+        texts: text files that name one.
+        others: binary files that hold an id; their format is unknown.
     """
 
     explanations: list[Path] = field(default_factory=list)
@@ -37,35 +37,35 @@ class FoundFiles:
 
 
 def find_files(folders: Sequence[Path], users: Sequence[str]) -> FoundFiles:
-    """Looks through all files of folders, byte for byte."""
-    found, named, pattern = FoundFiles(), _file_pattern(users), id_pattern(users)
+    """Searches the bytes of all files in the folders."""
+    files, explanation_name, pattern = FoundFiles(), _file_pattern(users), id_pattern(users)
     for path in _files(folders):
-        if named.fullmatch(path.name):
-            found.explanations.append(path)
+        if explanation_name.fullmatch(path.name):
+            files.explanations.append(path)
             continue
         content = path.read_bytes()
         if pattern and pattern.search(content):
-            (found.others if b"\0" in content else found.texts).append(path)
-    return found
+            (files.others if b"\0" in content else files.texts).append(path)
+    return files
 
 
-def erase_files(found: FoundFiles, users: Sequence[str]) -> None:
-    """Removes the explanations and blackens the texts; files of another kind are left, for people to look at."""
+def erase_files(files: FoundFiles, users: Sequence[str]) -> None:
+    """Deletes the explanations and redacts the texts; binary files stay, for people to inspect."""
     pattern = id_pattern(users)
-    for path in found.explanations:
+    for path in files.explanations:
         path.unlink()
     assert pattern is not None, "somebody is to be erased"
-    for path in found.texts:
-        write_whole(path, pattern.sub(_blacken, path.read_bytes()))
-    LOGGER.info("%d explanations removed, %d texts blackened", len(found.explanations), len(found.texts))
+    for path in files.texts:
+        write_whole(path, pattern.sub(_redact, path.read_bytes()))
+    LOGGER.info("%d explanations removed, %d texts blackened", len(files.explanations), len(files.texts))
 
 
-def _blacken(found: re.Match[bytes]) -> bytes:
-    return (found.groupdict().get("said") or b"") + ERASED
+def _redact(match: re.Match[bytes]) -> bytes:
+    return (match.groupdict().get("said") or b"") + ERASED
 
 
 def _file_pattern(users: Sequence[str]) -> re.Pattern[str]:
-    """Returns what matches the name of an explanation: day, user with letters for file names, time."""
+    """Returns the pattern of an explanation's file name: day, user in file-name characters, time."""
     names = "|".join(re.escape(re.sub(r"[^\w.-]", "_", user)) for user in users)
     return re.compile(rf"\d{{4}}-\d\d-\d\d-(?:{names})-\d+\.\w+")
 

@@ -1,11 +1,11 @@
-"""Deletes the files of tables that nothing reads any more: neither a release, nor a training, nor a job at work.
+"""Deletes table files that no release, no training and no running job reads any more.
 
     python -m udfs vacuum [--hours 168] [--keep-releases 30] [--dry-run]
 
-Kept are the latest version of every table, every version that a release shows that can be read, every version that a
-training under `{storage.artifacts}/training` has pinned, and whatever was the latest within the last hours. With
-`--keep-releases N` all but the last N releases are withdrawn first, so that their versions are free. Use this instead
-of Spark's VACUUM, which knows an age only.
+The job keeps the latest version of every table, every version that a readable release shows, every version that a
+training under `{storage.artifacts}/training` has pinned, and every version that was the latest within the last hours.
+With `--keep-releases N` all but the last N releases are withdrawn first, so that their versions can be deleted. Use
+this instead of Spark's VACUUM, which considers only the age of files.
 """
 
 import logging
@@ -28,7 +28,7 @@ Pins = dict[str, set[int]]
 
 
 def run_vacuum(context: JobContext) -> JobSummary:
-    """Frees what no release and no training pins.
+    """Deletes files that no release and no training pins.
 
     Raises:
         ErasureUnfinishedError: an erasure was begun and has not ended; it still needs old versions.
@@ -39,7 +39,7 @@ def run_vacuum(context: JobContext) -> JobSummary:
     releases = load_releases(spark, root)
     surplus = releases_beyond(releases, options.keep_releases)
     summary = JobSummary(notes={"withdrawn": [release.release_id for release in surplus]})
-    # Withdrawn before a file is deleted: a kill may leave files too many, but no release that cannot be read.
+    # Withdrawn before a file is deleted: a kill may leave surplus files, but no unreadable release.
     if surplus and not context.dry_run:
         withdraw(spark, context, surplus, f"only the last {options.keep_releases} releases are kept")
     kept = [release for release in releases if not release.withdrawn and release not in surplus]
@@ -65,7 +65,7 @@ def run_vacuum(context: JobContext) -> JobSummary:
 
 
 def releases_beyond(releases: list[Release], number: int | None) -> list[Release]:
-    """Returns the releases that are readable and not among the last `number`; the current one is never among them."""
+    """Returns the readable releases before the last `number`, and never the current one."""
     readable = [release for release in releases if not release.withdrawn]
     return [] if number is None else readable[: -max(number, 1)]
 
