@@ -1,6 +1,5 @@
 """Files for other jobs and for people, written atomically: a reader sees the whole old or the whole new file."""
 
-import hashlib
 import json
 import os
 from pathlib import Path

@@ -66,8 +66,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def rename_keys(model: type[BaseModel], content: Mapping[str, object]) -> dict[str, object]:
     """Replaces old names of keys by their present names, at every level, so that layers can be merged."""
     old_names: Mapping[str, str] = getattr(model, "renamed", {})
+    removed: Mapping[str, object] = getattr(model, "removed", {})
     renamed: dict[str, object] = {}
     for name, value in content.items():
+        if name in removed and value == removed[name]:
+            continue  # another value is an unknown key
         current_name = old_names.get(name, name)
         field = model.model_fields.get(current_name)
         kind = field.annotation if field is not None else None
@@ -82,10 +85,12 @@ class Section(BaseModel):
 
     Attributes:
         renamed: old name of a key -> present name. Files and options may use either.
+        removed: key that no longer exists -> its only value now. Files that give this value still load.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     renamed: ClassVar[Mapping[str, str]] = {}
+    removed: ClassVar[Mapping[str, object]] = {}
 
     @model_validator(mode="before")
     @classmethod

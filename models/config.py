@@ -182,6 +182,8 @@ class DecoderConfig(Section):
 class TrainConfig(Section):
     """How one stage is trained."""
 
+    removed: ClassVar[Mapping[str, object]] = {"ema_decay": 0.0}
+
     epochs: int = Field(4, ge=0, description="passes over the training split")
     max_steps: int = Field(0, ge=0, description="optimiser steps at most; 0 = as many as the epochs need")
     batch_size: int = Field(16, ge=1, description="samples per optimiser step")
@@ -193,13 +195,6 @@ class TrainConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.98, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    ema_decay: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="per step, of the moving average of the weights, which then is what is validated and kept;"
-        " 0 = the weights themselves",
-    )
     seed: int = 1
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 = autocast where the device has it"
@@ -225,11 +220,11 @@ class TrainConfig(Section):
 class EmbeddingSftConfig(TrainConfig):
     """Embedding SFT: two towers, InfoNCE."""
 
-    temperature: float = Field(0.07, gt=0, description="InfoNCE tau; the start if it is learned")
-    learn_temperature: bool = True
-    sampling_correction: bool = Field(
-        False, description="take the log of their click frequency off the logits of in-batch negatives"
-    )
+    removed: ClassVar[Mapping[str, object]] = {
+        **TrainConfig.removed, "learn_temperature": True, "sampling_correction": False,
+    }  # fmt: skip
+
+    temperature: float = Field(0.07, gt=0, description="InfoNCE tau at the start; it is learned")
     drop_request: float = Field(0.3, ge=0, le=1, description="share of training requests made neutral")
 
 

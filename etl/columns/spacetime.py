@@ -3,8 +3,8 @@
 In and out: Spark columns. No Python runs per row. The grid (design section 3): rows are latitude bands of
 `cell_km`, stretched by less than half a cell over the whole meridian so that they end exactly at the poles.
 Each row is cut into round(circumference at its middle / cell_km) columns, at least one. A point on a border,
-or nearer to it than `BORDER_WIDTH`, belongs to the cell north and east of it. The north pole belongs to the last row;
-longitude 180 is longitude -180.
+or nearer to it than `GRID_BORDER_WIDTH`, belongs to the cell north and east of it. The north pole belongs to the last
+row; longitude 180 is longitude -180.
 """
 
 import math
@@ -13,14 +13,12 @@ from typing import NamedTuple
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-from conf.units import EARTH_RADIUS_KM, MS_PER_DAY, MS_PER_HOUR
+from conf.units import EARTH_RADIUS_KM, GRID_BORDER_WIDTH, MS_PER_DAY, MS_PER_HOUR
 
 HILBERT_ORDER = 8
 """A cell is cut into 2^8 x 2^8 squares for numbering: 20 m for cells of 5 km."""
 WORLD_HILBERT_ORDER = 14
 """The whole earth is cut into 2^14 x 2^14 pieces for numbering cells: half a cell of 5 km."""
-BORDER_WIDTH = 1e-9
-"""Cells: a point so near to a border is on it (5 micrometres), for no double lies exactly on most borders."""
 LAST_DATED_MS = 253_402_300_799_999
 """The end of the year 9999; later times are no days at all."""
 LON_AROUND = 360.0
@@ -54,10 +52,10 @@ def grid_cell(lon: Column, lat: Column, *, cell_km: float) -> GridCell:
     """
     rows = num_rows(cell_km)
     up = (lat + F.lit(90.0)) * F.lit(rows) / F.lit(180.0)
-    cell_y = F.least(F.floor(up + BORDER_WIDTH), F.lit(rows - 1)).cast("int")
+    cell_y = F.least(F.floor(up + GRID_BORDER_WIDTH), F.lit(rows - 1)).cast("int")
     columns = num_columns(cell_y, cell_km=cell_km)
     along = (lon + F.lit(180.0)) * columns / F.lit(360.0)
-    whole = F.floor(along + BORDER_WIDTH)
+    whole = F.floor(along + GRID_BORDER_WIDTH)
     return GridCell(F.pmod(whole, columns).cast("int"), cell_y, along - whole, up - cell_y)
 
 

@@ -24,7 +24,6 @@ from models.network.decoder import SpacetimeDecoder
 LOGGER = logging.getLogger(__name__)
 CONFIG_FILE, MODEL_FILE, CHECKSUM_FILE = "config.json", "model.safetensors", "checksums.json"
 STATE_FILE, OPTIMIZER_FILE, RANDOM_FILE = "state.json", "optimizer.safetensors", "random.safetensors"
-AVERAGE_FILE = "average.safetensors"
 NUM_KEPT = 2
 RENAMED_PARTS = {"memory": "history_copy", "others": "crowd_copy", "taste": "interest_match"}
 """Names of the decoder's parts in older checkpoints -> their names now."""
@@ -129,13 +128,12 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training state with its tensors; `average` is the moving average of the weights, empty if there is none."""
+    """A training state with its tensors."""
 
     state: TrainState
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     random: dict[str, Tensor]
-    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -157,7 +155,6 @@ class CheckpointStore:
             writer.write_tensors(MODEL_FILE, snapshot.model)
             writer.write_tensors(OPTIMIZER_FILE, snapshot.optimizer)
             writer.write_tensors(RANDOM_FILE, snapshot.random)
-            writer.write_tensors(AVERAGE_FILE, snapshot.average)
             writer.write_json(STATE_FILE, {"fingerprint": self.fingerprint, **asdict(snapshot.state)})
         kept = self._steps()[-NUM_KEPT:]
         # The older checkpoint is the fallback if the newer is damaged, and may refer to other best weights.
@@ -184,9 +181,7 @@ class CheckpointStore:
                 LOGGER.warning("%s", error)
                 damage = error
                 continue
-            tensors = [
-                load_file(path / name) for name in (MODEL_FILE, OPTIMIZER_FILE, RANDOM_FILE, AVERAGE_FILE)
-            ]
+            tensors = [load_file(path / name) for name in (MODEL_FILE, OPTIMIZER_FILE, RANDOM_FILE)]
             return Snapshot(state, *tensors)
         if damage is not None:
             raise damage

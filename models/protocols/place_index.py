@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from conf.units import EARTH_RADIUS_KM
+from conf.units import EARTH_RADIUS_KM, GRID_BORDER_WIDTH
 from models.data.catalogue import Catalogue
 
 CELL_KM = 5.0
@@ -120,12 +120,12 @@ def number_categories(categories: pd.Series, names: tuple[str, ...]) -> IntArray
 def find_cells(lons: FloatArray, lats: FloatArray) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
     """Returns row and column of each place's cell, and the place's offset east and north in it (0 to 1)."""
     row_place = (lats + 90.0) / 180.0 * _num_rows()
-    rows = np.minimum(np.floor(row_place), _num_rows() - 1).astype(np.int64)
+    rows = np.minimum(np.floor(row_place + GRID_BORDER_WIDTH), _num_rows() - 1).astype(np.int64)
     num_columns = _num_columns(rows)
     column_place = (lons + 180.0) / 360.0 * num_columns
-    columns = np.floor(column_place).astype(np.int64) % num_columns
+    whole = np.floor(column_place + GRID_BORDER_WIDTH)
     north: FloatArray = np.minimum(row_place - rows, 1.0).astype(np.float64)
-    return rows, columns, column_place - np.floor(column_place), north
+    return rows, whole.astype(np.int64) % num_columns, column_place - whole, north
 
 
 def hilbert_numbers(east: FloatArray, north: FloatArray, *, order: int) -> IntArray:

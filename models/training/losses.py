@@ -14,7 +14,6 @@ def info_nce_loss(
     labels_BC: Tensor,
     poi_keys_BC: Tensor,
     temperature: Tensor | float,
-    log_expected_BC: Tensor | None = None,
     *,
     own: slice = slice(None),
 ) -> tuple[Tensor, int]:
@@ -29,9 +28,6 @@ def info_nce_loss(
         labels_BC: int64, (B, C), 1 clicked, 0 shown, negative = padding.
         poi_keys_BC: int64, (B, C), a number per POI, equal for equal POIs.
         temperature: tau; similarities are divided by it.
-        log_expected_BC: float, (B, C), log of the expected clicks on each POI in a batch, subtracted from the logit of
-            an in-batch negative. This sampling correction keeps POIs from being pushed away for their popularity.
-            Exposed POIs are not sampled, so they are not corrected. None = no correction.
         own: requests whose clicks are summed, if several processes share a batch; negatives come from all requests.
 
     Returns:
@@ -45,8 +41,6 @@ def info_nce_loss(
     is_shown_BC = (own_labels_BC >= 0)[..., None]
     is_shown_here_BN = ((poi_keys_BC[own][..., None] == other_keys_N) & is_shown_BC).any(dim=1)
     others_BN = users_BE @ others_NE.T / temperature
-    if log_expected_BC is not None:
-        others_BN = others_BN - log_expected_BC[is_click_BC][first_N]
     others_BN = others_BN.masked_fill(is_shown_here_BN, -torch.inf)
     unclicked_BC = own_BC.masked_fill(own_labels_BC != 0, -torch.inf)
     negatives_B = torch.cat([unclicked_BC, others_BN], dim=1).logsumexp(dim=1)

@@ -9,17 +9,13 @@ The stage reads `ranking_samples` at a pinned version and starts from the pre-tr
 """
 
 import math
-from datetime import date
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pds
 import torch
 from torch import Tensor, nn
 
 from models.config import EmbeddingSftConfig
 from models.data.batch import collate_candidates, collate_history, collate_requests, pad_lists
-from models.data.dataset import read_table
 from models.data.slots import pack_slots
 from models.network.decoder import SpacetimeDecoder
 from models.training.losses import info_nce_loss
@@ -27,16 +23,15 @@ from models.training.posttraining import NO_LABEL, ClickStage, ScoredBatch, SftR
 from models.training.stage import TrainResult
 
 LOWEST_TEMPERATURE = 0.01
-COUNTED = ("labels", "candidate_block_ids", "candidate_inner_ids")
 
 
 class TwoTowers(nn.Module):
     """The decoder and a temperature; only the decoder is saved."""
 
-    def __init__(self, decoder: SpacetimeDecoder, *, temperature: float, is_learned: bool) -> None:
+    def __init__(self, decoder: SpacetimeDecoder, *, temperature: float) -> None:
         super().__init__()
         self.decoder = decoder
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=is_learned)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
     @property
     def temperature(self) -> Tensor:
@@ -44,35 +39,14 @@ class TwoTowers(nn.Module):
         return self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
 
 
-class ClickFrequencies:
-    """Clicks of each POI per training request, for the sampling correction."""
-
-    def __init__(self, samples: pa.Table) -> None:
-        """Counts the clicks of `labels`, `candidate_block_ids` and `candidate_inner_ids`."""
-        candidates = {name: samples[name].combine_chunks().flatten().to_numpy() for name in COUNTED}
-        is_click = candidates["labels"] == 1
-        blocks, inners = (candidates[name][is_click].astype(np.int64) for name in COUNTED[1:])
-        keys, counts = np.unique(pack_slots(blocks, inners), return_counts=True)
-        self.keys, self.rates = torch.from_numpy(keys), torch.from_numpy(counts / samples.num_rows).float()
-
-    def log_expected(self, keys_BC: Tensor, num_requests: int) -> Tensor:
-        """Returns the log of expected clicks on each POI in a batch, (B, C); unclicked POIs count as one click."""
-        known, rates = self.keys.to(keys_BC.device), self.rates.to(keys_BC.device)
-        place = torch.searchsorted(known, keys_BC).clamp(max=len(known) - 1)
-        click_rates = torch.where(known[place] == keys_BC, rates[place], rates.min())
-        return (num_requests * click_rates).log()
-
-
 class EmbeddingStage(ClickStage[TwoTowers]):
     """Batches and loss of embedding SFT."""
 
     name = "sft_embedding"
 
-    def __init__(
-        self, splits: Splits, config: EmbeddingSftConfig, frequencies: ClickFrequencies | None = None
-    ) -> None:
+    def __init__(self, splits: Splits, config: EmbeddingSftConfig) -> None:
         super().__init__(splits)
-        self.config, self.frequencies = config, frequencies
+        self.config = config
 
     def loss(self, model: TwoTowers, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed InfoNCE and the number of clicks; makes some requests neutral."""
@@ -85,8 +59,7 @@ class EmbeddingStage(ClickStage[TwoTowers]):
         users, pois, labels, keys = embed_rows(
             model.decoder, rows, drop_request=self.config.drop_request, own=own
         )
-        expected = self.frequencies.log_expected(keys, rows.num_rows) if self.frequencies else None
-        loss, count = info_nce_loss(users, pois, labels, keys, model.temperature, expected, own=own)
+        loss, count = info_nce_loss(users, pois, labels, keys, model.temperature, own=own)
         return loss, count, {"train/temperature": float(model.temperature.detach()) * count}
 
     def score(self, model: TwoTowers, rows: pa.Table) -> ScoredBatch:
@@ -121,11 +94,7 @@ def run_sft_embedding(run: SftRun) -> TrainResult:
     config = run.recipe.sft_embedding
 
     def build(decoder: SpacetimeDecoder, splits: Splits) -> tuple[EmbeddingStage, TwoTowers]:
-        towers = TwoTowers(decoder, temperature=config.temperature, is_learned=config.learn_temperature)
-        frequencies = None
-        if config.sampling_correction:
-            of_training = (pds.field("day") == date.fromisoformat(run.day)) & (pds.field("split") == "train")
-            frequencies = ClickFrequencies(read_table(run.samples, COUNTED, of_training))
-        return EmbeddingStage(splits, config, frequencies), towers
+        towers = TwoTowers(decoder, temperature=config.temperature)
+        return EmbeddingStage(splits, config), towers
 
     return run_sft(run, config, build)

@@ -1,4 +1,4 @@
-"""The one training loop of all stages: step, accumulate, clip, schedule, average, validate, checkpoint, resume.
+"""The one training loop of all stages: step, accumulate, clip, schedule, validate, checkpoint, resume.
 
 A stage defines batches and loss; the loop does everything else. A training that is interrupted at any step and started
 again reaches the same weights, bit by bit on a CPU: weights, optimiser, random state and data position come from the
@@ -14,12 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conf.errors import LossNotFiniteError
 from models.config import TrainConfig
@@ -92,9 +91,6 @@ class _Training(Generic[Trained]):
         self.device = pick_device(config)
         self.model: Trained = model.to(self.device)
         self.optimizer = build_optimizer(model, config)
-        self.average: AveragedModel | None = None
-        if config.ema_decay:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self.store = CheckpointStore(folder / "checkpoints", _fingerprint_training(config, fingerprint))
         self.state = TrainState()
         self.num_batches = stage.num_batches()
@@ -129,8 +125,6 @@ class _Training(Generic[Trained]):
         self.state = snapshot.state
         self.model.load_state_dict(snapshot.model)
         load_optimizer(self.optimizer, snapshot.optimizer)
-        if self.average is not None:
-            self.average.load_state_dict(snapshot.average)
         _restore_random(snapshot.random)
         LOGGER.info("%s goes on at step %d of %d", self.stage.name, self.state.step, self.num_steps)
         return True
@@ -147,8 +141,6 @@ class _Training(Generic[Trained]):
             self._refuse_batch(rows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         state = self.state
         state.step, state.position = state.step + 1, state.position + 1
         if state.position == self.num_batches:
@@ -224,36 +216,33 @@ class _Training(Generic[Trained]):
 
     def _validate(self) -> None:
         state = self.state
-        # The average has the same class, but torch types it as a module only.
-        model = self.model if self.average is None else cast(Trained, self.average.module)
-        model.eval()
+        self.model.eval()
         with torch.no_grad():
-            metrics = self.stage.validate(model)
+            metrics = self.stage.validate(self.model)
         if not metrics:  # without validation rows the weights of the last step are kept
             state.best_step = state.step
-            self._save_best(model)
+            self._save_best()
             return
         state.validations.append({"step": float(state.step), **metrics})
         self.log(metrics, state.step)
         value = metrics[VALIDATION_KEY]
         if state.best_value is None or value < state.best_value:
             state.best_value, state.best_step, state.bad_validations = value, state.step, 0
-            self._save_best(model)
+            self._save_best()
         else:
             state.bad_validations += 1
             state.is_finished = state.bad_validations >= self.config.patience
         LOGGER.info("%s step %d: %s", self.stage.name, state.step, _format(metrics))
 
-    def _save_best(self, model: nn.Module) -> None:
+    def _save_best(self) -> None:
         if process_rank() == 0:
-            self.store.save_best(self.state.step, model.state_dict())
+            self.store.save_best(self.state.step, self.model.state_dict())
         wait_for_all()
 
     def _save(self) -> None:
         if process_rank() == 0:
             optimizer = read_optimizer(self.optimizer)
-            average = {} if self.average is None else self.average.state_dict()
-            self.store.save(Snapshot(self.state, self.model.state_dict(), optimizer, _read_random(), average))
+            self.store.save(Snapshot(self.state, self.model.state_dict(), optimizer, _read_random()))
         wait_for_all()
 
     def _finish(self, is_resumed: bool) -> TrainResult:

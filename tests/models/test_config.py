@@ -40,6 +40,15 @@ def test_recipes_and_options_may_use_the_names_that_parts_had_before(tmp_path):
     assert shipped.decoder.crowd.enabled
 
 
+def test_a_removed_key_is_taken_with_its_only_value(tmp_path):
+    old = tmp_path / "old.yaml"
+    old.write_text("sft_embedding: {ema_decay: 0.0, sampling_correction: false, temperature: 0.2}")
+
+    assert load_recipe(old).sft_embedding.temperature == 0.2
+    with pytest.raises(SettingsError, match="sampling_correction"):
+        load_recipe(old, ["sft_embedding.sampling_correction=true"])
+
+
 def test_a_misspelt_key_names_the_known_ones():
     with pytest.raises(SettingsError, match=r"decoder\.hiden_dim.*hidden_dim"):
         load_recipe(RECIPES / "tiny.yaml", ["decoder.hiden_dim=32"])

@@ -119,6 +119,29 @@ def test_the_best_of_the_champions_sets_the_mark(rows, samples, bundle_with, vec
     assert judge_embeddings(rows, samples, worse, {"m/2": worse}).reasons == ()
 
 
+@pytest.mark.parametrize(("noise", "passes"), [(0.8, True), (2.0, False)])
+def test_vectors_that_order_better_may_find_less_but_not_most(
+    rows, samples, bundle_with, vectors, monkeypatch, noise, passes
+):
+    def score(shown, bundle):
+        return shown.labels * float(bundle.orders_well)
+
+    monkeypatch.setattr(embedding_gate, "score_by_embeddings", score)
+    away = noise * np.random.default_rng(2).standard_normal(vectors.shape)
+    challenger = bundle_with(vectors, users=lambda clicked: vectors[clicked] + away[clicked])
+    champion = bundle_with(vectors)
+    champion.orders_well, challenger.orders_well = False, True
+
+    better = judge_embeddings(rows, samples, challenger, {"m/1": champion})
+    challenger.orders_well = False
+    no_better = judge_embeddings(rows, samples, challenger, {"m/1": champion})
+
+    assert better.mrr < 0.9 * better.champion_mrr
+    assert (better.mrr > 0.5 * better.champion_mrr) == passes
+    assert (better.reasons == ()) == passes
+    assert any("is below that of the champion" in reason for reason in no_better.reasons)
+
+
 def test_without_impressions_there_is_no_verdict_and_no_promotion(rows, samples, bundle_with, vectors):
     (reason,) = judge_embeddings(rows, None, bundle_with(vectors), {}).reasons
 

@@ -32,19 +32,6 @@ def test_info_nce_equals_the_formula_over_exposed_and_in_batch_pois():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_sampling_correction_takes_the_expected_clicks_off_in_batch_negatives_only():
-    users = torch.tensor([_unit(1, 0), _unit(0, 1)])
-    pois = torch.tensor([[_unit(1, 0), _unit(1, 1)], [_unit(0, 1), _unit(-1, 1)]])
-    labels, keys = torch.tensor([[1, 0], [1, 0]]), torch.tensor([[1, 2], [3, 4]])
-    expected_clicks = torch.tensor([[0.5, 9.0], [4.0, 9.0]])
-    loss, _ = info_nce_loss(users, pois, labels, keys, 1.0, expected_clicks.log())
-    half = math.sqrt(0.5)
-    # The click of the other request counts 1 / its expected number of clicks; the exposed POI counts once.
-    first = math.log(1 + (math.exp(half) + math.exp(0) / 4) / math.exp(1))
-    second = math.log(1 + (math.exp(half) + math.exp(0) / 0.5) / math.exp(1))
-    assert loss.item() == pytest.approx(first + second, rel=1e-6)
-
-
 def test_info_nce_does_not_use_a_poi_the_request_shows_itself_as_an_in_batch_negative():
     users = torch.tensor([_unit(1, 0), _unit(1, 0)])
     pois = torch.tensor([[_unit(1, 0)], [_unit(1, 0)]])

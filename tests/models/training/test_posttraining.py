@@ -33,16 +33,10 @@ def test_ranking_stage_learns_whose_favourite_is_clicked(make_decoder, town_root
 def test_embedding_stage_learns_and_its_temperature_moves(make_decoder, town_root, tmp_path):
     config = EmbeddingSftConfig(epochs=8, batch_size=8, warmup_steps=2, learning_rate=1e-2, patience=20)
     stage = EmbeddingStage(_splits(town_root, config, tmp_path), config)
-    towers = TwoTowers(make_decoder(dropout=0.0, embedding_dropout=0.0), temperature=0.07, is_learned=True)
+    towers = TwoTowers(make_decoder(dropout=0.0, embedding_dropout=0.0), temperature=0.07)
     result = train(stage, towers, config, tmp_path, lambda metrics, step: None)
     assert result.validations[-1]["val/auc"] > 0.8
     assert float(towers.temperature.detach()) != pytest.approx(0.07, rel=1e-4)
-
-
-def test_a_fixed_temperature_stays(make_decoder):
-    towers = TwoTowers(make_decoder(), temperature=0.2, is_learned=False)
-    assert not towers.log_temperature.requires_grad
-    assert float(towers.temperature) == pytest.approx(0.2)
 
 
 def test_dropping_every_request_gives_the_neutral_vector(make_decoder, requests_batch):
