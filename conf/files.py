@@ -1,5 +1,6 @@
 """Files for other jobs and for people, written atomically: a reader sees the whole old or the whole new file."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -23,6 +24,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes a JSON file as `write_whole` does; keys are sorted, types that JSON lacks become text."""
     write_whole(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def digest_json(content: object, length: int = 16) -> str:
+    """Returns the first hexadecimal digits of a SHA-256 of JSON with sorted keys; equal content, equal digest.
+
+    Args:
+        content: anything that JSON takes.
+        length: number of digits, at most 64.
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def read_json(path: Path, *, expected: str) -> dict[str, Any]:

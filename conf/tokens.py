@@ -3,10 +3,10 @@
 Source: paper 3.2.1 and design section 4. Standard library only.
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+
+from conf.files import digest_json
 
 
 class Slot(IntEnum):
@@ -67,7 +67,7 @@ class TokenLayout:
             "profile_buckets": PROFILE_BUCKETS,
             **asdict(self),
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return digest_json(content)
 
     def holds(self, *, num_blocks: int, max_inner: int, num_categories: int) -> bool:
         """Tells whether an index of this size fits into the capacities."""

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from models.copying.crowd_statistics import CrowdStatistics
 from models.copying.crowd_visits import CrowdVisits, SimilarUsers, expand
+from models.data.arrays import BoolArray, Float64Array, IntArray
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
-from models.data.requests import BoolArray, FloatArray, IntArray
 
 NEAR_KM, NEAR_POWER = 0.1, 1.2
 """A POI's weight is (0.1 km + distance)^-1.2; it was compared with exponentials on validation rows."""
@@ -70,8 +70,8 @@ class Asked:
 
     users: IntArray
     current: IntArray
-    lons: FloatArray
-    lats: FloatArray
+    lons: Float64Array
+    lats: Float64Array
     hours: IntArray
     past_requests: IntArray
     past_pois: IntArray
@@ -91,7 +91,7 @@ class SlotFinder:
         self._transitions = _Transitions(statistics)
         self._visits = CrowdVisits(statistics)
         self._similar = SimilarUsers(statistics)
-        self._neighbours: dict[tuple[float, float], tuple[IntArray, FloatArray]] = {}
+        self._neighbours: dict[tuple[float, float], tuple[IntArray, Float64Array]] = {}
 
     def find(self, asked: Asked, *, num_followers: int, num_near: int) -> SlotLists:
         """Returns the crowd candidates of every request: followers, then near POIs, best first in each list."""
@@ -121,7 +121,7 @@ class SlotFinder:
         asked: Asked,
         past: tuple[IntArray, IntArray],
         excluded: IntArray,
-        similarity: FloatArray,
+        similarity: Float64Array,
         size: int,
     ) -> IntArray:
         """Returns the POIs with the largest product of nearness and fit."""
@@ -137,7 +137,7 @@ class SlotFinder:
         scores[_is_among(pois, *past)] = 0.0
         return _take_best(pois, scores, size)
 
-    def _gather_neighbours(self, asked: Asked) -> tuple[IntArray, FloatArray]:
+    def _gather_neighbours(self, asked: Asked) -> tuple[IntArray, Float64Array]:
         """Returns the POIs around each request in rising order, -1 first, and their nearness."""
         places, of_place = np.unique(np.stack([asked.lons, asked.lats], axis=1), axis=0, return_inverse=True)
         of_place = of_place.reshape(-1)
@@ -147,7 +147,7 @@ class SlotFinder:
         pois, nearness = (np.stack(parts)[of_place] for parts in zip(*neighbours, strict=True))
         return pois, nearness
 
-    def _find_neighbours(self, lon: float, lat: float) -> tuple[IntArray, FloatArray]:
+    def _find_neighbours(self, lon: float, lat: float) -> tuple[IntArray, Float64Array]:
         """Returns the nearest POIs of a place, in rising order, and their nearness; cached."""
         key = (float(lon), float(lat))
         if key not in self._neighbours:
@@ -179,7 +179,9 @@ class _Transitions:
         self.own_keys, self.own_places = user_keys[order], place[order]
         self.own_weights = statistics.transition_weights[order]
 
-    def follow(self, asked: Asked, size: int, visits: CrowdVisits) -> tuple[IntArray, FloatArray, FloatArray]:
+    def follow(
+        self, asked: Asked, size: int, visits: CrowdVisits
+    ) -> tuple[IntArray, Float64Array, Float64Array]:
         """Returns the best followers of each current POI, their weights, and the total weight of all followers."""
         rows, places, firsts, weights = self._list_followers(asked)
         leaving = np.bincount(rows, weights=weights, minlength=len(firsts)).astype(np.float64)
@@ -196,7 +198,7 @@ class _Transitions:
         followers[rows[chosen], column], amounts[rows[chosen], column] = pois[chosen], weights[chosen]
         return followers, amounts, leaving
 
-    def _list_followers(self, asked: Asked) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
+    def _list_followers(self, asked: Asked) -> tuple[IntArray, IntArray, IntArray, Float64Array]:
         """Returns request, place in the keys and weight of all followers; third, the offset of each request."""
         current, is_known = np.maximum(asked.current, 0), asked.current >= 0
         starts = self.starts[current]
@@ -226,7 +228,7 @@ def _is_among(pois: IntArray, rows: IntArray, listed: IntArray) -> BoolArray:
     return is_listed.reshape(pois.shape)
 
 
-def _take_best(pois: IntArray, scores: FloatArray, size: int) -> IntArray:
+def _take_best(pois: IntArray, scores: Float64Array, size: int) -> IntArray:
     """Returns the POIs with the highest scores, best first, ties by row; -1 where none is above 0."""
     count = min(size, scores.shape[1])
     least = -np.partition(-scores, count - 1, axis=1)[:, count - 1 : count] if count else scores[:, :0]

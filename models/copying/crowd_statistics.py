@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from conf.transitions import STEP_HOURS, STEP_WEIGHTS
 from conf.units import HOURS_PER_DAY, MS_PER_HOUR
-from models.data.requests import FloatArray, IntArray, local_hours
+from models.data.arrays import Float64Array, IntArray
+from models.data.requests import local_hours
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class CrowdStatistics:
     transition_users: IntArray
     transition_pois: IntArray
     transition_next_pois: IntArray
-    transition_weights: FloatArray
+    transition_weights: Float64Array
     visit_users: IntArray
     visit_pois: IntArray
     visit_hours: IntArray
-    visit_counts: FloatArray
+    visit_counts: Float64Array
 
     def find_users(self, user_ids: NDArray[np.str_]) -> IntArray:
         """Returns the position of each user; -1 = the user has no statistics."""
@@ -91,7 +92,7 @@ def count_others(
 
 def _list_transitions(
     user: IntArray, pois: IntArray, timestamps_ms: IntArray
-) -> tuple[IntArray, IntArray, FloatArray]:
+) -> tuple[IntArray, IntArray, Float64Array]:
     """Returns first row, second row and weight of every transition between two different POIs."""
     befores, afters, weights = [], [], []
     for step, (weight, hours) in enumerate(zip(STEP_WEIGHTS, STEP_HOURS, strict=True), start=1):
@@ -106,6 +107,6 @@ def _list_transitions(
     return np.concatenate(befores), np.concatenate(afters), np.concatenate(weights)
 
 
-def _sum_by_key(keys: IntArray, values: FloatArray) -> tuple[IntArray, FloatArray]:
+def _sum_by_key(keys: IntArray, values: Float64Array) -> tuple[IntArray, Float64Array]:
     unique, place = np.unique(keys, return_inverse=True)
     return unique, np.bincount(place, weights=values, minlength=len(unique)).astype(np.float64)

@@ -18,9 +18,9 @@ from conf.errors import MissingInputError
 from conf.tables import TRAINING_TRANSITIONS, TRAINING_VISITS
 from models.copying.crowd_candidates import SlotFinder
 from models.copying.crowd_statistics import CrowdStatistics
+from models.data.arrays import IntArray
 from models.data.catalogue import CATALOGUE_COLUMNS, Catalogue
 from models.data.dataset import TableAt, open_table, read_table
-from models.data.requests import IntArray
 
 LOGGER = logging.getLogger(__name__)
 NEEDED_BY = "A decoder that copies from the crowd (decoder.crowd)"

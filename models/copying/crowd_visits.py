@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from conf.units import HOURS_PER_DAY
 from models.copying.crowd_statistics import CrowdStatistics
+from models.data.arrays import BoolArray, Float64Array, IntArray
 from models.data.ragged import rows_and_places
-from models.data.requests import BoolArray, FloatArray, IntArray
 
 HOUR_KERNEL = {0: 10, 1: 6, 2: 3, 3: 1}
 """Weight of a visit in the popularity at an hour, by their distance on the clock in hours, in tenths. Whole numbers
@@ -41,11 +41,13 @@ class CrowdVisits:
         self.own_pois = self.own_keys % max(self.num_pois, 1)
         self.own_starts = np.searchsorted(owners, np.arange(max(len(statistics.user_ids), 1) + 1))
 
-    def total_of_others(self, users: IntArray, pois: IntArray) -> FloatArray:
+    def total_of_others(self, users: IntArray, pois: IntArray) -> Float64Array:
         """Returns the number of visits by other users, elementwise."""
         return self.totals[pois] - self._sum_own(*self._find_own(users, pois))
 
-    def popularity(self, users: IntArray, pois: IntArray, hours: IntArray) -> tuple[FloatArray, FloatArray]:
+    def popularity(
+        self, users: IntArray, pois: IntArray, hours: IntArray
+    ) -> tuple[Float64Array, Float64Array]:
         """Returns the popularity among other users at the hour and at any hour, (requests, candidates); 0 = padding."""
         rows, columns = np.nonzero(pois >= 0)
         wanted, hour = pois[rows, columns], hours[rows]
@@ -55,7 +57,7 @@ class CrowdVisits:
         at_all[rows, columns] = self.totals[wanted] - self._sum_own(place, is_own)
         return at_hour, at_all
 
-    def popularity_at(self, users: IntArray, pois: IntArray, hours: IntArray) -> FloatArray:
+    def popularity_at(self, users: IntArray, pois: IntArray, hours: IntArray) -> Float64Array:
         """Returns `popularity` at the hour for many POIs per request, in rising order within each request."""
         amounts = np.where(pois >= 0, self.at_hour[np.maximum(pois, 0), hours[:, None]], 0.0)
         if not pois.size:
@@ -80,7 +82,7 @@ class CrowdVisits:
 
     def _sum_own(
         self, place: IntArray, is_own: BoolArray | None = None, hours: IntArray | None = None
-    ) -> FloatArray:
+    ) -> Float64Array:
         """Returns the user's visits at the places of `_find_own`; with hours, their weight at these hours in tenths."""
         if not len(self.own_keys):
             return np.zeros(len(place))
@@ -105,7 +107,7 @@ class SimilarUsers:
         visited = np.maximum(np.bincount(self.users, minlength=num_users), 1)
         self.user_weights = _round(visited**-0.5)
 
-    def score_pois(self, users: IntArray, past_requests: IntArray, past_pois: IntArray) -> FloatArray:
+    def score_pois(self, users: IntArray, past_requests: IntArray, past_pois: IntArray) -> Float64Array:
         """Returns visits by similar users over the mean of the request's row, (requests, POIs).
 
         Args:
@@ -139,12 +141,12 @@ class SimilarUsers:
         return scores / np.where(means > 0, means, 1.0)
 
 
-def _round(values: FloatArray) -> FloatArray:
-    rounded: FloatArray = np.round(values / WEIGHT_UNIT) * WEIGHT_UNIT
+def _round(values: Float64Array) -> Float64Array:
+    rounded: Float64Array = np.round(values / WEIGHT_UNIT) * WEIGHT_UNIT
     return rounded
 
 
-def _hour_kernel() -> FloatArray:
+def _hour_kernel() -> Float64Array:
     """Returns the weight of a visit at one hour for another hour, in tenths, (24, 24)."""
     apart = np.abs(np.subtract.outer(np.arange(HOURS_PER_DAY), np.arange(HOURS_PER_DAY)))
     apart = np.minimum(apart, HOURS_PER_DAY - apart)

@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from conf.units import MS_PER_DAY
+from models.data.arrays import IntArray
 from models.data.slots import AboutSlots, LiveSlots, pack_slots
-
-IntArray = NDArray[np.int64]
 
 FOR_EVER = np.iinfo(np.int64).max
 CATALOGUE_COLUMNS = (

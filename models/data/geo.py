@@ -4,12 +4,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.units import EARTH_RADIUS_KM
-from models.data.requests import FloatArray
+from models.data.arrays import Float64Array
 
 
 def distance_km(
-    lon: NDArray[np.floating], lat: NDArray[np.floating], other_lon: FloatArray, other_lat: FloatArray
-) -> FloatArray:
+    lon: NDArray[np.floating], lat: NDArray[np.floating], other_lon: Float64Array, other_lat: Float64Array
+) -> Float64Array:
     """Returns great-circle distances (haversine) in km; nan where a place is unknown."""
     lon, lat, other_lon, other_lat = (
         np.radians(np.asarray(value, np.float64)) for value in (lon, lat, other_lon, other_lat)

@@ -1,9 +1,8 @@
 """Ragged rows, laid out one after another: the row of every entry, and its place in the row."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from models.data.arrays import IntArray
 
 
 def rows_and_places(lengths: IntArray) -> tuple[IntArray, IntArray]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.requests import BoolArray, FloatArray, IntArray
+from models.data.arrays import BoolArray, Float64Array, IntArray
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Ranks:
     num_equal: IntArray
 
     @property
-    def expected(self) -> FloatArray:
+    def expected(self) -> Float64Array:
         """Mean rank over all orders of the tied POIs; 1 is best."""
         return 1.0 + self.num_higher + (self.num_equal - 1) / 2.0
 

@@ -10,11 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.units import HOURS_PER_DAY, MS_PER_HOUR, MS_PER_MINUTE
+from models.data.arrays import BoolArray, Float64Array, IntArray
 from models.data.ragged import rows_and_places
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 DAYS_PER_WEEK = 7
 EPOCH_WEEKDAY = 3
@@ -94,12 +91,12 @@ class Requests:
         return visited
 
 
-def local_hours(timestamps_ms: IntArray, tz_offsets_min: IntArray) -> FloatArray:
+def local_hours(timestamps_ms: IntArray, tz_offsets_min: IntArray) -> Float64Array:
     """Returns local hours since the epoch, with fraction."""
     return (timestamps_ms + tz_offsets_min * MS_PER_MINUTE) / MS_PER_HOUR
 
 
-def is_weekend(hours: FloatArray) -> BoolArray:
+def is_weekend(hours: Float64Array) -> BoolArray:
     """Returns which local hours since the epoch fall on a Saturday or Sunday."""
     return (np.floor(hours / HOURS_PER_DAY).astype(np.int64) + EPOCH_WEEKDAY) % DAYS_PER_WEEK >= 5
 

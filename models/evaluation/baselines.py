@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.units import HOURS_PER_DAY, MS_PER_HOUR
+from models.data.arrays import Float64Array, IntArray
 from models.data.geo import distance_km
 from models.data.ragged import rows_and_places
-from models.data.requests import FloatArray, IntArray, Requests, Visits, is_weekend, local_hours
+from models.data.requests import Requests, Visits, is_weekend, local_hours
 
 TIE_BREAK = 1e-9
 AGE_DAYS = 60.0
@@ -41,10 +42,10 @@ class TrainingCounts:
         next_probabilities: share of the transitions from the previous POI that lead to this POI.
     """
 
-    popularity: FloatArray
+    popularity: Float64Array
     next_starts: IntArray
     next_pois: IntArray
-    next_probabilities: FloatArray
+    next_probabilities: Float64Array
 
 
 def count_training(visits: Visits, *, num_pois: int) -> TrainingCounts:
@@ -64,12 +65,12 @@ def count_training(visits: Visits, *, num_pois: int) -> TrainingCounts:
     return TrainingCounts(popularity, starts.astype(np.int64), after, counts / leaving[before])
 
 
-def score_popularity(requests: Requests, counts: TrainingCounts) -> FloatArray:
+def score_popularity(requests: Requests, counts: TrainingCounts) -> Float64Array:
     """Scores every POI by its training visits; (requests, POIs). Ties stay ties."""
     return np.broadcast_to(counts.popularity, (len(requests), len(counts.popularity)))
 
 
-def score_visits(requests: Requests, counts: TrainingCounts) -> FloatArray:
+def score_visits(requests: Requests, counts: TrainingCounts) -> Float64Array:
     """Scores every POI by the user's earlier visits, ties by popularity; (requests, POIs)."""
     rows, past = requests.pairs()
     scores = _sum_by_poi(requests, rows, past, np.ones(len(rows)), num_pois=len(counts.popularity))
@@ -78,7 +79,7 @@ def score_visits(requests: Requests, counts: TrainingCounts) -> FloatArray:
 
 def score_kernel(
     requests: Requests, counts: TrainingCounts, *, hide_request_time: bool = False
-) -> FloatArray:
+) -> Float64Array:
     """Scores every POI by the recency-weighted visit baseline (docs/design.md 5); (requests, POIs).
 
     Clock times are whole local hours. When the action before a visit is compared with the last action, all POIs outside
@@ -104,14 +105,14 @@ def score_kernel(
 
 
 def score_by_distance(
-    user_lon: NDArray[np.floating], user_lat: NDArray[np.floating], lons: FloatArray, lats: FloatArray
-) -> FloatArray:
+    user_lon: NDArray[np.floating], user_lat: NDArray[np.floating], lons: Float64Array, lats: Float64Array
+) -> Float64Array:
     """Scores candidates by minus their distance from the user in km; an unknown place makes all equal."""
     distances = distance_km(user_lon, user_lat, lons, lats)
     return -np.nan_to_num(distances, nan=0.0)
 
 
-def _age_weight(requests: Requests, rows: IntArray, past: IntArray, hide_request_time: bool) -> FloatArray:
+def _age_weight(requests: Requests, rows: IntArray, past: IntArray, hide_request_time: bool) -> Float64Array:
     visits = requests.visits
     now = requests.timestamps_ms
     if hide_request_time and len(visits):
@@ -120,7 +121,7 @@ def _age_weight(requests: Requests, rows: IntArray, past: IntArray, hide_request
     return np.exp(-age_days / AGE_DAYS) + AGE_FLOOR
 
 
-def _clock_weight(requests: Requests, rows: IntArray, past: IntArray) -> FloatArray:
+def _clock_weight(requests: Requests, rows: IntArray, past: IntArray) -> Float64Array:
     now = np.floor(local_hours(requests.timestamps_ms, requests.tz_offsets_min))
     then = np.floor(local_hours(requests.visits.timestamps_ms, requests.visits.tz_offsets_min))
     apart = np.abs(now[rows] - then[past]) % HOURS_PER_DAY
@@ -129,7 +130,7 @@ def _clock_weight(requests: Requests, rows: IntArray, past: IntArray) -> FloatAr
     return CLOCK_FLOOR + np.exp(-((apart / CLOCK_HOURS) ** 2)) * (1.0 + SAME_DAY_TYPE_BONUS * same_day_type)
 
 
-def _add_transitions(scores: FloatArray, current: IntArray, counts: TrainingCounts) -> None:
+def _add_transitions(scores: Float64Array, current: IntArray, counts: TrainingCounts) -> None:
     """Adds the transitions of all users from the current POI to the scores, in place."""
     known = np.flatnonzero(current >= 0)
     starts, stops = counts.next_starts[current[known]], counts.next_starts[current[known] + 1]
@@ -140,8 +141,8 @@ def _add_transitions(scores: FloatArray, current: IntArray, counts: TrainingCoun
 
 
 def _sum_by_poi(
-    requests: Requests, rows: IntArray, past: IntArray, weights: FloatArray, *, num_pois: int
-) -> FloatArray:
+    requests: Requests, rows: IntArray, past: IntArray, weights: Float64Array, *, num_pois: int
+) -> Float64Array:
     """Sums the weights of past visits by (request, POI)."""
     pois = requests.visits.pois[past]
     known = pois >= 0

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from conf.files import write_json
 from conf.tokens import ACTION_TYPES
+from models.data.arrays import Float64Array
 from models.data.ranks import Ranks
 from models.evaluation.baselines import score_by_distance
 from models.evaluation.figures import (
@@ -31,7 +32,6 @@ from models.evaluation.figures import (
     without_nan,
 )
 from models.evaluation.impressions import Impressions, score_by_embeddings
-from models.evaluation.metrics import FloatArray
 from models.evaluation.release_split import EvaluationRows
 from models.serving.bundle import ModelBundle
 from models.serving.inference import rank_targets_by_model, score_candidates
@@ -238,5 +238,5 @@ def _ranking_table(title: str, figures: dict[str, dict]) -> Table:
     return table
 
 
-def _as_floats(values: np.ndarray) -> FloatArray:
+def _as_floats(values: np.ndarray) -> Float64Array:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -12,9 +12,10 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.arrays import BoolArray, Float64Array, IntArray
 from models.data.catalogue import Catalogue
 from models.data.ranks import Ranks
-from models.data.requests import BoolArray, FloatArray, IntArray, Requests
+from models.data.requests import Requests
 from models.evaluation.baselines import TrainingCounts, score_kernel, score_popularity, score_visits
 from models.evaluation.metrics import (
     bootstrap_auc,
@@ -53,10 +54,10 @@ def rank_baselines(
         hide_request_time: True = hide the request's clock from the recency-weighted visit baseline.
     """
 
-    def kernel(part: Requests, known: TrainingCounts) -> FloatArray:
+    def kernel(part: Requests, known: TrainingCounts) -> Float64Array:
         return score_kernel(part, known, hide_request_time=hide_request_time)
 
-    baselines: dict[str, Callable[[Requests, TrainingCounts], FloatArray]] = {
+    baselines: dict[str, Callable[[Requests, TrainingCounts], Float64Array]] = {
         "popularity": score_popularity,
         "visit_counter": score_visits,
         "kernel_counter": kernel,
@@ -127,9 +128,9 @@ def describe_ranking(
     row_ids: list[str],
     users: NDArray[np.generic],
     labels: IntArray,
-    scores: Mapping[str, FloatArray],
+    scores: Mapping[str, Float64Array],
     *,
-    probabilities: FloatArray | None = None,
+    probabilities: Float64Array | None = None,
     seed: int = 0,
 ) -> Figures:
     """Summarises click scores of several methods on the same impressions.
@@ -182,7 +183,7 @@ def _describe_ranks(ranks: Ranks, rows: BoolArray, users: NDArray[np.generic], s
     return figures
 
 
-def _mean_values(models: Sequence[Ranks], value: Callable[[Ranks], FloatArray]) -> FloatArray:
+def _mean_values(models: Sequence[Ranks], value: Callable[[Ranks], Float64Array]) -> Float64Array:
     return np.mean([value(ranks) for ranks in models], axis=0)
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.data.arrays import Float64Array
 from models.data.ranks import Ranks
-from models.evaluation.metrics import FloatArray, digest_rows, exact_mean, reciprocal_values
+from models.evaluation.metrics import digest_rows, exact_mean, reciprocal_values
 from models.evaluation.release_split import EvaluationRows
 from models.serving.bundle import GENERATING_STAGES, ModelBundle, describe_bundle
 from models.serving.inference import rank_targets_by_model
@@ -31,7 +32,7 @@ class GeneratorChoice:
 
     stage: str
     mrr: dict[str, float]
-    reciprocal_ranks: FloatArray
+    reciprocal_ranks: Float64Array
 
 
 def choose_generator(rows: EvaluationRows | None, bundle: ModelBundle) -> GeneratorChoice:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from models.data.arrays import Float64Array, IntArray
 from models.data.ragged import rows_and_places
-from models.evaluation.metrics import FloatArray, IntArray
 from models.serving.bundle import ModelBundle
 from models.serving.inference import encode_pois, encode_user_requests
 
@@ -48,7 +48,7 @@ class Impressions:
         return self.requests[column].to_numpy()[self.request_rows]
 
 
-def score_by_embeddings(shown: Impressions, bundle: ModelBundle, device: str = "cpu") -> FloatArray:
+def score_by_embeddings(shown: Impressions, bundle: ModelBundle, device: str = "cpu") -> Float64Array:
     """Returns the dot product of the user's vector at the request and the POI's vector for each impression."""
     batches = [part for part in shown.requests.combine_chunks().to_batches() if part.num_rows]
     users = np.concatenate([encode_user_requests(bundle, part, device=device) for part in batches])

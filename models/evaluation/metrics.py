@@ -14,11 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.arrays import BoolArray, Float64Array, IntArray
 from models.data.ranks import Ranks
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 NUM_RESAMPLES = 1000
 """Bootstrap resamples behind a 95 % interval."""
@@ -43,8 +40,8 @@ class CalibrationBins:
         counts: rows in each bin.
     """
 
-    predicted: FloatArray
-    observed: FloatArray
+    predicted: Float64Array
+    observed: Float64Array
     counts: IntArray
 
     @property
@@ -53,7 +50,7 @@ class CalibrationBins:
         return exact_mean(np.abs(self.predicted - self.observed), weights=self.counts.astype(np.float64))
 
 
-def rank_targets(scores: FloatArray, targets: IntArray, live: BoolArray | None = None) -> Ranks:
+def rank_targets(scores: Float64Array, targets: IntArray, live: BoolArray | None = None) -> Ranks:
     """Ranks the target of every row among all live POIs; nan counts as higher than any number.
 
     Args:
@@ -70,24 +67,24 @@ def rank_targets(scores: FloatArray, targets: IntArray, live: BoolArray | None =
     return Ranks(higher.sum(axis=1), equal.sum(axis=1))
 
 
-def hit_values(ranks: Ranks, k: int) -> FloatArray:
+def hit_values(ranks: Ranks, k: int) -> Float64Array:
     """Returns per row 1.0 if the target's expected rank is at most `k`, else 0.0; the mean is hr@k."""
     return (ranks.expected <= k).astype(np.float64)
 
 
-def reciprocal_values(ranks: Ranks) -> FloatArray:
+def reciprocal_values(ranks: Ranks) -> Float64Array:
     """Returns per row 1 / expected rank; its mean is MRR."""
     return 1.0 / ranks.expected
 
 
-def ndcg_values(ranks: Ranks, k: int) -> FloatArray:
+def ndcg_values(ranks: Ranks, k: int) -> Float64Array:
     """Returns per row the expected NDCG@k of a list with one relevant POI."""
     gains = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])
     last = np.minimum(ranks.num_higher + ranks.num_equal, k)
     return (gains[last] - gains[np.minimum(ranks.num_higher, k)]) / ranks.num_equal
 
 
-def ndcg(scores: FloatArray, labels: IntArray, k: int) -> float:
+def ndcg(scores: Float64Array, labels: IntArray, k: int) -> float:
     """Returns the expected NDCG@k of one list with any number of relevant entries; nan without any."""
     if not labels.any():
         return math.nan
@@ -101,7 +98,7 @@ def ndcg(scores: FloatArray, labels: IntArray, k: int) -> float:
     return gained / math.fsum(discounts * np.sort(labels)[::-1])
 
 
-def auc(scores: FloatArray, labels: IntArray, weights: FloatArray | None = None) -> float:
+def auc(scores: Float64Array, labels: IntArray, weights: Float64Array | None = None) -> float:
     """Returns the area under the ROC curve, ties counted half; nan if one class is missing, or any score is nan.
 
     Args:
@@ -115,7 +112,7 @@ def auc(scores: FloatArray, labels: IntArray, weights: FloatArray | None = None)
     return _auc_of_groups(group, labels, np.ones(len(scores)) if weights is None else weights)
 
 
-def _auc_of_groups(group: IntArray, labels: IntArray, weights: FloatArray) -> float:
+def _auc_of_groups(group: IntArray, labels: IntArray, weights: Float64Array) -> float:
     """AUC of rows whose scores are numbered from the lowest; equal scores share a number."""
     num_groups = int(group.max()) + 1 if len(group) else 0
     clicked = np.bincount(group, weights=weights * (labels == 1), minlength=num_groups)
@@ -125,7 +122,7 @@ def _auc_of_groups(group: IntArray, labels: IntArray, weights: FloatArray) -> fl
     return float(math.fsum(clicked * (below + shown / 2.0)) / pairs) if pairs > 0 else math.nan
 
 
-def gauc(scores: FloatArray, labels: IntArray, users: NDArray[np.generic]) -> float:
+def gauc(scores: Float64Array, labels: IntArray, users: NDArray[np.generic]) -> float:
     """Returns the mean per-user AUC, weighted by impressions; users with one class are left out."""
     values, counts = [], []
     for rows in _rows_by_user(users):
@@ -136,7 +133,7 @@ def gauc(scores: FloatArray, labels: IntArray, users: NDArray[np.generic]) -> fl
     return exact_mean(np.array(values), weights=np.array(counts)) if values else math.nan
 
 
-def calibration_bins(probabilities: FloatArray, labels: IntArray, num_bins: int = 10) -> CalibrationBins:
+def calibration_bins(probabilities: Float64Array, labels: IntArray, num_bins: int = 10) -> CalibrationBins:
     """Compares predicted and observed click rate in bins of about equally many rows; ties share a bin."""
     edges = np.unique(np.quantile(probabilities, np.linspace(0.0, 1.0, num_bins + 1)[1:-1]))
     bins = np.searchsorted(edges, probabilities, side="right")
@@ -149,7 +146,7 @@ def calibration_bins(probabilities: FloatArray, labels: IntArray, num_bins: int 
     )
 
 
-def exact_mean(values: FloatArray, weights: FloatArray | None = None) -> float:
+def exact_mean(values: Float64Array, weights: Float64Array | None = None) -> float:
     """Returns the (weighted) mean of exactly rounded sums: the order of rows cannot matter; nan if empty."""
     total = float(len(values)) if weights is None else math.fsum(weights)
     summed = math.fsum(values if weights is None else values * weights)
@@ -157,7 +154,7 @@ def exact_mean(values: FloatArray, weights: FloatArray | None = None) -> float:
 
 
 def bootstrap_mean(
-    values: FloatArray, users: NDArray[np.generic], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+    values: Float64Array, users: NDArray[np.generic], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> Interval:
     """Returns the mean with a 95 % interval from resampling whole users.
 
@@ -172,7 +169,7 @@ def bootstrap_mean(
 
 
 def bootstrap_auc(
-    scores: FloatArray,
+    scores: Float64Array,
     labels: IntArray,
     users: NDArray[np.generic],
     *,
@@ -193,8 +190,8 @@ def bootstrap_auc(
 
 
 def bootstrap_auc_difference(
-    scores: FloatArray,
-    others: FloatArray,
+    scores: Float64Array,
+    others: Float64Array,
     labels: IntArray,
     users: NDArray[np.generic],
     *,
@@ -205,7 +202,7 @@ def bootstrap_auc_difference(
     _, user_of_row = np.unique(users, return_inverse=True)
     groups = [np.unique(values, return_inverse=True)[1] for values in (scores, others)]
 
-    def differ(drawn: FloatArray) -> float:
+    def differ(drawn: Float64Array) -> float:
         # Both scores use one draw of users, so that easy and hard users cancel out.
         first, second = (_auc_of_groups(group, labels, drawn[user_of_row]) for group in groups)
         return first - second
@@ -220,7 +217,7 @@ def digest_rows(row_ids: Iterable[str]) -> str:
 
 
 def _interval(
-    value: float, num_users: int, figure: Callable[[FloatArray], float], seed: int, num_resamples: int
+    value: float, num_users: int, figure: Callable[[Float64Array], float], seed: int, num_resamples: int
 ) -> Interval:
     """Returns the percentile interval of `figure(number of draws of each user)`."""
     if num_users < 2 or math.isnan(value):

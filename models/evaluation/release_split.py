@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from models.copying.crowd_candidates import SlotFinder
+from models.data.arrays import IntArray
 from models.data.catalogue import Catalogue
 from models.data.ragged import rows_and_places
-from models.data.requests import IntArray, Requests, Visits, previous_within
+from models.data.requests import Requests, Visits, previous_within
 from models.evaluation.baselines import TrainingCounts, count_training
 
 MODEL_COLUMNS = (

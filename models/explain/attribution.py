@@ -21,10 +21,10 @@ import torch
 
 from models.copying.crowd_batches import collate_asked
 from models.copying.crowd_candidates import SlotFinder
+from models.data.arrays import Float64Array, IntArray
 from models.data.batch import collate_history
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
-from models.data.requests import FloatArray, IntArray
 from models.network.decoder import SpacetimeDecoder, gather_copies
 from models.network.history_copy import BLOCK, INNER, log_mass
 from models.network.trunk import RequestState
@@ -47,7 +47,7 @@ class Shares:
 
     generator: float
     crowd: float
-    actions: FloatArray
+    actions: Float64Array
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class PastActions:
     inner_ids: IntArray
     timestamps_ms: IntArray
     tz_offsets_min: IntArray
-    lons: FloatArray
-    lats: FloatArray
+    lons: Float64Array
+    lats: Float64Array
 
     def __len__(self) -> int:
         return len(self.poi_ids)
@@ -273,7 +273,7 @@ def list_pois(
 
 
 def _split_shares(
-    model: SpacetimeDecoder, generator: float, shares_X: FloatArray, num_actions: int
+    model: SpacetimeDecoder, generator: float, shares_X: Float64Array, num_actions: int
 ) -> Shares:
     """Splits the shares of the user's past and of crowd candidates; the past comes first if there is a memory."""
     if model.history_copy is None:

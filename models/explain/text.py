@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from models.data.requests import IntArray
+from models.data.arrays import IntArray
 from models.explain.attribution import Explanation, Place, Shares
 
 NUM_TAIL = 8

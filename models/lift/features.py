@@ -14,18 +14,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from conf.units import HOURS_PER_DAY, MS_PER_DAY
+from models.data.arrays import Float64Array, IntArray
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
 from models.data.ragged import rows_and_places
-from models.data.requests import (
-    FloatArray,
-    IntArray,
-    Requests,
-    Visits,
-    is_weekend,
-    local_hours,
-    previous_within,
-)
+from models.data.requests import Requests, Visits, is_weekend, local_hours, previous_within
 from models.evaluation.baselines import CLOCK_HOURS, TrainingCounts, score_kernel
 
 CHUNK = 1_000
@@ -49,7 +42,7 @@ class EventLog:
         self.span = int(self.times.max()) - self.first + 2 if len(keys) else 1
         self.sorted = self.keys * self.span + (self.times - self.first)
 
-    def count(self, keys: IntArray, before_ms: IntArray) -> FloatArray:
+    def count(self, keys: IntArray, before_ms: IntArray) -> Float64Array:
         """Returns the number of events of each key before each time."""
         when = np.clip(before_ms - self.first, 0, self.span - 1)
         stops = np.searchsorted(self.sorted, keys * self.span + when)
@@ -107,7 +100,7 @@ class Exposures:
         return len(self.labels)
 
 
-def build_base_features(exposures: Exposures, catalogue: Catalogue, history: History) -> FloatArray:
+def build_base_features(exposures: Exposures, catalogue: Catalogue, history: History) -> Float64Array:
     """Returns the columns of `BASE_FEATURES`, (exposures, features); nan = unknown."""
     samples, of = exposures.samples, exposures.requests
     times = samples["request_ts_ms"].to_numpy().astype(np.int64)
@@ -132,7 +125,7 @@ def build_base_features(exposures: Exposures, catalogue: Catalogue, history: His
 
 def _count_others(
     history: History, catalogue: Catalogue, rows: IntArray, hour: IntArray, day_start: IntArray
-) -> dict[str, FloatArray]:
+) -> dict[str, Float64Array]:
     """Returns counts of all users as of the start of the day."""
     visits = EventLog(history.visit_rows, history.visit_times)
     at_hour = EventLog(history.visit_rows * HOURS_PER_DAY + history.visit_hours, history.visit_times)
@@ -158,7 +151,7 @@ def _count_others(
     }
 
 
-def _count_own(exposures: Exposures, catalogue: Catalogue, counts: TrainingCounts) -> dict[str, FloatArray]:
+def _count_own(exposures: Exposures, catalogue: Catalogue, counts: TrainingCounts) -> dict[str, Float64Array]:
     """Returns counts of the user's history, strictly before the request."""
     names = [name for name in BASE_FEATURES if name.startswith("user_")]
     names += ["kernel_counter", "km_from_last_poi", "hours_since_last"]
@@ -177,7 +170,7 @@ def _count_own(exposures: Exposures, catalogue: Catalogue, counts: TrainingCount
 
 def _count_chunk(
     samples: pa.Table, of: IntArray, rows: IntArray, catalogue: Catalogue, counts: TrainingCounts
-) -> dict[str, FloatArray]:
+) -> dict[str, Float64Array]:
     requests = _as_requests(samples, catalogue)
     visits, starts, stops = requests.visits, requests.starts, requests.stops
     # One row per (candidate, past action).
@@ -192,7 +185,7 @@ def _count_chunk(
     apart = np.minimum(apart % HOURS_PER_DAY, HOURS_PER_DAY - apart % HOURS_PER_DAY)
     near_hour = np.exp(-((apart / CLOCK_HOURS) ** 2))
     category = np.append(catalogue.category_ids, -1)
-    features: dict[str, FloatArray] = {"user_actions": lengths.astype(np.float64)}
+    features: dict[str, Float64Array] = {"user_actions": lengths.astype(np.float64)}
     same = {
         "poi": visits.pois[past] == rows[pair],
         "category": category[visits.pois[past]] == category[rows[pair]],

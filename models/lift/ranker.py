@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from conf.settings import Section
+from models.data.arrays import Float64Array, IntArray
 from models.evaluation.metrics import (
     CalibrationBins,
     Interval,
@@ -24,8 +25,6 @@ from models.evaluation.metrics import (
     ndcg,
 )
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 CATEGORICAL = "category_id"
 NDCG_K = 5
 NUM_RESAMPLES = 200
@@ -58,12 +57,12 @@ class Rows:
         requests: request of each row; rows of one request are contiguous.
     """
 
-    features: FloatArray
+    features: Float64Array
     labels: IntArray
     users: NDArray[np.str_]
     requests: IntArray
 
-    def with_columns(self, features: FloatArray) -> "Rows":
+    def with_columns(self, features: Float64Array) -> "Rows":
         """Returns the rows with further feature columns."""
         return Rows(np.hstack([self.features, features]), self.labels, self.users, self.requests)
 
@@ -71,14 +70,14 @@ class Rows:
 class Components:
     """Principal components, fitted on some vectors and applied to any."""
 
-    def __init__(self, vectors: FloatArray, num: int) -> None:
+    def __init__(self, vectors: Float64Array, num: int) -> None:
         self.mean = vectors.mean(axis=0)
         _, _, axes = np.linalg.svd(vectors - self.mean, full_matrices=False)
         self.axes = axes[:num]
 
-    def __call__(self, vectors: FloatArray) -> FloatArray:
+    def __call__(self, vectors: Float64Array) -> Float64Array:
         """Returns (rows, components)."""
-        projected: FloatArray = (vectors - self.mean) @ self.axes.T
+        projected: Float64Array = (vectors - self.mean) @ self.axes.T
         return projected
 
 
@@ -114,7 +113,7 @@ class Ranker:
     booster: lightgbm.Booster
     names: tuple[str, ...]
 
-    def predict(self, features: FloatArray) -> FloatArray:
+    def predict(self, features: Float64Array) -> Float64Array:
         """Returns click probabilities."""
         return np.asarray(self.booster.predict(features), dtype=np.float64)
 
@@ -150,7 +149,7 @@ def train_ranker(train: Rows, val: Rows, names: Sequence[str], config: RankerCon
     return Ranker(booster, tuple(names))
 
 
-def judge(scores: FloatArray, rows: Rows, *, are_probabilities: bool = False) -> Judged:
+def judge(scores: Float64Array, rows: Rows, *, are_probabilities: bool = False) -> Judged:
     """Judges scores of all rows."""
     starts = np.flatnonzero(np.diff(rows.requests, prepend=-1))
     lists = zip(np.split(scores, starts[1:]), np.split(rows.labels, starts[1:]), strict=True)
@@ -164,7 +163,9 @@ def judge(scores: FloatArray, rows: Rows, *, are_probabilities: bool = False) ->
     )
 
 
-def embedding_features(users: FloatArray, pois: FloatArray, parts: Mapping[str, Components]) -> FloatArray:
+def embedding_features(
+    users: Float64Array, pois: Float64Array, parts: Mapping[str, Components]
+) -> Float64Array:
     """Returns dot product and components of the vectors of every row, (rows, 1 + components of both)."""
     dot = (users * pois).sum(axis=1, keepdims=True)
     return np.hstack([dot, parts["user"](users), parts["poi"](pois)])

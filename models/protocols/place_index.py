@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from conf.units import EARTH_RADIUS_KM, GRID_BORDER_WIDTH
+from models.data.arrays import Float64Array, IntArray
 from models.data.catalogue import Catalogue
 
 CELL_KM = 5.0
@@ -22,9 +23,6 @@ INDEX_VERSION = 1
 FIRST_DAY = np.datetime64("1970-01-01", "D")
 UNKNOWN_BLOCK = 1 << 20
 """Block of a place in a cell that the index does not have: beyond every capacity."""
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class PlaceIndex:
         """The slots as a catalogue."""
         return Catalogue.from_arrow(self.slots)
 
-    def find_blocks(self, poi_ids: NDArray[np.object_], lons: FloatArray, lats: FloatArray) -> IntArray:
+    def find_blocks(self, poi_ids: NDArray[np.object_], lons: Float64Array, lats: Float64Array) -> IntArray:
         """Returns the blocks of POIs outside the index; `UNKNOWN_BLOCK` where the cell has no block."""
         if self.is_hashed:
             return (_hash_ids(poi_ids) % np.uint64(self.blocks.num_rows)).astype(np.int64)
@@ -117,18 +115,20 @@ def number_categories(categories: pd.Series, names: tuple[str, ...]) -> IntArray
     return np.array([number.get(name, 0) if isinstance(name, str) else 0 for name in categories], np.int64)
 
 
-def find_cells(lons: FloatArray, lats: FloatArray) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+def find_cells(
+    lons: Float64Array, lats: Float64Array
+) -> tuple[IntArray, IntArray, Float64Array, Float64Array]:
     """Returns row and column of each place's cell, and the place's offset east and north in it (0 to 1)."""
     row_place = (lats + 90.0) / 180.0 * _num_rows()
     rows = np.minimum(np.floor(row_place + GRID_BORDER_WIDTH), _num_rows() - 1).astype(np.int64)
     num_columns = _num_columns(rows)
     column_place = (lons + 180.0) / 360.0 * num_columns
     whole = np.floor(column_place + GRID_BORDER_WIDTH)
-    north: FloatArray = np.minimum(row_place - rows, 1.0).astype(np.float64)
+    north: Float64Array = np.minimum(row_place - rows, 1.0).astype(np.float64)
     return rows, whole.astype(np.int64) % num_columns, column_place - whole, north
 
 
-def hilbert_numbers(east: FloatArray, north: FloatArray, *, order: int) -> IntArray:
+def hilbert_numbers(east: Float64Array, north: Float64Array, *, order: int) -> IntArray:
     """Returns the numbers of places in a unit square along Hilbert's curve, 0 to 4^order - 1."""
     side = 2**order
     x, y = (np.clip((part * side).astype(np.int64), 0, side - 1) for part in (east, north))
@@ -160,7 +160,7 @@ def _num_columns(rows: IntArray) -> IntArray:
     return np.maximum(np.floor(around + 0.5), 1).astype(np.int64)
 
 
-def _cell_centers(rows: IntArray, columns: IntArray) -> tuple[FloatArray, FloatArray]:
+def _cell_centers(rows: IntArray, columns: IntArray) -> tuple[Float64Array, Float64Array]:
     lons = (columns + 0.5) * 360.0 / _num_columns(rows) - 180.0
-    lats: FloatArray = ((rows + 0.5) * (180.0 / _num_rows()) - 90.0).astype(np.float64)
+    lats: Float64Array = ((rows + 0.5) * (180.0 / _num_rows()) - 90.0).astype(np.float64)
     return lons, lats

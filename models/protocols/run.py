@@ -7,7 +7,6 @@ model stays in the work folder under a digest of recipe, seed and training rows.
 same training share it, and a second run only ranks.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -17,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from conf.files import write_json
+from conf.files import digest_json, write_json
 from models.config import Recipe
 from models.copying.crowd_candidates import SlotFinder
+from models.data.arrays import IntArray
 from models.data.ranks import Ranks
-from models.data.requests import IntArray
 from models.evaluation.baselines import count_training
 from models.evaluation.figures import (
     Figures,
@@ -198,4 +197,4 @@ def _fingerprint(recipe: Recipe) -> str:
         "decoder": recipe.decoder.model_dump(mode="json"),
         "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"device", "checkpoint_every"}),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_json(content)

@@ -17,7 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conf.errors import CorruptInputError, MissingInputError
-from models.data.requests import BoolArray, IntArray, Requests, Visits, previous_within
+from models.data.arrays import BoolArray, IntArray
+from models.data.requests import Requests, Visits, previous_within
 
 TRAJECTORY_GAP_H = 24
 GETNEXT_FIRST_VALIDATION = pd.Timestamp("2012-11-09 21:54:47", tz="UTC")

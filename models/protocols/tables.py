@@ -18,9 +18,10 @@ from deltalake import write_deltalake
 from conf.errors import MissingInputError
 from conf.tokens import action_type_id
 from models.copying.crowd_statistics import CrowdStatistics, count_others
+from models.data.arrays import BoolArray, IntArray
 from models.data.dataset import TableAt
 from models.data.geo import distance_km
-from models.data.requests import BoolArray, IntArray, Requests, Visits, previous_within
+from models.data.requests import Requests, Visits, previous_within
 from models.evaluation.baselines import count_training
 from models.evaluation.release_split import MODEL_COLUMNS, EvaluationRows
 from models.protocols.place_index import PlaceIndex, build_index, number_categories

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from models.data.arrays import Float64Array, IntArray
 from models.evaluation.impressions import Impressions
-from models.evaluation.metrics import FloatArray, IntArray, auc, bootstrap_auc, calibration_bins, exact_mean
+from models.evaluation.metrics import auc, bootstrap_auc, calibration_bins, exact_mean
 from models.registry.champions import Champions
 from models.serving.bundle import ModelBundle
 from models.serving.inference import score_candidates
@@ -163,7 +164,7 @@ def tell_missing_class(shown: Impressions | None) -> str:
     return ""
 
 
-def measure_clicks(logits: FloatArray, labels: IntArray) -> ClickFigures:
+def measure_clicks(logits: Float64Array, labels: IntArray) -> ClickFigures:
     """Returns AUC, calibration error and log loss of click logits; nan where a logit is not finite."""
     if not np.isfinite(logits).all():
         return ClickFigures(math.nan, math.nan, math.nan)

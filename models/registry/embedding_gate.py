@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from models.data.arrays import Float64Array, IntArray
 from models.data.ranks import Ranks
 from models.evaluation.figures import SCORES_PER_CHUNK
 from models.evaluation.impressions import Impressions, score_by_embeddings
 from models.evaluation.metrics import (
-    FloatArray,
-    IntArray,
     auc,
     bootstrap_auc_difference,
     bootstrap_mean,
@@ -173,7 +172,7 @@ def encode_both(shown: Impressions, rows: EvaluationRows, bundle: ModelBundle) -
     return users, encode_pois(bundle, pa.record_batch({name: pa.array(ids) for name, ids in slots.items()}))
 
 
-def rank_clicks(clicks: Clicks, rows: EvaluationRows, users: Vectors, pois: Vectors) -> FloatArray:
+def rank_clicks(clicks: Clicks, rows: EvaluationRows, users: Vectors, pois: Vectors) -> Float64Array:
     """Returns 1 / expected rank of every click by dot products, among all POIs live as of its request."""
     parts, chunk = [], max(1, SCORES_PER_CHUNK // max(len(pois), 1))
     for start in range(0, len(clicks.pois), chunk):
@@ -207,7 +206,7 @@ def _judge_retrieval(
     reasons = []
     if not mrr > baseline:
         reasons.append(f"embedding MRR {mrr:.4f} does not beat popularity {baseline:.4f}")
-    values: dict[str, FloatArray] = {}
+    values: dict[str, Float64Array] = {}
     for version, bundle in champions.items():
         champion_vectors = encode_both(shown, rows, bundle)
         if not any(map(count_bad, champion_vectors)):  # a damaged champion is ignored

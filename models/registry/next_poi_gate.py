@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from models.data.arrays import Float64Array
 from models.evaluation.figures import rank_baselines
 from models.evaluation.generator_choice import MAX_GATE_ROWS, GeneratorChoice, rank_by_stage, sample_rows
-from models.evaluation.metrics import FloatArray, bootstrap_mean, digest_rows, exact_mean, reciprocal_values
+from models.evaluation.metrics import bootstrap_mean, digest_rows, exact_mean, reciprocal_values
 from models.evaluation.release_split import EvaluationRows
 from models.registry.champions import Champions
 from models.serving.bundle import ModelBundle
@@ -90,5 +91,5 @@ def judge_next_poi(
     )
 
 
-def _reciprocal_ranks(rows: EvaluationRows, bundle: ModelBundle) -> FloatArray:
+def _reciprocal_ranks(rows: EvaluationRows, bundle: ModelBundle) -> Float64Array:
     return reciprocal_values(rank_by_stage(rows, bundle, bundle.generator_stage))

@@ -4,15 +4,14 @@ In: the tables of a release and of the one before. Out: one section.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from conf.releases import Release
+from models.data.arrays import Float64Array
 from models.report.data import NothingToShowError, ReleaseTables, sample_keys
 from models.report.features import load_scores, read_vectors
 from models.report.page import Figure, Section, TableView, Tile, Topic, format_count, format_figure
 from models.report.plots import SERIES, draw_histogram
 
-FloatArray = NDArray[np.float64]
 ENTITIES = (("poi_embeddings", "poi_id", "POI"), ("user_embeddings", "user_id", "user"))
 KEYS = {name: key for name, key, _ in ENTITIES}
 FEATURES = {
@@ -54,7 +53,7 @@ def build_drift(tables: ReleaseTables, before: Release | None) -> Section:
     if before.model_version == tables.release.model_version:
         for name, key, label in ENTITIES:
             now, then, num_both = read_both(tables, earlier, name, key)
-            cosines: FloatArray = (now * then).sum(axis=1)
+            cosines: Float64Array = (now * then).sum(axis=1)
             if not len(cosines):
                 notes.append(f"No {label} has a vector in both releases.")
                 continue
@@ -70,13 +69,13 @@ def build_drift(tables: ReleaseTables, before: Release | None) -> Section:
     return Section(DRIFT, tiles=tuple(tiles), figures=tuple(figures), tables=(rows,), notes=tuple(notes))
 
 
-def _describe_cosines(cosines: FloatArray, num_both: int, label: str) -> Tile:
+def _describe_cosines(cosines: Float64Array, num_both: int, label: str) -> Tile:
     mean = float(cosines.mean())
     tone = "good" if mean >= COSINE_LOW else "bad"
     return Tile(f"mean cosine, same {label}", format_figure(mean), f"{format_count(num_both)} in both", tone)
 
 
-def _draw_cosines(cosines: FloatArray, label: str) -> Figure:
+def _draw_cosines(cosines: Float64Array, label: str) -> Figure:
     svg = draw_histogram(
         np.clip(cosines, -1, 1),
         label="cosine of the vector now and before",
@@ -88,7 +87,7 @@ def _draw_cosines(cosines: FloatArray, label: str) -> Figure:
     return Figure(svg, f"Same {label} in both releases")
 
 
-def compute_psi(before: FloatArray, now: FloatArray) -> float:
+def compute_psi(before: Float64Array, now: Float64Array) -> float:
     """Returns the population stability index of `now` over the deciles of `before`."""
     edges = np.unique(np.quantile(before, np.linspace(0, 1, NUM_PSI_BINS + 1)[1:-1]))
     old, new = (
@@ -103,7 +102,7 @@ def compute_psi(before: FloatArray, now: FloatArray) -> float:
 
 def read_both(
     tables: ReleaseTables, earlier: ReleaseTables, name: str, key: str
-) -> tuple[FloatArray, FloatArray, int]:
+) -> tuple[Float64Array, Float64Array, int]:
     """Returns vectors of the same entities now and before (a sample by hash), and the number in both."""
     keys, old_keys = (each.latest(name, key, [])[key].to_numpy() for each in (tables, earlier))
     both = np.intersect1d(keys, old_keys)
@@ -114,7 +113,7 @@ def read_both(
     return now, then, len(both)
 
 
-def compute_overlap(now: FloatArray, then: FloatArray, neighbours: int = NUM_NEIGHBOURS) -> float:
+def compute_overlap(now: Float64Array, then: Float64Array, neighbours: int = NUM_NEIGHBOURS) -> float:
     """Returns the share of nearest neighbours that are the same now and before, mean over all rows.
 
     Neighbours are the largest inner products among the given rows, without the row itself.
@@ -131,7 +130,7 @@ def compute_overlap(now: FloatArray, then: FloatArray, neighbours: int = NUM_NEI
     return float(np.mean(shares))
 
 
-def _describe_overlap(now: FloatArray, then: FloatArray, label: str) -> Tile:
+def _describe_overlap(now: Float64Array, then: Float64Array, label: str) -> Tile:
     overlap = compute_overlap(now, then)
     tone = "good" if overlap >= OVERLAP_LOW else "warn"
     detail = f"nearest {label}s that are the same, of {NUM_NEIGHBOURS}, among {format_count(len(now))}"

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from models.data.arrays import Float64Array
 from models.evaluation.metrics import CalibrationBins, auc, calibration_bins
 from models.report.data import NothingToShowError, ReleaseTables, sample_keys
 from models.report.page import (
@@ -26,7 +27,6 @@ from models.report.page import (
 from models.report.plots import OTHER, SERIES, draw_histogram, draw_projection, draw_reliability
 from models.report.sequences import load_category_names
 
-FloatArray = NDArray[np.float64]
 MAX_POIS, MAX_USERS = 3000, 800
 NUM_COLORS = 7
 COLLAPSED = 0.9
@@ -55,9 +55,9 @@ class Vectors:
     """Unit vectors of some entities, in the order of their keys."""
 
     keys: np.ndarray
-    matrix: FloatArray
+    matrix: Float64Array
 
-    def align(self, other: "Vectors") -> tuple[FloatArray, FloatArray]:
+    def align(self, other: "Vectors") -> tuple[Float64Array, Float64Array]:
         """Returns the vectors of the entities that both hold, row by row."""
         _, mine, theirs = np.intersect1d(self.keys, other.keys, assume_unique=True, return_indices=True)
         return self.matrix[mine], other.matrix[theirs]
@@ -125,7 +125,7 @@ def build_calibration(tables: ReleaseTables) -> Section:
 
 
 def _click_tiles(
-    predicted: FloatArray, clicked: NDArray[np.int64], bins: CalibrationBins
+    predicted: Float64Array, clicked: NDArray[np.int64], bins: CalibrationBins
 ) -> tuple[Tile, ...]:
     rate, count = format_figure(float(clicked.mean()), 3), format_count(len(clicked))
     area = format_figure(auc(predicted, clicked))
@@ -209,7 +209,7 @@ def _space_tiles(pois: Vectors, num_users: int, names: list[str], rank: float) -
     )
 
 
-def mean_cosine(matrix: FloatArray) -> float:
+def mean_cosine(matrix: Float64Array) -> float:
     """Returns the mean cosine of all pairs of different unit vectors."""
     count = len(matrix)
     return float(
@@ -217,14 +217,14 @@ def mean_cosine(matrix: FloatArray) -> float:
     )
 
 
-def effective_rank(strengths: FloatArray) -> float:
+def effective_rank(strengths: Float64Array) -> float:
     """Returns exp(entropy) of the variance shares, the effective number of directions of the vectors."""
     shares = strengths**2 / max(float((strengths**2).sum()), 1e-12)
     shares = shares[shares > 0]
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def neighbour_agreement(matrix: FloatArray, names: list[str]) -> tuple[float, float]:
+def neighbour_agreement(matrix: Float64Array, names: list[str]) -> tuple[float, float]:
     """Returns the share of nearest neighbours with the same name, and the share for random neighbours."""
     labels = np.unique(names, return_inverse=True)[1]
     nearest = np.empty(len(matrix), dtype=np.int64)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from models.data.arrays import Float64Array
 
 SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#a855f7", "#ef4444", "#06b6d4", "#84cc16", "#ec4899")
 BASELINE_SERIES = ("#94a3b8", "#64748b", "#b9c4d3", "#7c8aa0")
@@ -75,10 +75,10 @@ class Cells:
         counts: value shown by each grid cell's colour.
     """
 
-    west: FloatArray
-    south: FloatArray
-    east: FloatArray
-    north: FloatArray
+    west: Float64Array
+    south: Float64Array
+    east: Float64Array
+    north: Float64Array
     counts: NDArray[np.int64]
 
 
@@ -128,7 +128,7 @@ def draw_map(
 
 @matplotlib.rc_context(STYLE)
 def draw_histogram(
-    values: FloatArray,
+    values: Float64Array,
     *,
     label: str,
     unit: str,
@@ -158,7 +158,7 @@ def draw_histogram(
 
 
 @matplotlib.rc_context(STYLE)
-def draw_curves(curves: Mapping[str, tuple[FloatArray, FloatArray]], *, ylabel: str) -> str:
+def draw_curves(curves: Mapping[str, tuple[Float64Array, Float64Array]], *, ylabel: str) -> str:
     """Draws metrics over steps; long curves are faint with a moving average, short ones have dots."""
     figure, axes = _start(4.2, 2.5)
     for color, (steps, values) in zip(SERIES, curves.values(), strict=False):
@@ -216,7 +216,7 @@ def draw_bars(
 
 
 @matplotlib.rc_context(STYLE)
-def draw_reliability(predicted: FloatArray, observed: FloatArray, counts: NDArray[np.int64]) -> str:
+def draw_reliability(predicted: Float64Array, observed: Float64Array, counts: NDArray[np.int64]) -> str:
     """Draws observed against predicted click rate; dots grow with their rows, the dashed line is perfect."""
     figure, axes = _start(4.2, 3.2)
     top = float(max(predicted.max(initial=0.0), observed.max(initial=0.0), 0.05)) * 1.1
@@ -236,7 +236,7 @@ def draw_reliability(predicted: FloatArray, observed: FloatArray, counts: NDArra
 
 @matplotlib.rc_context(STYLE)
 def draw_projection(
-    points: FloatArray, colors: Sequence[str], users: FloatArray, shares: tuple[float, float]
+    points: Float64Array, colors: Sequence[str], users: Float64Array, shares: tuple[float, float]
 ) -> str:
     """Draws POIs as coloured dots and users as hollow diamonds on two principal axes.
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from conf.files import read_json
 from conf.releases import Release
 from conf.settings import MlflowSettings, Settings
+from models.data.arrays import Float64Array
 from models.report.data import NothingToShowError
 from models.report.page import Figure, Section, TableView, Tile, Topic, format_figure
 from models.report.plots import SERIES, draw_curves
@@ -21,7 +21,6 @@ from models.report.plots import SERIES, draw_curves
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-FloatArray = NDArray[np.float64]
 STAGES = ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
 TITLES = {
     "pretrain": "Pre-training",
@@ -66,7 +65,7 @@ class StageCurves:
     """
 
     stage: str
-    metrics: Mapping[str, tuple[FloatArray, FloatArray]]
+    metrics: Mapping[str, tuple[Float64Array, Float64Array]]
 
     def last(self, name: str) -> float | None:
         """Returns the last value of a metric; None if it was not logged."""
@@ -203,7 +202,7 @@ def _headline(stage: StageCurves) -> Sequence[str]:
     return [name for name in PREFERRED if name in stage.metrics][:MAX_SHOWN]
 
 
-def _as_curve(values: dict[int, float]) -> tuple[FloatArray, FloatArray]:
+def _as_curve(values: dict[int, float]) -> tuple[Float64Array, Float64Array]:
     steps = sorted(step for step, value in values.items() if np.isfinite(value))
     return np.array(steps, dtype=np.float64), np.array([values[step] for step in steps], dtype=np.float64)
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from models.copying.crowd_batches import collate_asked
 from models.copying.crowd_candidates import SlotFinder
+from models.data.arrays import Float32Array, IntArray
 from models.data.batch import HISTORY_INPUTS, collate_candidates, collate_history, collate_requests
 from models.data.catalogue import Catalogue
 from models.data.ranks import Ranks
@@ -35,8 +35,6 @@ __all__ = [
     "score_candidates",
 ]
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 
 POI_COLUMNS = {
     "block_id": "candidate_block_ids",
@@ -50,7 +48,7 @@ POI_COLUMNS = {
 @torch.inference_mode()
 def encode_users(
     bundle: ModelBundle, sequences: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
-) -> FloatArray:
+) -> Float32Array:
     """Returns unit vectors of users as of their last action (neutral request), (rows, embedding_dim)."""
     model = bundle.model("sft_embedding", device)
     vectors = np.zeros((sequences.num_rows, bundle.embedding_dim), dtype=np.float32)
@@ -66,7 +64,7 @@ def encode_users(
 @torch.inference_mode()
 def encode_user_requests(
     bundle: ModelBundle, requests: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
-) -> FloatArray:
+) -> Float32Array:
     """Returns unit vectors of users at the time and place of a request, (rows, embedding_dim)."""
     model = bundle.model("sft_embedding", device)
     vectors = np.zeros((requests.num_rows, bundle.embedding_dim), dtype=np.float32)
@@ -83,7 +81,7 @@ def encode_user_requests(
 @torch.inference_mode()
 def encode_pois(
     bundle: ModelBundle, pois: pa.RecordBatch, *, micro_batch: int = 1024, device: str = "cpu"
-) -> FloatArray:
+) -> Float32Array:
     """Returns unit vectors of POIs, (rows, embedding_dim); columns as in `poi_index`."""
     model = bundle.model("sft_embedding", device)
     vectors = np.zeros((pois.num_rows, bundle.embedding_dim), dtype=np.float32)
@@ -104,10 +102,10 @@ def encode_pois(
 @torch.inference_mode()
 def score_candidates(
     bundle: ModelBundle, requests: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
-) -> list[FloatArray]:
+) -> list[Float32Array]:
     """Returns the click logits of each request's candidates, in their order."""
     model = bundle.model("sft_ranking", device)
-    scores: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * requests.num_rows
+    scores: list[Float32Array] = [np.zeros(0, dtype=np.float32)] * requests.num_rows
     for rows in batch_by_length(
         history_lengths(requests), micro_batch, max_actions=bundle.serving.max_actions
     ):
@@ -132,14 +130,14 @@ def generate_candidates(
     micro_batch: int = 64,
     device: str = "cpu",
     finder: SlotFinder | None = None,
-) -> list[tuple[IntArray, FloatArray]]:
+) -> list[tuple[IntArray, Float32Array]]:
     """Returns the `top_k` most probable live POIs of each request (rows of the catalogue) and log probabilities.
 
     The list is exact, best first, and shorter than `top_k` only if fewer POIs are live. A model that copies from the
     crowd needs the `finder`, and `user_id` in the requests.
     """
     model = bundle.model(bundle.generator_stage, device)
-    candidates: list[tuple[IntArray, FloatArray]] = [
+    candidates: list[tuple[IntArray, Float32Array]] = [
         (np.zeros(0, np.int64), np.zeros(0, np.float32))
     ] * requests.num_rows
     with bundle.autocast(device):

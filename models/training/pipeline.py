@@ -11,8 +11,6 @@ A restarted training resumes where it stopped. A stage whose recipe or rows have
 the stages that start from it. `train` skips a stage without data, with a warning that the bundle records.
 """
 
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import MissingInputError, NoTrainingDataError, SpacetimeError
-from conf.files import ERASURES_FILE, read_json, write_json
+from conf.files import ERASURES_FILE, digest_json, read_json, write_json
 from conf.settings import Settings
 from models.config import Recipe
 from models.copying.crowd_candidates import SlotFinder
@@ -258,7 +256,7 @@ def _describe_stage(training: Training, stage: str) -> str:
         "rows": {name: training.pins[name].digest for name in tables_of(stage, training.recipe)},
         "from": "" if stage == "pretrain" else training.made_of.get("pretrain", ""),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_json(content)
 
 
 def _table_inputs(training: Training, stage: str) -> list[TableInput]:

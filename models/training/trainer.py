@@ -6,8 +6,6 @@ last checkpoint, and the order of the data depends on seed and epoch alone. Seve
 (`models.data.parallel`).
 """
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from conf.errors import LossNotFiniteError
+from conf.files import digest_json
 from models.config import TrainConfig
 from models.data.parallel import (
     num_processes,
@@ -260,7 +259,7 @@ class _Training(Generic[Trained]):
 def _fingerprint_training(config: TrainConfig, fingerprint: str) -> str:
     """Returns a digest of what must be equal for a resume; device and checkpoint interval may change."""
     content = config.model_dump(mode="json", exclude={"device", "checkpoint_every", "in_memory_rows"})
-    return hashlib.sha256(json.dumps([content, fingerprint], sort_keys=True).encode()).hexdigest()[:16]
+    return digest_json([content, fingerprint])
 
 
 def _read_random() -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
@@ -17,12 +16,12 @@ from conf.tables import TABLES
 from etl.delta.contracts import spark_schema
 from etl.delta.storage import merge_rows, replace_day
 from etl.spark.session import open_session
+from models.data.arrays import IntArray
 from tests.bench.serving_city import LAYOUT, random_histories
 from udfs.features.run_context import WORKER_PROPERTIES
 from udfs.features.runner import run_features
 
 NUM_CORES = 2
-IntArray = NDArray[np.int64]
 
 
 def settings_for(root: str, *, num_tasks: int = 8, quick_start: bool = True) -> Settings:

@@ -94,7 +94,7 @@ def count_mismatches(spark: SparkSession, points: np.ndarray) -> tuple[int, str]
     )
     cell = spacetime.grid_cell(F.col("lon"), F.col("lat"), cell_km=CELL_KM)
     found = frame.select("number", cell.cell_x.alias("x"), cell.cell_y.alias("y")).toPandas()
-    found = found.sort_values("number")[["x", "y"]].to_numpy()
+    found = found.sort_values("number")[["x", "y"]].to_numpy()  # type: ignore[attr-defined]
     off = np.flatnonzero((found != find_cells(points)).any(axis=1))
     example = f"{points[off[0]].tolist()}: {found[off[0]].tolist()}" if len(off) else "none"
     return len(off), example

@@ -18,8 +18,8 @@ import yaml
 from conf.results import record
 from conf.settings import Settings, load_settings
 from models.config import load_recipe
+from models.data.arrays import BoolArray, Float64Array
 from models.data.ranks import Ranks
-from models.data.requests import BoolArray, FloatArray
 from models.evaluation.figures import rank_baselines
 from models.evaluation.generator_choice import rank_by_stage
 from models.evaluation.metrics import Interval, bootstrap_mean, hit_values
@@ -77,9 +77,9 @@ def rank(settings: Settings, *, copies: bool, seed: int) -> tuple[EvaluationRows
     return rows, rank_by_stage(rows, bundle, "pretrain")
 
 
-def mean_hits(ranks: list[Ranks], k: int) -> FloatArray:
+def mean_hits(ranks: list[Ranks], k: int) -> Float64Array:
     """Returns the share of the seeds that have each row among their first k."""
-    values: FloatArray = np.mean([hit_values(own, k) for own in ranks], axis=0)
+    values: Float64Array = np.mean([hit_values(own, k) for own in ranks], axis=0)
     return values
 
 

@@ -38,9 +38,9 @@ def write_city(out: Path) -> None:
     )
     out.mkdir(parents=True, exist_ok=True)
     order = ["user_id", "utc_time", "poi_id"]
-    checkins = actions.toPandas().sort_values(order, kind="stable")
+    checkins = actions.toPandas().sort_values(order, kind="stable")  # type: ignore[attr-defined]
     checkins["utc_time"] = checkins["utc_time"].dt.tz_localize("UTC")
-    pois.toPandas().sort_values("poi_id").to_parquet(out / POIS, index=False)
+    pois.toPandas().sort_values("poi_id").to_parquet(out / POIS, index=False)  # type: ignore[attr-defined]
     checkins.to_parquet(out / CHECKINS, index=False)
 
 

@@ -12,16 +12,12 @@ import pyarrow.parquet as pq
 
 from conf.units import HOURS_PER_DAY
 from etl.tables.preference_pairs import MEAL_HOURS, MEAL_LEVELS
+from models.data.arrays import Float64Array
 from models.data.catalogue import CATALOGUE_COLUMNS, Catalogue, day_ms
 from models.data.dataset import read_table
 from models.data.requests import Visits, local_hours, previous_within
 from models.evaluation.baselines import count_training
-from models.evaluation.metrics import (
-    FloatArray,
-    bootstrap_auc_difference,
-    bootstrap_mean,
-    hit_values,
-)
+from models.evaluation.metrics import bootstrap_auc_difference, bootstrap_mean, hit_values
 from models.lift.features import BASE_FEATURES, Exposures, History, build_base_features
 from models.lift.ranker import (
     NUM_RESAMPLES,
@@ -56,7 +52,7 @@ class Stretch:
     """Exposures of a stretch with the oracle's log-odds of each; None where nobody knows them."""
 
     exposures: Exposures
-    oracle: FloatArray | None
+    oracle: Float64Array | None
 
     @property
     def rows(self) -> Rows:
@@ -113,7 +109,7 @@ def measure_table4(cells: Cells) -> dict[str, object]:
     }
     test = stretches["test"]
     found: dict[str, object] = {"requests": test.exposures.samples.num_rows}
-    predictions: dict[str, FloatArray] = {}
+    predictions: dict[str, Float64Array] = {}
     for label, (extra, columns) in sets.items():
         rows = {
             name: stretch.rows.with_columns(np.hstack([base[name], *(part[name] for part in extra)]))
@@ -251,12 +247,12 @@ def read_history(city: City, catalogue: Catalogue) -> History:
     )
 
 
-def embed(cells: Cells, kind: str, stretch: str, catalogue: Catalogue) -> tuple[FloatArray, FloatArray]:
+def embed(cells: Cells, kind: str, stretch: str, catalogue: Catalogue) -> tuple[Float64Array, Float64Array]:
     """Returns request-time user vectors and POI vectors of every exposure, (exposures, E) each."""
     samples = read_requests(cells.city, stretch)
     exposures = Exposures.from_samples(samples, catalogue)
 
-    def make() -> FloatArray:
+    def make() -> Float64Array:
         bundle, batch = cells.bundle(kind), samples.combine_chunks().to_batches()
         return np.concatenate([encode_user_requests(bundle, part) for part in batch])
 
@@ -265,10 +261,10 @@ def embed(cells: Cells, kind: str, stretch: str, catalogue: Catalogue) -> tuple[
     return users[exposures.requests], pois[exposures.rows]
 
 
-def score(cells: Cells, kind: str, stretch: str) -> FloatArray:
+def score(cells: Cells, kind: str, stretch: str) -> Float64Array:
     """Returns the click logit of every exposure."""
 
-    def make() -> FloatArray:
+    def make() -> Float64Array:
         samples = read_requests(cells.city, stretch)
         bundle, batches = cells.bundle(kind), samples.combine_chunks().to_batches()
         return np.concatenate([np.concatenate(score_candidates(bundle, part)) for part in batches])
@@ -285,12 +281,12 @@ def _slots(catalogue: Catalogue) -> pa.RecordBatch:
     )  # fmt: skip
 
 
-def _cached(path: Path, make: Callable[[], FloatArray]) -> FloatArray:
+def _cached(path: Path, make: Callable[[], Float64Array]) -> Float64Array:
     file = path.with_suffix(".npy")
     if not file.is_file():
         values = make()
         with file.with_suffix(".partial").open("wb") as stream:
             np.save(stream, values, allow_pickle=False)
         file.with_suffix(".partial").rename(file)
-    found: FloatArray = np.load(file, allow_pickle=False).astype(np.float64)
+    found: Float64Array = np.load(file, allow_pickle=False).astype(np.float64)
     return found

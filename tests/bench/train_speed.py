@@ -91,7 +91,7 @@ def copy_to_llama(trunk: Trunk) -> LlamaModel:
     """Returns a LlamaModel of the trunk's shape with its weights."""
     own = trunk.config
     llama = LlamaModel(
-        LlamaConfig(
+        LlamaConfig(  # type: ignore[call-arg]
             vocab_size=8, hidden_size=own.hidden_dim, intermediate_size=own.ffn_dim, use_cache=False,
             num_hidden_layers=own.num_layers, num_attention_heads=own.num_heads, rms_norm_eps=own.norm_eps,
             num_key_value_heads=own.num_kv_heads, rope_theta=own.rope_theta, attn_implementation="sdpa",

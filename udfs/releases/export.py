@@ -31,6 +31,7 @@ from conf.out_folder import check_out_folder, fill_out_folder
 from conf.releases import Release, find_release
 from conf.tables import FEATURE_TABLES, TABLES
 from etl.spark.session import open_session
+from models.data.arrays import Float32Array
 from udfs.releases.reader import read_release
 from udfs.releases.release_log import load_releases
 
@@ -40,7 +41,6 @@ SEARCH_BREADTH = 128
 """Nodes that HNSW keeps open, when it is built and when it is searched."""
 NUM_TRAINED, NUM_QUERIES, TOP_K = 100_000, 1_000, 10
 BATCH_ROWS = 65_536
-FloatArray = NDArray[np.float32]
 
 
 def run_export(context: JobContext) -> JobSummary:
@@ -158,14 +158,14 @@ def export_index(faiss: Any, folder: Path, spec: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def read_vectors(table: ds.Dataset) -> Iterator[FloatArray]:
+def read_vectors(table: ds.Dataset) -> Iterator[Float32Array]:
     """Yields the vectors of an exported table, (rows, E), in the order of its rows."""
     for batch in table.to_batches(columns=["embedding"], batch_size=BATCH_ROWS):
         if batch.num_rows:
             yield to_matrix(batch.column("embedding"))
 
 
-def to_matrix(column: pa.Array | pa.ChunkedArray) -> FloatArray:
+def to_matrix(column: pa.Array | pa.ChunkedArray) -> Float32Array:
     """Returns vectors of equal length as a matrix, (rows, E)."""
     flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return np.ascontiguousarray(flat.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(
@@ -180,14 +180,14 @@ class _Best:
         self.scores = np.full((num_queries, top_k), -np.inf, np.float32)
         self.ids = np.full((num_queries, top_k), -1, np.int64)
 
-    def merge(self, scores: FloatArray, ids: NDArray[np.int64], *, first: int) -> None:
+    def merge(self, scores: Float32Array, ids: NDArray[np.int64], *, first: int) -> None:
         """Merges in the best of a block whose first vector has the number `first`."""
         scores, ids = np.hstack([self.scores, scores]), np.hstack([self.ids, ids + first])
         order = np.argsort(-scores, axis=1, kind="stable")[:, : self.ids.shape[1]]
         self.scores, self.ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
 
 
-def _sample_queries(folder: Path, pois: FloatArray) -> tuple[FloatArray, str]:
+def _sample_queries(folder: Path, pois: Float32Array) -> tuple[Float32Array, str]:
     """Returns the vectors of users, since users query the index; those of POIs if there are no users."""
     users = ds.dataset(folder / "user_embeddings").head(NUM_QUERIES, columns=["embedding"])
     return (to_matrix(users["embedding"]), "users") if len(users) else (pois[:NUM_QUERIES], "POIs")

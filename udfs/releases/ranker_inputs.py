@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from conf.releases import find_release
+from models.data.arrays import Float64Array
 from udfs.releases.reader import read_release
 from udfs.releases.release_log import load_releases
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class RankerInputs:
     """
 
     release_id: int
-    click_logits: FloatArray
-    users: FloatArray
-    pois: FloatArray
+    click_logits: Float64Array
+    users: Float64Array
+    pois: Float64Array
 
 
 def read_ranker_inputs(
@@ -71,7 +69,7 @@ def read_ranker_inputs(
     )
 
 
-def _look_up(vectors: pa.Table, key: str, ids: Sequence[str]) -> FloatArray:
+def _look_up(vectors: pa.Table, key: str, ids: Sequence[str]) -> Float64Array:
     """Returns the vector of each id, (rows, E); NaN where there is none."""
     row_of = {name: row for row, name in enumerate(vectors[key].to_pylist())}
     flat = vectors["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -79,5 +77,5 @@ def _look_up(vectors: pa.Table, key: str, ids: Sequence[str]) -> FloatArray:
     rows = np.array([row_of.get(name, -1) for name in ids], dtype=np.int64)
     if not len(matrix):
         return np.full((len(rows), 1), np.nan)
-    looked_up: FloatArray = np.where((rows >= 0)[:, None], matrix[rows], np.nan)
+    looked_up: Float64Array = np.where((rows >= 0)[:, None], matrix[rows], np.nan)
     return looked_up

@@ -201,7 +201,7 @@ def run_asked_tables(folder: Path, layer: Path, *, seed: int, num_each: int) -> 
     quarantined = [
         row for row in read_rows(root, "quarantined_rows") if row["source_table"] == "ranking_requests"
     ]
-    refused = [row for row in quarantined if not row["reason"].startswith("score_")]
+    refused = [row for row in quarantined if not row["reason"].startswith("score_")]  # type: ignore[attr-defined]
     verdict = _judge_asked(records, len(records), answered, refused, summary, known=known)
     for record in records:
         if record.refused or record.structure == "equal":

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.data.arrays import BoolArray, Float64Array
 from models.data.ranks import Ranks
-from models.data.requests import BoolArray, FloatArray, Requests
+from models.data.requests import Requests
 from models.evaluation.baselines import count_training
 from models.evaluation.figures import rank_baselines
 from models.evaluation.metrics import Interval, bootstrap_mean, exact_mean, hit_values, reciprocal_values
@@ -22,15 +23,15 @@ PAPER_TABLE6 = (
 
 Cells = Mapping[str, Sequence[Cell]]
 """Cells of one set of check-ins by variant, a seed each."""
-Value = Callable[[Ranks], FloatArray]
+Value = Callable[[Ranks], Float64Array]
 
 
-def hr_at_1(ranks: Ranks) -> FloatArray:
+def hr_at_1(ranks: Ranks) -> Float64Array:
     """Returns hits at 1 per row."""
     return hit_values(ranks, 1)
 
 
-def hr_at_100(ranks: Ranks) -> FloatArray:
+def hr_at_100(ranks: Ranks) -> Float64Array:
     """Returns hits at 100 per row."""
     return hit_values(ranks, 100)
 
@@ -169,9 +170,9 @@ def _table6_line(title: str, ranks: Sequence[Ranks], *rest: str) -> str:
     return "| " + " | ".join([title, *figures, *rest]) + " |"
 
 
-def _mean(cells: Sequence[Cell], value: Value) -> FloatArray:
+def _mean(cells: Sequence[Cell], value: Value) -> Float64Array:
     """Returns the mean of the seeds, row by row."""
-    mean: FloatArray = np.mean([value(cell.ranks) for cell in cells], axis=0)
+    mean: Float64Array = np.mean([value(cell.ranks) for cell in cells], axis=0)
     return mean
 
 

@@ -5,7 +5,6 @@ training rows, scored rows): it is computed once, a changed recipe makes new cel
 on from its checkpoint. So a table that takes hours is made in as many sittings as one likes.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -17,9 +16,10 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from conf.files import digest_json
 from models.config import Recipe
+from models.data.arrays import IntArray
 from models.data.ranks import Ranks
-from models.data.requests import IntArray
 from models.data.slots import LiveSlots
 from models.evaluation.metrics import digest_rows
 from models.evaluation.release_split import EvaluationRows
@@ -122,7 +122,7 @@ class CellMaker:
             tables.digest,
             self._rows_digest(),
         ]
-        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        key = digest_json(content, 12)
         return self.work / "cells" / f"{self.checkins.name}-{variant}-{seed}-{key}.json"
 
     def find(self, variant: str, seed: int, recipe: Recipe) -> Cell | None:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from models.config import DecoderConfig
+from models.data.arrays import IntArray
 from models.data.batch import HistoryBatch, collate_history, take_rows, target_steps, window_index
 from models.data.ranks import Ranks
 from models.data.slots import LiveSlots
 from models.network.layers import rotate_positions, start_weights
 from models.network.trunk import StepLogProbs, build_layers
-from models.serving.inference import IntArray, batch_by_length, history_lengths
+from models.serving.inference import batch_by_length, history_lengths
 
 Kind = Literal["gpt", "lstm", "sasrec"]
 KINDS: tuple[Kind, ...] = ("gpt", "lstm", "sasrec")
