@@ -4,12 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 
-from conf.results import load
-from models.config import Recipe
 from models.data.dataset import read_table
 from models.protocols.run import MEAN, build_finder, evaluate_protocol, fit_recipe
 from models.protocols.splits import PROTOCOLS, build_rows
@@ -22,44 +19,12 @@ from models.protocols.tables import (
     name_patterns,
     write_samples,
 )
-from tests.bench.protocols import record_protocol
-
-WINDOW = 6
-RECIPE = Recipe.model_validate(
-    {
-        "decoder": {
-            "hidden_dim": 16, "ffn_dim": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
-            "window_actions": WINDOW, "geo_buckets": 32, "headroom": 1.0, "memory": {"key_dim": 8},
-            "crowd": {"enabled": True, "num_followers": 2, "num_near": 4},
-        },
-        "pretrain": {"epochs": 1, "batch_size": 8, "warmup_steps": 2, "curriculum": False},
-    }
-)  # fmt: skip
+from tests.models.protocols.tiny_checkins import RECIPE, WINDOW, write_checkins
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Eight users who go between a few of twelve POIs; the thirteenth opens late."""
-    root, rng = tmp_path_factory.mktemp("city"), np.random.default_rng(0)
-    rows = [
-        (f"u{user}", f"p{(3 * user + rng.integers(0, 5)) % 12:02d}", 5 * step + user)
-        for user in range(8)
-        for step in range(30)
-    ]
-    rows.append(("u1", "p12", 148))
-    frame = pd.DataFrame(rows, columns=["user_id", "poi_id", "hour"]).sort_values(["user_id", "hour"])
-    frame["utc_time"] = pd.Timestamp("2012-06-01", tz="UTC") + pd.to_timedelta(frame.pop("hour"), unit="h")
-    frame.assign(tz_offset_min=-240).to_parquet(root / "checkins.parquet")
-    pd.DataFrame(
-        {
-            "poi_id": [f"p{n:02d}" for n in range(13)],
-            "longitude": -74.0 + 0.01 * np.arange(13),
-            "latitude": 40.7 + 0.005 * (np.arange(13) % 3),
-            "category": ["Bar", "Cafe", None] * 4 + ["Gym"],
-            "n_checkins": 1,
-        }
-    ).to_parquet(root / "pois.parquet")
-    return root
+    return write_checkins(tmp_path_factory.mktemp("city"))
 
 
 @pytest.fixture(scope="module")
@@ -172,25 +137,6 @@ def test_a_recipe_without_others_needs_no_statistics(tables):
 
     assert build_finder(tables, recipe) is None
     assert recipe.decoder.hide_request_time
-
-
-def test_figures_of_a_protocol_go_into_the_ledger_with_their_baselines(folder, tmp_path):
-    figures = evaluate_protocol("calgary", folder, recipe=RECIPE, seeds=(0,), work=tmp_path)
-
-    record_protocol("nyc-table6-all", figures, str(tmp_path / "results"))
-
-    results, problems = load(tmp_path / "results")
-    assert problems == []
-    assert [result.name for result in results] == [  # there is no discovery to tell of
-        "nyc-table6-all-acc1", "nyc-table6-all-acc10", "nyc-table6-all-mrr",
-    ]  # fmt: skip
-    acc1, _, mrr = results
-    assert acc1.bar == ">= 0.399"
-    kernel = figures["methods"]["kernel_counter"]["all"]["mrr"]
-    assert mrr.bar == f">= {kernel:.4f}"
-    assert f"recency-weighted visit baseline {kernel:.4f}" in mrr.notes
-    assert "mean of seeds 0 " in mrr.notes
-    assert "95 % by users" in mrr.notes
 
 
 def test_windows_are_local_travel_or_mixed_by_their_share_of_travel():
