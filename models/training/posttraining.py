@@ -4,6 +4,7 @@
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -113,12 +114,12 @@ class ScoredBatch(NamedTuple):
     labels_BC: Tensor
 
 
-class ClickStage(SplitStage, Generic[Taught]):
+class ClickStage(SplitStage, ABC, Generic[Taught]):
     """A stage that learns from clicked and unclicked POIs of a request."""
 
+    @abstractmethod
     def score(self, model: Taught, rows: pa.Table) -> ScoredBatch:
         """Scores the candidates of a batch for validation."""
-        raise NotImplementedError
 
     def validate(self, model: Taught) -> dict[str, float]:
         """Returns mean loss, AUC and GAUC; empty without validation rows."""
