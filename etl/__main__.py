@@ -1,10 +1,8 @@
 """Spark jobs of the data half: python -m etl JOB --day D (see --help).
 
-The order of a night: a source (synthetic, checkins, tsmc, getnext or actions), poi_index, clean_actions,
-action_sequences; `night` runs them in one session. Before a training: pretrain_samples, ranking_samples,
-preference_pairs, or `samples` for all three; and training_others, for models that copy from the crowd. This file
-holds the job table; the work is in `etl/jobs/index_pois.py`, `etl/jobs/recompute.py`, `etl/jobs/runner.py`,
-`etl/jobs/samples.py` and the table files.
+Every day: a source (synthetic, checkins, tsmc, getnext or actions), then poi_index, clean_actions and action_sequences;
+`night` runs all four in one session. Before a training: pretrain_samples, ranking_samples and preference_pairs;
+`samples` runs all three. Models that copy from the crowd also need training_others.
 """
 
 import argparse
@@ -147,7 +145,7 @@ def _add_source_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         choices=tuple(SOURCES),
-        help="deliver the raw tables from here first; without it they are there",
+        help="source that delivers the raw tables first; without it they must exist",
     )
 
 
@@ -155,7 +153,7 @@ def _add_outline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         choices=tuple(name for name in SOURCES if name != "synthetic"),
-        help="what the data are; without it their shape tells",
+        help="reader to use; without it the shape of the files decides",
     )
     parser.add_argument(
         "--next-day",
@@ -172,7 +170,7 @@ def _add_replay_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-of",
         type=date.fromisoformat,
-        help="judge with the catalogue as it stood at the end of this day; all that it holds if not given",
+        help="judge with the catalogue as it stood at the end of this day; without it, with today's catalogue",
     )
 
 
@@ -213,7 +211,7 @@ JOBS: dict[str, Job] = {
     ),
     "replay": Job(
         "clean_actions of a day once more, with the catalogue of today or of --as-of: takes in actions whose POI "
-        "was delivered later; counts add up as ever, a second run changes nothing",
+        "was delivered later; rows stay conserved, and a second run changes nothing",
         run_one("etl.jobs.replay", "replay_day"),
         _add_replay_options,
         access="shared",
@@ -241,7 +239,7 @@ JOBS: dict[str, Job] = {
         access="shared",
     ),
     "preference_pairs": Job(
-        "ranking_samples -> preference_pairs: clicked POIs beside those shown and not clicked",
+        "ranking_samples -> preference_pairs: clicked POIs, each paired with one shown and not clicked",
         run_one(*SAMPLE_STEPS["preference_pairs"]),
         access="shared",
     ),
@@ -257,8 +255,7 @@ JOBS: dict[str, Job] = {
         access="shared",
     ),
     "outline": Job(
-        "data of any shape that a reader knows -> what they hold, and the days and splits that fit them; writes no "
-        "table",
+        "files of any known shape -> what they hold, and the days and splits that fit them; writes no table",
         run_one("etl.sources.outline", "run_outline"),
         _add_outline_options,
         needs_day=False,

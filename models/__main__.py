@@ -57,7 +57,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         help="public protocols: one training per seed, kept and used again; empty = baselines only",
     )
     parser.add_argument(
-        "--out", default="", metavar="FOLDER", help="public protocols: for figures and trained models"
+        "--out", default="", metavar="FOLDER", help="public protocols: folder for figures and trained models"
     )
 
 
@@ -96,7 +96,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--user", required=True, metavar="USER_ID", help="whose request")
+    parser.add_argument("--user", required=True, metavar="USER_ID", help="user whose request is explained")
     parser.add_argument("--model", default="", metavar="URI", help="bundle; empty = the day's training")
     parser.add_argument(
         "--at",
@@ -108,7 +108,9 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
         "--place", default="", metavar="LON,LAT", help="where the user is; empty = at the last action's POI"
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="POIs to list")
-    parser.add_argument("--out", default="", metavar="FOLDER", help="of the picture; empty = the artifacts")
+    parser.add_argument(
+        "--out", default="", metavar="FOLDER", help="folder of the picture; empty = the artifacts"
+    )
 
 
 JOBS = {
@@ -143,7 +145,7 @@ JOBS = {
         _add_train,
     ),
     "explain": Job(
-        "one request -> text and a picture of what it leans on",
+        "one request -> a text and a picture of the actions that its prediction depends on",
         run_later("models.jobs", "run_explain_job"),
         _add_explain,
         access="shared",

@@ -1,14 +1,14 @@
 """Feature jobs on the command line: `python -m udfs JOB --day D`.
 
 python -m udfs features --day 2026-03-01       all four feature tables, one session, one model
-python -m udfs audit --day 2026-03-01          may this night be published?
+python -m udfs audit --day 2026-03-01          may the tables of this day be published?
 python -m udfs publish --day 2026-03-01        one row of releases makes it visible
 python -m udfs release --day 2026-03-01        these three in one session
 python -m udfs rollback                        back to the release before
 python -m udfs releases                        what was published when
 python -m udfs export --out FOLDER             Parquet and a FAISS index of a release
 python -m udfs vacuum                          frees what no release and no training pins
-python -m udfs erase --user ID                 removes a user from everything that is kept
+python -m udfs erase --user ID                 removes a user from every table, log and file
 python -m udfs train --day D --processes 4     trains on the cluster, as python -m models train does on one machine
 """
 
@@ -78,7 +78,7 @@ def add_age_option(parser: ArgumentParser) -> None:
         "--max-age-hours",
         type=hours,
         metavar="H",
-        help="fail if the current release was published, or its day ended, longer ago; empty: any age",
+        help="fail if the current release was published, or its day ended, more than H hours ago; empty: any age",
     )
 
 
@@ -88,7 +88,7 @@ def add_vacuum_options(parser: ArgumentParser) -> None:
         "--hours",
         type=hours,
         default=168.0,
-        help="keep versions that were the latest within the last H hours",
+        help="keep versions that were current within the last H hours",
     )
     parser.add_argument(
         "--keep-releases",
@@ -111,7 +111,7 @@ def add_training_options(parser: ArgumentParser) -> None:
         type=positive,
         default=2,
         metavar="N",
-        help="that share each batch, one barrier task each",
+        help="number of processes that share each batch, one barrier task each",
     )
     parser.add_argument(
         "--recipe",
@@ -154,7 +154,7 @@ def add_candidates_options(parser: ArgumentParser) -> None:
         "--requests",
         default="",
         metavar="PATH",
-        help="answer these instead of the night's: Parquet, a Delta folder or a table with request_id, user_id, "
+        help="requests to answer instead of the day's: Parquet, a Delta folder or a table with request_id, user_id, "
         "request_ts_ms and optionally user_lon, user_lat, tz_offset_min, action_type; needs --out",
     )
     parser.add_argument(
@@ -256,7 +256,7 @@ JOBS = {
         access="alone",
     ),
     "erase": Job(
-        help="removes users from every table, version, log, report and artefact, and proves it",
+        help="removes users from every table, version, log, report and artefact, then searches for them again",
         run=run_later("udfs.upkeep.erase", "run_erase"),
         add_options=add_user_options,
         needs_day=False,

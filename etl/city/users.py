@@ -139,7 +139,7 @@ def with_chosen_poi(
         name: column to add.
         leaf: column of the leaf.
         favourite: number of the favourite, 0 to `FAVOURITES` - 1, null where the user looks around.
-        looks_around: identifies the occasion on which a user looks around; None = nobody does.
+        looks_around: identifies the occasion on which a user looks around; None = no user does.
         city: settings.
         seeks: whether users who look around prefer POIs with the attribute that they like; favourites are always
             chosen so.

@@ -8,7 +8,7 @@ change keeps the old details in `past_details`, so the index knows its past with
 day starts from the state before that day, and a backfill of an older day reads the names and categories of that time.
 """
 
-from datetime import date
+from datetime import date, timedelta
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -37,11 +37,9 @@ def state_before(index: DataFrame, *, day: date) -> DataFrame:
     return known.select(*(before.get(name, F.col(name)) for name in index.columns))
 
 
-def keep_known(slots: DataFrame, *, day: date, index_version: int) -> DataFrame:
-    """Keeps the slots that one index version held at the end of `day`; later closings are undone."""
-    closed_later = F.coalesce(F.col("closed_day") > F.lit(day), F.lit(False))
-    known = slots.where((F.col("index_version") == index_version) & (F.col("indexed_day") <= F.lit(day)))
-    return known.withColumn("valid_to", F.when(~closed_later, F.col("valid_to")))
+def keep_known(index: DataFrame, *, day: date, index_version: int) -> DataFrame:
+    """Returns the slots of one index version as they stood at the end of a day."""
+    return state_before(index.where(F.col("index_version") == index_version), day=day + timedelta(days=1))
 
 
 def is_live(on: Column) -> Column:

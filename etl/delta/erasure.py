@@ -58,7 +58,7 @@ class Found:
     def is_clean(self) -> bool:
         return not (self.kept_rows or self.log_files)
 
-    def tell(self) -> dict[str, int]:
+    def describe(self) -> dict[str, int]:
         """Returns the counts, for summaries and records."""
         return {"rows": self.rows, "kept_rows": self.kept_rows, "log_files": self.log_files}
 

@@ -112,7 +112,7 @@ def missing_files(spark: SparkSession, root: str, name: str, version: int) -> li
     ]
 
 
-def start_history_anew(spark: SparkSession, root: str, name: str) -> int:
+def restart_history(spark: SparkSession, root: str, name: str) -> int:
     """Commits a version with the same rows that does not refer to earlier files, and returns it.
 
     The commit that deletes rows holds the statistics of the files that it removes. So it cannot be the first of a
@@ -144,7 +144,7 @@ def forget_history(spark: SparkSession, root: str, name: str, start: int) -> int
         spark: session.
         root: table root.
         name: the table.
-        start: version that `start_history_anew` has committed.
+        start: version that `restart_history` has committed.
     """
     path = table_path(spark, root, name)
     versions = range(start, table_version(spark, root, name) + 1)

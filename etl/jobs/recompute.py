@@ -1,9 +1,9 @@
 """Jobs `clean_actions` and `action_sequences` of a day, and of the later days that the day makes stale.
 
 In a usual run there is no later day, and nothing is done twice. After a correction or a backfill the later days are
-recomputed, oldest first. So the tables are the same in whatever order days are run, and the next run of the day, or of
-any earlier one, repairs a kill in between. Days that are not stale are left alone, and a rerun whose rows are already
-stored commits nothing: a backfill of many days in order computes each twice at most.
+recomputed, oldest first. So the tables do not depend on the order in which days are run, and the next run of the day,
+or of any earlier one, repairs a kill in between. Days that are not stale are left alone, and a rerun whose rows are
+already stored commits nothing: a backfill of many days in order computes each twice at most.
 
 Some earlier days may have been delivered and never cleaned, since their run failed after the delivery. They are
 computed first, as no later delivery would bring their rows again. They are judged with the catalogue of the day that
@@ -37,7 +37,7 @@ def clean_days(context: JobContext, spark: SparkSession, *, as_of: date | None =
     summary = runner.clean_day(
         context, spark, as_of=as_of, skip_equal=is_current, may_refuse_all=as_of is not None
     )
-    _tell_undone(summary, undone)
+    _report_undone(summary, undone)
     if not later:
         return summary
     logs = _read_commits(context, spark, "cleaned_actions")
@@ -61,7 +61,7 @@ def sequence_days(context: JobContext, spark: SparkSession) -> JobSummary:
         runner.sequence_day(_of_day(context, day), spark)
     is_current, later = _look_around(context, spark, "action_sequences")
     summary = runner.sequence_day(context, spark, skip_equal=is_current)
-    _tell_undone(summary, undone)
+    _report_undone(summary, undone)
     if not later:
         return summary
     # Unlike cleaned days, sequences do not depend on each other: recomputing a day makes no later one stale.
@@ -103,7 +103,7 @@ def _undone_days(context: JobContext, spark: SparkSession, name: str, *, after: 
     return sorted(day for day in upstream if day < context.day and day not in done)
 
 
-def _tell_undone(summary: JobSummary, days: list[date]) -> None:
+def _report_undone(summary: JobSummary, days: list[date]) -> None:
     """Records in summary and log which earlier days were made up for."""
     if days:
         summary.notes["undone_days"] = [str(day) for day in days]

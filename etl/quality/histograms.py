@@ -21,7 +21,7 @@ class Histogram:
 
 
 def mean_shares(days: Sequence[Histogram]) -> Histogram:
-    """Returns the mean of the shares of some days; every day has the same weight, whatever its number of rows."""
+    """Returns the mean of the shares of some days; days have equal weight, regardless of their number of rows."""
     values = sorted({value for each in days for value in each.counts})
     shares = [each.shares for each in days]
     return Histogram(

@@ -42,7 +42,7 @@ class Source(Protocol):
 
     Attributes:
         name: name of the job.
-        warnings: oddities that do not stop the delivery, such as columns that nobody reads; filled by `read`.
+        warnings: oddities that do not stop the delivery, such as unused columns; filled by `read`.
         counts: number of records by outcome, filled by `read`, for the notes of the summary; empty for a source that
             generates its records.
     """

@@ -200,7 +200,7 @@ def _open_parquet(spark: SparkSession, inputs: InputFiles) -> list[FilePart]:
 
 
 def refuse_repeated(names: Sequence[str], table: str) -> None:
-    """Checks that no two columns differ in case only: nobody could tell which one is meant.
+    """Checks that no two columns differ in case only, since either could be meant.
 
     Raises:
         SchemaError: two columns do.

@@ -112,7 +112,7 @@ def pick_columns(
         required: kinds of required columns (`etl/sources/values.py`).
         optional: kinds of columns that are null if the file lacks them.
         remedy: advice for a file that does not fit.
-        warnings: receives sentences about files and columns that nobody reads.
+        warnings: receives sentences about unused files and columns.
         unread: columns that are known but not needed, and so cause no warning.
 
     Returns:

@@ -89,7 +89,7 @@ def run_outline(context: JobContext, spark: SparkSession) -> JobSummary:
     notes["warnings"] = reader.warnings
     if options.out and not context.dry_run:
         write_layer(options.out, settings, plan)
-    for line in tell(notes):
+    for line in describe_outline(notes):
         LOGGER.info("%s", line)
     return JobSummary(rows_in=int(str(facts["rows"])), notes=notes)
 
@@ -204,7 +204,7 @@ def write_layer(path: Path, settings: Settings, plan: Plan) -> None:
     write_whole(path, yaml.safe_dump(layer, allow_unicode=True, sort_keys=False))
 
 
-def tell(notes: Mapping[str, object]) -> list[str]:
+def describe_outline(notes: Mapping[str, object]) -> list[str]:
     """Returns the outline in sentences, one a line."""
     skipped = notes["skipped"]
     assert isinstance(skipped, Mapping)

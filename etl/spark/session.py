@@ -38,7 +38,7 @@ QUICK_PROPERTIES = {
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.adaptive.enabled": "false",
     "spark.databricks.delta.snapshotPartitions": "1",
-    # Spark builds the plan's text for every query, though nobody reads it.
+    # Spark builds the plan's text for every query, though it is never read.
     "spark.sql.ui.explainMode": "simple",
     "spark.sql.debug.maxToStringFields": "1",
     # Recording the Python line of a column expression takes several calls into the JVM.

@@ -2,7 +2,7 @@
 
 In: `cleaned_actions` up to the day, `user_places` and `raw_profiles` as of the day. Out: one row per user
 active on the day with the last actions, oldest first, the richness of their POIs and the pattern local,
-travel or mixed. Cost: the histories of the users of the day, nobody else's. Run: python -m etl
+travel or mixed. Cost: it reads the histories of the users of the day only. Run: python -m etl
 action_sequences --day D.
 """
 

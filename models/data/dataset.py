@@ -1,6 +1,6 @@
 """Sample tables -> batches: pinned Delta versions as Arrow, in an order that depends on seed and keys alone.
 
-A hash of the key assigns rows to shards, so that a shard has about `buffer_rows` rows whatever the size of the table.
+A hash of the key assigns rows to shards, so that a shard has about `buffer_rows` rows at any table size.
 Small tables stay in memory. Larger ones are spilled once, shard by shard, to Arrow files in a scratch folder, and
 memory holds one shard at a time. Within a shard, batches have rows of similar length.
 """
@@ -103,7 +103,7 @@ def read_table(table: TableAt, columns: Sequence[str], condition: pds.Expression
 
 
 class SampleBatches:
-    """The batches of one split: equal rows, plan and epoch give equal batches, whatever the files."""
+    """The batches of one split: equal rows, plan and epoch give equal batches, whichever files hold the rows."""
 
     def __init__(self, query: SampleQuery, plan: BatchPlan, scratch: Path) -> None:
         """Counts the rows, and reads or spills them.
@@ -132,7 +132,7 @@ class SampleBatches:
                 table=name,
                 split=query.split,
                 day=query.day,
-                remedy=_tell_remedy(name, query),
+                remedy=_describe_remedy(name, query),
             )
         self.num_shards = math.ceil(self.num_rows / plan.buffer_rows)
         scanner = dataset.scanner(columns=list(query.columns), filter=wanted)
@@ -263,7 +263,7 @@ def _equals(dataset: pds.Dataset, column: str, value: str) -> pds.Expression:
     return pds.field(column) == pa.scalar(value).cast(dataset.schema.field(column).type)
 
 
-def _tell_remedy(table: str, query: SampleQuery) -> str:
+def _describe_remedy(table: str, query: SampleQuery) -> str:
     """Returns a text on the settings that leave a split without rows."""
     if query.split != "train":
         return (

@@ -40,7 +40,7 @@ def threads_of_process() -> int:
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def tell_all(message: Mapping[str, Any] | None) -> dict[str, Any]:
+def broadcast_message(message: Mapping[str, Any] | None) -> dict[str, Any]:
     """Broadcasts the first process's message, which must be JSON-serialisable; returns it in every process."""
     if num_processes() == 1:
         return dict(message or {})

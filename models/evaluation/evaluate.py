@@ -124,7 +124,7 @@ def print_figures(evaluation: Figures, console: Console | None = None) -> None:
         console.print(f"{next_poi['rows']} rows of {next_poi['users']} users, digest {next_poi['digest']}")
         for method, differences in next_poi.get("minus_kernel_counter", {}).items():
             console.print(
-                f"{method} minus the recency-weighted visits, same rows: {_tell_differences(differences)}"
+                f"{method} minus the recency-weighted visits, same rows: {_describe_differences(differences)}"
             )
     if isinstance(ranking, dict):
         label = _label_simulated(ranking)
@@ -219,7 +219,7 @@ def _next_poi_table(title: str, figures: dict[str, dict], group: str) -> Table:
     return table
 
 
-def _tell_differences(differences: Mapping[str, Mapping[str, float]]) -> str:
+def _describe_differences(differences: Mapping[str, Mapping[str, float]]) -> str:
     return ", ".join(
         f"{name} {difference['value']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
         for name, difference in differences.items()

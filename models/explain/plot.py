@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from conf.units import EARTH_RADIUS_KM
 from models.explain.attribution import Explanation
-from models.explain.text import group_by_poi, tell_time
+from models.explain.text import format_time, group_by_poi
 
 WIDTH, HEIGHT, DPI = 13.5, 7.2, 130
 INK, SOFT, LINE = "#1f2937", "#6b7280", "#e5e7eb"
@@ -79,7 +79,7 @@ def draw_explanation(
         _draw_visits(figure.add_subplot(grid[1, 1]), explanation, names)
     else:
         _draw_pois(figure.add_subplot(grid[:, 1]), explanation, names)
-    when = tell_time(explanation.timestamp_ms, explanation.tz_offset_min)
+    when = format_time(explanation.timestamp_ms, explanation.tz_offset_min)
     title = f"User {explanation.user_id}, {when} local time, after {len(explanation.past)} actions"
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
@@ -176,7 +176,7 @@ def _draw_shares(axes: Axes, explanation: Explanation, names: Mapping[str, str])
     if of_block.crowd or of_poi.crowd:
         rows.append(("crowd candidates", of_block.crowd, of_poi.crowd))
     for place in chosen:
-        when = tell_time(int(past.timestamps_ms[place]), int(past.tz_offsets_min[place]))
+        when = format_time(int(past.timestamps_ms[place]), int(past.tz_offsets_min[place]))
         name = _shorten(names.get(past.poi_ids[place], past.poi_ids[place]))
         rows.append((f"{name}, {when[:4]}{when[9:]}", of_block.actions[place], of_poi.actions[place]))
     rest = np.setdiff1d(np.arange(len(past)), chosen)

@@ -46,19 +46,19 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str], consol
 
 def describe_request(explanation: Explanation) -> str:
     """Returns a text with user, time and place of the request."""
-    when = tell_time(explanation.timestamp_ms, explanation.tz_offset_min)
-    where = tell_place(explanation.place)
+    when = format_time(explanation.timestamp_ms, explanation.tz_offset_min)
+    where = format_place(explanation.place)
     return f"user {explanation.user_id}, {when} local time, at {where}, after {len(explanation.past)} actions"
 
 
 def describe_shares(explanation: Explanation) -> str:
     """Returns a text with the shares of generator, crowd and past in both predictions."""
 
-    def tell(shares: Shares) -> str:
+    def format_shares(shares: Shares) -> str:
         crowd = f", crowd candidates {shares.crowd:.1%}" if shares.crowd else ""
         return f"generator {shares.generator:.1%}{crowd}, past actions {shares.actions.sum():.1%}"
 
-    return f"block: {tell(explanation.block_shares)}\nPOI:   {tell(explanation.poi_shares)}"
+    return f"block: {format_shares(explanation.block_shares)}\nPOI:   {format_shares(explanation.poi_shares)}"
 
 
 def tabulate_pois(explanation: Explanation, names: Mapping[str, str]) -> Table:
@@ -76,7 +76,7 @@ def tabulate_blocks(explanation: Explanation) -> Table:
     """Makes the table of the most probable blocks; the rest in one line."""
     table = _start("top blocks", "block", "probability", "centre")
     for block in explanation.blocks[:NUM_BLOCKS]:
-        table.add_row(str(block.block_id), f"{block.probability:.2%}", tell_place(block.place))
+        table.add_row(str(block.block_id), f"{block.probability:.2%}", format_place(block.place))
     rest = explanation.blocks[NUM_BLOCKS:]
     if rest:
         table.add_row(f"{len(rest)} more", f"{sum(block.probability for block in rest):.2%}", "")
@@ -92,7 +92,7 @@ def tabulate_actions(
     for place in places:
         shares = (explanation.block_shares.actions[place], explanation.poi_shares.actions[place])
         cells = [f"{share:.2%}" if explanation.has_memory else "" for share in shares]
-        when = tell_time(int(past.timestamps_ms[place]), int(past.tz_offsets_min[place]))
+        when = format_time(int(past.timestamps_ms[place]), int(past.tz_offsets_min[place]))
         name = names.get(past.poi_ids[place], past.poi_ids[place])
         table.add_row(when, name, str(past.block_ids[place]), *cells)
     return table
@@ -134,13 +134,13 @@ def tabulate_visits(explanation: Explanation, names: Mapping[str, str]) -> Table
     return table
 
 
-def tell_time(timestamp_ms: int, tz_offset_min: int) -> str:
+def format_time(timestamp_ms: int, tz_offset_min: int) -> str:
     """Returns the local time, such as `Mon 2026-03-02 18:05`."""
     local = datetime.fromtimestamp(timestamp_ms / 1000, UTC) + timedelta(minutes=tz_offset_min)
     return f"{local:%a %Y-%m-%d %H:%M}"
 
 
-def tell_place(place: Place) -> str:
+def format_place(place: Place) -> str:
     """Returns longitude and latitude, such as `4.8800, 52.3100`."""
     return "an unknown place" if math.isnan(place[0]) else f"{place[0]:.4f}, {place[1]:.4f}"
 

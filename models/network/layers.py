@@ -149,7 +149,7 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2)), new
 
     def key_values(self, x_BTD: Tensor, rotation: Rotation) -> KeyValues:
-        """Returns only the keys and values of new tokens, (B, G, T, E) each, for a layer whose output nobody reads."""
+        """Returns only the keys and values of new tokens, (B, G, T, E) each, for a layer whose output is not needed."""
         B, T, _ = x_BTD.shape
         weight = self.query_key_value.weight[self.num_heads * self.head_dim :]
         key, value = F.linear(x_BTD, weight).view(B, T, 2 * self.num_kv_heads, self.head_dim).chunk(2, dim=2)

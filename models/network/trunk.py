@@ -315,7 +315,7 @@ class Trunk(nn.Module):
     def remember_window(
         self, history: HistoryBatch, spacetime_BLD: Tensor, inner_BLD: Tensor, index_BW: Tensor
     ) -> tuple[KeyValues, ...]:
-        """Returns keys and values of user tokens and window; skips the last layer's states, which nobody reads."""
+        """Returns keys and values of user tokens and window; skips the last layer's states, which are not needed."""
         embedded, positions, mask = self._embed_window(history, spacetime_BLD, inner_BLD, index_BW)
         rotation, x, caches = self._rotate(positions), self.embedding_dropout(embedded), []
         for layer in self.layers[:-1]:

@@ -86,7 +86,7 @@ def judge_clicks(
     if STAGE not in challenger.stage_names:
         return None
     shown = take_impressions(samples)
-    missing = tell_missing_class(shown)
+    missing = describe_missing_class(shown)
     if missing:
         nan = math.nan
         return ClickVerdict(0, nan, nan, nan, nan, nan, nan, None, None, (f"clicks: no verdict, {missing}",))
@@ -154,7 +154,7 @@ def take_impressions(samples: pa.Table | None) -> Impressions | None:
     return Impressions.from_samples(samples.sort_by("request_id").slice(0, MAX_REQUESTS).combine_chunks())
 
 
-def tell_missing_class(shown: Impressions | None) -> str:
+def describe_missing_class(shown: Impressions | None) -> str:
     """Returns a text on why impressions are unusable (none, all clicked, or none clicked); empty = usable."""
     if shown is None or not len(shown.labels):
         return "there is no validation row of ranking_samples"

@@ -28,7 +28,7 @@ from models.evaluation.metrics import (
 from models.evaluation.release_split import EvaluationRows
 from models.evaluation.vector_spread import Spread, describe_collapse, measure_spread
 from models.registry.champions import Champions
-from models.registry.click_gate import AUC_TOLERANCE, take_impressions, tell_missing_class
+from models.registry.click_gate import AUC_TOLERANCE, describe_missing_class, take_impressions
 from models.serving.bundle import ModelBundle
 from models.serving.inference import encode_pois, encode_user_requests
 
@@ -87,7 +87,7 @@ def judge_embeddings(
     if STAGE not in challenger.stage_names:
         return None
     shown = take_impressions(samples)
-    missing = tell_missing_class(shown)
+    missing = describe_missing_class(shown)
     if rows is None or missing:
         nan, missing = math.nan, missing or "there is no validation row of pretrain_samples"
         reason = f"embeddings: no verdict, {missing}"

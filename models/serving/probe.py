@@ -117,7 +117,7 @@ def record_answers(bundle: ModelBundle) -> None:
         return
     # This file is part of the bundle's digest, which identifies a registered version: rounding on another
     # processor must not make the same model a new version.
-    if path.is_file() and not _tell_difference(
+    if path.is_file() and not _describe_difference(
         read_json(path, expected="a model's answers to the probe"), answers
     ):
         return
@@ -157,7 +157,7 @@ def check_bundle(bundle: ModelBundle, *, uri: str) -> None:
         if problem:
             raise DamagedModelError(model_uri=uri, stage=stage, problem=problem)
         if stored is not None:
-            difference = _tell_difference(stored, {stage: ask_probe(model)})
+            difference = _describe_difference(stored, {stage: ask_probe(model)})
             if difference:
                 raise DamagedModelError(model_uri=uri, stage=stage, problem=difference)
 
@@ -176,7 +176,7 @@ def find_problem(model: SpacetimeDecoder, bundle: ModelBundle) -> str:
     return ""
 
 
-def _tell_difference(stored: dict[str, Answers], answers_now: dict[str, Answers]) -> str:
+def _describe_difference(stored: dict[str, Answers], answers_now: dict[str, Answers]) -> str:
     """Returns a text on how answers differ from the stored ones; empty = they agree."""
     for stage, answers in answers_now.items():
         for name, values in answers.items():

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from conf.errors import MissingInputError, NoTrainingDataError
-from models.data.parallel import tell_all
+from models.data.parallel import broadcast_message
 from models.training.pipeline import Training, run_stage
 from models.training.stage import TrainResult
 
@@ -19,7 +19,7 @@ def follow(training: Training, stages: Sequence[str]) -> dict[str, TrainResult]:
     """
     results = {}
     for stage in stages:
-        message = tell_all(None)
+        message = broadcast_message(None)
         if "refused" in message:
             LOGGER.warning("stage %s is left out: %s", stage, message["refused"])
             continue

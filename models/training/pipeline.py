@@ -27,7 +27,7 @@ from models.config import Recipe
 from models.copying.crowd_candidates import SlotFinder
 from models.copying.crowd_tables import CROWD_TABLES, CrowdAt, open_finder, read_catalogue
 from models.data.dataset import TableAt
-from models.data.parallel import tell_all
+from models.data.parallel import broadcast_message
 from models.data.pins import Pin, locate_table, pin_table
 from models.network.checkpoint import load_stage, read_config
 from models.tracking import RunLog, TableInput, open_stage_run
@@ -119,9 +119,9 @@ def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
         prepare_stage(training, stage)
     except SpacetimeError as error:
         # The followers wait for a message about every stage, even one that is not trained.
-        tell_all({"refused": str(error)})
+        broadcast_message({"refused": str(error)})
         raise
-    tell_all(_describe(training))
+    broadcast_message(_describe(training))
     started = time.perf_counter()
     with open_stage_run(training.settings.mlflow, parent, stage=stage) as log:
         log.log_params({"stage": stage, "day": training.day, "made_of": training.made_of[stage]})

@@ -18,8 +18,8 @@ import yaml
 from conf.results import record
 from conf.settings import load_settings
 from etl.spark.session import open_session
+from tests.cases.case_city import build_case_city
 from tests.cases.foreign_cases import CASES, Place, find_differences
-from tests.cases.small_town import build_small_town
 
 NUM_CASES = 23
 SPARK = {"quick_start": True, "shuffle_partitions": 1, "driver_memory": "2g",
@@ -41,11 +41,11 @@ def main() -> int:
         layer.write_text(yaml.safe_dump({"spark": SPARK}))
         settings = load_settings([layer])
         spark = open_session(settings, "cases")
-        town = cache(lambda: build_small_town(spark, settings, folder / "town"))
+        city = cache(lambda: build_case_city(spark, settings, folder / "city"))
         for name in chosen:
             started = time.perf_counter()
             (folder / name).mkdir()
-            problems = find_differences(name, Place(work=folder / name, layer=layer, town=town))
+            problems = find_differences(name, Place(work=folder / name, layer=layer, city=city))
             print(
                 f"{'wrong' if problems else 'right'}  {time.perf_counter() - started:5.1f} s  {name}",
                 flush=True,

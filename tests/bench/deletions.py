@@ -117,9 +117,7 @@ def delete_in_table(spark: object, rng: random.Random, base: Path) -> tuple[int,
 
     def forget() -> None:
         retention.vacuum_table(spark, str(root), TABLE, keep_versions=(), hours=0)
-        retention.forget_history(
-            spark, str(root), TABLE, retention.start_history_anew(spark, str(root), TABLE)
-        )
+        retention.forget_history(spark, str(root), TABLE, retention.restart_history(spark, str(root), TABLE))
 
     is_erasure = rng.random() < 0.3
     run = forget if is_erasure else vacuum

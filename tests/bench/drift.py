@@ -1,6 +1,6 @@
 """How far figures move with what must not matter: hash seed, batch size, row order, threads.
 
-    python -m tests.bench.drift                                         the planted town, all four stages
+    python -m tests.bench.drift                                         the planted city, all four stages
     python -m tests.bench.drift --protocol nyc-table6 --data FOLDER     a public protocol, pre-training only
 
 One set of models is trained (or, of a protocol, found in the work folder), then evaluated under every combination;
@@ -40,7 +40,7 @@ from models.protocols.splits import PROTOCOLS, build_rows
 from models.protocols.tables import build_evaluation_rows, build_tables
 from models.serving import inference
 from models.serving.bundle import load_bundle
-from tests.bench.toy_town import train_town, write_town
+from tests.bench.planted_training import train_city, write_city
 
 HASH_SEEDS, THREADS, BATCH_SIZES = (0, 1, 2), (1, 2), (1, 7, 64)
 BAR = "<= 0.00005"
@@ -54,8 +54,8 @@ BATCHED = {
 Leaf = float | str | None
 
 
-def evaluate_town(folder: Path, order: np.random.Generator | None) -> Figures:
-    """Evaluates the town's bundle: next POI and clicks.
+def evaluate_city(folder: Path, order: np.random.Generator | None) -> Figures:
+    """Evaluates the city's bundle: next POI and clicks.
 
     Args:
         folder: with `tables` and `bundle`.
@@ -111,7 +111,7 @@ def run_variants(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             for name in names:
                 setattr(module, name, partial(getattr(inference, name), micro_batch=size))
         order = np.random.default_rng(size) if is_shuffled else None
-        figures = evaluate_public(options, order) if options.protocol else evaluate_town(options.work, order)
+        figures = evaluate_public(options, order) if options.protocol else evaluate_city(options.work, order)
         yield {"batch": size, "shuffled": is_shuffled, "figures": dict(flatten(figures))}
 
 
@@ -170,7 +170,7 @@ def record_drift(moved: Mapping[str, float], num_runs: int, options: argparse.Na
     means = [name for name in moved if "methods/" in name and not name.endswith(("/low", "/high"))]
     num_moved = sum(value > 0 for value in moved.values())
     told = f"{num_moved} figures move at all, most {worst}" if num_moved else "none moves"
-    where = f"protocol {options.protocol}" if options.protocol else "the planted town, all stages"
+    where = f"protocol {options.protocol}" if options.protocol else "the planted city, all stages"
     command = "make bench-drift" + (f" PROTOCOL={options.protocol} DATA=FOLDER" if options.protocol else "")
     notes = (
         f"{where}: {len(moved)} figures under {num_runs} combinations of hash seed {HASH_SEEDS}, threads {THREADS}, "
@@ -185,7 +185,7 @@ def record_drift(moved: Mapping[str, float], num_runs: int, options: argparse.Na
 def main() -> int:
     """Measures and records; returns 0 if the bar holds."""
     parser = argparse.ArgumentParser(description="Records how far figures move in results/.")
-    parser.add_argument("--protocol", default="", help="public protocol; empty = the planted town")
+    parser.add_argument("--protocol", default="", help="public protocol; empty = the planted city")
     parser.add_argument(
         "--data", type=Path, default=Path(), metavar="FOLDER", help="check-ins of the protocol"
     )
@@ -207,8 +207,8 @@ def main() -> int:
         if options.protocol:
             evaluate_public(options, None)
         else:
-            write_town(options.work / "tables")
-            train_town(options.work / "tables", options.work)
+            write_city(options.work / "tables")
+            train_city(options.work / "tables", options.work)
         moved, num_runs = measure(options)
     drift = record_drift(moved, num_runs, options)
     return 0 if drift <= float(BAR.split()[1]) else 1

@@ -37,7 +37,7 @@ NUM_ERASED, NUM_COMMANDS, NUM_KILLS = 40, 5, 20
 STEPS = (
     "etl.delta.erasure.delete_users",
     "etl.delta.retention.show_version",
-    "etl.delta.retention.start_history_anew",
+    "etl.delta.retention.restart_history",
     "etl.delta.retention.forget_history",
     "udfs.upkeep.erase.save_plan",
     "udfs.upkeep.erase.append_release",

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from conf.settings import Settings
 from conf.taxonomy import load_taxonomy
 from etl.columns import spacetime
-from tests.bench.etl_town import CATEGORIES, DAY
+from tests.bench.etl_city import CATEGORIES, DAY
 
 _SETTINGS = Settings()
 NUM_ROWS = spacetime.num_rows(_SETTINGS.index.cell_km)
@@ -34,7 +34,7 @@ def bounds() -> dict[str, object]:
 
 
 def is_interest_by_leaf() -> dict[str, bool]:
-    """Returns the taxonomy's verdict on the town's categories."""
+    """Returns the taxonomy's verdict on the city's categories."""
     taxonomy = load_taxonomy()
     return {leaf: taxonomy.resolve(leaf).is_interest for leaf in CATEGORIES}
 

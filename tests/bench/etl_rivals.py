@@ -2,14 +2,14 @@
 
     python -m tests.bench.etl_rivals --rows 1000000 10000000 50000000 --rounds 1 --runs 2
 
-The work: from raw actions and raw POIs of a simulated town (`etl_town`), all delivered on one day, to the history of
+The work: from raw actions and raw POIs of a simulated city (`etl_city`), all delivered on one day, to the history of
 every user as parallel arrays. Spark runs the project's own transforms (`etl_spark`); DuckDB (`etl_duckdb.sql`) and
 Polars (`etl_polars`) are written by hand and evaluate the same: every refusing rule of POIs and actions that a first
 night can meet, duplicate ids, repeated actions, the cap of actions per day, repaired ids, places and time zones, grid
 cells, blocks and inner ids along Hilbert's curve, the last 400 actions per user, the user's place, richness, middle
 of the visits, travel and pattern. Nobody writes the tables beside (quarantine, counts, index), nor Delta, nor infers
 home and work. The project alone is ready for slots that moved or ended, accepted actions of earlier days, rows without
-an id (their id is made from their content) and users' profiles; there are none of these in the town.
+an id (their id is made from their content) and users' profiles; there are none of these in the city.
 
 Per round each engine gets a process of its own, in which it does the work `--runs` times. Cold is the time from the
 start of the process to the end of the first run; the session's start is a part of it and also told apart. Warm are
@@ -34,8 +34,8 @@ from pathlib import Path
 import psutil
 
 from conf.results import record
+from tests.bench.etl_city import DuckdbCity, write_city
 from tests.bench.etl_runner import ENGINES
-from tests.bench.etl_town import Town, write_town
 from tests.bench.measure import tree_memory_gib
 
 COMMAND = "make bench-etl"
@@ -118,7 +118,7 @@ def measure_size(rows: int, engines: Sequence[str], *, rounds: int, runs: int) -
     outcomes: dict[str, list[Outcome]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory(prefix="bench-etl-") as scratch:
         root = Path(scratch)
-        write_town(Town(rows), root)
+        write_city(DuckdbCity(rows), root)
         for turn in range(rounds):
             for engine in list(outcomes):
                 try:
@@ -169,7 +169,7 @@ def record_all(sizes: Sequence[dict[str, Medians]], *, rounds: int) -> None:
         for m in sizes
     )
     notes = (
-        f"simulated town of {spark.rows:,} actions, clean -> index -> sequences, results equal row by row, medians "
+        f"simulated city of {spark.rows:,} actions, clean -> index -> sequences, results equal row by row, medians "
         f"over {rounds} interleaved rounds. Warm: Spark {spark.warm_s:.1f} s ({spark.warm_cpu_s:.0f} CPU s), DuckDB "
         f"{duck.warm_s:.1f} s ({duck.warm_cpu_s:.0f}), Polars {polars.warm_s:.1f} s ({polars.warm_cpu_s:.0f}). Cold: "
         f"{spark.cold_s:.1f} s (session {spark.start_s:.1f}), {duck.cold_s:.1f} s, {polars.cold_s:.1f} s. "

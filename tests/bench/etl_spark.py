@@ -1,4 +1,4 @@
-"""The project's own clean -> index -> sequences over the Parquet of `etl_town`, as one side of `etl_rivals`.
+"""The project's own clean -> index -> sequences over the Parquet of `etl_city`, as one side of `etl_rivals`.
 
 The transforms are those of the nightly jobs, put together as on a first night; what is cut between two steps
 (`compute_once`) is cut as there, and the index is written and read again. The day of delivery is the day of the job, so
@@ -19,7 +19,7 @@ from etl.delta.contracts import conform, spark_schema
 from etl.jobs import index_pois
 from etl.spark.session import compute_once, open_session
 from etl.tables import action_sequences, categories, clean_actions, poi_index
-from tests.bench.etl_town import DAY
+from tests.bench.etl_city import DAY
 
 VERSION = 1
 

@@ -1,8 +1,8 @@
-"""One user with a tenth of all actions beside a town of equal users: what do clean_actions and action_sequences take?
+"""One user with a tenth of all actions beside a city of equal users: what do clean_actions and action_sequences take?
 
     python -m tests.bench.hot_user --rows 1000000
 
-Both towns have the same number of actions, delivered on one day into Delta tables; the jobs are those of the night,
+Both cities have the same number of actions, delivered on one day into Delta tables; the jobs are those of the night,
 in one session, in turns. The first round warms the JVM up and is not counted. The cap on a user's actions per day is
 lifted in both, as it would make the hot user an ordinary one.
 """
@@ -23,7 +23,7 @@ from conf.settings import CleanSettings, Settings, SparkSettings, StorageSetting
 from etl.delta import storage
 from etl.jobs import index_pois, runner
 from etl.spark.session import open_session
-from tests.bench.etl_town import DAY, Town, write_town
+from tests.bench.etl_city import DAY, DuckdbCity, write_city
 
 COMMAND = "make bench-scale"
 HOT_SHARE = 0.1
@@ -39,10 +39,10 @@ def settings_for(root: Path) -> Settings:
     )
 
 
-def deliver(spark: SparkSession, town: Town, settings: Settings) -> None:
-    """Writes a town into its raw tables and indexes its POIs."""
-    with tempfile.TemporaryDirectory(prefix="bench-town-") as folder:
-        write_town(town, Path(folder))
+def deliver(spark: SparkSession, city: DuckdbCity, settings: Settings) -> None:
+    """Writes a city into its raw tables and indexes its POIs."""
+    with tempfile.TemporaryDirectory(prefix="bench-city-") as folder:
+        write_city(city, Path(folder))
         for name in ("raw_actions", "raw_pois"):
             rows = spark.read.parquet(f"{folder}/{name}.parquet")
             storage.replace_day(rows, name, settings.storage.root, day=DAY, run_id="bench", job="bench")
@@ -77,19 +77,19 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds, after one to warm up")
     options = parser.parse_args()
-    towns = {
-        "uniform": Town(options.rows, user_skew=1.0),
-        "hot": Town(options.rows, user_skew=1.0, hot_share=HOT_SHARE),
+    cities = {
+        "uniform": DuckdbCity(options.rows, user_skew=1.0),
+        "hot": DuckdbCity(options.rows, user_skew=1.0, hot_share=HOT_SHARE),
     }
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in towns}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in cities}
     with tempfile.TemporaryDirectory(prefix="bench-hot-") as scratch:
-        settings = {name: settings_for(Path(scratch) / name) for name in towns}
+        settings = {name: settings_for(Path(scratch) / name) for name in cities}
         spark = open_session(settings["hot"], "bench-hot-user")
-        for name, town in towns.items():
-            deliver(spark, town, settings[name])
+        for name, city in cities.items():
+            deliver(spark, city, settings[name])
         for turn in range(options.rounds + 1):
             # The JVM gets faster all the while: who goes first changes from round to round.
-            for name in list(towns) if turn % 2 else reversed(towns):
+            for name in list(cities) if turn % 2 else reversed(cities):
                 seconds = run_night(spark, settings[name])
                 print(f"round {turn}, {name}: {seconds}", flush=True)
                 if turn:
@@ -103,7 +103,7 @@ def main() -> int:
         for job in JOBS
     )
     notes = (
-        f"simulated town, {options.rows:,} actions, one user with {share:.1%} of those accepted; medians of "
+        f"simulated city, {options.rows:,} actions, one user with {share:.1%} of those accepted; medians of "
         f"{options.rounds} interleaved rounds in one warm session, uniform and hot: {by_job}"
     )
     ratio = round(medians["hot"] / medians["uniform"], 2)

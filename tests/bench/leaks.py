@@ -37,7 +37,7 @@ Action = tuple[int, str, str]
 """Time, action id, POI."""
 
 
-class Town:
+class FeatureCity:
     """What happened and what was told, as plain Python rows.
 
     Attributes:
@@ -59,14 +59,14 @@ class Town:
         self.requests = [(f"r{number}", rng.choice(users), _instant(rng)) for number in range(num_rows // 5)]
 
 
-def expect(town: Town, user: str, time_ms: int) -> tuple[list[str], list[bool], str | None]:
+def expect(city: FeatureCity, user: str, time_ms: int) -> tuple[list[str], list[bool], str | None]:
     """Scans for what was known at a time: the history's action POIs, which of them were travel, the profile."""
-    before = sorted(action for action in town.actions[user] if action[0] < time_ms)[-HISTORY:]
-    travels = [_is_travel(_known(town.homes[user], _day(at))) for at, _, _ in before]
-    return [poi for _, _, poi in before], travels, _known(town.profiles[user], _day(time_ms))
+    before = sorted(action for action in city.actions[user] if action[0] < time_ms)[-HISTORY:]
+    travels = [_is_travel(_known(city.homes[user], _day(at))) for at, _, _ in before]
+    return [poi for _, _, poi in before], travels, _known(city.profiles[user], _day(time_ms))
 
 
-def build(spark: SparkSession, town: Town) -> DataFrame:
+def build(spark: SparkSession, city: FeatureCity) -> DataFrame:
     """Builds the samples as the job does."""
     plain = {"action_type_id": 0, "is_interest": True, "tz_offset_min": 0, "index_version": 1, "block_id": 0}
     plain |= {
@@ -81,20 +81,20 @@ def build(spark: SparkSession, town: Town) -> DataFrame:
     actions = [
         {**plain, "day": _day(at), "event_date": _day(at), "action_id": action_id, "user_id": user,
          "action_ts_ms": at, "poi_id": poi}
-        for user, of_user in town.actions.items() for at, action_id, poi in of_user
+        for user, of_user in city.actions.items() for at, action_id, poi in of_user
     ]  # fmt: skip
     cleaned = spark.createDataFrame(
         [tuple(row.get(name) for name in schema.names) for row in actions], schema
     )
     shown = spark.createDataFrame(
-        town.requests, "request_id string, user_id string, request_ts_ms bigint"
+        city.requests, "request_id string, user_id string, request_ts_ms bigint"
     ).selectExpr(
         "*", "0 AS tz_offset_min", "4.9D AS user_lon", "52.4D AS user_lat", "'p0' AS poi_id", "1 AS position",
         "1 AS label", "true AS is_simulated", "0 AS block_id", "0 AS inner_id", "1 AS category_id",
         "4.9D AS slot_lon", "52.4D AS slot_lat",
     )  # fmt: skip
-    homes = [(u, d, *(home or (None, None))) for u, told in town.homes.items() for d, home in told]
-    profiles = [(d, u, "age", value) for u, told in town.profiles.items() for d, value in told]
+    homes = [(u, d, *(home or (None, None))) for u, told in city.homes.items() for d, home in told]
+    profiles = [(d, u, "age", value) for u, told in city.profiles.items() for d, value in told]
     return build_ranking_samples(
         shown,
         cleaned,
@@ -111,29 +111,29 @@ def build(spark: SparkSession, town: Town) -> DataFrame:
     )
 
 
-def count_leaks(spark: SparkSession, town: Town) -> tuple[int, int, str]:
+def count_leaks(spark: SparkSession, city: FeatureCity) -> tuple[int, int, str]:
     """Returns the samples that differ from the oracle, the samples, and the first difference."""
     buckets = {
         value: bucket
         for value, bucket in spark.createDataFrame(
-            [(value,) for told in town.profiles.values() for _, value in told], "value string"
+            [(value,) for told in city.profiles.values() for _, value in told], "value string"
         )
         .transform(lambda frame: profile_states(frame.selectExpr("DATE'2026-01-01' AS day", "value AS user_id",
                                                                  "'age' AS attribute", "value")))
         .select("user_id", F.col("profile_ids")[0])
         .collect()
     }  # fmt: skip
-    rows = build(spark, town).select("request_id", "poi_ids", "is_travels", "profile_ids").collect()
+    rows = build(spark, city).select("request_id", "poi_ids", "is_travels", "profile_ids").collect()
     found = {row["request_id"]: row for row in rows}
     leaks, example = 0, "none"
-    for request, user, time_ms in town.requests:
-        pois, travels, profile = expect(town, user, time_ms)
+    for request, user, time_ms in city.requests:
+        pois, travels, profile = expect(city, user, time_ms)
         row = found.get(request)
         wanted = (pois, travels, [buckets[profile]] if profile else [])
         if row is None or (row["poi_ids"], row["is_travels"], row["profile_ids"]) != wanted:
             example = f"{request}: {row} instead of {wanted}" if not leaks else example
             leaks += 1
-    return leaks, len(town.requests), example
+    return leaks, len(city.requests), example
 
 
 def main() -> int:
@@ -142,11 +142,11 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=NUM_ROWS)
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
-    town = Town(1, options.rows)
+    city = FeatureCity(1, options.rows)
     spark = open_session(Settings(spark=SparkSettings(quick_start=True, shuffle_partitions=2)), "leaks")
-    leaks, samples, example = count_leaks(spark, town)
+    leaks, samples, example = count_leaks(spark, city)
     spark.stop()
-    edges = sum(at % DAY_MS in (0, DAY_MS - 1) for _, _, at in town.requests)
+    edges = sum(at % DAY_MS in (0, DAY_MS - 1) for _, _, at in city.requests)
     notes = (
         f"{samples} requests beside a brute-force scan of {options.rows} planted actions, all at {len(INSTANTS_MS)} "
         f"times of {NUM_DAYS} days, so that most requests have actions at their very time; {edges} requests at the "

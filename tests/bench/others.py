@@ -89,7 +89,7 @@ def compare(rows: EvaluationRows, ranks: dict[bool, list[Ranks]], group: BoolArr
     return bootstrap_mean(gain[group], rows.requests.users[group])
 
 
-def tell(rows: EvaluationRows, ranks: dict[bool, list[Ranks]], group: BoolArray, k: int) -> str:
+def describe_ranks(rows: EvaluationRows, ranks: dict[bool, list[Ranks]], group: BoolArray, k: int) -> str:
     """Says both figures, their difference and the baselines on some rows."""
     baselines = rank_baselines(rows.requests, rows.counts, catalogue=rows.catalogue)
     own = {copies: mean_hits(found, k)[group].mean() for copies, found in ranks.items()}
@@ -126,8 +126,10 @@ def main() -> int:
     is_new, everything = ~rows.requests.returns(), np.ones(len(rows.requests), np.bool_)
     gain = compare(rows, ranks, is_new, 10)
     notes = (
-        f"{int(is_new.sum())} discoveries: {tell(rows, ranks, is_new, 10)}; "
-        + "; ".join(f"all {len(is_new)} rows: {tell(rows, ranks, everything, k)}" for k in (1, 10, 100))
+        f"{int(is_new.sum())} discoveries: {describe_ranks(rows, ranks, is_new, 10)}; "
+        + "; ".join(
+            f"all {len(is_new)} rows: {describe_ranks(rows, ranks, everything, k)}" for k in (1, 10, 100)
+        )
         + f"; release split of {DAY}, mean of seeds {options.seeds}; recipe tiny"
     )
     result = record(

@@ -2,7 +2,7 @@
 
     python -m tests.bench.resume
 
-Each training runs in a process of its own on the planted town; it tells its step through a pipe, and is sent
+Each training runs in a process of its own on the planted city; it tells its step through a pipe, and is sent
 SIGKILL, by its id, a random part of a step later: between steps, within one, or while it writes a checkpoint. It is
 then started again in a new process. `resume-bit-equal` is how many of the kills end in the weights of a training
 that nobody disturbed.
@@ -24,7 +24,7 @@ import torch
 from conf.results import record
 from models.network.checkpoint import MODEL_FILE
 from models.training import trainer
-from tests.bench.toy_town import NUM_STEPS, STAGES, train_stage, write_town
+from tests.bench.planted_training import NUM_STEPS, STAGES, train_stage, write_city
 
 KILLS_PER_STAGE = 10
 BAR = ">= 40"
@@ -133,7 +133,7 @@ def record_kills(kills: dict[str, list[Kill]], folder: str) -> int:
     notes = (
         f"kills with SIGKILL after which the resumed training ends in the same model file and validation figures as an "
         f"undisturbed one: {each}; {sum(kill.is_resumed for kill in every)} went on from a checkpoint, the others "
-        f"were killed before the first; trainings of {NUM_STEPS} steps on the planted town, dropout on, one thread"
+        f"were killed before the first; trainings of {NUM_STEPS} steps on the planted city, dropout on, one thread"
     )
     record("resume-bit-equal", survived, "kills", BAR, COMMAND, notes, folder)
     return survived
@@ -154,7 +154,7 @@ def main() -> int:
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="resume-") as scratch:
         root, work = Path(scratch) / "tables", Path(scratch) / "work"
-        write_town_apart(root)
+        write_city_apart(root)
         kills = {
             # The last step is left out: a training may end before a late kill arrives.
             stage: measure_stage(
@@ -166,18 +166,18 @@ def main() -> int:
     return 0 if survived == options.kills * len(STAGES) else 1
 
 
-def write_town_apart(root: Path) -> None:
+def write_city_apart(root: Path) -> None:
     """Writes the tables in a process of its own: the Delta writer starts threads, which a fork would lose."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            write_town(root)
+            write_city(root)
             code = 0
         finally:
             os._exit(code)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
-        raise RuntimeError("the tables of the town could not be written")
+        raise RuntimeError("the tables of the city could not be written")
 
 
 def _tell_steps(writer: int) -> None:

@@ -82,16 +82,16 @@ def breaking_points(values: Mapping[str, float]) -> list[str]:
     giga = 1e9
     history = SEQUENCES * ACTIONS_PER_SEQUENCE
     return [
-        f"**The catalogue of `poi_candidates`** is gathered on the driver, broadcast, and held by every Python worker: "
-        f"{CATALOGUE_BYTES} bytes a POI, {POIS * CATALOGUE_BYTES / giga:.0f} GB a worker. Spark's limit on what "
-        f"the driver gathers (1 GB by default) ends it at about {RESULT_LIMIT / ARROW_BYTES / 1e6:.0f} million POIs. Remedy: cut it by region (requests are local), one task "
+        f"**The catalogue of `poi_candidates`** is collected on the driver, broadcast, and held by every Python worker: "
+        f"{CATALOGUE_BYTES} bytes a POI, {POIS * CATALOGUE_BYTES / giga:.0f} GB a worker. Spark's limit on "
+        f"collected results (1 GB by default) ends it at about {RESULT_LIMIT / ARROW_BYTES / 1e6:.0f} million POIs. Remedy: cut it by region (requests are local), one task "
         "per region.",
         f"**A vector per POI** (`poi_vectors: exact`) would take {POIS * base.hidden_dim * FLOAT_BYTES / giga:.0f} GB of "
-        f"weights at width {base.hidden_dim}, four times that with gradients and optimiser. Remedy, there already: hashed "
+        f"weights at width {base.hidden_dim}, four times that with gradients and optimiser. Already available: hashed "
         f"rows (`conf/models/base.yaml`: {base.poi_rows:,} rows, {base.poi_rows * base.hidden_dim * FLOAT_BYTES / giga:.1f} "
         "GB).",
         f"**Blocks**: {POIS / BLOCKS:.0f} POIs a block on average over {BLOCKS:,} blocks, below `index.max_inner` 4,096; but "
-        "the densest block of a megacity may hold more. The index job warns at 80 % and stops at the limit, naming the "
+        "the densest block of a megacity may exceed it. The index job warns at 80 % and stops at the limit, naming the "
         "block. Remedy: raise `index.max_inner`, or a finer cell, before the first training.",
         f"**Storage**: {history * values['bytes-per-action'] / 1e12:.1f} TB for the history as raw, cleaned and sequences at "
         f"{values['bytes-per-action']:.0f} bytes an action; `action_sequences` repeats a user's history on each active "
@@ -109,7 +109,7 @@ def render(values: Mapping[str, float], train_tokens: float) -> str:
         "",
         "Made by `python -m tests.bench.scale_on_paper` from the rates in `results/`; not measured at this scale.",
         "",
-        f"Asked: {USERS:,} users, {POIS:,} POIs, {SEQUENCES:,} sequences of {ACTIONS_PER_SEQUENCE} actions. Assumed: "
+        f"Target: {USERS:,} users, {POIS:,} POIs, {SEQUENCES:,} sequences of {ACTIONS_PER_SEQUENCE} actions. Assumed: "
         f"{ACTIVE_SHARE:.0%} of the users act on a day, {ACTIONS_PER_ACTIVE_USER} times each; {CHANGED_POI_SHARE:.1%} of "
         f"the POIs change; machines of {CORES_PER_MACHINE} cores like the measured one; a night has {NIGHT_HOURS} hours; "
         "work is linear in rows.",
@@ -134,7 +134,7 @@ def render(values: Mapping[str, float], train_tokens: float) -> str:
         f"{base / tiny:,.0f} times the work a token, for GPUs. One epoch over {tokens:.2e} tokens is {gpu_hours:,.0f} GPU "
         f"hours at an assumed {GPU_FLOPS / 1e12:.0f} TFLOP/s sustained (attention and vocabularies not counted), "
         f"{gpu_hours / PAPER_GPUS:.1f} hours on the paper's {PAPER_GPUS} GPUs; the paper took {PAPER_DAYS} days, "
-        f"{PAPER_GPUS * PAPER_DAYS * 24:,} GPU hours, for a model and epochs that it does not tell.",
+        f"{PAPER_GPUS * PAPER_DAYS * 24:,} GPU hours, for a model size and a number of epochs that it does not state.",
         "",
         "## What breaks first",
         "",

@@ -2,7 +2,7 @@
 
     python -m tests.bench.skewed_publishes
 
-In a town of eight POIs: every assignment of two models to the four feature tables but the two pure ones; rows of
+In a city of eight POIs: every assignment of two models to the four feature tables but the two pure ones; rows of
 another index version in each table; vectors of users alone by a new model on a second night; each table written again
 after the audit; an audit that failed, is of another day, or tells another model or index. Where the rows are wrong,
 `publish` is handed a forged record that says passed for exactly these versions: so it has to see the mixture itself,
@@ -28,49 +28,51 @@ from conf.settings import FeatureSettings, Settings, SparkSettings
 from conf.tables import FEATURE_TABLES
 from etl.delta.storage import read_table, replace_day, table_version
 from etl.spark.session import open_session
-from tests.udfs.town import DAY_1, DAY_2, Town, action, make_bundle, open_town, sequence
+from tests.udfs.feature_city import DAY_1, DAY_2, FeatureCity, action, make_bundle, open_city, sequence
 from udfs.releases.audit_record import load_audit, save_audit
 from udfs.releases.release_log import load_releases
 
 COMMAND = "make bench-skew"
 REFUSALS = (ReleaseSkewError, AuditMissingError)
-Attempt = tuple[str, Callable[[Town], None]]
-"""What is wrong, and what makes it so in a town whose pure night was computed and audited."""
+Attempt = tuple[str, Callable[[FeatureCity], None]]
+"""What is wrong, and what makes it so in a city whose pure night was computed and audited."""
 
 
-def rewrite(town: Town, **changes: object) -> None:
+def rewrite(city: FeatureCity, **changes: object) -> None:
     """Writes the day's rows of all feature tables again, with columns changed."""
     for name in FEATURE_TABLES:
-        rows = read_table(town.spark, town.root, name).where(F.col("day") == F.lit(DAY_1))
+        rows = read_table(city.spark, city.root, name).where(F.col("day") == F.lit(DAY_1))
         for column, value in changes.items():
             rows = rows.withColumn(column, F.lit(value))
-        replace_day(rows, name, town.root, day=DAY_1, run_id="skew", job=name)
+        replace_day(rows, name, city.root, day=DAY_1, run_id="skew", job=name)
 
 
-def take_tables(names: Sequence[str], source: Town, *, is_forged: bool = True) -> Callable[[Town], None]:
-    """Returns what puts tables of another town in the place of a town's own."""
+def take_tables(
+    names: Sequence[str], source: FeatureCity, *, is_forged: bool = True
+) -> Callable[[FeatureCity], None]:
+    """Returns what puts tables of another city in the place of a city's own."""
 
-    def spoil(town: Town) -> None:
+    def spoil(city: FeatureCity) -> None:
         for name in names:
-            shutil.rmtree(Path(town.root) / name)
-            shutil.copytree(Path(source.root) / name, Path(town.root) / name)
+            shutil.rmtree(Path(city.root) / name)
+            shutil.copytree(Path(source.root) / name, Path(city.root) / name)
         if is_forged:
-            forge_audit(town)
+            forge_audit(city)
 
     return spoil
 
 
-def forge_audit(town: Town, *, day: date = DAY_1, **changes: object) -> None:
+def forge_audit(city: FeatureCity, *, day: date = DAY_1, **changes: object) -> None:
     """Makes the record of a day say passed for the tables as they are now; that of DAY_1 is what it starts from."""
-    audit = load_audit(str(town.artifacts), DAY_1)
+    audit = load_audit(str(city.artifacts), DAY_1)
     assert audit is not None
-    now = {name: table_version(town.spark, town.root, name) for name in FEATURE_TABLES}
+    now = {name: table_version(city.spark, city.root, name) for name in FEATURE_TABLES}
     content = asdict(audit) | {"day": str(day), "is_passed": True, "failures": []}
     content |= {"table_versions": audit.table_versions | now}
-    save_audit(type(audit)(**content | changes), str(town.artifacts))
+    save_audit(type(audit)(**content | changes), str(city.artifacts))
 
 
-def attempts(other: Town, shifted: Town, again: Town) -> Iterator[Attempt]:
+def attempts(other: FeatureCity, shifted: FeatureCity, again: FeatureCity) -> Iterator[Attempt]:
     """Lists what is tried.
 
     Args:
@@ -85,43 +87,43 @@ def attempts(other: Town, shifted: Town, again: Town) -> Iterator[Attempt]:
     for name in FEATURE_TABLES:
         yield f"{name} on another index version", take_tables([name], shifted)
         yield f"{name} written again after the audit", take_tables([name], again, is_forged=False)
-    yield "the audit failed", lambda town: forge_audit(town, is_passed=False, failures=["something"])
-    yield "never audited", lambda town: (town.artifacts / "audits" / f"{DAY_1}.json").unlink()
-    yield "the audit tells another model", lambda town: forge_audit(town, model_version="another")
-    yield "the audit tells another index", lambda town: forge_audit(town, index_version=7)
+    yield "the audit failed", lambda city: forge_audit(city, is_passed=False, failures=["something"])
+    yield "never audited", lambda city: (city.artifacts / "audits" / f"{DAY_1}.json").unlink()
+    yield "the audit tells another model", lambda city: forge_audit(city, model_version="another")
+    yield "the audit tells another index", lambda city: forge_audit(city, index_version=7)
     yield "the audit is of another day", copy_record
 
 
-def copy_record(town: Town) -> None:
+def copy_record(city: FeatureCity) -> None:
     """Puts the record of another day in the place of this one's."""
-    path = town.artifacts / "audits" / f"{DAY_1}.json"
+    path = city.artifacts / "audits" / f"{DAY_1}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"day": str(DAY_2)}))
 
 
-def second_night_of_users(town: Town, model: Path) -> None:
+def second_night_of_users(city: FeatureCity, model: Path) -> None:
     """Publishes the pure night, then makes vectors of a second night for users alone, by another model."""
-    town.run("publish", DAY_1)
-    town.deliver(
+    city.run("publish", DAY_1)
+    city.deliver(
         DAY_2, cleaned_actions=[action("a2", "u2", DAY_2, 4)], action_sequences=[sequence("u2", DAY_2, [4])],
         ranking_requests=[],
     )  # fmt: skip
-    town.run("user_embeddings", DAY_2, model=str(model))
-    forge_audit(town, day=DAY_2)
+    city.run("user_embeddings", DAY_2, model=str(model))
+    forge_audit(city, day=DAY_2)
 
 
-def is_refused(town: Town, day: date = DAY_1) -> bool:
+def is_refused(city: FeatureCity, day: date = DAY_1) -> bool:
     """Tries to publish; true if it is refused and readers see what they saw."""
-    before = len(load_releases(town.spark, town.root))
+    before = len(load_releases(city.spark, city.root))
     try:
-        town.run("publish", day)
+        city.run("publish", day)
     except REFUSALS as error:
         print(f"  {type(error).__name__}: {str(error)[:110]}")
-        return len(load_releases(town.spark, town.root)) == before
+        return len(load_releases(city.spark, city.root)) == before
     return False
 
 
-class Towns:
-    """Makes towns in a folder, all with the same first night."""
+class Cities:
+    """Makes cities in a folder, all with the same first night."""
 
     def __init__(self, work: Path) -> None:
         settings = Settings(
@@ -133,50 +135,50 @@ class Towns:
         self.spark = open_session(settings, "skewed publishes")
         self.model, self.other_model = (make_bundle(work / f"model{seed}", seed=seed) for seed in (1, 2))
 
-    def compute(self, name: str, model: Path) -> Town:
-        """Returns a town whose first night was computed with a model."""
-        town = open_town(self.spark, self.settings, self.work / name, model)
-        town.deliver_first_night()
-        town.run("features", DAY_1)
-        return town
+    def compute(self, name: str, model: Path) -> FeatureCity:
+        """Returns a city whose first night was computed with a model."""
+        city = open_city(self.spark, self.settings, self.work / name, model)
+        city.deliver_first_night()
+        city.run("features", DAY_1)
+        return city
 
-    def copy(self, name: str) -> Town:
-        """Returns a copy of the town `pure`."""
+    def copy(self, name: str) -> FeatureCity:
+        """Returns a copy of the city `pure`."""
         folder = Path(shutil.copytree(self.work / "pure", self.work / name))
-        return open_town(self.spark, self.settings, folder, self.model)
+        return open_city(self.spark, self.settings, folder, self.model)
 
 
-def try_everything(towns: Towns) -> tuple[dict[str, bool], bool]:
+def try_everything(cities: Cities) -> tuple[dict[str, bool], bool]:
     """Returns by attempt whether it was refused, and whether the pure night is."""
-    pure, other = towns.compute("pure", towns.model), towns.compute("other", towns.other_model)
+    pure, other = cities.compute("pure", cities.model), cities.compute("other", cities.other_model)
     pure.run("audit", DAY_1)
-    shifted, again = towns.copy("shifted"), towns.copy("again")
+    shifted, again = cities.copy("shifted"), cities.copy("again")
     rewrite(shifted, index_version=2)
     rewrite(again)
     refused = {}
     for number, (name, spoil) in enumerate(attempts(other, shifted, again)):
-        town = towns.copy(f"try{number}")
-        spoil(town)
-        refused[name] = is_refused(town)
+        city = cities.copy(f"try{number}")
+        spoil(city)
+        refused[name] = is_refused(city)
         print(f"{'refused' if refused[name] else 'LET THROUGH'}: {name}", flush=True)
-    second = towns.copy("second")
-    second_night_of_users(second, towns.other_model)
+    second = cities.copy("second")
+    second_night_of_users(second, cities.other_model)
     refused["a second night of users alone by another model"] = is_refused(second, DAY_2)
     forge_audit(pure)
     return refused, is_refused(pure)
 
 
 def main() -> int:
-    """Makes the towns, tries everything, records, and returns 0 if all was refused."""
+    """Makes the cities, tries everything, records, and returns 0 if all was refused."""
     parser = argparse.ArgumentParser(
         description="Records the share of mixed releases that is refused in results/."
     )
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="skew-") as work:
-        towns = Towns(Path(work))
-        refused, is_pure_refused = try_everything(towns)
-        towns.spark.stop()
+        cities = Cities(Path(work))
+        refused, is_pure_refused = try_everything(cities)
+        cities.spark.stop()
     share = 0.0 if is_pure_refused else sum(refused.values()) / len(refused)
     let_through = [name for name, is_good in refused.items() if not is_good]
     notes = (

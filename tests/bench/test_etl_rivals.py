@@ -7,32 +7,32 @@ pytest.importorskip("polars", reason="of the extra `bench`")
 
 from conf.tables import HISTORY_NAMES  # noqa: E402
 from tests.bench import etl_duckdb, etl_polars, etl_spark  # noqa: E402
+from tests.bench.etl_city import HOT_USER, DuckdbCity, write_city  # noqa: E402
 from tests.bench.etl_compare import DifferentResultError, compare, digest  # noqa: E402
-from tests.bench.etl_town import HOT_USER, Town, write_town  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("town")
+def city(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("city")
     # The hot user has more actions than a history holds; every kind of dirt is there.
-    write_town(Town(6_000, hot_share=0.15), folder)
+    write_city(DuckdbCity(6_000, hot_share=0.15), folder)
     return folder
 
 
-def test_all_engines_make_the_same_sequences(spark, town):
+def test_all_engines_make_the_same_sequences(spark, city):
     for engine, session in ((etl_spark, spark), (etl_duckdb, etl_duckdb.start()), (etl_polars, None)):
-        engine.run(session, town, town / engine.__name__.rpartition("_")[2])
+        engine.run(session, city, city / engine.__name__.rpartition("_")[2])
 
     for rival in ("duckdb", "polars"):
-        compare(town / "spark", town / rival, engine=rival)
-        assert digest(town / "spark") == digest(town / rival)
+        compare(city / "spark", city / rival, engine=rival)
+        assert digest(city / "spark") == digest(city / rival)
     with duckdb.connect() as db:
         hot, refused = (
-            db.execute(query.format(town=town)).fetchall()[0]
+            db.execute(query.format(city=city)).fetchall()[0]
             for query in (
-                f"SELECT num_actions, seq_len FROM '{{town}}/duckdb/*.parquet' WHERE user_id = '{HOT_USER}'",
-                "SELECT (SELECT count(*) FROM '{town}/raw_actions.parquet') "
-                "- (SELECT sum(num_actions) FROM '{town}/duckdb/*.parquet')",
+                f"SELECT num_actions, seq_len FROM '{{city}}/duckdb/*.parquet' WHERE user_id = '{HOT_USER}'",
+                "SELECT (SELECT count(*) FROM '{city}/raw_actions.parquet') "
+                "- (SELECT sum(num_actions) FROM '{city}/duckdb/*.parquet')",
             )
         )
     assert hot[0] > 600

@@ -1,4 +1,4 @@
-"""The bench of post-training: stretches do not overlap, and every table can be measured on a town of a few requests."""
+"""The bench of post-training: stretches do not overlap, and every table can be measured on a city of a few requests."""
 
 import json
 from datetime import date

@@ -7,8 +7,8 @@ was written from the README. It holds:
     choice    which of several outcomes that the README allows is ours, and why
     runs      commands in order: `warehouse` (tables of its own), `command`, `exit`; then, where they matter, `error`
               (class), `says` (words of the message), `warns` (words of one warning each), `notes` (a path into the
-              summary line -> value), `env` (the command runs in a process of its own), `town` (the warehouse is a copy
-              of a finished one, `small_town.py`); or a `script`, all of whose finds of the pattern `same` agree
+              summary line -> value), `env` (the command runs in a process of its own), `city` (the warehouse is a copy
+              of a finished one, `case_city.py`); or a `script`, all of whose finds of the pattern `same` agree
     before    of a run: `copy` (file -> place), `repeat` and `append` (rows of a table of the warehouse)
     finds     of a warehouse: `tables` (rows), `reasons` (of all quarantined rows), `repairs` (of cleaned actions),
               `rows` (columns and their values, of a whole table), `files` (the same of Parquet files)
@@ -54,13 +54,13 @@ class Place:
     Attributes:
         work: an empty folder.
         layer: settings of the Spark session, as YAML; the tables' places are added by each run.
-        town: a finished warehouse with a model, `warehouse` and `bundle`, which cases that ask for it get a copy of.
+        city: a finished warehouse with a model, `warehouse` and `bundle`, which cases that ask for it get a copy of.
         empty: every table without a row, to start other warehouses from, which saves seconds; None: no tables.
     """
 
     work: Path
     layer: Path
-    town: Callable[[], Path]
+    city: Callable[[], Path]
     empty: Path | None = None
 
 
@@ -133,8 +133,8 @@ def _jobs(program: str) -> Mapping[str, Any]:
 
 def _check_run(run: Json, place: Place) -> Iterator[str]:
     warehouse = run.get("warehouse", "main")
-    if run.get("town") and not (place.work / warehouse).exists():
-        shutil.copytree(place.town(), place.work / warehouse)
+    if run.get("city") and not (place.work / warehouse).exists():
+        shutil.copytree(place.city(), place.work / warehouse)
     elif place.empty and "command" in run and not _root(place, warehouse).exists():
         shutil.copytree(place.empty, _root(place, warehouse))
     _prepare(run.get("before", {}), place, _root(place, warehouse))
@@ -146,7 +146,7 @@ def _check_run(run: Json, place: Place) -> Iterator[str]:
     if not any(word.startswith("storage.root=") for word in words):
         words += ["--set", f"storage.root={_root(place, warehouse)}"]
     words += ["--set", f"storage.artifacts={place.work / 'artifacts'}"]
-    if run.get("town"):
+    if run.get("city"):
         words += ["--model", str(place.work / warehouse / "bundle")]
     code, summary, log = run_command(words, run.get("env"))
     if code != run["exit"]:

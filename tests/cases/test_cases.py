@@ -20,12 +20,12 @@ def layer(tmp_path_factory: pytest.TempPathFactory, spark_settings: SparkSetting
 
 
 @pytest.fixture(scope="module")
-def small_town(spark: object, spark_settings: SparkSettings, build_once: BuildOnce) -> Callable[[], Path]:
+def case_city(spark: object, spark_settings: SparkSettings, build_once: BuildOnce) -> Callable[[], Path]:
     """The finished warehouse, made when the first case asks for it."""
-    from tests.cases.small_town import build_small_town  # torch and Spark are slow to import
+    from tests.cases.case_city import build_case_city  # torch and Spark are slow to import
 
     return lambda: build_once(
-        "small town", lambda folder: build_small_town(spark, Settings(spark=spark_settings), folder)
+        "small city", lambda folder: build_case_city(spark, Settings(spark=spark_settings), folder)
     )
 
 
@@ -41,11 +41,11 @@ def test_case(
     spark: object,
     spark_settings: SparkSettings,
     layer: Path,
-    small_town: Callable[[], Path],
+    case_city: Callable[[], Path],
     empty_tables: Path,
     tmp_path: Path,
 ) -> None:
-    place = Place(work=tmp_path, layer=layer, town=small_town, empty=empty_tables)
+    place = Place(work=tmp_path, layer=layer, city=case_city, empty=empty_tables)
     try:
         assert find_differences(name, place) == []
     finally:

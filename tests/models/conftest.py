@@ -10,7 +10,7 @@ from conf.tokens import TokenLayout
 from models.config import DecoderConfig
 from models.data.catalogue import Catalogue
 from models.network.decoder import SpacetimeDecoder
-from tests.models.fixtures import town_root, town_settings, town_tables, tracking_settings  # noqa: F401
+from tests.models.fixtures import city_root, city_settings, city_tables, tracking_settings  # noqa: F401
 from tests.models.planted_city import NUM_BLOCKS, POIS_PER_BLOCK, request_rows, to_arrow
 
 
@@ -21,9 +21,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def catalogue(town_tables: dict[str, pa.Table]) -> Catalogue:
-    """The slots of the town."""
-    return Catalogue.from_arrow(town_tables["poi_index"])
+def catalogue(city_tables: dict[str, pa.Table]) -> Catalogue:
+    """The slots of the city."""
+    return Catalogue.from_arrow(city_tables["poi_index"])
 
 
 @pytest.fixture

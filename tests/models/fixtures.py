@@ -21,8 +21,8 @@ from tests.models.planted_city import (
 
 
 @pytest.fixture(scope="session")
-def town_tables() -> dict[str, pa.Table]:
-    """The planted town by table name."""
+def city_tables() -> dict[str, pa.Table]:
+    """The planted city by table name."""
     return {
         "poi_index": to_arrow("poi_index", poi_rows()),
         "blocks": to_arrow("blocks", block_rows()),
@@ -48,10 +48,10 @@ def town_tables() -> dict[str, pa.Table]:
 
 
 @pytest.fixture(scope="session")
-def town_root(tmp_path_factory: pytest.TempPathFactory, town_tables: dict[str, pa.Table]) -> Path:
-    """The planted town as Delta tables."""
-    root = tmp_path_factory.mktemp("town") / "warehouse"
-    for name, table in town_tables.items():
+def city_root(tmp_path_factory: pytest.TempPathFactory, city_tables: dict[str, pa.Table]) -> Path:
+    """The planted city as Delta tables."""
+    root = tmp_path_factory.mktemp("city") / "warehouse"
+    for name, table in city_tables.items():
         write_deltalake(str(root / name), table, partition_by=list(TABLES[name].partition_by) or None)
     return root
 
@@ -64,7 +64,7 @@ def tracking_settings(tmp_path_factory: pytest.TempPathFactory) -> MlflowSetting
 
 
 @pytest.fixture(scope="session")
-def town_settings(town_root: Path, tracking_settings: MlflowSettings) -> Settings:
-    """Settings whose tables are the planted town."""
-    storage = StorageSettings(root=str(town_root), artifacts=str(town_root.parent / "artifacts"))
+def city_settings(city_root: Path, tracking_settings: MlflowSettings) -> Settings:
+    """Settings whose tables are the planted city."""
+    storage = StorageSettings(root=str(city_root), artifacts=str(city_root.parent / "artifacts"))
     return Settings(storage=storage, mlflow=tracking_settings)

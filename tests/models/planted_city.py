@@ -42,7 +42,7 @@ def arrow_schema(table: str) -> pa.Schema:
 
 
 def poi_rows() -> list[dict]:
-    """Slots of the town; the last POI of each block opens on 2026-02-01, the one before closes then."""
+    """Slots of the city; the last POI of each block opens on 2026-02-01, the one before closes then."""
     rows = []
     for block in range(NUM_BLOCKS):
         for inner in range(POIS_PER_BLOCK):
@@ -203,7 +203,7 @@ def other_rows() -> dict[str, list[dict]]:
 
 
 def block_rows() -> list[dict]:
-    """Blocks of the town."""
+    """Blocks of the city."""
     return [
         {"index_version": 1, "block_id": block, "cell_x": block, "cell_y": 0, "center_lon": 4.8 + 0.07 *
         block,

@@ -1,4 +1,4 @@
-"""The whole training on the planted town: stages, evaluation, registration, and starting again."""
+"""The whole training on the planted city: stages, evaluation, registration, and starting again."""
 
 import contextlib
 import io
@@ -22,16 +22,16 @@ Run = Callable[..., tuple[int, dict]]
 
 
 @pytest.fixture(scope="module")
-def run(town_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(city_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs `python -m models` in this process and returns the exit code and the summary line."""
     folder = tmp_path_factory.mktemp("recipe")
     (folder / "recipe.yaml").write_text(RECIPE)
     overrides = [
-        f"--set=storage.root={town_settings.storage.root}",
+        f"--set=storage.root={city_settings.storage.root}",
         f"--set=storage.artifacts={folder}/artifacts",
-        f"--set=mlflow.tracking_uri={town_settings.mlflow.tracking_uri}",
-        f"--set=mlflow.artifact_root={town_settings.mlflow.artifact_root}",
-        "--set=mlflow.model_name=town",
+        f"--set=mlflow.tracking_uri={city_settings.mlflow.tracking_uri}",
+        f"--set=mlflow.artifact_root={city_settings.mlflow.artifact_root}",
+        "--set=mlflow.model_name=city",
     ]
 
     def start(job: str, *more: str) -> tuple[int, dict]:
@@ -68,7 +68,7 @@ def test_train_makes_a_bundle_of_all_stages_that_is_the_first_champion(run, trai
     assert bundle.stage_names == ("pretrain", "sft_embedding", "sft_ranking", "align_dpo")
     assert bundle.is_simulated
     assert bundle.content["data"]["ranking_samples"]["num_rows"] == 48
-    assert trained["notes"]["model_version"] == "town/1"
+    assert trained["notes"]["model_version"] == "city/1"
     assert trained["notes"]["is_champion"]
     assert not [path for path in bundle.folder.rglob("*") if path.suffix in (".pkl", ".pt", ".bin")]
 
@@ -85,10 +85,10 @@ def test_evaluation_prints_model_and_baselines_on_the_same_rows(run, trained):
     assert evaluation["ranking"]["rows"] == sum(evaluation["ranking"]["calibration"]["counts"])
 
 
-def test_mlflow_holds_a_parent_run_a_child_per_stage_and_the_data_read(run, trained, town_settings):
-    client = MlflowClient(town_settings.mlflow.tracking_uri)
+def test_mlflow_holds_a_parent_run_a_child_per_stage_and_the_data_read(run, trained, city_settings):
+    client = MlflowClient(city_settings.mlflow.tracking_uri)
     parent = json.loads((run.folder / "mlflow_run.json").read_text())["run_id"]
-    experiment = client.get_experiment_by_name(town_settings.mlflow.experiment)
+    experiment = client.get_experiment_by_name(city_settings.mlflow.experiment)
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     by_stage = {child.data.tags["stage"]: child for child in children}
     assert {"pretrain", "sft_embedding", "sft_ranking", "align_dpo"} <= set(by_stage)
@@ -110,13 +110,13 @@ def test_mlflow_holds_a_parent_run_a_child_per_stage_and_the_data_read(run, trai
     assert "evaluation.json" in [file.path for file in client.list_artifacts(parent)]
 
 
-def test_a_registered_version_leads_back_to_the_same_bundle(run, trained, town_settings):
-    named = town_settings.model_copy(
-        update={"mlflow": town_settings.mlflow.model_copy(update={"model_name": "town"})}
+def test_a_registered_version_leads_back_to_the_same_bundle(run, trained, city_settings):
+    named = city_settings.model_copy(
+        update={"mlflow": city_settings.mlflow.model_copy(update={"model_name": "city"})}
     )
-    by_alias, by_number = (resolve_model(uri, named) for uri in ("models:/town@champion", "models:/town/1"))
+    by_alias, by_number = (resolve_model(uri, named) for uri in ("models:/city@champion", "models:/city/1"))
     assert by_alias == by_number
-    assert by_alias[1] == "town/1"
+    assert by_alias[1] == "city/1"
     plain, version = resolve_model(str(run.folder / "bundle"), named)
     assert version.startswith("folder-")
     assert plain != by_alias[0]
@@ -124,11 +124,11 @@ def test_a_registered_version_leads_back_to_the_same_bundle(run, trained, town_s
     assert files[0] == files[1]
 
 
-def test_mlflow_serves_the_bundle_with_its_signature(run, trained, town_settings, requests_batch):
+def test_mlflow_serves_the_bundle_with_its_signature(run, trained, city_settings, requests_batch):
     import mlflow
 
-    mlflow.set_tracking_uri(town_settings.mlflow.tracking_uri)
-    model = mlflow.pyfunc.load_model("models:/town/1")
+    mlflow.set_tracking_uri(city_settings.mlflow.tracking_uri)
+    model = mlflow.pyfunc.load_model("models:/city/1")
     frame = requests_batch.select(model.metadata.signature.inputs.input_names()).to_pandas()
     served = model.predict(frame)["click_logits"]
     direct = score_candidates(load_bundle(run.folder / "bundle"), requests_batch)
@@ -140,7 +140,7 @@ def test_a_finished_training_started_again_trains_nothing_and_registers_nothing_
     before = (run.folder / "bundle" / "pretrained" / "model.safetensors").read_bytes()
     code, summary = run("train")
     assert code == 0
-    assert summary["notes"]["model_version"] == "town/1"
+    assert summary["notes"]["model_version"] == "city/1"
     assert (run.folder / "bundle" / "pretrained" / "model.safetensors").read_bytes() == before
 
 
@@ -149,7 +149,7 @@ def test_a_single_stage_with_another_recipe_is_trained_anew_and_becomes_a_second
     assert code == 0
     code, summary = run("register", "--set-recipe", "sft_ranking.seed=2")
     assert code == 0
-    assert summary["notes"]["model_version"] == "town/2"
+    assert summary["notes"]["model_version"] == "city/2"
     assert summary["notes"]["gate"]["champion"] == pytest.approx(summary["notes"]["gate"]["challenger"])
 
 
@@ -173,9 +173,9 @@ def test_a_stage_without_its_table_says_what_to_run(run, tmp_path):
     assert "python -m etl pretrain_samples" in summary["message"]
 
 
-def test_a_training_without_the_tables_of_others_says_what_to_run(run, tmp_path, town_tables):
+def test_a_training_without_the_tables_of_others_says_what_to_run(run, tmp_path, city_tables):
     for name in ("pretrain_samples", "poi_index", "blocks"):
-        write_deltalake(str(tmp_path / name), town_tables[name])
+        write_deltalake(str(tmp_path / name), city_tables[name])
 
     code, summary = run("pretrain", f"--set=storage.root={tmp_path}", f"--set=storage.artifacts={tmp_path}/a")
 
@@ -213,7 +213,7 @@ def test_a_protocol_without_data_asks_for_the_folder(run):
     assert "--data" in summary["message"]
 
 
-def test_a_protocol_prints_its_baselines_and_logs_them(run, tmp_path, town_settings):
+def test_a_protocol_prints_its_baselines_and_logs_them(run, tmp_path, city_settings):
     import pandas as pd
 
     times = pd.Timestamp("2012-06-01", tz="UTC") + pd.to_timedelta(range(30), unit="h")
@@ -223,8 +223,8 @@ def test_a_protocol_prints_its_baselines_and_logs_them(run, tmp_path, town_setti
     assert code == 0
     assert summary["rows_in"] == 3
     assert {"popularity_acc1", "visit_counter_acc1", "kernel_counter_acc1"} <= set(summary["notes"])
-    client = MlflowClient(tracking_uri=town_settings.mlflow.tracking_uri)
-    experiment = client.get_experiment_by_name(town_settings.mlflow.experiment)
+    client = MlflowClient(tracking_uri=city_settings.mlflow.tracking_uri)
+    experiment = client.get_experiment_by_name(city_settings.mlflow.experiment)
     logged = client.search_runs([experiment.experiment_id], "tags.protocol = 'calgary'")[0]
     assert logged.data.metrics["test/kernel_counter/hr_at_1"] == summary["notes"]["kernel_counter_acc1"]
     assert logged.data.params["decoder.hidden_dim"] == "16"

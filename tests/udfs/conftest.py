@@ -1,4 +1,4 @@
-"""Fixtures of the feature jobs: small bundles with random weights, and towns to run the jobs in."""
+"""Fixtures of the feature jobs: small bundles with random weights, and cities to run the jobs in."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from conf.settings import FeatureSettings, Settings, SparkSettings
 from tests.build_once import BuildOnce
-from tests.udfs.town import DAY_1, DAY_2, Town, copy_tables, make_bundle, open_town
+from tests.udfs.feature_city import DAY_1, DAY_2, FeatureCity, copy_tables, make_bundle, open_city
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +34,11 @@ def night_settings(spark_settings: SparkSettings) -> Settings:
 def delivered_folder(
     build_once: BuildOnce, spark: object, night_settings: Settings, bundle: Path, empty_tables: Path
 ) -> Path:
-    """Tables of a town with the inputs of DAY_1. Tests copy the folder: Delta tables may be moved about."""
+    """Tables of a city with the inputs of DAY_1. Tests copy the folder: Delta tables may be moved about."""
 
     def fill(folder: Path) -> None:
         copy_tables(empty_tables, folder / "warehouse")
-        open_town(spark, night_settings, folder, bundle).deliver_first_night()
+        open_city(spark, night_settings, folder, bundle).deliver_first_night()
 
     return build_once("delivered", fill)
 
@@ -51,7 +51,7 @@ def computed_folder(
 
     def fill(folder: Path) -> None:
         copy_tables(delivered_folder, folder)
-        open_town(spark, night_settings, folder, bundle).run("features", DAY_1)
+        open_city(spark, night_settings, folder, bundle).run("features", DAY_1)
 
     return build_once("computed", fill)
 
@@ -64,9 +64,9 @@ def published_folder(
 
     def fill(folder: Path) -> None:
         copy_tables(computed_folder, folder)
-        town = open_town(spark, night_settings, folder, bundle)
-        town.run("audit", DAY_1)
-        town.run("publish", DAY_1)
+        city = open_city(spark, night_settings, folder, bundle)
+        city.run("audit", DAY_1)
+        city.run("publish", DAY_1)
 
     return build_once("published", fill)
 
@@ -79,9 +79,9 @@ def second_computed_folder(
 
     def fill(folder: Path) -> None:
         copy_tables(published_folder, folder)
-        town = open_town(spark, night_settings, folder, bundle)
-        town.deliver_second_night()
-        town.run("features", DAY_2)
+        city = open_city(spark, night_settings, folder, bundle)
+        city.deliver_second_night()
+        city.run("features", DAY_2)
 
     return build_once("second computed", fill)
 
@@ -94,61 +94,61 @@ def second_folder(
 
     def fill(folder: Path) -> None:
         copy_tables(second_computed_folder, folder)
-        town = open_town(spark, night_settings, folder, bundle)
+        city = open_city(spark, night_settings, folder, bundle)
         for job in ("audit", "publish"):
-            town.run(job, DAY_2)
+            city.run(job, DAY_2)
 
     return build_once("second", fill)
 
 
 @pytest.fixture
-def town(spark: object, night_settings: Settings, tmp_path: Path, bundle: Path) -> Town:
-    """An empty town."""
-    return open_town(spark, night_settings, tmp_path, bundle)
+def city(spark: object, night_settings: Settings, tmp_path: Path, bundle: Path) -> FeatureCity:
+    """An empty city."""
+    return open_city(spark, night_settings, tmp_path, bundle)
 
 
 @pytest.fixture
-def first_night(town: Town, delivered_folder: Path, tmp_path: Path) -> Town:
-    """A town with the inputs of DAY_1."""
+def first_night(city: FeatureCity, delivered_folder: Path, tmp_path: Path) -> FeatureCity:
+    """A city with the inputs of DAY_1."""
     copy_tables(delivered_folder, tmp_path)
-    return town
+    return city
 
 
 @pytest.fixture
-def computed(town: Town, computed_folder: Path, tmp_path: Path) -> Town:
-    """A town after the feature jobs of DAY_1."""
+def computed(city: FeatureCity, computed_folder: Path, tmp_path: Path) -> FeatureCity:
+    """A city after the feature jobs of DAY_1."""
     copy_tables(computed_folder, tmp_path)
-    return town
+    return city
 
 
 @pytest.fixture
-def published(town: Town, published_folder: Path, tmp_path: Path) -> Town:
-    """A town whose DAY_1 is release 1."""
+def published(city: FeatureCity, published_folder: Path, tmp_path: Path) -> FeatureCity:
+    """A city whose DAY_1 is release 1."""
     copy_tables(published_folder, tmp_path)
-    return town
+    return city
 
 
 @pytest.fixture
-def second_computed(town: Town, second_computed_folder: Path, tmp_path: Path) -> Town:
-    """A town whose DAY_1 is release 1, with the features of DAY_2 written and not published."""
+def second_computed(city: FeatureCity, second_computed_folder: Path, tmp_path: Path) -> FeatureCity:
+    """A city whose DAY_1 is release 1, with the features of DAY_2 written and not published."""
     copy_tables(second_computed_folder, tmp_path)
-    return town
+    return city
 
 
 @pytest.fixture
 def published_twice(
     spark: object, night_settings: Settings, second_folder: Path, tmp_path: Path, bundle: Path
-) -> Town:
-    """A town whose DAY_1 is release 1 and whose DAY_2 is release 2, in a folder that is no URI."""
-    return open_town(spark, night_settings, copy_tables(second_folder, tmp_path / "team #1, süd?"), bundle)
+) -> FeatureCity:
+    """A city whose DAY_1 is release 1 and whose DAY_2 is release 2, in a folder that is no URI."""
+    return open_city(spark, night_settings, copy_tables(second_folder, tmp_path / "team #1, süd?"), bundle)
 
 
 @pytest.fixture
-def other_town(
+def other_city(
     spark: object, night_settings: Settings, delivered_folder: Path, tmp_path: Path, bundle: Path
-) -> Town:
-    """Another town with the inputs of DAY_1."""
-    return open_town(spark, night_settings, copy_tables(delivered_folder, tmp_path / "other"), bundle)
+) -> FeatureCity:
+    """Another city with the inputs of DAY_1."""
+    return open_city(spark, night_settings, copy_tables(delivered_folder, tmp_path / "other"), bundle)
 
 
 @pytest.fixture

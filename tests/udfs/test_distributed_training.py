@@ -6,12 +6,12 @@ import pytest
 
 from conf.cli import main
 from models.__main__ import JOBS as MODEL_JOBS
-from tests.models.fixtures import town_root, town_settings, town_tables, tracking_settings  # noqa: F401
+from tests.models.fixtures import city_root, city_settings, city_tables, tracking_settings  # noqa: F401
 from tests.models.planted_city import RECIPE
 from udfs.__main__ import JOBS
 
 
-def test_two_barrier_tasks_train_as_one_process(spark, town_settings, tmp_path, capfd):  # noqa: F811
+def test_two_barrier_tasks_train_as_one_process(spark, city_settings, tmp_path, capfd):  # noqa: F811
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.replace("sft_embedding: {", "sft_embedding: {drop_request: 0.0, "))
     notes = {}
@@ -21,7 +21,7 @@ def test_two_barrier_tasks_train_as_one_process(spark, town_settings, tmp_path, 
     ):
         arguments = [
             "train", "--day", "2026-03-01", "--recipe", str(recipe), *more,
-            f"--set=storage.root={town_settings.storage.root}", f"--set=storage.artifacts={tmp_path}/{name}",
+            f"--set=storage.root={city_settings.storage.root}", f"--set=storage.artifacts={tmp_path}/{name}",
             f"--set=mlflow.tracking_uri=sqlite:///{tmp_path}/{name}.db",
             f"--set=mlflow.artifact_root={tmp_path}/mlruns-{name}",
         ]  # fmt: skip

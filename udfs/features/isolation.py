@@ -48,7 +48,7 @@ def _bisect(
 ) -> list[T | RowFailure]:
     try:
         results = list(compute(batch))
-    except Exception as error:  # whatever fails in one row, the other rows of the day continue
+    except Exception as error:  # any failure of one row leaves the other rows of the day unaffected
         if batch.num_rows == 1:
             return [RowFailure(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])]
         # One bad row among n costs about 2 log2(n) more calls; row by row it would be n.

@@ -87,7 +87,7 @@ def run_audit(context: JobContext) -> JobSummary:
         unjudged=judgement.unjudged + sample.unjudged,
         skipped={name: each.reason for name, each in skipped.items()},
     )
-    tell_audit(audit, context)
+    log_audit(audit, context)
     summary = JobSummary(
         notes={"checks": len(checks), "table_versions": audited.versions, "warnings": audit.warnings,
                "unjudged": audit.unjudged, "skipped": audit.skipped},
@@ -142,7 +142,7 @@ class StepClock:
         self.steps[step], self._last = now - self._last, now
 
 
-def tell_audit(audit: Audit, context: JobContext) -> None:
+def log_audit(audit: Audit, context: JobContext) -> None:
     """Saves the record, logs the warnings, and raises if the audit failed.
 
     Raises:

@@ -123,10 +123,10 @@ def refuse_step_back(spark: SparkSession, root: str, releases: Sequence[Release]
         problem = f"readers see release {current.release_id} of {current.day}, a newer day"
         raise ReleaseOrderError(day=str(release.day), problem=problem)
     for taken_back in find_taken_back(releases):
-        if taken_back.withdrawn and is_of_same_night(taken_back, release):
+        if taken_back.withdrawn and has_same_stamps(taken_back, release):
             problem = (
-                f"release {taken_back.release_id} of this day and model was rolled back, and is withdrawn since, so "
-                "that nobody can tell whether these rows are others"
+                f"release {taken_back.release_id} of this day and model was rolled back and has been withdrawn, so its "
+                "rows can no longer be compared with these"
             )
             raise ReleaseOrderError(day=str(release.day), problem=problem)
         if not taken_back.withdrawn and has_same_rows(spark, root, taken_back, release):
@@ -249,7 +249,7 @@ def has_same_rows(spark: SparkSession, root: str, one: Release, other: Release) 
     A run that was cleared and repeated writes equal rows under new versions. Releasing it twice would announce a
     change to readers although nothing changed.
     """
-    if not is_of_same_night(one, other):
+    if not has_same_stamps(one, other):
         return False
     names = [name for name in FEATURE_TABLES if one.table_versions[name] != other.table_versions[name]]
     if one.table_versions["poi_index"] != other.table_versions["poi_index"]:
@@ -257,7 +257,7 @@ def has_same_rows(spark: SparkSession, root: str, one: Release, other: Release) 
     return all(_digest(spark, root, one, name) == _digest(spark, root, other, name) for name in names)
 
 
-def is_of_same_night(one: Release, other: Release) -> bool:
+def has_same_stamps(one: Release, other: Release) -> bool:
     """Tells whether two releases are of one day, by one model on one index."""
     stamps = [(release.day, release.model_version, release.index_version) for release in (one, other)]
     return stamps[0] == stamps[1]

@@ -74,7 +74,7 @@ def run_erase(context: JobContext) -> JobSummary:
     )
     summary.notes |= {
         "users": len(users),
-        "not_found": tell_unknown(users, plan),
+        "not_found": report_unknown(users, plan),
         "before": {"tables": plan.before, "files": plan.files},
         "attempts": plan.attempts,
     }
@@ -96,7 +96,7 @@ def run_erase(context: JobContext) -> JobSummary:
         summary.notes["release_id"] = plan.releases[-1]["release_id"]
         summary.notes["withdrawn"] = plan.withdrawn
     after, left = search(spark, root, frame), find_files(folders, users)
-    places = [f"table {name} ({hits.tell()})" for name, hits in after.items() if not hits.is_clean]
+    places = [f"table {name} ({hits.describe()})" for name, hits in after.items() if not hits.is_clean]
     places += [str(path) for path in (*left.explanations, *left.texts, *left.others)]
     summary.notes |= {
         "after": {"tables": sum(not hits.is_clean for hits in after.values()), "files": len(left)}
@@ -150,7 +150,7 @@ def extend_plan(spark: SparkSession, root: str, plan: Plan, tables: Places, file
     plan.files = max(plan.files, len(files))
     plan.found = sorted({*plan.found, *(user for places in tables.values() for user in places.users)})
     for name, places in tables.items():
-        plan.before.setdefault(name, places.tell())
+        plan.before.setdefault(name, places.describe())
         if not places.is_clean and name not in plan.tables:
             plan.tables.append(name)
     for name in plan.tables:
@@ -159,7 +159,7 @@ def extend_plan(spark: SparkSession, root: str, plan: Plan, tables: Places, file
         plan.carried = [asdict(release) for release in releases_to_carry(spark, root)]
 
 
-def tell_unknown(users: Sequence[str], plan: Plan) -> int:
+def report_unknown(users: Sequence[str], plan: Plan) -> int:
     """Logs the users that no table holds, and returns their number; stored records have counts only."""
     unknown = [user for user in users if digest_user(user) not in plan.found]
     for user in unknown:
@@ -211,7 +211,7 @@ def erase_tables(spark: SparkSession, context: JobContext, plan: Plan, users: Da
                 retention.show_version(spark, root, name, version)
             erasure.delete_users(spark, root, name, users)
             clean[version] = table_version(spark, root, name)
-        start = retention.start_history_anew(spark, root, name)
+        start = retention.restart_history(spark, root, name)
         shown = {
             version: retention.show_version(spark, root, name, clean[version])
             for version in clean

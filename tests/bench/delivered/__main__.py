@@ -35,8 +35,8 @@ from tests.bench.delivered.verdicts import (
     judge_samples,
 )  # fmt: skip
 from tests.bench.delivered.ways import WAYS, Way, Writer
+from tests.cases.case_city import build_case_city
 from tests.cases.foreign_cases import Json, read_rows, run_command
-from tests.cases.small_town import build_small_town
 
 SPARK = {
     "shuffle_partitions": 2,
@@ -136,8 +136,8 @@ def run_tables(folder: Path, layer: Path, *, seed: int, num_each: int) -> Verdic
 def run_given_requests(folder: Path, layer: Path, *, seed: int, num_each: int) -> Verdict:
     """Asks `poi_candidates --requests` with damaged files, in a finished warehouse."""
     rng = random.Random(f"requests {seed}")
-    town = build_small_town(
-        open_session(load_settings([layer]), "delivered"), load_settings([layer]), folder / "town"
+    city = build_case_city(
+        open_session(load_settings([layer]), "delivered"), load_settings([layer]), folder / "city"
     )
     records = write_request_files(folder, num_each, rng)
     in_files = second_parser.count_parquet(folder / "files")
@@ -150,11 +150,11 @@ def run_given_requests(folder: Path, layer: Path, *, seed: int, num_each: int) -
         "--conf",
         str(layer),
         "--model",
-        str(town / "bundle"),
+        str(city / "bundle"),
     ]
     words += [
         "--set",
-        f"storage.root={town / 'warehouse'}",
+        f"storage.root={city / 'warehouse'}",
         "--requests",
         str(folder / "files"),
         "--out",
@@ -173,10 +173,10 @@ def run_given_requests(folder: Path, layer: Path, *, seed: int, num_each: int) -
 def run_asked_tables(folder: Path, layer: Path, *, seed: int, num_each: int) -> Verdict:
     """Appends damaged requests to `ranking_requests` of a finished warehouse and runs the two jobs that answer them."""
     rng = random.Random(f"ranking_requests {seed}")
-    town = build_small_town(
-        open_session(load_settings([layer]), "delivered"), load_settings([layer]), folder / "town"
+    city = build_case_city(
+        open_session(load_settings([layer]), "delivered"), load_settings([layer]), folder / "city"
     )
-    root = town / "warehouse"
+    root = city / "warehouse"
     known = len(read_rows(root, "ranking_requests"))
     records = tables.write_ranking_requests(root, num_each, rng)
     words = [
@@ -185,7 +185,7 @@ def run_asked_tables(folder: Path, layer: Path, *, seed: int, num_each: int) -> 
         "--conf",
         str(layer),
         "--model",
-        str(town / "bundle"),
+        str(city / "bundle"),
         "--set",
         f"storage.root={root}",
     ]

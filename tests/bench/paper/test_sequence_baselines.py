@@ -8,17 +8,17 @@ from torch.testing import assert_close
 
 from models.data.slots import LiveSlots
 from tests.bench.paper.sequence_baselines import KINDS, SequenceBaseline, rank_targets_by_baseline
-from tests.models.toy import MAX_INNER, NUM_BLOCKS, toy_config, toy_history
+from tests.models.tiny import MAX_INNER, NUM_BLOCKS, tiny_config, tiny_history
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def toy_baseline(kind) -> SequenceBaseline:
+def tiny_baseline(kind) -> SequenceBaseline:
     torch.manual_seed(0)
     blocks = torch.arange(NUM_BLOCKS).repeat_interleave(MAX_INNER)
     inners = torch.arange(MAX_INNER).repeat(NUM_BLOCKS)
     slots = LiveSlots(blocks, inners, num_blocks=NUM_BLOCKS, max_inner=MAX_INNER)
-    model = SequenceBaseline(toy_config(memory=False), kind, slots)
+    model = SequenceBaseline(tiny_config(memory=False), kind, slots)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -27,7 +27,7 @@ def toy_baseline(kind) -> SequenceBaseline:
 
 @every_kind
 def test_a_target_does_not_move_its_own_prediction_but_the_next_ones(kind):
-    model, history = toy_baseline(kind), toy_history((6,))
+    model, history = tiny_baseline(kind), tiny_history((6,))
     blocks = history.blocks_BL.clone()
     blocks[0, 3] = (blocks[0, 3] + 1) % NUM_BLOCKS
 
@@ -41,7 +41,7 @@ def test_a_target_does_not_move_its_own_prediction_but_the_next_ones(kind):
 @every_kind
 @pytest.mark.parametrize("length", [1, 4, 9], ids=["no past", "short past", "longer than the window"])
 def test_training_and_serving_give_the_same_log_probability(kind, length):
-    model, history = toy_baseline(kind), toy_history((length,))
+    model, history = tiny_baseline(kind), tiny_history((length,))
     trained = model.next_poi_log_probs(history)
     past = history._replace(
         lengths_B=history.lengths_B - 1,
@@ -59,8 +59,8 @@ def test_training_and_serving_give_the_same_log_probability(kind, length):
 
 @every_kind
 def test_padding_and_batch_mates_change_nothing(kind):
-    model, history = toy_baseline(kind), toy_history((9, 4))
-    alone = toy_history((9, 4))
+    model, history = tiny_baseline(kind), tiny_history((9, 4))
+    alone = tiny_history((9, 4))
     alone = alone._replace(
         **{name: value[1:] for name, value in alone._asdict().items() if value is not None}
     )
@@ -69,7 +69,7 @@ def test_padding_and_batch_mates_change_nothing(kind):
 
 
 def test_a_poi_outside_the_catalogue_is_read_but_is_no_target():
-    model, history = toy_baseline("gpt"), toy_history((5,))
+    model, history = tiny_baseline("gpt"), tiny_history((5,))
     inners = history.inners_BL.clone()
     inners[0, 2] = MAX_INNER + 3
 
@@ -80,7 +80,7 @@ def test_a_poi_outside_the_catalogue_is_read_but_is_no_target():
 
 
 def test_ranks_count_the_pois_with_a_higher_probability():
-    model, rows = toy_baseline("lstm"), 3
+    model, rows = tiny_baseline("lstm"), 3
     lists = {
         name: pa.array([[step] * 4 for step in range(rows)], pa.list_(pa.int64()))
         for name in (

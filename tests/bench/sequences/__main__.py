@@ -47,7 +47,7 @@ STEPS = {
         "udfs.upkeep.erase.keep_digests",
         "etl.delta.erasure.delete_users",
         "etl.delta.retention.show_version",
-        "etl.delta.retention.start_history_anew",
+        "etl.delta.retention.restart_history",
         "etl.delta.retention.vacuum_table",
         "etl.delta.retention.forget_history",
         "udfs.upkeep.erase.append_release",

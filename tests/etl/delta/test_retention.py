@@ -49,7 +49,7 @@ def test_a_vacuum_keeps_what_is_pinned_whatever_the_folder_is_called(spark, tmp_
     assert users(spark, root) == ["cid"]
     assert users(spark, root, versions[0]) == ["ann"]
 
-    start = retention.start_history_anew(spark, root, "user_places")
+    start = retention.restart_history(spark, root, "user_places")
     shown = retention.show_version(spark, root, "user_places", versions[0])
     retention.show_version(spark, root, "user_places", start)
     retention.forget_history(spark, root, "user_places", start)

@@ -25,7 +25,7 @@ def write(root, **changed) -> None:
         write_deltalake(str(root / name), to_arrow(name, rows), partition_by=["day"], mode="append")
 
 
-def test_the_tables_give_the_statistics_of_the_rows_that_they_were_made_of(town_root, catalogue):
+def test_the_tables_give_the_statistics_of_the_rows_that_they_were_made_of(city_root, catalogue):
     rows = [
         (f"u{user}", block, inner, time)
         for user in sorted(range(NUM_USERS), key=str)
@@ -38,7 +38,7 @@ def test_the_tables_give_the_statistics_of_the_rows_that_they_were_made_of(town_
     pois = catalogue.find_rows(blocks, inners)
     hour = np.full(len(rows), 60)
 
-    found = read_crowd(crowd_of(town_root), catalogue)
+    found = read_crowd(crowd_of(city_root), catalogue)
 
     expected = count_others(users, pois, times, hour, num_pois=len(catalogue))
     for name, values in vars(expected).items():
@@ -71,9 +71,9 @@ def test_the_latest_day_that_is_not_later_than_asked_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("asked", [{"day": "2026-01-01"}, {"index_version": 2}])
-def test_a_day_or_version_without_rows_says_what_to_run(town_root, catalogue, asked):
+def test_a_day_or_version_without_rows_says_what_to_run(city_root, catalogue, asked):
     with pytest.raises(MissingInputError, match="training_others"):
-        read_crowd(crowd_of(town_root, **asked), catalogue)
+        read_crowd(crowd_of(city_root, **asked), catalogue)
 
 
 ON = {"enabled": True, "num_followers": 2, "num_near": 3}
@@ -117,10 +117,10 @@ def holding(model, folder) -> ModelBundle:
 
 
 def test_generation_and_ranking_agree_on_a_model_that_copies(
-    town_root, catalogue, make_decoder, requests_batch, tmp_path
+    city_root, catalogue, make_decoder, requests_batch, tmp_path
 ):
     """The POI that is generated third is ranked third, whichever batch it is in."""
-    finder = open_finder(crowd_of(town_root), catalogue)
+    finder = open_finder(crowd_of(city_root), catalogue)
     bundle = holding(make_decoder(crowd=ON), tmp_path)
 
     lists = generate_candidates(bundle, requests_batch, catalogue, top_k=3, finder=finder)
@@ -131,7 +131,7 @@ def test_generation_and_ranking_agree_on_a_model_that_copies(
     assert (ranks.num_higher == 2).all()
 
 
-def test_slots_of_others_move_the_prediction(town_root, catalogue, make_decoder, requests_batch, tmp_path):
+def test_slots_of_others_move_the_prediction(city_root, catalogue, make_decoder, requests_batch, tmp_path):
     nobody = {name: rows[:1] for name, rows in other_rows().items()}
     write(tmp_path, **nobody)
     bundle = holding(make_decoder(crowd=ON), tmp_path)
@@ -140,7 +140,7 @@ def test_slots_of_others_move_the_prediction(town_root, catalogue, make_decoder,
         generate_candidates(
             bundle, requests_batch, catalogue, top_k=3, finder=open_finder(crowd_of(root), catalogue)
         )
-        for root in (town_root, tmp_path)
+        for root in (city_root, tmp_path)
     )
 
     assert any(not np.allclose(own[1], other[1]) for own, other in zip(found, alone, strict=True))

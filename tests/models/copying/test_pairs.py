@@ -18,13 +18,13 @@ from models.copying.pairs import (
 )
 from models.data.batch import Steps, steps_of
 from models.network.trunk import past_of
-from tests.models.toy import toy_history
+from tests.models.tiny import tiny_history
 
 HOUR_MS = 3_600_000
 
 
 def past_and_steps(seed: int) -> tuple[Past, Steps]:
-    history = toy_history((12, 5, 1), seed=seed)
+    history = tiny_history((12, 5, 1), seed=seed)
     index = torch.tensor([[0, 4, 11], [1, 2, 4], [0, 0, 0]])
     return past_of(history), steps_of(history, index)
 

@@ -9,12 +9,12 @@ from models.copying.pairs import Past
 from models.copying.routines import ROUTINE_TABLES, RoutineFeatures, compare_routines
 from models.data.batch import Steps, steps_of
 from models.network.trunk import past_of
-from tests.models.toy import toy_history
+from tests.models.tiny import tiny_history
 
 
 def past_and_steps(seed: int) -> tuple[Past, Steps]:
     """Few POIs, so that runs and visits of a day repeat."""
-    history = toy_history((40, 12, 1), seed=seed)
+    history = tiny_history((40, 12, 1), seed=seed)
     history = history._replace(blocks_BL=history.blocks_BL % 2, inners_BL=history.inners_BL * 0)
     return past_of(history), steps_of(history, torch.tensor([[0, 4, 20, 39], [1, 2, 7, 11], [0, 0, 0, 0]]))
 
@@ -81,7 +81,7 @@ def test_what_comes_after_a_step_does_not_move_its_features():
 
 
 def test_a_user_without_past_has_nothing_to_compare():
-    history = toy_history((0, 0))
+    history = tiny_history((0, 0))
 
     asked = Steps(*(torch.zeros(2, 1, dtype=torch.int64) for _ in range(3)), torch.zeros(2, 1, 2))
 

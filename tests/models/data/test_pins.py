@@ -13,10 +13,10 @@ DAY = "2026-03-01"
 
 
 @pytest.fixture
-def root(tmp_path, town_tables):
+def root(tmp_path, city_tables):
     """A root with one sample table of its own."""
     write_deltalake(
-        str(tmp_path / "pretrain_samples"), town_tables["pretrain_samples"], partition_by=["day", "split"]
+        str(tmp_path / "pretrain_samples"), city_tables["pretrain_samples"], partition_by=["day", "split"]
     )
     return str(tmp_path)
 
@@ -30,17 +30,17 @@ def test_a_pin_tells_version_rows_and_simulation(root):
     assert (pin.version, pin.num_rows, pin.num_simulated) == (0, 36, 36)
 
 
-def test_equal_rows_in_another_order_keep_the_pin(root, town_tables):
+def test_equal_rows_in_another_order_keep_the_pin(root, city_tables):
     before = pin_table(root, "pretrain_samples", DAY)
-    table = town_tables["pretrain_samples"]
+    table = city_tables["pretrain_samples"]
     _rewrite(root, table.take(pa.array(range(table.num_rows - 1, -1, -1))))
     assert pin_table(root, "pretrain_samples", DAY, before) == before
     assert pin_table(root, "pretrain_samples", DAY).version == 1  # without it, the newest version
 
 
-def test_one_changed_element_of_an_array_changes_the_pin(root, town_tables):
+def test_one_changed_element_of_an_array_changes_the_pin(root, city_tables):
     before = pin_table(root, "pretrain_samples", DAY)
-    table = town_tables["pretrain_samples"]
+    table = city_tables["pretrain_samples"]
     blocks = table["block_ids"].to_pylist()
     blocks[3][0], blocks[3][1] = blocks[3][1], blocks[3][0] + 1
     index = table.schema.get_field_index("block_ids")
@@ -52,9 +52,9 @@ def test_one_changed_element_of_an_array_changes_the_pin(root, town_tables):
     assert after.digest != before.digest
 
 
-def test_rows_of_other_days_do_not_count(root, town_tables):
+def test_rows_of_other_days_do_not_count(root, city_tables):
     before = pin_table(root, "pretrain_samples", DAY)
-    table = town_tables["pretrain_samples"]
+    table = city_tables["pretrain_samples"]
     other = table.set_column(0, table.schema.field(0), pa.array([date(2026, 3, 2)] * table.num_rows))
     write_deltalake(f"{root}/pretrain_samples", other, mode="append")
     assert pin_table(root, "pretrain_samples", DAY, before) == before
@@ -65,8 +65,8 @@ def test_a_missing_table_is_named(tmp_path):
         pin_table(str(tmp_path), "ranking_samples", DAY)
 
 
-def test_what_a_poi_was_called_before_is_part_of_the_pin(tmp_path, town_tables):
-    index = town_tables["poi_index"]
+def test_what_a_poi_was_called_before_is_part_of_the_pin(tmp_path, city_tables):
+    index = city_tables["poi_index"]
     kind = pa.list_(
         pa.struct(
             [("replaced_day", pa.date32()), ("changed_day", pa.date32()), ("name", pa.string()),

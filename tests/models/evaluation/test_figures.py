@@ -20,12 +20,12 @@ from models.evaluation.release_split import EvaluationRows, build_rows
 
 
 @pytest.fixture
-def rows(town_tables) -> EvaluationRows:
-    """Test rows of the town."""
-    samples = town_tables["pretrain_samples"]
+def rows(city_tables) -> EvaluationRows:
+    """Test rows of the city."""
+    samples = city_tables["pretrain_samples"]
     splits = np.array(samples["split"].to_pylist())
     train, test = (samples.filter(pa.array(splits == split)) for split in ("train", "test"))
-    return build_rows(train, test, Catalogue.from_arrow(town_tables["poi_index"]))
+    return build_rows(train, test, Catalogue.from_arrow(city_tables["poi_index"]))
 
 
 def test_baselines_scored_in_chunks_equal_baselines_scored_at_once(rows, monkeypatch):

@@ -33,9 +33,9 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture
-def request_row(town_root: Path) -> pa.RecordBatch:
-    """The next request of a user of the town, who keeps going between two POIs."""
-    return build_request(read_history(str(town_root), "u3", DAY), None, None, action_type_id=0)
+def request_row(city_root: Path) -> pa.RecordBatch:
+    """The next request of a user of the city, who keeps going between two POIs."""
+    return build_request(read_history(str(city_root), "u3", DAY), None, None, action_type_id=0)
 
 
 @pytest.fixture
@@ -101,13 +101,13 @@ def test_the_block_has_at_least_what_is_copied_into_it(explain):
         assert block.probability >= copied - TOLERANCE
 
 
-def test_a_user_who_always_goes_back_to_one_poi_leans_on_those_actions(make_decoder, catalogue, town_root):
-    history = read_history(str(town_root), "u3", DAY).to_pylist()[0]
+def test_a_user_who_always_goes_back_to_one_poi_leans_on_those_actions(make_decoder, catalogue, city_root):
+    history = read_history(str(city_root), "u3", DAY).to_pylist()[0]
     home = catalogue.find_rows(np.array([1]), np.array([2]))[0]
     for step in range(0, 60, 2):  # every second action goes to p1-2, which u3 visits seldom otherwise
         history["poi_ids"][step], history["block_ids"][step], history["inner_ids"][step] = "p1-2", 1, 2
         history["poi_lons"][step], history["poi_lats"][step] = catalogue.lons[home], catalogue.lats[home]
-    table = pa.Table.from_pylist([history], schema=read_history(str(town_root), "u3", DAY).schema)
+    table = pa.Table.from_pylist([history], schema=read_history(str(city_root), "u3", DAY).schema)
     request = build_request(table, None, None, action_type_id=0)
 
     found = explain_request(planted_decoder(make_decoder), request, catalogue, CENTERS, top_k=3)
@@ -150,8 +150,8 @@ def test_without_a_memory_there_are_blocks_and_pois_only(explain, tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
-def test_a_request_before_the_first_action_has_no_past(make_decoder, catalogue, town_root, tmp_path):
-    history = read_history(str(town_root), "u3", DAY)
+def test_a_request_before_the_first_action_has_no_past(make_decoder, catalogue, city_root, tmp_path):
+    history = read_history(str(city_root), "u3", DAY)
     first = history["timestamps_ms"][0].as_py()[0]
     request = build_request(history, first, None, action_type_id=0)
 
@@ -163,8 +163,8 @@ def test_a_request_before_the_first_action_has_no_past(make_decoder, catalogue, 
     assert np.isnan(found.pois[0].distance_km)
 
 
-def test_the_default_request_is_one_usual_gap_after_the_last_action(town_root, request_row):
-    last = read_history(str(town_root), "u3", DAY)["timestamps_ms"][0].as_py()[-1]
+def test_the_default_request_is_one_usual_gap_after_the_last_action(city_root, request_row):
+    last = read_history(str(city_root), "u3", DAY)["timestamps_ms"][0].as_py()[-1]
     assert request_row["request_ts_ms"][0].as_py() == last + 5 * 3_600_000
     assert request_row["user_lon"][0].as_py() == request_row["poi_lons"][0].as_py()[-1]
 
@@ -183,13 +183,13 @@ def test_times_and_places_are_read_or_refused():
             read(text)
 
 
-def test_an_unknown_user_is_named(town_root):
+def test_an_unknown_user_is_named(city_root):
     with pytest.raises(MissingInputError, match="'nobody'"):
-        read_history(str(town_root), "nobody", DAY)
+        read_history(str(city_root), "nobody", DAY)
 
 
 @pytest.fixture
-def run(town_settings, make_decoder, tmp_path) -> Callable[..., tuple[int, dict, str]]:
+def run(city_settings, make_decoder, tmp_path) -> Callable[..., tuple[int, dict, str]]:
     """Runs the job on a bundle of an untrained decoder; returns exit code, summary and text."""
     model = planted_decoder(make_decoder)
     save_stage(tmp_path / "stage", model)
@@ -199,7 +199,7 @@ def run(town_settings, make_decoder, tmp_path) -> Callable[..., tuple[int, dict,
     )
 
     def start(*more: str) -> tuple[int, dict, str]:
-        arguments = ["explain", "--day", str(DAY), f"--set=storage.root={town_settings.storage.root}"]
+        arguments = ["explain", "--day", str(DAY), f"--set=storage.root={city_settings.storage.root}"]
         arguments += [f"--set=storage.artifacts={tmp_path}/artifacts", f"--model={tmp_path}/bundle", *more]
         stdout, stderr = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):

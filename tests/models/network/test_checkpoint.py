@@ -20,7 +20,7 @@ from models.network.checkpoint import (
     load_stage,
     save_stage,
 )
-from tests.models.toy import LAYOUT, toy_candidates, toy_decoder
+from tests.models.tiny import LAYOUT, tiny_candidates, tiny_decoder
 
 
 def snapshot(step: int, best_step: int = 0) -> Snapshot:
@@ -29,12 +29,12 @@ def snapshot(step: int, best_step: int = 0) -> Snapshot:
 
 
 def test_a_saved_model_gives_the_same_vectors(tmp_path):
-    model = toy_decoder()
+    model = tiny_decoder()
     save_stage(tmp_path / "m", model, {"stage": "pretrain"})
 
     loaded = load_stage(tmp_path / "m", layout=LAYOUT)
 
-    assert_close(loaded.poi_state(toy_candidates()), model.poi_state(toy_candidates()), rtol=0, atol=0)
+    assert_close(loaded.poi_state(tiny_candidates()), model.poi_state(tiny_candidates()), rtol=0, atol=0)
     assert not loaded.training
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
         "checksums.json", "config.json", "model.safetensors",
@@ -42,14 +42,14 @@ def test_a_saved_model_gives_the_same_vectors(tmp_path):
 
 
 def test_a_model_of_another_layout_is_refused(tmp_path):
-    save_stage(tmp_path / "m", toy_decoder())
+    save_stage(tmp_path / "m", tiny_decoder())
 
     with pytest.raises(FingerprintError):
         load_stage(tmp_path / "m", layout=TokenLayout(2, 5, 7, 4))
 
 
 def test_weights_of_another_version_of_the_model_are_refused_by_name(tmp_path):
-    model = toy_decoder()
+    model = tiny_decoder()
     model.old_part = torch.nn.Linear(1, 1)
     save_stage(tmp_path / "m", model)
 
@@ -60,7 +60,7 @@ def test_weights_of_another_version_of_the_model_are_refused_by_name(tmp_path):
 
 
 def test_a_model_saved_before_its_parts_had_their_names_still_loads(tmp_path):
-    model = toy_decoder(crowd=CrowdConfig(enabled=True), interest_match=InterestMatchConfig(enabled=True))
+    model = tiny_decoder(crowd=CrowdConfig(enabled=True), interest_match=InterestMatchConfig(enabled=True))
     then = {"history_copy.": "memory.", "crowd_copy.": "others.", "interest_match.": "taste."}
     weights = model.state_dict()
     for now, before in then.items():
@@ -87,7 +87,7 @@ def test_a_missing_model_says_how_to_train_one(tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "no checksums"])
 def test_a_damaged_model_is_refused(tmp_path, damage):
-    path = save_stage(tmp_path / "m", toy_decoder()) / MODEL_FILE
+    path = save_stage(tmp_path / "m", tiny_decoder()) / MODEL_FILE
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[-1] ^= 1
@@ -104,19 +104,19 @@ def test_a_damaged_model_is_refused(tmp_path, damage):
 
 
 def test_saving_again_replaces_the_model_whole(tmp_path):
-    save_stage(tmp_path / "m", toy_decoder(seed=0), {"n": 1})
-    save_stage(tmp_path / "m", toy_decoder(seed=1), {"n": 2})
+    save_stage(tmp_path / "m", tiny_decoder(seed=0), {"n": 1})
+    save_stage(tmp_path / "m", tiny_decoder(seed=1), {"n": 2})
 
     assert json.loads((tmp_path / "m" / "config.json").read_text())["notes"] == {"n": 2}
     assert_close(
-        load_stage(tmp_path / "m").poi_state(toy_candidates()),
-        toy_decoder(seed=1).poi_state(toy_candidates()),
+        load_stage(tmp_path / "m").poi_state(tiny_candidates()),
+        tiny_decoder(seed=1).poi_state(tiny_candidates()),
     )
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
-    save_stage(tmp_path / "m", toy_decoder())
+    save_stage(tmp_path / "m", tiny_decoder())
 
     with pytest.raises(TypeError), FolderWriter(tmp_path / "m") as writer:
         writer.write_json("config.json", {"not JSON": object()})

@@ -12,15 +12,15 @@ from models.network.copies import bucket_novelty
 from models.network.decoder import gather_copies
 from models.network.history_copy import BLOCK
 from models.network.trunk import past_of
-from tests.models.toy import (
+from tests.models.tiny import (
     MAX_INNER,
     NUM_BLOCKS,
     cut_step,
-    toy_crowd,
-    toy_decoder,
-    toy_history,
-    toy_requests,
-    toy_slots,
+    tiny_crowd,
+    tiny_decoder,
+    tiny_history,
+    tiny_requests,
+    tiny_slots,
 )
 
 ON = CrowdConfig(enabled=True, num_followers=2, num_near=3)
@@ -30,14 +30,14 @@ VARIANTS = [{}, {"memory": False}, {"poi_vectors": "off"}, {"hide_request_time":
 
 
 def ask(model, history, request=None, live=None):
-    request = request or toy_requests(history)._replace(crowd=toy_crowd(len(history.lengths_B), 1))
+    request = request or tiny_requests(history)._replace(crowd=tiny_crowd(len(history.lengths_B), 1))
     return model.request_state(model.encode_prefix(history), request, live)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_training_and_serving_give_the_same_log_probabilities(variant):
-    model, history = toy_decoder(crowd=ON, **variant), toy_history((9, 4, 1))
-    slots = toy_crowd(3, WINDOW)
+    model, history = tiny_decoder(crowd=ON, **variant), tiny_history((9, 4, 1))
+    slots = tiny_crowd(3, WINDOW)
     trained = model.next_poi_log_probs(history._replace(crowd=slots))
     last, rows = history.lengths_B - 1, torch.arange(3)
     past, request = cut_step(history, last)
@@ -56,8 +56,8 @@ def test_training_and_serving_give_the_same_log_probabilities(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_probabilities_of_all_live_pois_sum_to_one(variant):
-    model, history = toy_decoder(crowd=ON, **variant), toy_history((9, 4, 0))
-    live = toy_slots(without=[(0, 1), (2, 3)])
+    model, history = tiny_decoder(crowd=ON, **variant), tiny_history((9, 4, 0))
+    live = tiny_slots(without=[(0, 1), (2, 3)])
 
     state = ask(model, history, live=live)
 
@@ -69,8 +69,8 @@ def test_probabilities_of_all_live_pois_sum_to_one(variant):
 
 def test_a_slot_adds_its_weight_to_its_poi():
     """One slot of weight 3 beside the generator's 1: the rest of the distribution shrinks to a quarter."""
-    model, history = toy_decoder(memory=False, crowd=ON), toy_history((9, 4, 2))
-    slots = toy_crowd(3, 1, num_slots=1)._replace(is_real_BQC=torch.ones(3, 1, 1, dtype=torch.bool))
+    model, history = tiny_decoder(memory=False, crowd=ON), tiny_history((9, 4, 2))
+    slots = tiny_crowd(3, 1, num_slots=1)._replace(is_real_BQC=torch.ones(3, 1, 1, dtype=torch.bool))
     with torch.no_grad():
         for part in (
             model.crowd_copy.small,
@@ -83,8 +83,8 @@ def test_a_slot_adds_its_weight_to_its_poi():
             gate.weight.zero_()
             gate.bias.fill_(math.log(3.0))
 
-    state = ask(model, history, toy_requests(history)._replace(crowd=slots))
-    alone = ask(model, history, toy_requests(history))
+    state = ask(model, history, tiny_requests(history)._replace(crowd=slots))
+    alone = ask(model, history, tiny_requests(history))
 
     rows, block = torch.arange(3), slots.blocks_BQC[:, 0, 0]
     expected = model.block_log_probs(alone).exp() / 4
@@ -93,27 +93,27 @@ def test_a_slot_adds_its_weight_to_its_poi():
 
 
 def test_empty_dead_and_newer_slots_copy_nothing():
-    model, history = toy_decoder(memory=False, crowd=ON), toy_history((9, 4, 2))
-    slots = toy_crowd(3, 1, num_slots=3)
+    model, history = tiny_decoder(memory=False, crowd=ON), tiny_history((9, 4, 2))
+    slots = tiny_crowd(3, 1, num_slots=3)
     slots = slots._replace(
         is_real_BQC=torch.tensor([[[False, True, True]]]).expand(3, 1, 3),
         blocks_BQC=torch.tensor([[[1, 0, 0]]]).expand(3, 1, 3),
         inners_BQC=torch.tensor([[[1, 1, MAX_INNER + 4]]]).expand(3, 1, 3),
     )
-    live = toy_slots(without=[(0, 1)])
+    live = tiny_slots(without=[(0, 1)])
 
-    state = ask(model, history, toy_requests(history)._replace(crowd=slots), live)
+    state = ask(model, history, tiny_requests(history)._replace(crowd=slots), live)
 
     copies = gather_copies(None, model.crowd_copy, BLOCK, state.state_BD[:, None], state.sources)
     assert copies.scores_BQX.isneginf().all()
-    alone = ask(model, history, toy_requests(history), live)
+    alone = ask(model, history, tiny_requests(history), live)
     assert_close(model.block_log_probs(state), model.block_log_probs(alone))
 
 
 def test_own_visits_of_a_slot_are_counted_up_to_the_step():
-    model, history = toy_decoder(crowd=ON), toy_history((12, 5, 1))
+    model, history = tiny_decoder(crowd=ON), tiny_history((12, 5, 1))
     index = torch.tensor([[0, 4, 11], [1, 2, 4], [0, 0, 0]])
-    slots, steps = toy_crowd(3, 3), steps_of(history, index)
+    slots, steps = tiny_crowd(3, 3), steps_of(history, index)
 
     found = model.crowd_copy._count_own(slots, past_of(history), steps)
 
@@ -127,9 +127,9 @@ def test_own_visits_of_a_slot_are_counted_up_to_the_step():
 
 def test_tastes_are_counted_up_to_the_step():
     """New POIs among the last actions, and visits to the slot's category, by a plain loop."""
-    model, history = toy_decoder(crowd=ON), toy_history((12, 5, 1))
+    model, history = tiny_decoder(crowd=ON), tiny_history((12, 5, 1))
     index = torch.tensor([[0, 4, 11], [1, 2, 4], [0, 0, 0]])
-    slots, steps, past = toy_crowd(3, 3), steps_of(history, index), past_of(history)
+    slots, steps, past = tiny_crowd(3, 3), steps_of(history, index), past_of(history)
 
     novelty, taste = bucket_novelty(past, steps), model.crowd_copy._bucket_affinity(slots, past, steps)
 
@@ -146,9 +146,9 @@ def test_tastes_are_counted_up_to_the_step():
 
 
 def test_without_slots_a_decoder_that_could_copy_gives_what_the_memory_gives():
-    model, history = toy_decoder(crowd=ON), toy_history()
-    request = toy_requests(history)
-    empty = toy_crowd(3, 1)._replace(is_real_BQC=torch.zeros(3, 1, 5, dtype=torch.bool))
+    model, history = tiny_decoder(crowd=ON), tiny_history()
+    request = tiny_requests(history)
+    empty = tiny_crowd(3, 1)._replace(is_real_BQC=torch.zeros(3, 1, 5, dtype=torch.bool))
 
     without, with_empty = ask(model, history, request), ask(model, history, request._replace(crowd=empty))
 
@@ -157,17 +157,17 @@ def test_without_slots_a_decoder_that_could_copy_gives_what_the_memory_gives():
 
 
 def test_off_is_the_model_without_any_of_it():
-    model, history = toy_decoder(), toy_history()
+    model, history = tiny_decoder(), tiny_history()
 
     assert not any(name.startswith("crowd_copy.") for name, _ in model.named_parameters())
-    request = toy_requests(history)
-    given = ask(model, history, request._replace(crowd=toy_crowd(3, 1)))
+    request = tiny_requests(history)
+    given = ask(model, history, request._replace(crowd=tiny_crowd(3, 1)))
     assert torch.equal(model.block_log_probs(given), model.block_log_probs(ask(model, history, request)))
 
 
 def test_every_weight_of_the_slots_learns():
-    model, history = toy_decoder(crowd=ON), toy_history()
-    log_probs = model.next_poi_log_probs(history._replace(crowd=toy_crowd(3, WINDOW)))
+    model, history = tiny_decoder(crowd=ON), tiny_history()
+    log_probs = model.next_poi_log_probs(history._replace(crowd=tiny_crowd(3, WINDOW)))
     (log_probs.block_BQ.sum() + log_probs.inner_BQ.sum()).backward()
 
     silent = [
@@ -181,8 +181,8 @@ def test_every_weight_of_the_slots_learns():
 
 
 def test_a_hidden_request_time_moves_nothing():
-    model, history = toy_decoder(hide_request_time=True), toy_history((9, 4, 0))
-    early, late = toy_requests(history, seed=1), toy_requests(history, seed=1)
+    model, history = tiny_decoder(hide_request_time=True), tiny_history((9, 4, 0))
+    early, late = tiny_requests(history, seed=1), tiny_requests(history, seed=1)
     late = late._replace(timestamps_B=late.timestamps_B + 5_000_000, tz_offsets_B=late.tz_offsets_B + 60)
 
     first, second = ask(model, history, early), ask(model, history, late)
@@ -192,7 +192,7 @@ def test_a_hidden_request_time_moves_nothing():
 
 
 def test_a_target_in_training_does_not_see_its_own_time_but_the_next_one_does():
-    model, history = toy_decoder(hide_request_time=True), toy_history((9, 9, 9))
+    model, history = tiny_decoder(hide_request_time=True), tiny_history((9, 9, 9))
     times = history.timestamps_BL.clone()
     times[:, 7] += 300_000  # gaps are multiples of ten minutes, so the order stays
 
@@ -204,7 +204,7 @@ def test_a_target_in_training_does_not_see_its_own_time_but_the_next_one_does():
 
 
 def test_slots_of_some_steps_are_those_steps_slots():
-    slots = toy_crowd(2, 4)
+    slots = tiny_crowd(2, 4)
     taken = slots.take_steps(torch.tensor([[3, 0], [1, 1]]))
 
     assert isinstance(taken, CrowdSlots)

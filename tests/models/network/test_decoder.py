@@ -7,19 +7,19 @@ from torch.testing import assert_close
 from models.config import DecoderConfig, InterestMatchConfig
 from models.data.batch import HistoryBatch, RequestBatch
 from models.network.decoder import SpacetimeDecoder
-from tests.models.toy import (
+from tests.models.tiny import (
     MAX_INNER,
     NUM_BLOCKS,
     cut_step,
     drop_columns,
-    toy_candidates,
-    toy_decoder,
-    toy_history,
-    toy_requests,
-    toy_slots,
+    tiny_candidates,
+    tiny_decoder,
+    tiny_history,
+    tiny_requests,
+    tiny_slots,
 )
 
-SOME_DEAD = toy_slots(without=[(0, 1), (2, 3)])
+SOME_DEAD = tiny_slots(without=[(0, 1), (2, 3)])
 ALL_BLOCKS = torch.arange(NUM_BLOCKS)[None].expand(3, NUM_BLOCKS)
 VARIANTS = [
     {},
@@ -54,7 +54,7 @@ def read_states(model: SpacetimeDecoder, history: HistoryBatch) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", [{}, {"tie_side_information": True}], ids=str)
 def test_category_and_place_of_a_target_do_not_move_its_own_prediction(variant):
-    model, history, live = toy_decoder(**variant), toy_history(), toy_slots()
+    model, history, live = tiny_decoder(**variant), tiny_history(), tiny_slots()
     other = change(history, 0, 8, categories_BL=3, poi_lonlat_BL2=[9.0, 9.0])
 
     before, after = model.next_poi_log_probs(history, live), model.next_poi_log_probs(other, live)
@@ -64,7 +64,7 @@ def test_category_and_place_of_a_target_do_not_move_its_own_prediction(variant):
 
 
 def test_category_of_an_action_moves_the_next_prediction():
-    model, history = toy_decoder(), toy_history()
+    model, history = tiny_decoder(), tiny_history()
     other = change(history, 0, 7, categories_BL=(history.categories_BL[0, 7] + 1) % 4)
 
     before, after = model.next_poi_log_probs(history), model.next_poi_log_probs(other)
@@ -74,7 +74,7 @@ def test_category_of_an_action_moves_the_next_prediction():
 
 
 def test_inner_id_of_a_target_does_not_move_its_block_prediction():
-    model, history = toy_decoder(), toy_history()
+    model, history = tiny_decoder(), tiny_history()
     other = change(history, 0, 8, inners_BL=(history.inners_BL[0, 8] + 1) % MAX_INNER)
 
     assert_close(model.next_poi_log_probs(other).block_BQ, model.next_poi_log_probs(history).block_BQ)
@@ -84,7 +84,7 @@ def test_inner_id_of_a_target_does_not_move_its_block_prediction():
 
 
 def test_a_prediction_depends_on_request_time_and_user_place_not_on_the_targets():
-    model, history = toy_decoder(), toy_history()
+    model, history = tiny_decoder(), tiny_history()
     later = change(history, 0, 8, timestamps_BL=history.timestamps_BL[0, 8] + 7_200_000)
     elsewhere = change(history, 0, 8, user_lonlat_BL2=[5.0, 5.0])
     target_moved = change(history, 0, 8, poi_lonlat_BL2=[5.0, 5.0])
@@ -100,11 +100,11 @@ def test_a_prediction_depends_on_request_time_and_user_place_not_on_the_targets(
 
 
 def test_scores_do_not_depend_on_order_number_or_padding_of_candidates():
-    model, history = toy_decoder(), toy_history()
+    model, history = tiny_decoder(), tiny_history()
     prefix, request, candidates = (
         model.encode_prefix(history),
-        toy_requests(history),
-        toy_candidates((4, 4, 4)),
+        tiny_requests(history),
+        tiny_candidates((4, 4, 4)),
     )
     turned = type(candidates)(candidates.lengths_B, *(field.flip(1) for field in candidates[1:5]))
     alone = type(candidates)(candidates.lengths_B, *(field[:, :1] for field in candidates[1:5]))
@@ -118,11 +118,11 @@ def test_scores_do_not_depend_on_order_number_or_padding_of_candidates():
 
 def test_a_candidate_is_read_at_the_position_after_the_user_part():
     """As if it were the next action of the user: the same states as in a history that ends with it."""
-    model = toy_decoder(memory=False)
-    history = toy_history((5, 5, 5), num_profile=0)
+    model = tiny_decoder(memory=False)
+    history = tiny_history((5, 5, 5), num_profile=0)
     steps = torch.full((3,), 4)
     past, request = cut_step(history, steps)
-    candidates = toy_candidates((1, 1, 1))._replace(
+    candidates = tiny_candidates((1, 1, 1))._replace(
         blocks_BC=history.blocks_BL[:, 4:],
         inners_BC=history.inners_BL[:, 4:],
         lonlat_BC2=history.poi_lonlat_BL2[:, 4:],
@@ -139,7 +139,7 @@ def test_a_candidate_is_read_at_the_position_after_the_user_part():
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_training_and_serving_give_the_same_log_probabilities(variant):
-    model, history = toy_decoder(**variant), toy_history()
+    model, history = tiny_decoder(**variant), tiny_history()
     trained = model.next_poi_log_probs(history)
     last = history.lengths_B - 1
     past, request = cut_step(history, last)
@@ -163,7 +163,7 @@ def test_training_and_serving_give_the_same_log_probabilities(variant):
     ids=["all", "some dead", "some dead, side information in outputs"],
 )
 def test_training_and_serving_agree_about_dead_slots(live, variant):
-    model, history = toy_decoder(**variant), toy_history()
+    model, history = tiny_decoder(**variant), tiny_history()
     last = history.lengths_B - 1
     history.blocks_BL[torch.arange(3), last], history.inners_BL[torch.arange(3), last] = 1, 2
     past, request = cut_step(history, last)
@@ -179,8 +179,8 @@ def test_training_and_serving_agree_about_dead_slots(live, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_padding_and_batch_mates_change_nothing(variant):
-    model, history = toy_decoder(**variant), toy_history((9, 4, 0))
-    request, candidates = toy_requests(history), toy_candidates()
+    model, history = tiny_decoder(**variant), tiny_history((9, 4, 0))
+    request, candidates = tiny_requests(history), tiny_candidates()
     together = _all_outputs(model, history, request, candidates)
 
     for row, length in enumerate((9, 4, 0)):
@@ -195,7 +195,7 @@ def test_padding_and_batch_mates_change_nothing(variant):
 
 def test_windows_longer_than_the_transformer_reads_agree_too():
     """The predicted step sees the last window - 1 actions before it, in training and in serving."""
-    model, history = toy_decoder(memory=False), toy_history((9, 9, 9))
+    model, history = tiny_decoder(memory=False), tiny_history((9, 9, 9))
     last = history.lengths_B - 1
     past, request = cut_step(history, last)
 
@@ -222,11 +222,11 @@ def _all_outputs(model, history, request, candidates) -> dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("live", [None, toy_slots(without=[(0, 1), (2, 3)])], ids=["all", "some dead"])
+@pytest.mark.parametrize("live", [None, tiny_slots(without=[(0, 1), (2, 3)])], ids=["all", "some dead"])
 def test_probabilities_of_blocks_and_of_inner_ids_sum_to_one(variant, live):
-    model, history = toy_decoder(**variant), toy_history((9, 4, 0))
+    model, history = tiny_decoder(**variant), tiny_history((9, 4, 0))
 
-    state = model.request_state(model.encode_prefix(history), toy_requests(history), live)
+    state = model.request_state(model.encode_prefix(history), tiny_requests(history), live)
 
     assert_close(model.block_log_probs(state).exp().sum(dim=-1), torch.ones(3))
     inner = model.inner_log_probs(state, ALL_BLOCKS).exp()
@@ -237,10 +237,10 @@ def test_probabilities_of_blocks_and_of_inner_ids_sum_to_one(variant, live):
 
 
 def test_a_block_without_a_live_slot_is_never_predicted():
-    model, history = toy_decoder(), toy_history()
-    live = toy_slots(without=[(3, inner) for inner in range(MAX_INNER)])
+    model, history = tiny_decoder(), tiny_history()
+    live = tiny_slots(without=[(3, inner) for inner in range(MAX_INNER)])
 
-    state = model.request_state(model.encode_prefix(history), toy_requests(history), live)
+    state = model.request_state(model.encode_prefix(history), tiny_requests(history), live)
 
     assert model.block_log_probs(state)[:, 3].exp().max() == 0
     assert model.inner_log_probs(state, torch.full((3, 1), 3)).exp().max() == 0
@@ -248,7 +248,7 @@ def test_a_block_without_a_live_slot_is_never_predicted():
 
 
 def test_targets_among_the_context_or_outside_the_window_do_not_count():
-    model, history = toy_decoder(), toy_history((9, 4, 1))
+    model, history = tiny_decoder(), tiny_history((9, 4, 1))
 
     counted = model.next_poi_log_probs(history._replace(num_context_B=torch.tensor([7, 0, 0]))).is_target_BQ
 
@@ -260,14 +260,14 @@ def test_targets_among_the_context_or_outside_the_window_do_not_count():
 
 
 def test_a_poi_newer_than_the_model_is_read_but_not_learned():
-    model, history = toy_decoder(), toy_history()
+    model, history = tiny_decoder(), tiny_history()
     newer = change(history, 0, 8, inners_BL=MAX_INNER + 3, blocks_BL=NUM_BLOCKS + 1)
 
     log_probs = model.next_poi_log_probs(newer)
 
     assert log_probs.is_target_BQ.sum() == model.next_poi_log_probs(history).is_target_BQ.sum() - 1
     assert log_probs.block_BQ.isfinite().all()
-    state = model.request_state(model.encode_prefix(newer), toy_requests(newer))
+    state = model.request_state(model.encode_prefix(newer), tiny_requests(newer))
     assert_close(model.block_log_probs(state).exp().sum(dim=-1), torch.ones(3))
 
 
@@ -275,16 +275,16 @@ def test_a_poi_newer_than_the_model_is_read_but_not_learned():
 
 
 def test_vectors_of_both_towers_have_length_one():
-    model, history = toy_decoder(), toy_history((9, 4, 0))
-    users = model.user_state(model.encode_prefix(history), toy_requests(history))
+    model, history = tiny_decoder(), tiny_history((9, 4, 0))
+    users = model.user_state(model.encode_prefix(history), tiny_requests(history))
 
     assert_close(users.norm(dim=-1), torch.ones(3))
-    assert_close(model.poi_state(toy_candidates((4, 4, 4))).norm(dim=-1), torch.ones(3, 4))
+    assert_close(model.poi_state(tiny_candidates((4, 4, 4))).norm(dim=-1), torch.ones(3, 4))
 
 
 def test_a_neutral_request_does_not_look_at_the_other_fields():
-    model, history = toy_decoder(), toy_history()
-    prefix, request = model.encode_prefix(history), toy_requests(history)
+    model, history = tiny_decoder(), tiny_history()
+    prefix, request = model.encode_prefix(history), tiny_requests(history)
     dropped = request._replace(is_neutral_B=torch.tensor([True, False, True]))
 
     mixed, neutral, asked = (model.user_state(prefix, r) for r in (dropped, None, request))
@@ -293,15 +293,15 @@ def test_a_neutral_request_does_not_look_at_the_other_fields():
 
 
 def test_a_poi_vector_depends_on_its_poi_alone():
-    model, candidates = toy_decoder(), toy_candidates((4, 4, 4))
+    model, candidates = tiny_decoder(), tiny_candidates((4, 4, 4))
     one = type(candidates)(torch.tensor([1]), *(field[1:2, 2:3] for field in candidates[1:5]))
 
     assert_close(model.poi_state(one)[0, 0], model.poi_state(candidates)[1, 2])
 
 
 def test_with_the_memory_off_the_generator_is_all_there_is():
-    model, history = toy_decoder(memory=False), toy_history()
-    state = model.request_state(model.encode_prefix(history), toy_requests(history))
+    model, history = tiny_decoder(memory=False), tiny_history()
+    state = model.request_state(model.encode_prefix(history), tiny_requests(history))
     embedding = model.trunk.embedding
 
     assert not any("history_copy." in name for name, _ in model.named_parameters())
@@ -312,7 +312,7 @@ def test_with_the_memory_off_the_generator_is_all_there_is():
 
 @pytest.mark.parametrize("variant", [{}, {"hide_request_time": True}], ids=["clock shown", "clock hidden"])
 def test_without_a_memory_the_past_before_the_window_is_cut_off_and_changes_nothing(variant):
-    model, history = toy_decoder(memory=False, **variant), toy_history((14, 9, 3))
+    model, history = tiny_decoder(memory=False, **variant), tiny_history((14, 9, 3))
 
     cut = model.next_poi_log_probs(history)
 
@@ -321,7 +321,7 @@ def test_without_a_memory_the_past_before_the_window_is_cut_off_and_changes_noth
 
 
 def test_without_spacetime_neither_times_nor_places_are_read():
-    model, history = toy_decoder(memory=False, spacetime=False), toy_history()
+    model, history = tiny_decoder(memory=False, spacetime=False), tiny_history()
     moved = history._replace(
         timestamps_BL=2 * history.timestamps_BL,
         user_lonlat_BL2=history.user_lonlat_BL2 + 1,
@@ -332,19 +332,19 @@ def test_without_spacetime_neither_times_nor_places_are_read():
 
 
 def test_output_vectors_are_the_input_vectors():
-    model, history = toy_decoder(memory=False), toy_history()
-    before = model.block_log_probs(model.request_state(model.encode_prefix(history), toy_requests(history)))
+    model, history = tiny_decoder(memory=False), tiny_history()
+    before = model.block_log_probs(model.request_state(model.encode_prefix(history), tiny_requests(history)))
     with torch.no_grad():
         model.trunk.embedding.blocks.weight[-1] += 1.0
 
-    after = model.block_log_probs(model.request_state(model.encode_prefix(history), toy_requests(history)))
+    after = model.block_log_probs(model.request_state(model.encode_prefix(history), tiny_requests(history)))
 
     assert not torch.allclose(before[:, -1], after[:, -1])
     assert not any(name.startswith("generator") for name, _ in model.named_parameters())
 
 
 def test_every_weight_of_pretraining_learns():
-    model, history = toy_decoder(), toy_history()
+    model, history = tiny_decoder(), tiny_history()
     log_probs = model.next_poi_log_probs(history)
     (log_probs.block_BQ.sum() + log_probs.inner_BQ.sum()).backward()
 

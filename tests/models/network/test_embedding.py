@@ -10,7 +10,7 @@ from conf.tokens import NUM_SPECIAL
 from models.data.features import encode_fourier
 from models.network.decoder import SpacetimeDecoder
 from models.network.embedding import WEIGHT_NAMES, PoiVectors, TokenEmbedding
-from tests.models.toy import MAX_INNER, NUM_BLOCKS, toy_config, toy_slots
+from tests.models.tiny import MAX_INNER, NUM_BLOCKS, tiny_config, tiny_slots
 
 PLACE = torch.tensor([[4.9, 52.37]])
 UNKNOWN = torch.full((1, 2), math.nan)
@@ -20,7 +20,7 @@ ONE = torch.tensor([1])
 @pytest.fixture
 def embedding() -> TokenEmbedding:
     torch.manual_seed(0)
-    return TokenEmbedding(toy_config())
+    return TokenEmbedding(tiny_config())
 
 
 def set_weights(embedding: TokenEmbedding, **weights: float) -> None:
@@ -78,8 +78,8 @@ def test_places_at_sea_and_unknown_ones_differ(embedding):
 
 
 def test_exact_rows_differ_for_every_slot_of_the_index():
-    vectors = PoiVectors(toy_config())  # 35 slots, 30 x 1.25 + 2 x 5 rows
-    vectors.assign_rows(toy_slots().count_inners())
+    vectors = PoiVectors(tiny_config())  # 35 slots, 30 x 1.25 + 2 x 5 rows
+    vectors.assign_rows(tiny_slots().count_inners())
     block, inner = torch.meshgrid(torch.arange(NUM_BLOCKS), torch.arange(MAX_INNER), indexing="ij")
 
     rows, known = vectors.rows(block, inner)
@@ -90,7 +90,7 @@ def test_exact_rows_differ_for_every_slot_of_the_index():
 
 
 def test_rows_go_to_blocks_in_proportion_to_their_pois():
-    vectors = PoiVectors(toy_config(poi_rows=40))
+    vectors = PoiVectors(tiny_config(poi_rows=40))
     vectors.assign_rows(torch.tensor([20, 5, 0, 0, 0]))
 
     assert vectors.starts_V1.diff().tolist() == [29, 8, 1, 1, 1]
@@ -98,7 +98,7 @@ def test_rows_go_to_blocks_in_proportion_to_their_pois():
 
 @pytest.mark.parametrize("kind", ["exact", "hashed"])
 def test_a_poi_without_a_row_has_no_vector_and_all_start_at_zero(kind):
-    vectors = PoiVectors(toy_config(poi_vectors=kind))
+    vectors = PoiVectors(tiny_config(poi_vectors=kind))
     assert vectors(ONE, ONE).abs().max() == 0
     torch.nn.init.normal_(vectors.weight)
 
@@ -109,7 +109,7 @@ def test_a_poi_without_a_row_has_no_vector_and_all_start_at_zero(kind):
 def test_places_can_start_apart_and_nothing_else_moves():
     def start(std: float) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        return dict(SpacetimeDecoder(toy_config(place_std=std)).named_parameters())
+        return dict(SpacetimeDecoder(tiny_config(place_std=std)).named_parameters())
 
     usual, apart = start(0.0), start(0.5)
 
@@ -125,7 +125,7 @@ def test_places_can_start_apart_and_nothing_else_moves():
 
 def test_places_that_start_apart_are_louder_than_where_they_lie():
     torch.manual_seed(0)
-    embedding = SpacetimeDecoder(toy_config(place_std=0.1, hidden_dim=64, geo_buckets=512)).trunk.embedding
+    embedding = SpacetimeDecoder(tiny_config(place_std=0.1, hidden_dim=64, geo_buckets=512)).trunk.embedding
     lonlat = torch.rand(500, 2)
 
     cells = embedding.geo(lonlat) - embedding.geo.fourier(encode_fourier(lonlat, embedding.geo.waves_km))
@@ -137,7 +137,7 @@ def test_places_that_start_apart_are_louder_than_where_they_lie():
 
 
 def test_multimodal_vectors_are_added_to_the_inner_token_only_if_given():
-    embedding = TokenEmbedding(toy_config(multimodal_dim=3))
+    embedding = TokenEmbedding(tiny_config(multimodal_dim=3))
     vector = torch.randn(1, 3)
 
     without = embedding.embed_inners(ONE, ONE, ONE, PLACE)

@@ -5,15 +5,15 @@ import torch
 from torch.testing import assert_close
 
 from conf.tokens import NUM_SPECIAL
-from tests.models.toy import MAX_INNER, NUM_BLOCKS, NUM_CATEGORIES, toy_decoder, toy_slots
+from tests.models.tiny import MAX_INNER, NUM_BLOCKS, NUM_CATEGORIES, tiny_decoder, tiny_slots
 
 DEAD = [(0, 1), (0, 6), (2, 3), *[(4, inner) for inner in range(MAX_INNER)]]
 
 
 @pytest.mark.parametrize("kind", ["exact", "hashed", "off"])
-@pytest.mark.parametrize("live", [None, toy_slots(without=DEAD)], ids=["all", "some dead"])
+@pytest.mark.parametrize("live", [None, tiny_slots(without=DEAD)], ids=["all", "some dead"])
 def test_inner_probabilities_equal_one_softmax_per_state(kind, live):
-    model = toy_decoder(poi_vectors=kind)
+    model = tiny_decoder(poi_vectors=kind)
     embedding, states = model.trunk.embedding, torch.randn(3, 4, 16)
     blocks = torch.randint(0, NUM_BLOCKS, (3, 4))
 
@@ -34,8 +34,8 @@ def test_inner_probabilities_equal_one_softmax_per_state(kind, live):
 
 @pytest.mark.parametrize("spacetime", [True, False])
 def test_outputs_that_take_in_side_information_are_the_whole_input_vectors(spacetime):
-    model = toy_decoder(tie_side_information=True, spacetime=spacetime)
-    live, embedding = toy_slots(without=DEAD), model.trunk.embedding
+    model = tiny_decoder(tie_side_information=True, spacetime=spacetime)
+    live, embedding = tiny_slots(without=DEAD), model.trunk.embedding
     states, blocks = torch.randn(6, 16), torch.tensor([3, 0, 2, 0, 1, 4])
 
     found = model.generator.inner_log_probs(states, blocks, embedding, live)
@@ -54,8 +54,8 @@ def test_outputs_that_take_in_side_information_are_the_whole_input_vectors(space
 
 
 def test_a_poi_newer_than_the_training_is_as_likely_as_its_category_and_place_say():
-    model = toy_decoder(tie_side_information=True, poi_rows=NUM_BLOCKS)  # one row a block: inner id 0
-    live, embedding = toy_slots(), model.trunk.embedding
+    model = tiny_decoder(tie_side_information=True, poi_rows=NUM_BLOCKS)  # one row a block: inner id 0
+    live, embedding = tiny_slots(), model.trunk.embedding
     with torch.no_grad():
         embedding.inners.weight.zero_()
         embedding.categories.weight.zero_()
@@ -72,7 +72,7 @@ def test_a_poi_newer_than_the_training_is_as_likely_as_its_category_and_place_sa
 
 
 def test_outputs_with_side_information_need_slots_that_have_it():
-    model = toy_decoder(tie_side_information=True)
+    model = tiny_decoder(tie_side_information=True)
 
     with pytest.raises(ValueError, match="live slots must be given"):
         model.generator.inner_log_probs(
@@ -81,7 +81,7 @@ def test_outputs_with_side_information_need_slots_that_have_it():
 
 
 def test_one_target_each_equals_the_whole_distribution():
-    model, live = toy_decoder(), toy_slots(without=[(0, 1)])
+    model, live = tiny_decoder(), tiny_slots(without=[(0, 1)])
     states, blocks = torch.randn(9, 16), torch.tensor([3, 0, 2, 0, 1, 3, 3, 4, 0])
     inners = torch.tensor([6, 0, 3, 6, 2, 1, 6, 5, 2])
 
@@ -92,7 +92,7 @@ def test_one_target_each_equals_the_whole_distribution():
 
 
 def test_no_state_gives_no_log_probability():
-    model, none = toy_decoder(), torch.zeros(0, dtype=torch.int64)
+    model, none = tiny_decoder(), torch.zeros(0, dtype=torch.int64)
 
     assert model.generator.target_log_probs(
         torch.zeros(0, 16), none, none, model.trunk.embedding, None

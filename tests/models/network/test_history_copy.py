@@ -10,7 +10,14 @@ from models.copying.pairs import TABLES, compare_pairs
 from models.data.batch import steps_of
 from models.network.history_copy import BLOCK, PairTables, log_mass, mix_all, mix_target
 from models.network.trunk import past_of
-from tests.models.toy import NUM_BLOCKS, toy_candidates, toy_decoder, toy_history, toy_requests, toy_slots
+from tests.models.tiny import (
+    NUM_BLOCKS,
+    tiny_candidates,
+    tiny_decoder,
+    tiny_history,
+    tiny_requests,
+    tiny_slots,
+)
 
 HALVES = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
 SCORES = torch.tensor([[[1.0, 2.0, 1.0]]]).log()  # three past actions of weight 1, 2, 1
@@ -64,7 +71,7 @@ def test_gradients_are_finite_where_nothing_can_be_copied():
 
 @pytest.mark.parametrize("clock_tables", [True, False])
 def test_sums_of_tables_and_their_gradients_equal_plain_lookups(clock_tables):
-    history = toy_history((12, 5, 1))
+    history = tiny_history((12, 5, 1))
     features = compare_pairs(past_of(history), steps_of(history, torch.tensor([[4, 11], [2, 4], [0, 0]])))
     shape = features.age.shape
     tables = [table for table in TABLES if clock_tables or not table.is_clock]
@@ -84,12 +91,12 @@ def test_sums_of_tables_and_their_gradients_equal_plain_lookups(clock_tables):
 
 def test_a_fresh_model_copies_by_the_kernel_counters_weights():
     """With gates 0, constant 1 and no content match, scores are those of the tables."""
-    model, history = toy_decoder(), toy_history((6, 6, 6))
+    model, history = tiny_decoder(), tiny_history((6, 6, 6))
     memory = model.history_copy
     memory.reset_start()
     with torch.no_grad():
         memory.query[BLOCK].weight.zero_()
-    state = model.request_state(model.encode_prefix(history), toy_requests(history))
+    state = model.request_state(model.encode_prefix(history), tiny_requests(history))
 
     scores = memory.score(BLOCK, state.state_BD[:, None], state.memory, state.pairs)
 
@@ -97,11 +104,11 @@ def test_a_fresh_model_copies_by_the_kernel_counters_weights():
 
 
 def test_dead_slots_are_not_copied():
-    model, history = toy_decoder(), toy_history((6, 6, 6))
+    model, history = tiny_decoder(), tiny_history((6, 6, 6))
     dead = (int(history.blocks_BL[0, 5]), int(history.inners_BL[0, 5]))
-    live = toy_slots(without=[dead])
+    live = tiny_slots(without=[dead])
 
-    state = model.request_state(model.encode_prefix(history), toy_requests(history), live)
+    state = model.request_state(model.encode_prefix(history), tiny_requests(history), live)
 
     scores = model.history_copy.score(BLOCK, state.state_BD[:, None], state.memory, state.pairs)[0, 0]
     is_dead = (history.blocks_BL[0] == dead[0]) & (history.inners_BL[0] == dead[1])
@@ -109,8 +116,8 @@ def test_dead_slots_are_not_copied():
 
 
 def test_click_features_are_the_shares_of_poi_and_block():
-    model, history = toy_decoder(), toy_history((9, 4, 0))
-    prefix, request, candidates = model.encode_prefix(history), toy_requests(history), toy_candidates()
+    model, history = tiny_decoder(), tiny_history((9, 4, 0))
+    prefix, request, candidates = model.encode_prefix(history), tiny_requests(history), tiny_candidates()
     state = model.request_state(prefix, request)
     scores = model.history_copy.score(BLOCK, state.state_BD[:, None], state.memory, state.pairs)[:, 0]
 
@@ -126,7 +133,7 @@ def test_click_features_are_the_shares_of_poi_and_block():
 
 
 def test_a_user_without_past_pools_nothing():
-    model, history = toy_decoder(), toy_history((0, 3))
+    model, history = tiny_decoder(), tiny_history((0, 3))
     state = model.request_state(model.encode_prefix(history), None)
     scores = model.history_copy.score(BLOCK, state.state_BD[:, None], state.memory, state.pairs)
 

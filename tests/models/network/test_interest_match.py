@@ -11,13 +11,13 @@ from models.network.decoder import SpacetimeDecoder
 from models.network.interest_match import Content, InterestMatch, match, principal_components
 from models.network.trunk import CandidateStates
 from models.training.multimodal import SlotVectors, start_posttraining
-from tests.models.toy import toy_candidates, toy_config, toy_decoder, toy_history, toy_requests
+from tests.models.tiny import tiny_candidates, tiny_config, tiny_decoder, tiny_history, tiny_requests
 
 TASTE = InterestMatchConfig(enabled=True, dropout=0.0)
 
 
 def _fresh(**changes: object) -> InterestMatch:
-    taste = InterestMatch(toy_config(hidden_dim=8, embedding_dim=8, interest_match=TASTE, **changes)).eval()
+    taste = InterestMatch(tiny_config(hidden_dim=8, embedding_dim=8, interest_match=TASTE, **changes)).eval()
     taste.reset_start()
     return taste
 
@@ -85,8 +85,8 @@ def test_texts_are_told_apart_by_what_few_of_them_say():
 
 @pytest.mark.parametrize("memory", [True, False])
 def test_the_click_head_is_told_the_generators_own_log_probabilities(memory):
-    model, history = toy_decoder(memory=memory, interest_match=TASTE), toy_history()
-    candidates, request = toy_candidates(), toy_requests(history)
+    model, history = tiny_decoder(memory=memory, interest_match=TASTE), tiny_history()
+    candidates, request = tiny_candidates(), tiny_requests(history)
     prefix = model.encode_prefix(history)
 
     shown = model.candidate_states(prefix, request, candidates)
@@ -100,46 +100,46 @@ def test_the_click_head_is_told_the_generators_own_log_probabilities(memory):
 
 
 def test_a_poi_newer_than_the_model_has_a_finite_click_logit():
-    model, history = toy_decoder(interest_match=TASTE), toy_history()
-    newer = toy_candidates()
+    model, history = tiny_decoder(interest_match=TASTE), tiny_history()
+    newer = tiny_candidates()
     newer = newer._replace(inners_BC=newer.inners_BC.clone().index_fill_(1, torch.tensor([0]), 999))
 
     logits = model.click_logits(
-        model.candidate_states(model.encode_prefix(history), toy_requests(history), newer)
+        model.candidate_states(model.encode_prefix(history), tiny_requests(history), newer)
     )
 
     assert logits.isfinite().all()
 
 
 def test_a_candidate_is_scored_alone_as_among_others():
-    model, history = toy_decoder(interest_match=TASTE), toy_history((9, 4, 0))
-    candidates, prefix = toy_candidates((4, 4, 4)), model.encode_prefix(history)
+    model, history = tiny_decoder(interest_match=TASTE), tiny_history((9, 4, 0))
+    candidates, prefix = tiny_candidates((4, 4, 4)), model.encode_prefix(history)
     one = type(candidates)(torch.ones(3, dtype=torch.int64), *(field[:, 2:3] for field in candidates[1:5]))
 
     def score(shown):
-        return model.click_logits(model.candidate_states(prefix, toy_requests(history), shown))
+        return model.click_logits(model.candidate_states(prefix, tiny_requests(history), shown))
 
     assert_close(score(one)[:, 0], score(candidates)[:, 2])
     assert_close(model.poi_state(one)[:, 0], model.poi_state(candidates)[:, 2])
 
 
 def test_post_training_with_vectors_starts_the_maps_of_texts(tmp_path):
-    save_stage(tmp_path / "model", toy_decoder(interest_match=TASTE))
+    save_stage(tmp_path / "model", tiny_decoder(interest_match=TASTE))
     slots = SlotVectors(torch.arange(4), torch.arange(4), torch.randn(4, 3))
 
     fused = start_posttraining(tmp_path, vectors=slots).eval()
 
-    history, candidates = toy_history(), toy_candidates()
+    history, candidates = tiny_history(), tiny_candidates()
     known = candidates._replace(
         inners_BC=candidates.blocks_BC.clamp(max=3), blocks_BC=candidates.blocks_BC.clamp(max=3)
     )
-    own = toy_history()._replace(inners_BL=history.blocks_BL)
-    shown = fused.candidate_states(fused.encode_prefix(own), toy_requests(own), known)
+    own = tiny_history()._replace(inners_BL=history.blocks_BL)
+    shown = fused.candidate_states(fused.encode_prefix(own), tiny_requests(own), known)
     assert shown.evidence_BC4[..., 3].any()
 
 
 def test_rescaling_the_head_is_linear_in_every_part():
-    model = SpacetimeDecoder(toy_config(interest_match=TASTE))
+    model = SpacetimeDecoder(tiny_config(interest_match=TASTE))
     torch.nn.init.normal_(model.click.evidence.weight)
     torch.nn.init.normal_(model.click.memory.weight)
     states = CandidateStates(torch.randn(2, 3, 16), torch.randn(2, 3, 2), torch.randn(2, 3, 4))

@@ -113,12 +113,12 @@ def test_what_the_model_reads_is_cut_but_returns_are_not(tables, monkeypatch):
 @pytest.mark.parametrize("hides_time", [False, True])
 def test_a_protocol_trains_once_and_is_scored_beside_its_baselines(folder, tmp_path, monkeypatch, hides_time):
     protocol = PROTOCOLS["calgary"]
-    monkeypatch.setitem(PROTOCOLS, "town", type(protocol)(protocol.prepare, hides_request_time=hides_time))
+    monkeypatch.setitem(PROTOCOLS, "city", type(protocol)(protocol.prepare, hides_request_time=hides_time))
     ask = {"recipe": RECIPE, "seeds": (0, 1), "work": tmp_path}
 
-    first = evaluate_protocol("town", folder, **ask)
+    first = evaluate_protocol("city", folder, **ask)
     monkeypatch.setattr("models.protocols.run.run_pretrain", None)  # a second training would fail
-    second = evaluate_protocol("town", folder, **ask)
+    second = evaluate_protocol("city", folder, **ask)
 
     assert json.dumps(first) == json.dumps(second)  # there is no discovery, so some figures are nan
     methods = first["methods"]

@@ -15,20 +15,20 @@ from models.serving.bundle import load_bundle, save_bundle
 
 
 @pytest.fixture
-def rows(town_tables):
-    """Validation rows of the town; what matters here are its catalogue and its counts."""
-    samples = town_tables["pretrain_samples"]
+def rows(city_tables):
+    """Validation rows of the city; what matters here are its catalogue and its counts."""
+    samples = city_tables["pretrain_samples"]
     train, val = (
         samples.filter(pa.array([s == split for s in samples["split"].to_pylist()]))
         for split in ("train", "val")
     )
-    return build_rows(train, val, Catalogue.from_arrow(town_tables["poi_index"]))
+    return build_rows(train, val, Catalogue.from_arrow(city_tables["poi_index"]))
 
 
 @pytest.fixture
-def samples(town_tables):
+def samples(city_tables):
     """Requests of twelve users, one click each."""
-    return town_tables["ranking_samples"].slice(0, 36)
+    return city_tables["ranking_samples"].slice(0, 36)
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from models.tracking import open_training_run
 
 
 @pytest.fixture
-def rows(town_tables):
-    """Validation rows of the town."""
-    samples = town_tables["pretrain_samples"]
+def rows(city_tables):
+    """Validation rows of the city."""
+    samples = city_tables["pretrain_samples"]
     train, val = (
         samples.filter(pa.array([s == split for s in samples["split"].to_pylist()]))
         for split in ("train", "val")
     )
-    return build_rows(train, val, Catalogue.from_arrow(town_tables["poi_index"]))
+    return build_rows(train, val, Catalogue.from_arrow(city_tables["poi_index"]))
 
 
 @pytest.fixture
@@ -118,10 +118,10 @@ def test_the_stage_that_ranks_better_generates(
 
 
 def test_a_refused_bundle_stays_challenger_and_strict_makes_it_an_error(
-    rows, make_bundle, monkeypatch, town_settings, tmp_path
+    rows, make_bundle, monkeypatch, city_settings, tmp_path
 ):
-    settings = town_settings.model_copy(
-        update={"mlflow": town_settings.mlflow.model_copy(update={"model_name": "gate"})}
+    settings = city_settings.model_copy(
+        update={"mlflow": city_settings.mlflow.model_copy(update={"model_name": "gate"})}
     )
     _ranks(monkeypatch, {"old": 1, "new": 3}, 120)
     with open_training_run(settings.mlflow, tmp_path, name="gate") as log:

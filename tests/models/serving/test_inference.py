@@ -35,9 +35,9 @@ def bundle(make_decoder, tmp_path) -> ModelBundle:
 
 
 @pytest.fixture
-def pois(town_tables) -> pa.RecordBatch:
-    """All slots of the town."""
-    return town_tables["poi_index"].combine_chunks().to_batches()[0]
+def pois(city_tables) -> pa.RecordBatch:
+    """All slots of the city."""
+    return city_tables["poi_index"].combine_chunks().to_batches()[0]
 
 
 def _shuffled(batch: pa.RecordBatch) -> tuple[np.ndarray, pa.RecordBatch]:

@@ -17,10 +17,10 @@ CONFIG = TrainConfig(
 )
 
 
-class ToyStage:
+class TinyStage:
     """Fits y = 2 x through a layer with dropout; one row may be poisoned."""
 
-    name = "toy"
+    name = "tiny"
 
     def __init__(self, *, poison: int | None = None, val_losses: list[float] | None = None) -> None:
         self.poison, self.val_losses = poison, val_losses

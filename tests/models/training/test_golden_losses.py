@@ -28,7 +28,7 @@ Losses = dict[str, list[float]]
 
 
 @pytest.fixture(scope="module")
-def losses(town_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
+def losses(city_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
     """Trains every stage for 50 steps on the planted city."""
     folder = tmp_path_factory.mktemp("golden")
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -37,7 +37,7 @@ def losses(town_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
     steps = [f"{stage}.{key}" for stage in stages for key in (f"max_steps={STEPS}", f"patience={STEPS}")]
     recipe = load_recipe(folder / "recipe.yaml", [*steps, "decoder.crowd.enabled=false"])
     names = ("pretrain_samples", "poi_index", "blocks", "ranking_samples", "preference_pairs")
-    at = {name: TableAt(str(town_root / name), 0) for name in names}
+    at = {name: TableAt(str(city_root / name), 0) for name in names}
     tables = PretrainTables(at["pretrain_samples"], at["poi_index"], at["blocks"])
     found: Losses = {}
 

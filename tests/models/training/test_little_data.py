@@ -22,7 +22,7 @@ from models.network.checkpoint import read_config
 from models.registry.next_poi_gate import UNJUDGED, judge_next_poi
 from models.serving.bundle import load_bundle
 from models.training.trainer import train
-from tests.models.training.small_stage import CONFIG, ToyStage, ignore, make_model, weights
+from tests.models.training.small_stage import CONFIG, TinyStage, ignore, make_model, weights
 
 RECIPE = """
 name: little
@@ -37,7 +37,7 @@ TABLES = ("poi_index", "blocks", "pretrain_samples", "ranking_samples", "prefere
 Run = Callable[..., tuple[int, dict, Path]]
 
 
-class UnvalidatedStage(ToyStage):
+class UnvalidatedStage(TinyStage):
     """Has no validation rows."""
 
     def validate(self, model: torch.nn.Module) -> dict[str, float]:
@@ -45,20 +45,20 @@ class UnvalidatedStage(ToyStage):
 
 
 @pytest.fixture
-def run(town_settings: Settings, town_tables: dict[str, pa.Table], tmp_path: Path) -> Run:
-    """Trains on the town with some tables changed; returns exit code, summary and the training's folder."""
+def run(city_settings: Settings, city_tables: dict[str, pa.Table], tmp_path: Path) -> Run:
+    """Trains on the city with some tables changed; returns exit code, summary and the training's folder."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
 
     def start(job: str, *options: str, **changed: pa.Table) -> tuple[int, dict, Path]:
         for name in TABLES:
             write_deltalake(
-                str(tmp_path / "warehouse" / name), changed.get(name, town_tables[name]), mode="overwrite"
+                str(tmp_path / "warehouse" / name), changed.get(name, city_tables[name]), mode="overwrite"
             )
         arguments = [
             job, "--day", "2026-03-01", "--recipe", str(tmp_path / "recipe.yaml"), "--threads", "1",
             f"--set=storage.root={tmp_path}/warehouse", f"--set=storage.artifacts={tmp_path}/artifacts",
-            f"--set=mlflow.tracking_uri={town_settings.mlflow.tracking_uri}",
-            f"--set=mlflow.artifact_root={town_settings.mlflow.artifact_root}",
+            f"--set=mlflow.tracking_uri={city_settings.mlflow.tracking_uri}",
+            f"--set=mlflow.artifact_root={city_settings.mlflow.artifact_root}",
             f"--set=mlflow.model_name=little-{tmp_path.name}", *options,
         ]  # fmt: skip
         stdout = io.StringIO()
@@ -79,7 +79,7 @@ def only(table: pa.Table, *splits: str) -> pa.Table:
 def test_without_validation_rows_the_last_weights_stay(tmp_path):
     validated, plain = make_model(), make_model()
     last = CONFIG.model_copy(update={"val_every": 1_000})  # validates once, at the end
-    train(ToyStage(), validated, last, tmp_path / "a", ignore)
+    train(TinyStage(), validated, last, tmp_path / "a", ignore)
 
     result = train(UnvalidatedStage(), plain, last, tmp_path / "b", ignore)
 
@@ -109,8 +109,8 @@ def test_an_unvalidated_training_goes_on_where_it_stopped(tmp_path):
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_an_empty_validation_split_is_an_error_that_names_the_settings(run, town_tables):
-    code, summary, _ = run("train", pretrain_samples=only(town_tables["pretrain_samples"], "train", "test"))
+def test_an_empty_validation_split_is_an_error_that_names_the_settings(run, city_tables):
+    code, summary, _ = run("train", pretrain_samples=only(city_tables["pretrain_samples"], "train", "test"))
     assert (code, summary["error"]) == (3, "NoTrainingDataError")
     assert "no val rows" in summary["message"]
     assert "samples.val_days" in summary["message"]
@@ -118,8 +118,8 @@ def test_an_empty_validation_split_is_an_error_that_names_the_settings(run, town
 
 
 @pytest.mark.parametrize("allowed", [(), ("--allow-unvalidated",)])
-def test_no_training_rows_are_an_error_whatever_is_allowed(run, town_tables, allowed):
-    nothing = only(town_tables["pretrain_samples"], "val", "test")
+def test_no_training_rows_are_an_error_whatever_is_allowed(run, city_tables, allowed):
+    nothing = only(city_tables["pretrain_samples"], "val", "test")
     code, summary, folder = run("train", *allowed, pretrain_samples=nothing)
     assert (code, summary["error"]) == (3, "NoTrainingDataError")
     for key in ("samples.val_days", "samples.test_days", "samples.min_richness", "samples.interest_only"):
@@ -127,9 +127,9 @@ def test_no_training_rows_are_an_error_whatever_is_allowed(run, town_tables, all
     assert not (folder / "bundle").exists()
 
 
-def test_without_held_out_rows_everything_is_trained_and_nothing_is_judged(run, town_tables, town_settings):
+def test_without_held_out_rows_everything_is_trained_and_nothing_is_judged(run, city_tables, city_settings):
     names = ("pretrain_samples", "ranking_samples", "preference_pairs")
-    changed = {name: only(town_tables[name], "train") for name in names}
+    changed = {name: only(city_tables[name], "train") for name in names}
 
     code, summary, folder = run("train", "--allow-unvalidated", **changed)
 
@@ -147,7 +147,7 @@ def test_without_held_out_rows_everything_is_trained_and_nothing_is_judged(run, 
     assert set(notes["not_evaluated"]) == {"next_poi", "ranking"}
     assert json.loads((folder / "evaluation.json").read_text())["skipped"] == notes["not_evaluated"]
     run_id = json.loads((folder / "mlflow_run.json").read_text())["run_id"]
-    client = MlflowClient(town_settings.mlflow.tracking_uri)
+    client = MlflowClient(city_settings.mlflow.tracking_uri)
     assert "no test row" in client.get_run(run_id).data.tags["not_evaluated.next_poi"]
     children = client.search_runs(
         [client.get_run(run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
@@ -156,16 +156,16 @@ def test_without_held_out_rows_everything_is_trained_and_nothing_is_judged(run, 
 
 
 def test_requests_without_a_click_and_without_pairs_leave_their_stages_out_by_name(
-    run, town_tables, town_settings
+    run, city_tables, city_settings
 ):
-    shown = town_tables["ranking_samples"]
+    shown = city_tables["ranking_samples"]
     labels = pa.array(
         [[0] * len(own) for own in shown["labels"].to_pylist()], shown.schema.field("labels").type
     )
     unclicked = shown.set_column(shown.schema.get_field_index("labels"), "labels", labels)
 
     code, summary, folder = run(
-        "train", ranking_samples=unclicked, preference_pairs=town_tables["preference_pairs"].slice(0, 0)
+        "train", ranking_samples=unclicked, preference_pairs=city_tables["preference_pairs"].slice(0, 0)
     )
 
     assert code == 0, summary
@@ -179,25 +179,25 @@ def test_requests_without_a_click_and_without_pairs_leave_their_stages_out_by_na
     assert "no clicked train rows" in bundle.missing_stages["sft_ranking"]
     assert "preference_pairs holds no train rows" in bundle.missing_stages["align_dpo"]
     run_id = json.loads((folder / "mlflow_run.json").read_text())["run_id"]
-    tags = MlflowClient(town_settings.mlflow.tracking_uri).get_run(run_id).data.tags
+    tags = MlflowClient(city_settings.mlflow.tracking_uri).get_run(run_id).data.tags
     assert "no clicked train rows" in tags["skipped.sft_embedding"]
 
 
-def test_a_bundle_of_old_says_of_a_missing_stage_that_it_was_not_trained(run, town_tables):
-    nothing = {name: town_tables[name].slice(0, 0) for name in ("ranking_samples", "preference_pairs")}
+def test_a_bundle_of_old_says_of_a_missing_stage_that_it_was_not_trained(run, city_tables):
+    nothing = {name: city_tables[name].slice(0, 0) for name in ("ranking_samples", "preference_pairs")}
     _, _, folder = run("train", **nothing)
     path = folder / "bundle" / "bundle.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "skipped"}))
     assert load_bundle(folder / "bundle").missing_stages["sft_ranking"] == "the stage was not trained"
 
 
-def test_a_day_of_one_kind_of_action_asks_for_it_though_nothing_is_held_out(run, town_tables):
-    train_rows = only(town_tables["pretrain_samples"], "train")
+def test_a_day_of_one_kind_of_action_asks_for_it_though_nothing_is_held_out(run, city_tables):
+    train_rows = only(city_tables["pretrain_samples"], "train")
     kinds = pa.array(
         [[3] * len(own) for own in train_rows["action_type_ids"].to_pylist()], pa.list_(pa.int32())
     )
     place = train_rows.schema.get_field_index("action_type_ids")
-    nothing = {name: town_tables[name].slice(0, 0) for name in ("ranking_samples", "preference_pairs")}
+    nothing = {name: city_tables[name].slice(0, 0) for name in ("ranking_samples", "preference_pairs")}
     code, summary, folder = run(
         "train", "--allow-unvalidated", **nothing,
         pretrain_samples=train_rows.set_column(place, "action_type_ids", kinds),

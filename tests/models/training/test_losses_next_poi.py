@@ -4,7 +4,7 @@ import torch
 
 from models.network.trunk import StepLogProbs
 from models.training.pretrain import next_poi_loss
-from tests.models.toy import toy_decoder, toy_history
+from tests.models.tiny import tiny_decoder, tiny_history
 
 
 def test_the_loss_adds_block_and_inner_logs_of_targets():
@@ -19,7 +19,7 @@ def test_the_loss_adds_block_and_inner_logs_of_targets():
 
 
 def test_functional_actions_are_context_only():
-    model, history = toy_decoder(), toy_history((5, 5))
+    model, history = tiny_decoder(), tiny_history((5, 5))
     errand = history._replace(is_targets_BL=history.is_targets_BL.clone())
     errand.is_targets_BL[:, 2] = False
 
@@ -31,10 +31,10 @@ def test_functional_actions_are_context_only():
 
 
 def test_a_batch_without_targets_has_loss_zero():
-    history = toy_history((3, 2))
+    history = tiny_history((3, 2))
 
     loss, num_targets = next_poi_loss(
-        toy_decoder().next_poi_log_probs(history._replace(is_targets_BL=history.is_targets_BL & False))
+        tiny_decoder().next_poi_log_probs(history._replace(is_targets_BL=history.is_targets_BL & False))
     )
 
     assert (loss.item(), num_targets) == (0.0, 0)

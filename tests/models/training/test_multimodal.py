@@ -16,7 +16,7 @@ from models.network.embedding import GivenVectors
 from models.text_encoder import load_encoder
 from models.training.multimodal import SlotVectors, read_slot_vectors, start_posttraining
 from models.training.sft_ranking import calibrate_click_head, score_rows
-from tests.models.toy import toy_candidates, toy_config, toy_decoder, toy_history, toy_requests
+from tests.models.tiny import tiny_candidates, tiny_config, tiny_decoder, tiny_history, tiny_requests
 
 SLOTS = SlotVectors(
     torch.tensor([3, 0, 1]), torch.tensor([2, 0, 5]), torch.tensor([[2.0, 0], [4, 1], [6, 2]])
@@ -24,7 +24,7 @@ SLOTS = SlotVectors(
 
 
 def test_vectors_are_found_by_slot_standardised_and_zero_where_there_is_none():
-    table = GivenVectors(toy_config(multimodal_dim=2, multimodal_rows=4))
+    table = GivenVectors(tiny_config(multimodal_dim=2, multimodal_rows=4))
     table.set_vectors(*SLOTS)
     found = table(torch.tensor([[0, 3], [1, 4]]), torch.tensor([[0, 2], [6, 0]]))
     spread = np.sqrt(8 / 3)
@@ -35,19 +35,19 @@ def test_vectors_are_found_by_slot_standardised_and_zero_where_there_is_none():
 
 def test_more_vectors_than_rows_are_refused():
     with pytest.raises(ValueError, match="do not fit"):
-        GivenVectors(toy_config(multimodal_dim=2, multimodal_rows=2)).set_vectors(*SLOTS)
+        GivenVectors(tiny_config(multimodal_dim=2, multimodal_rows=2)).set_vectors(*SLOTS)
 
 
 def _logits(model):
-    history = toy_history()
+    history = tiny_history()
     return model.click_logits(
-        model.candidate_states(model.encode_prefix(history), toy_requests(history), toy_candidates())
+        model.candidate_states(model.encode_prefix(history), tiny_requests(history), tiny_candidates())
     )
 
 
 @pytest.fixture
 def pretrained(tmp_path):
-    model = toy_decoder()
+    model = tiny_decoder()
     save_stage(tmp_path / "model", model)
     return tmp_path, model
 

@@ -1,4 +1,4 @@
-"""Post-training stages on the planted town: what they learn, and what must hold at their start."""
+"""Post-training stages on the planted city: what they learn, and what must hold at their start."""
 
 import numpy as np
 import pyarrow as pa
@@ -16,23 +16,23 @@ from models.training.sft_ranking import RankingStage, score_rows
 from models.training.trainer import train
 
 
-def _splits(town_root, config: TrainConfig, tmp_path) -> Splits:
-    table = TableAt(str(town_root / "ranking_samples"))
+def _splits(city_root, config: TrainConfig, tmp_path) -> Splits:
+    table = TableAt(str(city_root / "ranking_samples"))
     return Splits(SampleSource(table, "2026-03-01", "request_id", SFT_COLUMNS), config, tmp_path / "scratch")
 
 
-def test_ranking_stage_learns_whose_favourite_is_clicked(make_decoder, town_root, tmp_path):
+def test_ranking_stage_learns_whose_favourite_is_clicked(make_decoder, city_root, tmp_path):
     config = TrainConfig(epochs=8, batch_size=8, warmup_steps=2, learning_rate=1e-2, patience=20)
-    stage = RankingStage(_splits(town_root, config, tmp_path))
+    stage = RankingStage(_splits(city_root, config, tmp_path))
     model = make_decoder(dropout=0.0, embedding_dropout=0.0)
     result = train(stage, model, config, tmp_path, lambda metrics, step: None)
     assert result.validations[-1]["val/auc"] > 0.9
     assert result.best_value < result.validations[0]["val/loss"]
 
 
-def test_embedding_stage_learns_and_its_temperature_moves(make_decoder, town_root, tmp_path):
+def test_embedding_stage_learns_and_its_temperature_moves(make_decoder, city_root, tmp_path):
     config = EmbeddingSftConfig(epochs=8, batch_size=8, warmup_steps=2, learning_rate=1e-2, patience=20)
-    stage = EmbeddingStage(_splits(town_root, config, tmp_path), config)
+    stage = EmbeddingStage(_splits(city_root, config, tmp_path), config)
     towers = TwoTowers(make_decoder(dropout=0.0, embedding_dropout=0.0), temperature=0.07)
     result = train(stage, towers, config, tmp_path, lambda metrics, step: None)
     assert result.validations[-1]["val/auc"] > 0.8
@@ -63,8 +63,8 @@ def test_scores_of_training_rows_do_not_see_the_labels_or_positions(make_decoder
 
 
 @pytest.mark.parametrize("kind", ["dpo", "s-dpo", "ipo"])
-def test_policy_and_reference_start_equal_so_the_first_loss_is_known(make_decoder, town_tables, kind):
-    rows = town_tables["preference_pairs"].slice(0, 8)
+def test_policy_and_reference_start_equal_so_the_first_loss_is_known(make_decoder, city_tables, kind):
+    rows = city_tables["preference_pairs"].slice(0, 8)
     model = make_decoder()
     log_probs, is_rejected = pair_log_probs(model, rows, None)
     beta = AlignConfig().beta
@@ -79,8 +79,8 @@ def test_policy_and_reference_start_equal_so_the_first_loss_is_known(make_decode
     assert found.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_weight_on_chosen_pois_adds_their_cross_entropy(make_decoder, town_tables):
-    rows = town_tables["preference_pairs"].slice(0, 8)
+def test_a_weight_on_chosen_pois_adds_their_cross_entropy(make_decoder, city_tables):
+    rows = city_tables["preference_pairs"].slice(0, 8)
     model, reference = make_decoder(), make_decoder()
     num_blocks, max_inner = model.config.num_blocks, model.config.max_inner
     blocks, inners = torch.cartesian_prod(torch.arange(num_blocks), torch.arange(max_inner)).T
@@ -95,8 +95,8 @@ def test_a_weight_on_chosen_pois_adds_their_cross_entropy(make_decoder, town_tab
     torch.testing.assert_close(losses[1] - losses[0], -0.5 * chosen[chosen.isfinite()].sum())
 
 
-def test_gradients_of_alignment_are_finite_for_users_without_history(make_decoder, town_tables):
-    rows, model = town_tables["preference_pairs"].slice(0, 4), make_decoder()
+def test_gradients_of_alignment_are_finite_for_users_without_history(make_decoder, city_tables):
+    rows, model = city_tables["preference_pairs"].slice(0, 4), make_decoder()
     assert rows["seq_len"][0].as_py() == 0
     policy, is_rejected = pair_log_probs(model, rows, None)
     reference = type(policy)(*(part.detach() for part in policy))

@@ -37,12 +37,12 @@ def run_command(
 
 
 @pytest.fixture(scope="module")
-def trainings(town_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def trainings(city_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same training by one process and by two."""
     found = {}
     for name, launcher in {"one": (), "two": TWO}.items():
         folder = tmp_path_factory.mktemp(name)
-        code, lines = run_command(launcher, town_settings, folder)
+        code, lines = run_command(launcher, city_settings, folder)
         assert code == 0, lines
         found[name] = folder
     return found
@@ -71,7 +71,7 @@ def test_only_the_first_process_logs_evaluates_and_registers(trainings):
     assert json.loads((trainings["two"] / "artifacts/training/2026-03-01/evaluation.json").read_text())
 
 
-def test_a_training_without_samples_ends_all_processes(town_settings, tmp_path):
-    code, lines = run_command(TWO, town_settings, tmp_path, "--set=storage.root=/nowhere/at/all")
+def test_a_training_without_samples_ends_all_processes(city_settings, tmp_path):
+    code, lines = run_command(TWO, city_settings, tmp_path, "--set=storage.root=/nowhere/at/all")
     assert code != 0
     assert any("MissingInputError" in line for line in lines)

@@ -11,8 +11,8 @@ from conf.errors import FingerprintError, LossNotFiniteError
 from models.config import TrainConfig
 from models.training.optimizer import group_parameters, scale_rate
 from models.training.trainer import train
-from tests.models.toy import toy_decoder
-from tests.models.training.small_stage import CONFIG, NUM_BATCHES, ToyStage, ignore, make_model, weights
+from tests.models.tiny import tiny_decoder
+from tests.models.training.small_stage import CONFIG, NUM_BATCHES, TinyStage, ignore, make_model, weights
 
 
 class PowerCutError(Exception):
@@ -24,9 +24,9 @@ class PowerCutError(Exception):
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, kill_at, checkpoint_every):
     config = CONFIG.model_copy(update={"checkpoint_every": checkpoint_every, "val_every": 2})
     whole = make_model()
-    expected = train(ToyStage(), whole, config, tmp_path / "whole", ignore)
+    expected = train(TinyStage(), whole, config, tmp_path / "whole", ignore)
 
-    class Dying(ToyStage):
+    class Dying(TinyStage):
         steps = 0
 
         def loss(self, model, rows):
@@ -43,7 +43,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, kill_at, chec
     if kill_at <= checkpoint_every:
         resumed = make_model()
     torch.randn(7)
-    found = train(ToyStage(), resumed, config, tmp_path / "cut", ignore)
+    found = train(TinyStage(), resumed, config, tmp_path / "cut", ignore)
 
     assert torch.equal(weights(resumed), weights(whole))
     assert found.validations == expected.validations
@@ -53,9 +53,9 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, kill_at, chec
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
     first, again = make_model(), make_model()
-    expected = train(ToyStage(), first, CONFIG, tmp_path, ignore)
+    expected = train(TinyStage(), first, CONFIG, tmp_path, ignore)
 
-    class Untouchable(ToyStage):
+    class Untouchable(TinyStage):
         def loss(self, model, rows):
             raise AssertionError
 
@@ -67,13 +67,13 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
 
 def test_micro_batches_change_nothing_but_rounding(tmp_path):
     whole, split = make_model(dropout=0.0), make_model(dropout=0.0)
-    train(ToyStage(), whole, CONFIG, tmp_path / "a", ignore)
-    train(ToyStage(), split, CONFIG.model_copy(update={"micro_batch_size": 3}), tmp_path / "b", ignore)
+    train(TinyStage(), whole, CONFIG, tmp_path / "a", ignore)
+    train(TinyStage(), split, CONFIG.model_copy(update={"micro_batch_size": 3}), tmp_path / "b", ignore)
 
     torch.testing.assert_close(weights(split), weights(whole), atol=1e-5, rtol=1e-4)
 
 
-class SteepStage(ToyStage):
+class SteepStage(TinyStage):
     """Its loss is finite, and its gradient is not: the root of a zero."""
 
     def loss(self, model, rows):
@@ -99,7 +99,7 @@ def test_training_stops_after_patience_and_the_best_weights_are_restored(tmp_pat
         if "val/loss" in metrics:
             seen[step] = weights(model).clone()
 
-    stage = ToyStage(val_losses=[3.0, 1.0, 2.0, 2.0, 0.0])
+    stage = TinyStage(val_losses=[3.0, 1.0, 2.0, 2.0, 0.0])
     config = CONFIG.model_copy(update={"epochs": 9, "patience": 2, "val_every": 2})
 
     result = train(stage, model, config, tmp_path, remember)
@@ -114,7 +114,7 @@ def test_the_start_is_kept_if_nothing_beats_it(tmp_path):
     start = weights(model).clone()
     config = CONFIG.model_copy(update={"validate_start": True})
 
-    result = train(ToyStage(val_losses=[1.0, 2.0, 2.0, 2.0]), model, config, tmp_path, ignore)
+    result = train(TinyStage(val_losses=[1.0, 2.0, 2.0, 2.0]), model, config, tmp_path, ignore)
 
     assert (result.best_step, result.best_value) == (0, 1.0)
     assert torch.equal(weights(model), start)
@@ -124,22 +124,22 @@ def test_a_batch_that_makes_nan_is_written_aside_and_changes_nothing(tmp_path):
     model = make_model()
 
     with pytest.raises(LossNotFiniteError) as caught:
-        train(ToyStage(poison=3), model, CONFIG, tmp_path, ignore)
+        train(TinyStage(poison=3), model, CONFIG, tmp_path, ignore)
 
     assert caught.value.step == 3
     with pa.OSFile(caught.value.batch_file) as source:
         assert math.isnan(pa.ipc.open_file(source).read_all().column("x")[1].as_py())
     assert weights(model).isfinite().all()
-    result = train(ToyStage(), make_model(), CONFIG, tmp_path, ignore)  # repaired data: goes on
+    result = train(TinyStage(), make_model(), CONFIG, tmp_path, ignore)  # repaired data: goes on
     assert result.is_resumed
     assert result.steps == 3 * NUM_BATCHES
 
 
 def test_a_resume_under_another_recipe_is_refused(tmp_path):
-    train(ToyStage(), make_model(), CONFIG, tmp_path, ignore)
+    train(TinyStage(), make_model(), CONFIG, tmp_path, ignore)
 
     with pytest.raises(FingerprintError):
-        train(ToyStage(), make_model(), CONFIG.model_copy(update={"learning_rate": 0.1}), tmp_path, ignore)
+        train(TinyStage(), make_model(), CONFIG.model_copy(update={"learning_rate": 0.1}), tmp_path, ignore)
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine():
@@ -151,7 +151,7 @@ def test_the_rate_warms_up_and_falls_along_a_cosine():
 
 
 def test_pair_tables_learn_faster_and_only_matrices_decay():
-    model = toy_decoder()
+    model = tiny_decoder()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
 
     groups = group_parameters(model, TrainConfig(weight_decay=0.05))
@@ -166,20 +166,20 @@ def test_pair_tables_learn_faster_and_only_matrices_decay():
 
 
 def test_where_places_start_apart_all_waves_together_move_as_one_row_does():
-    model = toy_decoder(place_std=0.1)
+    model = tiny_decoder(place_std=0.1)
     waves = model.trunk.embedding.geo.fourier.weight
 
     groups = group_parameters(model, TrainConfig(weight_decay=0.05))
 
     scale = next(g["scale"] for g in groups if any(p is waves for p in g["params"]))
     assert scale == pytest.approx((6 * 7 / 2) ** -0.5)  # 7 wave lengths, sine and cosine of 3 coordinates
-    usual = group_parameters(toy_decoder(), TrainConfig(weight_decay=0.05))
+    usual = group_parameters(tiny_decoder(), TrainConfig(weight_decay=0.05))
     assert {g["scale"] for g in usual} == {1.0, 2.0, 10.0}
 
 
 @pytest.mark.parametrize("name", ["history_copy.smal", "history_copy.tables", "istory_copy"])
 def test_a_rate_for_a_part_that_the_model_does_not_have_is_an_error(monkeypatch, name):
-    model = toy_decoder()
+    model = tiny_decoder()
     monkeypatch.setattr(type(model), "rate_scales", {name: 3.0}, raising=False)
 
     with pytest.raises(ValueError, match=f"'{name}'.*does not have"):
@@ -188,7 +188,7 @@ def test_a_rate_for_a_part_that_the_model_does_not_have_is_an_error(monkeypatch,
 
 def test_metrics_are_means_over_targets(tmp_path):
     logged = []
-    train(ToyStage(), make_model(), CONFIG, tmp_path, lambda metrics, step: logged.append((step, metrics)))
+    train(TinyStage(), make_model(), CONFIG, tmp_path, lambda metrics, step: logged.append((step, metrics)))
 
     step, metrics = next(entry for entry in logged if "train/loss" in entry[1])
     assert step == NUM_BATCHES  # at the end of an epoch, or every 20 steps

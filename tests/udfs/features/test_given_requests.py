@@ -10,7 +10,7 @@ import pytest
 from deltalake import write_deltalake
 
 from conf.errors import MissingInputError, SchemaError, SettingsError
-from tests.udfs.town import DAY_1, DAY_2, Town, at
+from tests.udfs.feature_city import DAY_1, DAY_2, FeatureCity, at
 
 pytestmark = pytest.mark.spark
 NOON, EVENING = at(DAY_1, 12), at(DAY_1, 18)
@@ -21,7 +21,7 @@ TYPES = {
     "tz_offset_min": pa.int32(),
 }
 NIGHTS = {"user_lon": 4.91, "user_lat": 52.37, "tz_offset_min": 60, "action_type": "click"}
-"""What the requests of the town's night say."""
+"""What the requests of the city's night say."""
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -37,10 +37,10 @@ def asked(request: str, user: str | None, timestamp_ms: int | None, **more: obje
     return {"request_id": request, "user_id": user, "request_ts_ms": timestamp_ms, **more}
 
 
-def answer(town: Town, tmp_path: Path, requests: Path, day: date = DAY_1, **options: object):
+def answer(city: FeatureCity, tmp_path: Path, requests: Path, day: date = DAY_1, **options: object):
     out = tmp_path / "out"
     options = {"requests": str(requests), "out": out, "top": None, **options}
-    summary = town.run("poi_candidates", day, **options)
+    summary = city.run("poi_candidates", day, **options)
     found: dict[str, list[tuple[str, float]]] = {}
     for row in (
         pq.read_table(out / "candidates")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from conf.errors import GateFailedError
-from tests.udfs.town import DAY_1, DAY_2, sequence
+from tests.udfs.feature_city import DAY_1, DAY_2, sequence
 from udfs.releases.reader import read_release
 
 pytestmark = pytest.mark.spark
@@ -25,19 +25,19 @@ def without(bundle, folder, *stages):
 
 
 def test_a_model_without_click_head_makes_no_scores_and_the_rest_is_released(first_night, bundle, tmp_path):
-    town = replace(first_night, bundle=without(bundle, tmp_path / "model", "sft_ranking"))
+    city = replace(first_night, bundle=without(bundle, tmp_path / "model", "sft_ranking"))
 
-    summary = town.run("features", DAY_1)
-    audit = town.run("audit", DAY_1)
-    town.run("publish", DAY_1)
+    summary = city.run("features", DAY_1)
+    audit = city.run("audit", DAY_1)
+    city.run("publish", DAY_1)
 
     assert summary.notes["ranking_scores_skipped"] == WHY
     assert audit.notes["skipped"] == {"ranking_scores": WHY}
-    assert json.loads((town.artifacts / "audits" / f"{DAY_1}.json").read_text())["skipped"] == {
+    assert json.loads((city.artifacts / "audits" / f"{DAY_1}.json").read_text())["skipped"] == {
         "ranking_scores": WHY
     }
     shown = {
-        name: read_release(None, town.root, name).num_rows
+        name: read_release(None, city.root, name).num_rows
         for name in ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
     }
     assert shown["ranking_scores"] == 0
@@ -47,34 +47,34 @@ def test_a_model_without_click_head_makes_no_scores_and_the_rest_is_released(fir
 def test_a_model_of_pretraining_alone_is_released_even_on_a_day_without_requests(
     first_night, bundle, tmp_path
 ):
-    town = replace(first_night, bundle=without(bundle, tmp_path / "model", "sft_ranking", "sft_embedding"))
-    town.deliver(DAY_1, ranking_requests=[])
+    city = replace(first_night, bundle=without(bundle, tmp_path / "model", "sft_ranking", "sft_embedding"))
+    city.deliver(DAY_1, ranking_requests=[])
 
     for job in ("features", "audit", "publish"):
-        summary = town.run(job, DAY_1)
+        summary = city.run(job, DAY_1)
 
     assert summary.notes == {"release_id": 1, "is_new": True, "day": str(DAY_1)}
-    (release,) = town.read("releases")
+    (release,) = city.read("releases")
     assert release["model_version"].startswith("folder-")
     assert release["index_version"] == 1
-    assert not town.read("user_embeddings")
-    assert not town.read("poi_embeddings")
+    assert not city.read("user_embeddings")
+    assert not city.read("poi_embeddings")
 
 
 def test_scores_of_a_day_go_with_the_model_that_made_them(computed, bundle, tmp_path):
     assert computed.read("ranking_scores", DAY_1)
-    town = replace(computed, bundle=without(bundle, tmp_path / "model", "sft_ranking"))
+    city = replace(computed, bundle=without(bundle, tmp_path / "model", "sft_ranking"))
 
-    town.run("features", DAY_1)
+    city.run("features", DAY_1)
 
-    assert not town.read("ranking_scores", DAY_1)
+    assert not city.read("ranking_scores", DAY_1)
 
 
 def test_a_table_that_the_model_can_make_must_still_be_whole(published, bundle, tmp_path):
     published.deliver(DAY_2, action_sequences=[sequence("u9", DAY_2, [0, 1])], ranking_requests=[])
-    town = replace(published, bundle=without(bundle, tmp_path / "model", "sft_ranking"))
+    city = replace(published, bundle=without(bundle, tmp_path / "model", "sft_ranking"))
     for name in ("poi_embeddings", "ranking_scores", "poi_candidates"):
-        town.run(name, DAY_2)
+        city.run(name, DAY_2)
 
     with pytest.raises(GateFailedError):
-        town.run("audit", DAY_2)
+        city.run("audit", DAY_2)

@@ -7,28 +7,28 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.udfs.town import DAY_1, DAY_2, slot
+from tests.udfs.feature_city import DAY_1, DAY_2, slot
 from udfs.features import poi_vectors
 from udfs.features.poi_vectors import encode_texts, pending_texts
 
 
-def made(town, *rows: tuple[str, date, str]):
+def made(city, *rows: tuple[str, date, str]):
     from pyspark.sql import functions as F
 
     same = {"encoder": "some", "vector": [1.0], "run_id": "test", "is_simulated": True}
-    frame = town.frame(
+    frame = city.frame(
         "poi_vectors",
         [{"poi_id": poi_id, "day": day, "text_sha256": text, **same} for poi_id, day, text in rows],
     )
     return frame.withColumn("text_sha256", F.sha2("text_sha256", 256))
 
 
-def pending(town, slots: Sequence[dict], made_before) -> set[str]:
-    frame = town.frame("poi_index", slots)
+def pending(city, slots: Sequence[dict], made_before) -> set[str]:
+    frame = city.frame("poi_index", slots)
     return {row["poi_id"] for row in pending_texts(frame, made_before, day=DAY_2).collect()}
 
 
-def test_new_and_changed_texts_are_pending_and_closed_pois_are_not(town):
+def test_new_and_changed_texts_are_pending_and_closed_pois_are_not(city):
     slots = [
         slot(0),
         slot(1, text="another text"),
@@ -37,14 +37,14 @@ def test_new_and_changed_texts_are_pending_and_closed_pois_are_not(town):
         slot(4, text="back again"),
     ]
     before = made(
-        town,
+        city,
         ("p0", DAY_1, "POI 0"),
         ("p1", DAY_1, "POI 1"),
         ("p4", date(2026, 1, 1), "back again"),
         ("p4", DAY_1, "POI 4"),
     )
 
-    assert pending(town, slots, before) == {"p1", "p2", "p4"}
+    assert pending(city, slots, before) == {"p1", "p2", "p4"}
 
 
 def test_a_worker_gives_every_row_the_vector_of_its_own_text(monkeypatch):

@@ -13,7 +13,7 @@ from conf.errors import CapacityError, GateFailedError, IndexVersionError, Missi
 from conf.tables import FEATURE_TABLES, TABLES
 from etl.delta.storage import table_location
 from models.serving.bundle import digest_folder
-from tests.udfs.town import DAY_1, DAY_2, make_bundle, request, sequence, slot
+from tests.udfs.feature_city import DAY_1, DAY_2, make_bundle, request, sequence, slot
 from udfs.features import model_cache
 
 pytestmark = pytest.mark.spark
@@ -48,15 +48,15 @@ def test_next_night_embeds_only_who_acted_and_what_changed(second_computed):
     assert len(second_computed.read("user_embeddings", DAY_1)) == 3  # their rows stay as they were
 
 
-def test_incremental_vectors_equal_those_of_a_full_refresh(computed, other_town):
+def test_incremental_vectors_equal_those_of_a_full_refresh(computed, other_city):
     second = {"action_sequences": [sequence("u2", DAY_2, [4, 5, 4, 6, 4])], "ranking_requests": []}
     computed.deliver(DAY_2, **second)
     computed.run("user_embeddings", DAY_2)
-    other_town.deliver(DAY_2, **second)
-    other_town.run("user_embeddings", DAY_2)  # the model's first night: everyone
+    other_city.deliver(DAY_2, **second)
+    other_city.run("user_embeddings", DAY_2)  # the model's first night: everyone
 
     latest = {row["user_id"]: row["embedding"] for row in computed.read("user_embeddings")}  # sorted by day
-    full = {row["user_id"]: row["embedding"] for row in other_town.read("user_embeddings")}
+    full = {row["user_id"]: row["embedding"] for row in other_city.read("user_embeddings")}
     assert latest.keys() == full.keys() == {"u1", "u2", "u3"}
     assert all(latest[user] == pytest.approx(full[user], abs=1e-6) for user in full)
 
@@ -227,7 +227,7 @@ def test_generated_pois_are_live_as_of_the_request(first_night):
 
 @pytest.fixture
 def lax_night(first_night):
-    """A town whose histories may hold any category."""
+    """A city whose histories may hold any category."""
     path = table_location(first_night.root, "action_sequences")
     first_night.spark.sql(f"ALTER TABLE delta.`{path}` DROP CONSTRAINT category_ids_range")
     return first_night
@@ -295,9 +295,9 @@ def test_an_index_that_outgrew_the_model_is_refused(first_night):
         first_night.run("poi_embeddings", DAY_1)
 
 
-def test_a_missing_input_is_named(town):
+def test_a_missing_input_is_named(city):
     with pytest.raises(MissingInputError, match="action_sequences"):
-        town.run("user_embeddings", DAY_1)
+        city.run("user_embeddings", DAY_1)
 
 
 def test_a_bundle_is_sent_to_executors_that_do_not_see_the_drivers_disk(spark, bundle):

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from conf.errors import AuditMissingError, GateFailedError
-from tests.udfs.town import DAY_1, DAY_2, action, sequence, slot
+from tests.udfs.feature_city import DAY_1, DAY_2, action, sequence, slot
 from udfs.releases.audit import measure_day
 from udfs.releases.audit_checks import AuditedDay
 from udfs.releases.reader import read_release
@@ -15,7 +15,7 @@ from udfs.releases.reader import read_release
 pytestmark = pytest.mark.spark
 
 
-def remember(town, usual, *, before, days=3):
+def remember(city, usual, *, before, days=3):
     """Writes figures of cleaned_actions for the days before one: so many actions on each, all of interest."""
     for number in range(1, days + 1):
         figures = {
@@ -34,15 +34,15 @@ def remember(town, usual, *, before, days=3):
             }
             for (column, statistic), value in figures.items()
         ]
-        town.deliver(before - timedelta(days=number), table_statistics=rows)
+        city.deliver(before - timedelta(days=number), table_statistics=rows)
 
 
-def shown_users(town):
-    return sorted(read_release(town.spark, town.root, "user_embeddings").collect())
+def shown_users(city):
+    return sorted(read_release(city.spark, city.root, "user_embeddings").collect())
 
 
-def record_of(town, day):
-    return json.loads((town.artifacts / "audits" / f"{day}.json").read_text())
+def record_of(city, day):
+    return json.loads((city.artifacts / "audits" / f"{day}.json").read_text())
 
 
 def test_a_warning_is_told_and_kept_and_the_night_is_published(computed):
@@ -95,10 +95,10 @@ def test_ids_that_change_overnight_stop_the_night(second_computed):
     assert '"was":{"block_id":0,"inner_id":2},"now":{"block_id":0,"inner_id":7}' in failure
 
 
-def rewrite(town, table, change):
+def rewrite(city, table, change):
     """Writes the day's rows of a feature table once more, as something that is no feature job might."""
-    rows = [dict(row) for row in town.read(table) if row["day"] == DAY_1]
-    town.deliver(DAY_1, **{table: change(rows)})
+    rows = [dict(row) for row in city.read(table) if row["day"] == DAY_1]
+    city.deliver(DAY_1, **{table: change(rows)})
 
 
 def swap(name):

@@ -8,19 +8,19 @@ from pyspark.sql import functions as F
 from conf.releases import Release
 from etl.columns.poi_slots import is_live, keep_known
 from models.data.catalogue import Catalogue, day_ms
-from tests.udfs.town import DAY_1, slot
+from tests.udfs.feature_city import DAY_1, slot
 from udfs.releases.reader import _keep_live_arrow
 
 pytestmark = pytest.mark.spark
 DAYS = [DAY_1 + timedelta(days=number) for number in range(-2, 4)]
 
 
-def test_columns_arrays_and_arrow_agree_which_slots_are_live(town):
+def test_columns_arrays_and_arrow_agree_which_slots_are_live(city):
     slots = [
         slot(number, valid_from=start, indexed_day=DAYS[0], valid_to=end, closed_day=end)
         for number, (start, end) in enumerate((start, end) for start in DAYS[:4] for end in (None, *DAYS[2:]))
     ]
-    frame = town.frame(
+    frame = city.frame(
         "poi_index", [{**row, "poi_id": f"p{n}", "inner_id": n} for n, row in enumerate(slots)]
     )
     rows = frame.toArrow()

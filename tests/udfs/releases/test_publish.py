@@ -15,7 +15,7 @@ from conf.errors import (
     ReleaseSkewError,
 )
 from etl.quality.expectations import Judgement, judge
-from tests.udfs.town import DAY_1, DAY_2, action, request, sequence
+from tests.udfs.feature_city import DAY_1, DAY_2, action, request, sequence
 from udfs.releases.reader import read_release
 from udfs.releases.release_log import load_releases
 
@@ -89,50 +89,50 @@ def test_a_release_says_what_it_was_made_from(published):
 
 @pytest.mark.operations("9")
 def test_a_repeated_run_publishes_and_rolls_back_once(published_twice):
-    town = published_twice
-    first = town.run("rollback", DAY_1, run_id="op-1").notes["release_id"]
-    town.run("rollback", DAY_1, run_id="op-2", to=2)
+    city = published_twice
+    first = city.run("rollback", DAY_1, run_id="op-1").notes["release_id"]
+    city.run("rollback", DAY_1, run_id="op-2", to=2)
 
     assert first == 3
-    assert town.run("rollback", DAY_1, run_id="op-1").notes == {"release_id": 3, "is_new": False}
-    assert town.run("publish", DAY_2).notes == {"release_id": 2, "is_new": False}
-    assert len(town.read("releases")) == 4
+    assert city.run("rollback", DAY_1, run_id="op-1").notes == {"release_id": 3, "is_new": False}
+    assert city.run("publish", DAY_2).notes == {"release_id": 2, "is_new": False}
+    assert len(city.read("releases")) == 4
 
 
 @pytest.mark.operations("9")
 def test_an_older_day_and_what_was_rolled_back_need_a_switch(published_twice):
-    town = published_twice
-    town.run("rollback", DAY_1)
+    city = published_twice
+    city.run("rollback", DAY_1)
 
     with pytest.raises(ReleaseOrderError, match="those of release 2, which was rolled back"):
-        town.run("publish", DAY_2, run_id="retry")
-    assert town.run("publish", DAY_2, run_id="decided", replace=True).notes["release_id"] == 4
+        city.run("publish", DAY_2, run_id="retry")
+    assert city.run("publish", DAY_2, run_id="decided", replace=True).notes["release_id"] == 4
 
-    town.run("features", DAY_1, run_id="cleared")
-    town.run("audit", DAY_1)
+    city.run("features", DAY_1, run_id="cleared")
+    city.run("audit", DAY_1)
     with pytest.raises(ReleaseOrderError, match=f"release 4 of {DAY_2}, a newer day"):
-        town.run("publish", DAY_1, run_id="cleared")
-    assert town.run("publish", DAY_1, run_id="cleared", replace=True).notes["release_id"] == 5
+        city.run("publish", DAY_1, run_id="cleared")
+    assert city.run("publish", DAY_1, run_id="cleared", replace=True).notes["release_id"] == 5
 
 
 def test_what_was_rolled_back_stays_back_when_its_versions_are_gone(published_twice):
-    town = published_twice
-    town.run("rollback", DAY_1)
-    town.run("vacuum", DAY_1, hours=0.0, keep_releases=1)
+    city = published_twice
+    city.run("rollback", DAY_1)
+    city.run("vacuum", DAY_1, hours=0.0, keep_releases=1)
 
     with pytest.raises(
         ReleaseOrderError, match="release 2 of this day and model was rolled back, and is withdrawn"
     ):
-        town.run("publish", DAY_2, run_id="retry")
-    assert town.run("publish", DAY_2, run_id="decided", replace=True).notes["release_id"] == 4
+        city.run("publish", DAY_2, run_id="retry")
+    assert city.run("publish", DAY_2, run_id="decided", replace=True).notes["release_id"] == 4
 
 
 @pytest.mark.operations("10")
 @pytest.mark.parametrize("damage", ["gone", "cut", "log"])
 def test_a_damaged_release_is_not_gone_back_to(published_twice, damage):
-    town = published_twice
-    (before, current) = town.read("releases")
-    table = Path(town.root) / "user_embeddings"
+    city = published_twice
+    (before, current) = city.read("releases")
+    table = Path(city.root) / "user_embeddings"
     versions = [release["table_versions"]["user_embeddings"] for release in (before, current)]
     if damage == "log":
         (table / "_delta_log" / f"{versions[0]:020}.json").unlink()
@@ -143,26 +143,26 @@ def test_a_damaged_release_is_not_gone_back_to(published_twice, damage):
     with pytest.raises(
         ReleaseDamagedError, match=f"release 1 shows version {versions[0]} of user_embeddings"
     ):
-        town.run("rollback", DAY_1)
+        city.run("rollback", DAY_1)
 
-    assert len(town.read("releases")) == 2
+    assert len(city.read("releases")) == 2
 
 
 @pytest.mark.operations("15")
 def test_the_loser_of_a_race_is_told_to_try_again(published, monkeypatch):
-    town = published
-    town.run("features", DAY_1, run_id="again")
-    releases = load_releases(town.spark, town.root)
+    city = published
+    city.run("features", DAY_1, run_id="again")
+    releases = load_releases(city.spark, city.root)
     monkeypatch.setattr(
         "udfs.releases.publish.load_releases", lambda spark, root: []
     )  # before the other committed
-    town.run("audit", DAY_1)
+    city.run("audit", DAY_1)
 
     with pytest.raises(ConflictingWriteError, match="release 1 was published meanwhile") as raised:
-        town.run("publish", DAY_1, run_id="late")
+        city.run("publish", DAY_1, run_id="late")
 
     assert raised.value.exit_code == 5
-    assert load_releases(town.spark, town.root) == releases
+    assert load_releases(city.spark, city.root) == releases
 
 
 def test_rollback_shows_the_release_before_and_can_be_repeated(published_twice):

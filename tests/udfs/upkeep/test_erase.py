@@ -10,7 +10,7 @@ from conf.errors import ErasureUnfinishedError
 from conf.settings import Settings
 from conf.tables import TABLES
 from etl.delta.erasure import as_frame, delete_users, find_users, user_tables
-from tests.udfs.town import DAY_1, DAY_2, Town
+from tests.udfs.feature_city import DAY_1, DAY_2, FeatureCity
 from udfs.releases.reader import read_release
 from udfs.upkeep.erase_files import erase_files, find_files
 
@@ -43,17 +43,17 @@ def test_texts_are_blackened_and_explanations_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.spark
-def test_an_erased_user_is_gone_and_a_second_run_changes_nothing(published_twice: Town) -> None:
-    town = published_twice
+def test_an_erased_user_is_gone_and_a_second_run_changes_nothing(published_twice: FeatureCity) -> None:
+    city = published_twice
     options = {"user": ["u1"], "users": None}
 
-    done = town.run("erase", DAY_2, **options)
+    done = city.run("erase", DAY_2, **options)
 
-    users = read_release(town.spark, town.root, "user_embeddings").collect()
+    users = read_release(city.spark, city.root, "user_embeddings").collect()
     assert {row["user_id"] for row in users} == {"u2", "u3"}
     assert done.notes["withdrawn"] == [1, 2]
-    assert town.run("erase", DAY_2, **options).tables == {}
-    assert [row["day"] for row in town.read("releases")[2:]] == [DAY_1, DAY_2]  # 1 and 2 again, without u1
+    assert city.run("erase", DAY_2, **options).tables == {}
+    assert [row["day"] for row in city.read("releases")[2:]] == [DAY_1, DAY_2]  # 1 and 2 again, without u1
 
 
 class KilledError(BaseException):
@@ -64,14 +64,14 @@ class KilledError(BaseException):
 @pytest.mark.spark
 @pytest.mark.parametrize(
     ("step", "call"),
-    [("etl.delta.retention.start_history_anew", 3), ("etl.delta.retention.vacuum_table", 2)],
+    [("etl.delta.retention.restart_history", 3), ("etl.delta.retention.vacuum_table", 2)],
 )
 def test_a_killed_erasure_is_ended_by_the_same_command(
-    published_twice: Town, monkeypatch: pytest.MonkeyPatch, step: str, call: int
+    published_twice: FeatureCity, monkeypatch: pytest.MonkeyPatch, step: str, call: int
 ) -> None:
-    town = published_twice
-    town.run("rollback", DAY_2, run_id="back")  # the current release shows versions that are not the latest
-    before = vectors(town)
+    city = published_twice
+    city.run("rollback", DAY_2, run_id="back")  # the current release shows versions that are not the latest
+    before = vectors(city)
     options = {"user": ["u1"], "users": None}
     module, _, name = step.rpartition(".")
     real, calls = getattr(importlib.import_module(module), name), iter(range(1, call))
@@ -84,23 +84,23 @@ def test_a_killed_erasure_is_ended_by_the_same_command(
     with monkeypatch.context() as patch:
         patch.setattr(step, dies)
         try:
-            town.run("erase", DAY_2, run_id="first", **options)
+            city.run("erase", DAY_2, run_id="first", **options)
         except KilledError:
             with pytest.raises(ErasureUnfinishedError, match="the erasure first of 1 users"):
-                town.run("publish", DAY_2, run_id="meanwhile")
+                city.run("publish", DAY_2, run_id="meanwhile")
 
-    done = town.run("erase", DAY_2, run_id="second", **options)
+    done = city.run("erase", DAY_2, run_id="second", **options)
 
-    assert vectors(town) == {user: vector for user, vector in before.items() if user != "u1"}
+    assert vectors(city) == {user: vector for user, vector in before.items() if user != "u1"}
     assert done.notes["after"] == {"tables": 0, "files": 0}
-    record = json.loads((town.artifacts / "erasures" / "first.json").read_text())
+    record = json.loads((city.artifacts / "erasures" / "first.json").read_text())
     assert record["is_complete"]
     assert record["before"]["tables"]["user_embeddings"]["rows"] == 1
-    assert list(town.artifacts.glob("erasures/unfinished*")) == []
+    assert list(city.artifacts.glob("erasures/unfinished*")) == []
 
 
-def vectors(town: Town) -> dict[str, list[float]]:
-    rows = read_release(None, town.root, "user_embeddings").to_pylist()
+def vectors(city: FeatureCity) -> dict[str, list[float]]:
+    rows = read_release(None, city.root, "user_embeddings").to_pylist()
     return {row["user_id"]: row["embedding"] for row in rows}
 
 
@@ -110,7 +110,7 @@ ODD_IDS = ("ann", "Ann", "++x++", "a.b", "ü", "7", "x" * 60, r"a\Eb", 'say "so"
 @pytest.mark.operations("3")
 @pytest.mark.spark
 def test_an_id_is_taken_letter_by_letter(made: Settings, spark: object) -> None:
-    town, root = Town(spark, made, Path()), made.storage.root
+    city, root = FeatureCity(spark, made, Path()), made.storage.root
     rows = [
         {
             "action_id": f"{spelling}{number}",
@@ -127,25 +127,25 @@ def test_an_id_is_taken_letter_by_letter(made: Settings, spark: object) -> None:
             ("torn", None, json.dumps({"user": user, "time": "torn"})),
         )
     ]
-    town.deliver(DAY_1, raw_actions=rows)
+    city.deliver(DAY_1, raw_actions=rows)
 
     found = {user: find_users(spark, root, "raw_actions", as_frame(spark, [user])).rows for user in ODD_IDS}
     delete_users(spark, root, "raw_actions", as_frame(spark, ODD_IDS[1:]))
 
     assert found == dict.fromkeys(ODD_IDS, 4)
-    left = [row["user_id"] for row in town.read("raw_actions")]
+    left = [row["user_id"] for row in city.read("raw_actions")]
     assert sorted(left, key=str) == [" ann\u00a0", None, "ann", "\ufffdann"]
 
 
 @pytest.mark.spark
 def test_a_number_is_found_as_records_of_a_float_have_told_it(made: Settings, spark: object) -> None:
-    town, root = Town(spark, made, Path()), made.storage.root
+    city, root = FeatureCity(spark, made, Path()), made.storage.root
     records = ['{"user_id":1.0126086E7}', '{"user_id":"10126086"}', '{"user_id":1.01260861E8}']
     rows = [
         {"action_id": str(number), "user_id": None, "record": record, "is_simulated": False}
         for number, record in enumerate(records)
     ]
-    town.deliver(DAY_1, raw_actions=rows)
+    city.deliver(DAY_1, raw_actions=rows)
 
     assert find_users(spark, root, "raw_actions", as_frame(spark, ["10126086"])).rows == 2
 
@@ -153,33 +153,35 @@ def test_a_number_is_found_as_records_of_a_float_have_told_it(made: Settings, sp
 @pytest.mark.spark
 @pytest.mark.operations("6")
 def test_releases_of_two_models_are_carried_from_their_own_versions(
-    published_twice: Town, other_bundle: Path
+    published_twice: FeatureCity, other_bundle: Path
 ) -> None:
     """Another model makes the second day again, is published and taken back; then a user is erased."""
-    town = published_twice
-    shown = {day: vectors(town) for day in ("second",)}
-    town.run("features", DAY_2, run_id="other", model=str(other_bundle))
-    town.run("audit", DAY_2, run_id="other", model=str(other_bundle))
-    town.run("publish", DAY_2, run_id="other")
-    assert vectors(town) != shown["second"]
-    town.run("rollback", DAY_2, run_id="back")
-    assert vectors(town) == shown["second"]
+    city = published_twice
+    shown = {day: vectors(city) for day in ("second",)}
+    city.run("features", DAY_2, run_id="other", model=str(other_bundle))
+    city.run("audit", DAY_2, run_id="other", model=str(other_bundle))
+    city.run("publish", DAY_2, run_id="other")
+    assert vectors(city) != shown["second"]
+    city.run("rollback", DAY_2, run_id="back")
+    assert vectors(city) == shown["second"]
 
-    town.run("erase", DAY_2, run_id="erase", user=["u1"], users=None)
+    city.run("erase", DAY_2, run_id="erase", user=["u1"], users=None)
 
-    assert vectors(town) == {user: vector for user, vector in shown["second"].items() if user != "u1"}
+    assert vectors(city) == {user: vector for user, vector in shown["second"].items() if user != "u1"}
 
 
 @pytest.mark.operations("4")
 @pytest.mark.spark
-def test_a_list_with_a_byte_order_mark_and_strangers(published_twice: Town, tmp_path: Path, caplog) -> None:
-    town = published_twice
+def test_a_list_with_a_byte_order_mark_and_strangers(
+    published_twice: FeatureCity, tmp_path: Path, caplog
+) -> None:
+    city = published_twice
     asked = tmp_path / "users.txt"
     asked.write_bytes("\ufeffu1\r\n\u00a0u2 \r\n\r\nnobody\r\n".encode())
 
-    done = town.run("erase", DAY_2, user=[], users=asked)
+    done = city.run("erase", DAY_2, user=[], users=asked)
 
-    assert set(vectors(town)) == {"u3"}
+    assert set(vectors(city)) == {"u3"}
     assert done.notes["not_found"] == 1
     assert "no table holds user 'nobody'" in caplog.text
     assert "u1" not in json.dumps(done.notes)

@@ -19,7 +19,7 @@ LAYOUT = TokenLayout(
 )
 
 
-def toy_config(*, memory: bool = True, routines: bool = False, **changes: object) -> DecoderConfig:
+def tiny_config(*, memory: bool = True, routines: bool = False, **changes: object) -> DecoderConfig:
     """A decoder of a few thousand weights, without dropout."""
     config = DecoderConfig(
         hidden_dim=16,
@@ -37,10 +37,10 @@ def toy_config(*, memory: bool = True, routines: bool = False, **changes: object
     return config.model_copy(update=changes).with_layout(LAYOUT, num_pois=30)
 
 
-def toy_decoder(*, memory: bool = True, seed: int = 0, **changes: object) -> SpacetimeDecoder:
+def tiny_decoder(*, memory: bool = True, seed: int = 0, **changes: object) -> SpacetimeDecoder:
     """A decoder whose weights are far from their start, so that every part has a say."""
     torch.manual_seed(seed)
-    model = SpacetimeDecoder(toy_config(memory=memory, **changes))
+    model = SpacetimeDecoder(tiny_config(memory=memory, **changes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -48,7 +48,7 @@ def toy_decoder(*, memory: bool = True, seed: int = 0, **changes: object) -> Spa
     return model.eval()
 
 
-def toy_history(lengths: Sequence[int] = (9, 4, 1), *, seed: int = 0, num_profile: int = 2) -> HistoryBatch:
+def tiny_history(lengths: Sequence[int] = (9, 4, 1), *, seed: int = 0, num_profile: int = 2) -> HistoryBatch:
     """Random pasts; every action is a target; users 0, 1 ... have 2, 1, 0 ... profile attributes."""
     generator = torch.Generator().manual_seed(seed)
     B, L = len(lengths), max(lengths, default=0)
@@ -81,7 +81,7 @@ def toy_history(lengths: Sequence[int] = (9, 4, 1), *, seed: int = 0, num_profil
     )
 
 
-def toy_requests(history: HistoryBatch, *, seed: int = 1) -> RequestBatch:
+def tiny_requests(history: HistoryBatch, *, seed: int = 1) -> RequestBatch:
     """One request per user, an hour after the last action."""
     generator = torch.Generator().manual_seed(seed)
     B = len(history.lengths_B)
@@ -94,7 +94,7 @@ def toy_requests(history: HistoryBatch, *, seed: int = 1) -> RequestBatch:
     )
 
 
-def toy_candidates(lengths: Sequence[int] = (4, 2, 3), *, seed: int = 2) -> CandidateBatch:
+def tiny_candidates(lengths: Sequence[int] = (4, 2, 3), *, seed: int = 2) -> CandidateBatch:
     """Random POIs; what is beyond a request's length is padding."""
     generator = torch.Generator().manual_seed(seed)
     B, C = len(lengths), max(lengths)
@@ -107,7 +107,7 @@ def toy_candidates(lengths: Sequence[int] = (4, 2, 3), *, seed: int = 2) -> Cand
     )
 
 
-def toy_slots(*, without: Sequence[tuple[int, int]] = ()) -> LiveSlots:
+def tiny_slots(*, without: Sequence[tuple[int, int]] = ()) -> LiveSlots:
     """All slots but some, with a category and a place for each."""
     pairs = [(b, i) for b in range(NUM_BLOCKS) for i in range(MAX_INNER) if (b, i) not in without]
     blocks, inners = torch.tensor(pairs).T
@@ -139,7 +139,7 @@ def drop_columns(history: HistoryBatch, num_actions: int) -> HistoryBatch:
     )
 
 
-def toy_crowd(num_rows: int, num_steps: int, *, num_slots: int = 5, seed: int = 3) -> CrowdSlots:
+def tiny_crowd(num_rows: int, num_steps: int, *, num_slots: int = 5, seed: int = 3) -> CrowdSlots:
     """Random slots for every step; some are empty."""
     generator = torch.Generator().manual_seed(seed)
     shape = (num_rows, num_steps, num_slots)

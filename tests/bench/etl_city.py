@@ -1,4 +1,4 @@
-"""Input of the ETL measurements: raw actions and POIs of a simulated town, as Parquet, made by DuckDB in seconds.
+"""Input of the ETL measurements: raw actions and POIs of a simulated city, as Parquet, made by DuckDB in seconds.
 
 Skewed as the real thing is: few users and POIs have most actions. One row in fifty is dirty in one of the ways of
 `DIRT`; beside them come exact and conflicting redeliveries and repeated actions. What the city of `etl/city/source.py`
@@ -51,7 +51,7 @@ CATEGORIES = (
 
 
 @dataclass(frozen=True)
-class Town:
+class DuckdbCity:
     """What the rows are like.
 
     Attributes:
@@ -73,23 +73,23 @@ class Town:
         return max(200, min(self.rows // 100, 200_000))
 
 
-def write_town(town: Town, folder: Path) -> None:
+def write_city(city: DuckdbCity, folder: Path) -> None:
     """Writes `raw_actions.parquet` and `raw_pois.parquet` into `folder`."""
     import duckdb  # of the extra `bench`
 
     with duckdb.connect(config={"threads": 2, "preserve_insertion_order": False}) as db:
         db.execute("CREATE MACRO dice(salt, n) AS (hash(n, salt) % 1000003) / 1000003.0")
-        db.execute(f"CREATE TABLE pois AS {_pois_sql(town)}")
+        db.execute(f"CREATE TABLE pois AS {_pois_sql(city)}")
         db.execute(f"CREATE VIEW bad_pois AS {_BAD_POIS}")
         for query, name in (
             ("FROM pois UNION ALL FROM bad_pois", "raw_pois"),
-            (_actions_sql(town), "raw_actions"),
+            (_actions_sql(city), "raw_actions"),
         ):
             target = folder / f"{name}.parquet"
             db.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
 
 
-def _pois_sql(town: Town) -> str:
+def _pois_sql(city: DuckdbCity) -> str:
     categories = ", ".join(f"'{name}'" for name in CATEGORIES)
     return f"""
         SELECT DATE '{DAY}' AS day, 'p' || n AS poi_id, 'POI ' || n AS name, 'Street ' || (n // 40) AS address,
@@ -100,7 +100,7 @@ def _pois_sql(town: Town) -> str:
                 + 0.2 * (dice('y', n) + dice('yy', n) - 1) AS poi_lat,
             NULL::VARCHAR AS description, DATE '{DAY}' - (n % 400)::INTEGER AS first_seen_date,
             NULL::BOOLEAN AS is_closed, true AS is_simulated
-        FROM range({town.num_pois}) AS numbers(n)
+        FROM range({city.num_pois}) AS numbers(n)
     """
 
 
@@ -115,7 +115,7 @@ _BAD_POIS = """
 """
 
 
-def _actions_sql(town: Town) -> str:
+def _actions_sql(city: DuckdbCity) -> str:
     """Returns the query of the actions; `n` numbers them, copies have the number of their original."""
     values: dict[str, str] = {}
     for column in dict(DIRT):
@@ -125,12 +125,12 @@ def _actions_sql(town: Town) -> str:
     return f"""
         WITH numbered AS (
             SELECT range AS n, CASE WHEN dice('poi', n) < 0.1 THEN dice('far', n) ELSE dice('near', n) ** 3 END AS z
-            FROM range({int(town.rows * 0.992)})
+            FROM range({int(city.rows * 0.992)})
         ),
         good AS (
             SELECT p.day, 'a' || n AS action_id,
-                CASE WHEN dice('hot', n) < {town.hot_share} THEN '{HOT_USER}'
-                    ELSE 'u' || floor({town.num_users} * dice('user', n) ** {town.user_skew})::BIGINT END AS user_id,
+                CASE WHEN dice('hot', n) < {city.hot_share} THEN '{HOT_USER}'
+                    ELSE 'u' || floor({city.num_users} * dice('user', n) ** {city.user_skew})::BIGINT END AS user_id,
                 p.poi_id, ['click', 'navigate', 'search', 'order', 'checkin'][1 + (hash(n, 'type') % 5)::INTEGER]
                     AS action_type,
                 epoch_ms(DATE '{DAY}'::TIMESTAMP) - (hash(n, 'time') % {NUM_DAYS * 86_400_000})::BIGINT
@@ -140,7 +140,7 @@ def _actions_sql(town: Town) -> str:
                 CASE WHEN dice('gps', n) > 0.1 THEN p.poi_lat + 0.02 * dice('uy', n) END AS user_lat,
                 p.poi_lon, p.poi_lat, p.category, NULL::VARCHAR AS corrupt_record, true AS is_simulated,
                 (hash(n, 'dirt') % 1000)::INTEGER AS dirt, n
-            FROM numbered JOIN pois p ON p.poi_id = 'p' || floor({town.num_pois} * z)::BIGINT
+            FROM numbered JOIN pois p ON p.poi_id = 'p' || floor({city.num_pois} * z)::BIGINT
         ),
         delivered AS (
             FROM good

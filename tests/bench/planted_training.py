@@ -1,4 +1,4 @@
-"""The planted town of the tests on disk, and its trainings of 30 steps: what `resume` and `drift` measure on.
+"""The planted city of the tests on disk, and its trainings of 30 steps: what `resume` and `drift` measure on.
 
 Rows are dealt to small shards and streamed from disk, and dropout is on, so that everything a resume has to bring
 back is in use.
@@ -51,8 +51,8 @@ RECIPE = Recipe.model_validate(
 )  # fmt: skip
 
 
-def town_tables() -> Mapping[str, pa.Table]:
-    """Returns the town by table name."""
+def city_tables() -> Mapping[str, pa.Table]:
+    """Returns the city by table name."""
     rows = {
         "poi_index": poi_rows(),
         "blocks": block_rows(),
@@ -63,14 +63,14 @@ def town_tables() -> Mapping[str, pa.Table]:
     return {name: to_arrow(name, own) for name, own in rows.items()}
 
 
-def write_town(root: Path) -> None:
-    """Writes the town as Delta tables."""
-    for name, table in town_tables().items():
+def write_city(root: Path) -> None:
+    """Writes the city as Delta tables."""
+    for name, table in city_tables().items():
         write_deltalake(str(root / name), table)
 
 
 def train_stage(stage: str, root: Path, pretrained: Path, folder: Path) -> TrainResult:
-    """Trains one stage of the town, or goes on with what `folder` holds.
+    """Trains one stage of the city, or goes on with what `folder` holds.
 
     Args:
         stage: one of `STAGES`.
@@ -99,8 +99,8 @@ def train_stage(stage: str, root: Path, pretrained: Path, folder: Path) -> Train
     )
 
 
-def train_town(root: Path, work: Path) -> Path:
-    """Trains all stages of the town and returns the folder of their bundle."""
+def train_city(root: Path, work: Path) -> Path:
+    """Trains all stages of the city and returns the folder of their bundle."""
     for stage in STAGES:
         train_stage(stage, root, work / "pretrain", work / stage)
     layout = load_stage(work / "pretrain" / "model").config.layout

@@ -1,4 +1,4 @@
-"""A town of eight POIs in two blocks, three users and a few requests: small enough to check by hand."""
+"""A city of eight POIs in two blocks, three users and a few requests: small enough to check by hand."""
 
 import argparse
 import shutil
@@ -131,7 +131,7 @@ def transition(user_id: str, number: int, next_number: int, weight: float = 1.0)
 
 
 @dataclass
-class Town:
+class FeatureCity:
     """Writes input tables, runs jobs of `python -m udfs`, reads tables."""
 
     spark: object
@@ -245,13 +245,13 @@ def make_bundle(folder: Path, *, seed: int, copies_from_crowd: bool = False) -> 
     return save_bundle(folder / "bundle", dict.fromkeys(STAGE_FOLDERS, stage), layout=layout, content=content)
 
 
-def open_town(spark: object, settings: Settings, folder: Path, bundle: Path) -> Town:
-    """Returns a town whose tables and artifacts lie in a folder."""
+def open_city(spark: object, settings: Settings, folder: Path, bundle: Path) -> FeatureCity:
+    """Returns a city whose tables and artifacts lie in a folder."""
     storage = StorageSettings(root=str(folder / "warehouse"), artifacts=str(folder / "artifacts"))
-    return Town(spark, settings.model_copy(update={"storage": storage}), bundle)
+    return FeatureCity(spark, settings.model_copy(update={"storage": storage}), bundle)
 
 
 def copy_tables(source: Path, target: Path) -> Path:
-    """Copies all tables and artifacts of a town into a folder and returns it."""
+    """Copies all tables and artifacts of a city into a folder and returns it."""
     shutil.copytree(source, target, dirs_exist_ok=True)
     return target
