@@ -5,7 +5,7 @@ to do. `exit_code` is what the command line returns: 2 wrong usage, settings or 
 4 versions that do not fit each other, 5 another run was in the way, 1 anything else. Standard library only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -364,6 +364,52 @@ class ReleaseSkewError(SpacetimeError):
             f"the feature tables of {day} do not belong together: {found}. Vectors of two models have no common space, "
             "so their dot products would be noise, and nothing was published. Run all four feature jobs of the day "
             "with the same --model, then publish again."
+        )
+
+
+class NoLiftError(SpacetimeError):
+    """There are not enough held-out requests to measure what the features give a ranking model."""
+
+    exit_code = 3
+
+    def __init__(self, *, day: str, reason: str) -> None:
+        self.day, self.reason = day, reason
+        super().__init__(
+            f"the lift of the training of {day} cannot be measured: {reason}. A ranking model has to be trained, "
+            "stopped and tested on three spans of days that the decoder was not trained on. Deliver impressions of "
+            "more days, or raise samples.val_days and samples.test_days, and train again."
+        )
+
+
+class MixedModelsError(SpacetimeError):
+    """A training set would hold features of several models."""
+
+    exit_code = 4
+
+    def __init__(self, *, rows_by_model: Mapping[str, int], example: str) -> None:
+        self.rows_by_model = dict(rows_by_model)
+        counts = ", ".join(f"{count} rows of {model}" for model, count in sorted(rows_by_model.items()))
+        super().__init__(
+            f"the training set would mix vectors of {len(rows_by_model)} models: {counts}; for example {example}. "
+            "Vectors of two models have no common space, so a ranking model would learn noise from them. Compute the "
+            "features of all days by one model (python -m udfs backfill --from DAY --to DAY --model URI) and give "
+            "model=MODEL_VERSION, or ask for the mixture with allow_mixed=True."
+        )
+
+
+class MissingBackfillError(SpacetimeError):
+    """A training set was asked for by a model that has computed no past day."""
+
+    exit_code = 2
+
+    def __init__(self, *, model_version: str, known: Sequence[str]) -> None:
+        self.model_version = model_version
+        listed = (
+            f"Models with backfilled days: {', '.join(known)}." if known else "No model has backfilled a day."
+        )
+        super().__init__(
+            f"model {model_version} has no row in table backfills, so its features of past days do not exist. {listed} "
+            "Compute them first: python -m udfs backfill --from DAY --to DAY --model URI."
         )
 
 

@@ -738,6 +738,42 @@ RELEASES = TableContract(
     ),
 )
 
+BACKFILLS = TableContract(
+    name="backfills",
+    grain="one range of days whose features one model computed later, to train on and not to publish",
+    key=("run_id", "model_version", "first_day", "last_day"),
+    write="log",
+    partition_by=(),
+    columns=(
+        Column("model_version", "string", "registered model version that computed the rows"),
+        Column("first_day", "date", "first UTC day of the requests that the features are for"),
+        Column("last_day", "date", "last UTC day of these requests"),
+        Column("computed_ts_ms", "bigint", "when the rows were complete, epoch milliseconds UTC", low=0),
+        INDEX_VERSION,
+        Column("run_id", "string", "run that wrote the row"),
+        IS_SIMULATED,
+    ),
+)
+BACKFILLED_USERS = replace(
+    USER_EMBEDDINGS,
+    name="backfilled_user_embeddings",
+    grain="one user as of one past day, by one model; the latest row of a backfill up to a day is the user's vector",
+    made_by="backfill",
+)
+BACKFILLED_POIS = replace(
+    POI_EMBEDDINGS,
+    name="backfilled_poi_embeddings",
+    grain="one POI as of one past day, by one model; the latest row of a backfill up to a day is the POI's vector",
+    made_by="backfill",
+)
+BACKFILLED_SCORES = replace(
+    RANKING_SCORES,
+    name="backfilled_ranking_scores",
+    grain="one POI shown in one request of a past day, by one model",
+    key=("day", "model_version", "request_id", "poi_id"),
+    made_by="backfill",
+)
+
 WITHDRAWALS = TableContract(
     name="withdrawals",
     grain="one release that can no longer be read, and why",
@@ -792,6 +828,10 @@ TABLES: dict[str, TableContract] = {
         POI_CANDIDATES,
         TABLE_STATISTICS,
         RELEASES,
+        BACKFILLS,
+        BACKFILLED_USERS,
+        BACKFILLED_POIS,
+        BACKFILLED_SCORES,
         WITHDRAWALS,
         ERASED_USERS,
     )

@@ -89,6 +89,20 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_strict(parser)
 
 
+def _add_lift(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--model", default="", metavar="URI", help="bundle; empty = the day's training")
+    parser.add_argument(
+        "--own-columns",
+        type=Path,
+        metavar="FILE",
+        help="further base features: Parquet with request_id, poi_id and numeric columns",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="JSON file of the figures; empty = the artifacts"
+    )
+
+
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--release", type=int, default=None, metavar="ID", help="release; default = the last one of the day"
@@ -138,6 +152,12 @@ JOBS = {
         "bundle -> registered model version, champion if the gate lets it pass",
         run_later("models.jobs", "run_register_job"),
         _add_register,
+    ),
+    "lift": Job(
+        "held-out requests -> what the features give a ranking model: AUC, GAUC, NDCG@5 with and without them",
+        run_later("models.jobs", "run_lift_job"),
+        _add_lift,
+        access="shared",
     ),
     "train": Job(
         "all stages, evaluate, register, in one parent run",

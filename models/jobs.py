@@ -4,13 +4,14 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from conf.cli import JobContext, JobSummary
-from conf.errors import MissingInputError
+from conf.errors import MissingInputError, NoLiftError
 from conf.settings import CONF_DIR
 from models.config import load_recipe
 from models.data.parallel import joined_group, process_rank, threads_of_process
@@ -28,10 +29,13 @@ from models.evaluation.evaluate import (
 from models.evaluation.figures import Figures, without_nan
 from models.evaluation.generator_choice import GeneratorChoice
 from models.evaluation.release_split import EvaluationRows
+from models.lift.show import LIFT_FILE, print_lift
+from models.lift.show import headline as lift_headline
 from models.protocols.job import run_protocol_job
 from models.registry.champions import find_champions
 from models.registry.gate import judge_bundle
-from models.registry.held_out import add_finder, find_evaluation_rows, read_impressions
+from models.registry.held_out import add_finder, find_evaluation_rows, find_lift_rows, read_impressions
+from models.registry.lift_gate import judge_lift
 from models.registry.register import register_bundle
 from models.registry.training_bundle import make_bundle
 from models.serving.bundle import ModelBundle, load_bundle, resolve_model
@@ -115,6 +119,26 @@ def run_register_job(context: JobContext) -> JobSummary:
         return JobSummary(notes=_register(context, training, log))
 
 
+def run_lift_job(context: JobContext) -> JobSummary:
+    """Measures what a model's features give a ranking model, on the requests that a day's training held out.
+
+    Raises:
+        NoLiftError: there are too few such requests.
+    """
+    training = _open(context)
+    refuse_erased(training)
+    bundle = _load_for_evaluation(context, training)
+    held_out = find_lift_rows(training, bundle, context.options.own_columns)
+    verdict = judge_lift(held_out, bundle, {})
+    if verdict.missing:
+        raise NoLiftError(day=training.day, reason=verdict.missing)
+    print_lift(verdict.figures)
+    path = context.options.out or Path(context.settings.storage.artifacts) / "lift" / f"{training.day}.json"
+    if not context.dry_run:
+        save_figures(verdict.figures, path)
+    return JobSummary(notes={**lift_headline(verdict.figures), "file": str(path)})
+
+
 def run_report_job(context: JobContext) -> JobSummary:
     """Writes the report of a release."""
     from models.report.build import run_report  # plots take a second to import, and only this job needs them
@@ -193,14 +217,29 @@ def _register(
     if rows is not None:
         for champion in champions.values():
             rows = add_finder(rows, training, champion)
-    verdict = judge_bundle(rows, read_impressions(training, "val"), bundle, champions, choice=choice)
+    verdict = judge_bundle(
+        rows,
+        read_impressions(training, "val"),
+        bundle,
+        champions,
+        choice=choice,
+        held_out=find_lift_rows(training, bundle),
+    )
+    assert verdict.lift is not None
     found: dict[str, object] = {
         "gate": asdict(verdict.next_poi) | {"reasons": verdict.reasons},
         "click_gate": without_nan(asdict(verdict.clicks)) if verdict.clicks else None,
         "embedding_gate": without_nan(asdict(verdict.embeddings)) if verdict.embeddings else None,
+        "lift_gate": without_nan(asdict(replace(verdict.lift, figures={}))),
     }
+    if verdict.lift.figures:
+        print_lift(verdict.lift.figures)
+        found |= lift_headline(verdict.lift.figures)
     if context.dry_run:
         return found
+    # Also if there is no lift: the figures of an earlier model of the day are not this one's.
+    save_figures(verdict.lift.figures or {"missing": verdict.lift.missing}, training.folder / LIFT_FILE)
+    log.log_file(training.folder / LIFT_FILE)
     strict = getattr(context.options, "strict", False)
     registration = register_bundle(bundle, verdict, context.settings, log, strict=strict)
     return {"model_version": registration.model_version, "is_champion": registration.is_champion, **found}

@@ -6,6 +6,7 @@ python -m udfs publish --day 2026-03-01        one row of releases makes it visi
 python -m udfs release --day 2026-03-01        these three in one session
 python -m udfs rollback                        back to the release before
 python -m udfs releases                        what was published when
+python -m udfs backfill --from D --to D        features of past days by one model, to train on
 python -m udfs export --out FOLDER             Parquet and a FAISS index of a release
 python -m udfs vacuum                          frees what no release and no training pins
 python -m udfs erase --user ID                 removes a user from every table, log and file
@@ -16,6 +17,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 from conf.cli import Job, JobContext, JobSummary, hours, main, positive, run_later
@@ -96,6 +98,20 @@ def add_vacuum_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="withdraw all but the last N releases; empty: keep all",
     )
+
+
+def add_backfill_options(parser: ArgumentParser) -> None:
+    """Adds `--from`, `--to` and `--model`."""
+    for flag, name, which in (("--from", "first", "first"), ("--to", "last", "last")):
+        parser.add_argument(
+            flag,
+            dest=name,
+            type=date.fromisoformat,
+            required=True,
+            metavar="YYYY-MM-DD",
+            help=f"{which} UTC day of the requests to compute features for",
+        )
+    add_model_option(parser)
 
 
 def add_user_options(parser: ArgumentParser) -> None:
@@ -238,6 +254,13 @@ JOBS = {
         help="shows the release before the current one again",
         run=run_later("udfs.releases.publish", "run_rollback"),
         add_options=add_rollback_option,
+        needs_day=False,
+        access="shared",
+    ),
+    "backfill": Job(
+        help="features of past days by one model, to train a ranking model on (read_training_set); publishes nothing",
+        run=run_later("udfs.features.backfill", "run_backfill"),
+        add_options=add_backfill_options,
         needs_day=False,
         access="shared",
     ),

@@ -66,7 +66,7 @@ class SyntheticCity:
         }
 
     def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
-        requests = base.collect_requests(impressions, day=day, action_type=REQUESTED_TYPE)
+        requests = base.requests_of_day(impressions, day=day, action_type=REQUESTED_TYPE)
         return _hide_candidates(requests, seed=settings.city.seed)
 
 

@@ -42,6 +42,45 @@ def keep_known(index: DataFrame, *, day: date, index_version: int) -> DataFrame:
     return state_before(index.where(F.col("index_version") == index_version), day=day + timedelta(days=1))
 
 
+def date_details(index: DataFrame, *, index_version: int) -> DataFrame:
+    """Splits the slots of one index version by the details that they had, for readers of many days at once.
+
+    The first run indexes the whole catalogue, so its slots count as always known (`etl/columns/as_of.py`).
+
+    Args:
+        index: `poi_index`.
+        index_version: version to keep.
+
+    Returns:
+        The columns of `index` with the details of their time, one row per slot and span of days, plus `known_from` and
+        `known_until`, the first day of the span and the first day after it; null = since ever, or until now.
+    """
+    of_version = index.where(F.col("index_version") == index_version)
+    first = of_version.agg(F.min("indexed_day").alias("first_indexed_day"))
+    current = F.struct(
+        F.lit(None).cast("date").alias("replaced_day"), *(F.col(name).alias(name) for name in DETAILS)
+    )
+    past = F.coalesce(F.col(PAST), F.array().cast(POI_INDEX.column(PAST).type))
+    spans = of_version.crossJoin(F.broadcast(first)).withColumn("spans", F.concat(past, F.array(current)))
+    span, number = F.col("span"), F.col("span_number")
+    began = F.when(F.col("indexed_day") > F.col("first_indexed_day"), F.col("indexed_day"))
+    before = F.get("spans", number - 1)["replaced_day"]
+    return (
+        spans.select("*", F.posexplode("spans").alias("span_number", "span"))
+        .withColumn("known_from", F.when(number == 0, began).otherwise(before))
+        .withColumn("known_until", span["replaced_day"])
+        .withColumns({name: span[name] for name in DETAILS})
+        .select(*index.columns, "known_from", "known_until")
+    )
+
+
+def is_known(on: Column) -> Column:
+    """Tells whether a row of `date_details` says what was known at the end of a date."""
+    return (F.col("known_from").isNull() | (F.col("known_from") <= on)) & (
+        F.col("known_until").isNull() | (F.col("known_until") > on)
+    )
+
+
 def is_live(on: Column) -> Column:
     """Tells whether a slot (`valid_from`, `valid_to`) is live on a date."""
     return (F.col("valid_from") <= on) & (F.col("valid_to").isNull() | (F.col("valid_to") > on))

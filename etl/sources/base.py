@@ -162,15 +162,20 @@ def keep_dates(column: Column, *, day: date, since: date | None) -> Column:
     return condition if since is None else condition & (column > F.lit(since))
 
 
-def collect_requests(impressions: DataFrame, *, day: date, action_type: str) -> DataFrame:
-    """Builds the requests to score in this run: those of the day itself, POIs in order of position."""
+def requests_of_day(impressions: DataFrame, *, day: date, action_type: str) -> DataFrame:
+    """Builds the requests to score in this run: those of the day itself."""
     of_day = impressions.where(event_date(F.col("request_ts_ms")) == F.lit(day))
+    return collect_requests(of_day, action_type=action_type)
+
+
+def collect_requests(impressions: DataFrame, *, action_type: str | None) -> DataFrame:
+    """Builds one request from the rows of each impression list, POIs in order of position; None = no action type."""
     shown = F.array_sort(F.collect_list(F.struct("position", "poi_id")))
     keys = ("request_id", "user_id", "request_ts_ms", "tz_offset_min", "user_lon", "user_lat", "is_simulated")
     return (
-        of_day.groupBy(*keys)
+        impressions.groupBy(*keys)
         .agg(shown.getField("poi_id").alias("candidate_poi_ids"))
-        .withColumn("action_type", F.lit(action_type))
+        .withColumn("action_type", F.lit(action_type).cast("string"))
     )
 
 

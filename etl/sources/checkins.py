@@ -114,7 +114,7 @@ class FileSource(ABC):
         return build_delivery(actions, catalogue, settings, day=day, warehouse=warehouse)
 
     def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
-        return base.collect_requests(impressions, day=day, action_type=self.requested_type)
+        return base.requests_of_day(impressions, day=day, action_type=self.requested_type)
 
     def path(self, settings: Settings, what: str) -> str:
         """Returns where the files are; MissingInputError if the settings do not say."""

@@ -1,7 +1,8 @@
 """The gate of a new model: checks all outputs that become features on held-out rows.
 
-The gate has three parts on the training's validation rows: generated POIs (`next_poi_gate`), click probabilities
-(`click_gate`), and user and POI vectors (`embedding_gate`). A model becomes champion only if no part objects.
+The gate has four parts. Three judge the outputs on the training's validation rows: generated POIs (`next_poi_gate`),
+click probabilities (`click_gate`), and user and POI vectors (`embedding_gate`). The fourth judges what they are for:
+what they give a ranking model (`lift_gate`). A model becomes champion only if no part objects.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,9 +11,11 @@ import pyarrow as pa
 
 from models.evaluation.generator_choice import GeneratorChoice
 from models.evaluation.release_split import EvaluationRows
+from models.lift.held_out import HeldOut
 from models.registry.champions import Champions
 from models.registry.click_gate import ClickVerdict, judge_clicks
 from models.registry.embedding_gate import EmbeddingVerdict, judge_embeddings
+from models.registry.lift_gate import LiftVerdict, judge_lift
 from models.registry.next_poi_gate import GateVerdict, judge_next_poi
 from models.serving.bundle import ModelBundle
 
@@ -25,17 +28,19 @@ class Verdict:
         next_poi: verdict on generated POIs.
         clicks: verdict on click probabilities.
         embeddings: verdict on user and POI vectors.
+        lift: verdict on what the features give a ranking model.
     """
 
     next_poi: GateVerdict
     clicks: ClickVerdict | None = None
     embeddings: EmbeddingVerdict | None = None
+    lift: LiftVerdict | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Reasons against promotion; empty = promoted."""
-        halves = (self.next_poi, self.clicks, self.embeddings)
-        return tuple(reason for half in halves if half is not None for reason in half.reasons)
+        parts = (self.next_poi, self.clicks, self.embeddings, self.lift)
+        return tuple(reason for part in parts if part is not None for reason in part.reasons)
 
     def tags(self) -> dict[str, object]:
         """Returns the verdict as tags of the registered version."""
@@ -48,6 +53,8 @@ class Verdict:
             }
         if self.embeddings is not None:
             tags |= {"gate_embedding_mrr": self.embeddings.mrr, "gate_embedding_auc": self.embeddings.auc}
+        if self.lift is not None and not self.lift.missing:
+            tags |= {"gate_lift": self.lift.lift, "gate_ranker_auc": self.lift.auc}
         return {key: value for key, value in tags.items() if value is not None}
 
 
@@ -58,6 +65,7 @@ def judge_bundle(
     champions: Champions,
     *,
     choice: GeneratorChoice | None = None,
+    held_out: HeldOut | str = "",
 ) -> Verdict:
     """Judges a new bundle on held-out rows.
 
@@ -67,9 +75,11 @@ def judge_bundle(
         challenger: the new bundle.
         champions: the current and former champions of the same index version.
         choice: generator choice on the same rows; its ranks of the challenger are reused.
+        held_out: requests for the lift; a text = why there are none, empty = it is not asked for.
     """
     return Verdict(
         judge_next_poi(rows, challenger, champions, choice=choice),
         judge_clicks(samples, challenger, champions),
         judge_embeddings(rows, samples, challenger, champions),
+        judge_lift(held_out, challenger, champions) if held_out else None,
     )

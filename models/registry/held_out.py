@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as pds
@@ -12,6 +13,7 @@ from models.copying.crowd_tables import CROWD_TABLES, CrowdAt, open_finder, read
 from models.data.dataset import TableAt, read_table
 from models.data.pins import locate_table
 from models.evaluation.release_split import MODEL_COLUMNS, EvaluationRows, build_rows
+from models.lift.held_out import ACTION_NAMES, SHOWN_NAMES, HeldOut, gather_held_out
 from models.serving.bundle import ModelBundle
 from models.training.pipeline import Training
 from models.training.posttraining import SFT_COLUMNS
@@ -75,6 +77,35 @@ def read_impressions(training: Training, split: str) -> pa.Table | None:
         LOGGER.warning("clicks are not evaluated: %s", error)
         return None
     return samples if samples.num_rows else None
+
+
+def find_lift_rows(training: Training, bundle: ModelBundle, own_columns: Path | None = None) -> HeldOut | str:
+    """Reads the held-out requests for the lift; returns the reason if there are none.
+
+    Args:
+        training: the training that held them out: those of its validation and test days.
+        bundle: any bundle of the index version.
+        own_columns: the ranking team's own features of the rows.
+
+    Raises:
+        MissingInputError, SchemaError: the file of own columns does not exist or fit.
+    """
+    of_day = pds.field("day") == date.fromisoformat(training.day)
+    columns = ("request_id", "candidate_poi_ids", "is_simulated", *SFT_COLUMNS)
+    is_held_out = pds.field("split").isin(["val", "test"])
+    version = pds.field("index_version") == bundle.layout.index_version
+    try:
+        requests = _table(training, "ranking_samples")
+        samples = read_table(requests, columns, of_day & is_held_out)
+        earlier = read_table(requests, SHOWN_NAMES, of_day & ~is_held_out)
+        until = pds.field("day") <= date.fromisoformat(training.day)
+        actions = read_table(_table(training, "cleaned_actions"), ACTION_NAMES, version & until)
+    except MissingInputError as error:
+        return str(error)
+    if not samples.num_rows:
+        return f"ranking_samples of {training.day} hold no request of the validation and test days"
+    catalogue = read_catalogue(_table(training, "poi_index"), bundle.layout.index_version)
+    return gather_held_out(samples, earlier, actions, catalogue, own_columns)
 
 
 def _no_rows(training: Training, split: str) -> NoTrainingDataError:

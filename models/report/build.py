@@ -26,6 +26,7 @@ from models.report.data import NothingToShowError, ReleaseTables
 from models.report.drift import DRIFT, build_drift
 from models.report.features import CALIBRATION, EMBEDDINGS, build_calibration, build_projection
 from models.report.funnel import FUNNEL, build_funnel
+from models.report.lift import LIFT, build_lift
 from models.report.lineage import LINEAGE, build_lineage
 from models.report.page import Headline, Section, Topic, render_page
 from models.report.sequences import MAP, SEQUENCES, build_map, build_sequences
@@ -108,6 +109,7 @@ def plan_sections(
     """Returns topics and their build functions, in the order of the page."""
     release, artifacts = tables.release, Path(settings.storage.artifacts)
     return [
+        (LIFT, lambda: build_lift(settings, release)),
         (FUNNEL, lambda: build_funnel(tables)),
         (MAP, lambda: build_map(tables, settings)),
         (SEQUENCES, lambda: build_sequences(tables, settings)),

@@ -190,7 +190,7 @@ def draw_bars(
         rows: per method, per group: value, low, high; nan where unknown.
         colors: one per method.
         xlabel: axis label.
-        baseline: where the axis starts.
+        baseline: where the bars start; the axis does too, unless a value lies below.
     """
     height = 0.8 / max(1, len(rows))
     figure, axes = _start(5.0, 0.6 + 0.19 * len(groups) * max(2, len(rows)))
@@ -210,7 +210,8 @@ def draw_bars(
             capsize=1.5,
         )
     axes.set(yticks=np.arange(len(groups)), yticklabels=groups, xlabel=xlabel, ylim=(len(groups) - 0.5, -0.5))
-    axes.set_xlim(left=baseline)
+    lowest = np.nanmin([bound for values in rows for triple in values for bound in triple], initial=baseline)
+    axes.set_xlim(left=lowest if lowest < baseline else baseline)
     axes.grid(axis="y", visible=False)
     return _finish(figure)
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,20 +16,12 @@ from etl.tables.preference_pairs import MEAL_HOURS, MEAL_LEVELS
 from models.data.arrays import Float64Array
 from models.data.catalogue import CATALOGUE_COLUMNS, Catalogue, day_ms
 from models.data.dataset import read_table
-from models.data.requests import Visits, local_hours, previous_within
-from models.evaluation.baselines import count_training
-from models.evaluation.metrics import bootstrap_auc_difference, bootstrap_mean, hit_values
+from models.data.requests import local_hours
+from models.evaluation.metrics import bootstrap_mean, hit_values
 from models.lift.features import BASE_FEATURES, Exposures, History, build_base_features
-from models.lift.ranker import (
-    NUM_RESAMPLES,
-    Components,
-    RankerConfig,
-    Rows,
-    embedding_features,
-    embedding_names,
-    judge,
-    train_ranker,
-)
+from models.lift.held_out import ACTION_NAMES, gather_history, take_slots
+from models.lift.measure import Cut, LiftFeatures, measure_lift
+from models.lift.ranker import NUM_RESAMPLES, RankerConfig, Rows, judge
 from models.network.checkpoint import load_stage
 from models.serving.inference import (
     encode_pois,
@@ -84,66 +77,41 @@ def measure_table4(cells: Cells) -> dict[str, object]:
     catalogue, city = read_catalogue(cells.city), cells.city
     history = read_history(city, catalogue)
     names = ("ranker", "ranker-val", "test")
-    stretches = {name: read_stretch(city, catalogue, name) for name in names}
-    base = {
-        name: build_base_features(stretch.exposures, catalogue, history)
-        for name, stretch in stretches.items()
-    }
-    vectors = {name: embed(cells, "multimodal", name, catalogue) for name in names}
-    logits = {name: score(cells, "multimodal", name)[:, None] for name in names}
-    config = RankerConfig()
-    users, pois = vectors["ranker"]
-    parts = {
-        what: Components(own[:: max(len(own) // 20_000, 1)], config.num_components)
-        for what, own in (("user", users), ("poi", pois))
-    }
-    embedded = {name: embedding_features(*vectors[name], parts) for name in names}
-    sets = {
-        "base": ((), BASE_FEATURES),
-        "embedding": ((embedded,), (*BASE_FEATURES, *embedding_names(config.num_components))),
-        "scores": ((logits,), (*BASE_FEATURES, "click_logit")),
-        "both": (
-            (embedded, logits),
-            (*BASE_FEATURES, *embedding_names(config.num_components), "click_logit"),
-        ),
-    }
-    test = stretches["test"]
-    found: dict[str, object] = {"requests": test.exposures.samples.num_rows}
-    predictions: dict[str, Float64Array] = {}
-    for label, (extra, columns) in sets.items():
-        rows = {
-            name: stretch.rows.with_columns(np.hstack([base[name], *(part[name] for part in extra)]))
-            for name, stretch in stretches.items()
-        }
-        ranker = train_ranker(rows["ranker"], rows["ranker-val"], columns, config)
-        predictions[label] = ranker.predict(rows["test"].features)
-        judged = judge(predictions[label], test.rows, are_probabilities=True).as_json()
-        found[label] = judged | {"importance": ranker.importance(), "trees": ranker.booster.num_trees()}
-        LOGGER.info("%s: table 4, %s: AUC %.4f", city.folder.name, label, judged["auc"])
-    column = {
-        name: base["test"][:, BASE_FEATURES.index(name)]
-        for name in ("distance_km", "popularity", "kernel_counter")
-    }
-    predictions |= {
-        "distance": -np.nan_to_num(column["distance_km"], nan=1e9),
-        "popularity": column["popularity"],
-        "kernel": column["kernel_counter"],
-        **({} if test.oracle is None else {"oracle": test.oracle}),
-    }
-    baselines = {
-        name: judge(own, test.rows).as_json() for name, own in predictions.items() if name not in sets
-    }
-    lift = bootstrap_auc_difference(
-        predictions["both"],
-        predictions["base"],
-        test.exposures.labels,
-        test.exposures.users,
-        num_resamples=NUM_RESAMPLES,
+    stretches = [read_stretch(city, catalogue, name) for name in names]
+    lengths = [len(stretch.exposures) for stretch in stretches]
+    part = np.repeat(np.arange(len(names)), lengths)
+    vectors = [embed(cells, "multimodal", name, catalogue) for name in names]
+    features = LiftFeatures(
+        base=np.concatenate([build_base_features(own.exposures, catalogue, history) for own in stretches]),
+        names=BASE_FEATURES,
+        users=np.concatenate([users for users, _ in vectors]),
+        pois=np.concatenate([pois for _, pois in vectors]),
+        logits=np.concatenate([score(cells, "multimodal", name) for name in names]),
     )
-    found |= baselines
-    found["lift_interval"] = [lift.low, lift.high]
-    found["auc"] = {name: float(found[name]["auc"]) for name in predictions}  # type: ignore[index]
-    return found
+    # Requests are numbered anew in every stretch.
+    offsets = np.cumsum([0, *(own.exposures.samples.num_rows for own in stretches[:-1])])
+    rows = Rows(
+        np.zeros((len(part), 0)),
+        np.concatenate([own.exposures.labels for own in stretches]),
+        np.concatenate([own.exposures.users for own in stretches]),
+        np.concatenate(
+            [own.exposures.requests + offset for own, offset in zip(stretches, offsets, strict=True)]
+        ),
+    )
+    oracles = [own.oracle for own in stretches if own.oracle is not None]
+    oracle = np.concatenate(oracles) if oracles else None
+    lift = measure_lift(features, rows, Cut(part == 0, part == 1, part == 2), RankerConfig(), oracle=oracle)
+    figures: Any = lift.figures
+    for label, judged in figures["sets"].items():
+        LOGGER.info("%s: table 4, %s: AUC %.4f", city.folder.name, label, judged["auc"])
+    difference = figures["differences"]["both"]["auc"]
+    everything = figures["sets"] | figures["baselines"]
+    return {
+        "requests": stretches[-1].exposures.samples.num_rows,
+        **everything,
+        "lift_interval": [difference["low"], difference["high"]],
+        "auc": {name: float(judged["auc"]) for name, judged in everything.items()},
+    }
 
 
 def measure_table8(cells: Cells, kinds: Sequence[str] = SFT_KINDS) -> dict[str, object]:
@@ -224,27 +192,11 @@ def measure_meal_rule(cells: Cells) -> dict[str, object]:
 
 def read_history(city: City, catalogue: Catalogue) -> History:
     """Reads all actions and exposures; transitions as of the last SFT day."""
-    names = ("user_id", "action_ts_ms", "tz_offset_min", "block_id", "inner_id")
-    actions = read_table(city.table("cleaned_actions"), names).sort_by(
-        [("user_id", "ascending"), ("action_ts_ms", "ascending")]
-    )
-    times, offsets, blocks, inners = (actions[name].to_numpy().astype(np.int64) for name in names[1:])
-    rows = catalogue.find_rows(blocks, inners)
-    users = actions["user_id"].to_numpy(zero_copy_only=False).astype(str)
-    early = times < day_ms(city.days.sft) + MS_PER_DAY
-    visits = Visits(rows[early], previous_within(rows[early], users[early]), times[early], offsets[early])
     shown = Exposures.from_samples(
         read_requests(city, "sft", "sft-val", "ranker", "ranker-val", "test"), catalogue
     )
-    return History(
-        visit_rows=rows,
-        visit_times=times,
-        visit_hours=np.floor(local_hours(times, offsets)).astype(np.int64) % HOURS_PER_DAY,
-        shown_rows=shown.rows,
-        shown_times=shown.samples["request_ts_ms"].to_numpy().astype(np.int64)[shown.requests],
-        shown_labels=shown.labels,
-        counts=count_training(visits, num_pois=len(catalogue)),
-    )
+    actions = read_table(city.table("cleaned_actions"), ACTION_NAMES)
+    return gather_history(actions, shown, catalogue, until_ms=day_ms(city.days.sft) + MS_PER_DAY)
 
 
 def embed(cells: Cells, kind: str, stretch: str, catalogue: Catalogue) -> tuple[Float64Array, Float64Array]:
@@ -257,7 +209,8 @@ def embed(cells: Cells, kind: str, stretch: str, catalogue: Catalogue) -> tuple[
         return np.concatenate([encode_user_requests(bundle, part) for part in batch])
 
     users = _cached(cells.folder / f"users-{kind}-{stretch}", make)
-    pois = _cached(cells.folder / f"pois-{kind}", lambda: encode_pois(cells.bundle(kind), _slots(catalogue)))
+    slots = take_slots(catalogue, np.arange(len(catalogue)))
+    pois = _cached(cells.folder / f"pois-{kind}", lambda: encode_pois(cells.bundle(kind), slots))
     return users[exposures.requests], pois[exposures.rows]
 
 
@@ -270,15 +223,6 @@ def score(cells: Cells, kind: str, stretch: str) -> Float64Array:
         return np.concatenate([np.concatenate(score_candidates(bundle, part)) for part in batches])
 
     return _cached(cells.folder / f"logits-{kind}-{stretch}", make)
-
-
-def _slots(catalogue: Catalogue) -> pa.RecordBatch:
-    return pa.record_batch(
-        {
-            "block_id": catalogue.block_ids, "inner_id": catalogue.inner_ids, "poi_lon": catalogue.lons,
-            "poi_lat": catalogue.lats, "category_id": catalogue.category_ids,
-        }
-    )  # fmt: skip
 
 
 def _cached(path: Path, make: Callable[[], Float64Array]) -> Float64Array:

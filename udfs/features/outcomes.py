@@ -13,7 +13,7 @@ from datetime import date
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
@@ -54,11 +54,11 @@ def outcome_schema(contract: TableContract, names: Sequence[str]) -> StructType:
 
 
 def complete_outcomes(
-    outcomes: DataFrame, contract: TableContract, *, day: date, model: ServedModel, run_id: str
+    outcomes: DataFrame, contract: TableContract, *, day: date | Column, model: ServedModel, run_id: str
 ) -> DataFrame:
-    """Adds day and lineage to the workers' output, in the contract's types and order."""
+    """Adds day and lineage to the workers' output, in the contract's types and order; `day` may differ by row."""
     stamped = (
-        outcomes.withColumn("day", F.lit(day))
+        outcomes.withColumn("day", day if isinstance(day, Column) else F.lit(day))
         .withColumn("model_version", F.lit(model.model_version))
         .withColumn("index_version", F.lit(model.index_version))
         .withColumn("run_id", F.lit(run_id))

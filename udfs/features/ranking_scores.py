@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.tables import CANDIDATE_NAMES, HISTORY_NAMES, RANKING_SCORES
-from etl.columns.poi_slots import is_live, keep_known
+from etl.columns.poi_slots import is_known, is_live, keep_known
 from etl.columns.refusal import MAX_DETAIL
 from etl.columns.request_rules import is_no_id
 from models.serving.inference import score_candidates
@@ -44,6 +44,7 @@ NO_ID = "score_no_candidate_id"
 NO_LIVE_SLOT = "score_no_live_slot"
 UNKNOWN_ACTION_TYPE = "score_unknown_action_type"
 REASON = "score_failed"
+KNOWN = ("known_from", "known_until")
 REASONS = (NO_LIVE_SLOT, NO_ID, UNKNOWN_ACTION_TYPE, REASON)
 _SLOT_TO_CANDIDATE = {
     "candidate_poi_ids": "poi_id",
@@ -61,7 +62,8 @@ def explode_candidates(requests: DataFrame, slots: DataFrame) -> DataFrame:
 
     Args:
         requests: prepared requests.
-        slots: known slots of one index version.
+        slots: known slots of one index version, or `date_details` of it, of which those known on the request's day
+            count.
 
     Returns:
         The request's columns, `poi_id`, `position` (first place in the list, from 1) and the columns of the
@@ -71,19 +73,13 @@ def explode_candidates(requests: DataFrame, slots: DataFrame) -> DataFrame:
     candidates = candidates.withColumn(
         "position", F.array_position("candidate_poi_ids", F.col("poi_id")).cast("int")
     )
-    columns = (
-        "poi_id",
-        "block_id",
-        "inner_id",
-        "poi_lon",
-        "poi_lat",
-        "category_id",
-        "valid_from",
-        "valid_to",
-    )
-    slots = slots.select(*columns).withColumnRenamed("poi_id", "slot_poi_id")
+    columns = ("block_id", "inner_id", "poi_lon", "poi_lat", "category_id")
+    bounds = [name for name in ("valid_from", "valid_to", *KNOWN) if name in slots.columns]
+    slots = slots.select("poi_id", *columns, *bounds).withColumnRenamed("poi_id", "slot_poi_id")
     matches = (F.col("poi_id") == F.col("slot_poi_id")) & is_live(F.col("request_date"))
-    return candidates.join(slots, matches, "left").drop("slot_poi_id", "valid_from", "valid_to")
+    if KNOWN[0] in bounds:
+        matches = matches & is_known(F.col("request_date"))
+    return candidates.join(slots, matches, "left").drop("slot_poi_id", *bounds)
 
 
 def refuse_candidates(candidates: DataFrame, *, max_length: int) -> DataFrame:
@@ -134,9 +130,40 @@ def build_ranking_scores(
     """Plans the scores of the day; `judged` by `judge_requests_of`, other arguments as in `build_user_embeddings`."""
     requests = prepare_requests(judged, action_type_id=model.action_type_id)
     slots = keep_known(poi_index, day=day, index_version=model.index_version)
-    candidates = explode_candidates(requests, slots)
     sequences = sequences.where(F.col("day") <= F.lit(day))  # partitions of later days are not read
-    states = with_defaults(with_history(group_candidates(candidates), sequences, as_of=F.lit(day)))
+    emitted = plan_scores(
+        requests, slots, sequences, as_of=F.lit(day), model=model,
+        micro_batch=micro_batch, num_partitions=num_partitions, max_text_length=max_text_length,
+    )  # fmt: skip
+    return FeatureBuild(
+        unit=("request_id", "poi_id"),
+        todo=requests.select("request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")),
+        outcomes=complete_outcomes(emitted, RANKING_SCORES, day=day, model=model, run_id=run_id),
+        index_versions=latest_sequences(sequences, requests.withColumn("as_of", F.lit(day)))
+        .select("index_version")
+        .distinct(),
+        judged=judged,
+    )
+
+
+def plan_scores(
+    requests: DataFrame,
+    slots: DataFrame,
+    sequences: DataFrame,
+    *,
+    as_of: Column,
+    model: ServedModel,
+    micro_batch: int,
+    num_partitions: int,
+    max_text_length: int,
+) -> DataFrame:
+    """Plans the scores of prepared requests, each with the history known at the end of its day `as_of`.
+
+    Returns:
+        One row per request and candidate: `EMITTED`, `score` and the refusal columns.
+    """
+    candidates = explode_candidates(requests, slots)
+    states = with_defaults(with_history(group_candidates(candidates), sequences, as_of=as_of))
     ordered = states.repartition(num_partitions, "user_id").sortWithinPartitions(
         "seq_len", "user_id", "request_id"
     )
@@ -153,16 +180,7 @@ def build_ranking_scores(
     )
     emitted = scored.unionByName(refuse_candidates(candidates, max_length=max_text_length))
     # The logistic function as Spark writes it: 0 and 1 at the ends, never NaN.
-    emitted = emitted.withColumn("score", 1 / (1 + F.exp(-F.col("click_logit").cast("double"))))
-    return FeatureBuild(
-        unit=("request_id", "poi_id"),
-        todo=requests.select("request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")),
-        outcomes=complete_outcomes(emitted, RANKING_SCORES, day=day, model=model, run_id=run_id),
-        index_versions=latest_sequences(sequences, requests.withColumn("as_of", F.lit(day)))
-        .select("index_version")
-        .distinct(),
-        judged=judged,
-    )
+    return emitted.withColumn("score", 1 / (1 + F.exp(-F.col("click_logit").cast("double"))))
 
 
 def score_requests(
