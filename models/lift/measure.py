@@ -6,7 +6,7 @@ not trained on, cut by time at UTC days: the ranker trains on the first, stops o
 ones. Differences to the base are paired, with intervals by user. Baselines that need no training are always shown.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from models.lift.ranker import (
     NDCG_K,
     NUM_RESAMPLES,
     Components,
+    Ranker,
     RankerConfig,
     Rows,
     embedding_features,
@@ -110,7 +111,7 @@ def measure_lift(
     features: LiftFeatures,
     rows: Rows,
     cut: Cut,
-    config: RankerConfig,
+    configs: Sequence[RankerConfig],
     *,
     oracle: Float64Array | None = None,
     hours: Float64Array | None = None,
@@ -121,20 +122,18 @@ def measure_lift(
         features: features of every row.
         rows: labels, users and requests; its own features are ignored.
         cut: which rows train, stop and test.
-        config: settings of the trees, the same for every set.
+        configs: settings of the trees; those with which the base features do best on the validation rows are taken
+            for every set, so that no set gains by settings that do not suit the base.
         oracle: (rows,), the true log-odds of a click where the data are simulated.
         hours: (rows,), local hour of the request, for the slices by hour.
     """
     test = take_rows(rows, cut.test)
+    config = choose_config(features, rows, cut, configs)
     predictions: dict[str, Float64Array] = {}
     sets: dict[str, dict[str, object]] = {}
     for label, (values, names) in feature_sets(features, cut, config).items():
-        parts = [
-            Rows(values[part], rows.labels[part], rows.users[part], rows.requests[part])
-            for part in (cut.train, cut.val, cut.test)
-        ]
-        ranker = train_ranker(parts[0], parts[1], names, config)
-        predictions[label] = ranker.predict(parts[2].features)
+        ranker = train_on(values, names, rows, cut, config)
+        predictions[label] = ranker.predict(values[cut.test])
         judged = judge(predictions[label], test, are_probabilities=True).as_json()
         sets[label] = judged | {"importance": ranker.importance(), "trees": ranker.booster.num_trees()}
     names = features.names
@@ -151,6 +150,7 @@ def measure_lift(
             part: len(np.unique(rows.requests[getattr(cut, part)])) for part in ("train", "val", "test")
         },
         "users": len(np.unique(test.users)),
+        "settings": config.model_dump(mode="json"),
         "sets": sets,
         "baselines": {name: judge(own, test).as_json() for name, own in scores.items()},
         "differences": {
@@ -160,6 +160,27 @@ def measure_lift(
     if "both" in predictions:
         figures["slices"] = measure_slices(predictions, features, cut, test, hours)
     return Lift(figures, predictions | scores)
+
+
+def choose_config(
+    features: LiftFeatures, rows: Rows, cut: Cut, configs: Sequence[RankerConfig]
+) -> RankerConfig:
+    """Returns the settings with the lowest validation loss on the base features; of equal ones the first."""
+    if len(configs) == 1:
+        return configs[0]
+    losses = [train_on(features.base, features.names, rows, cut, config).val_loss for config in configs]
+    return configs[int(np.argmin(losses))]
+
+
+def train_on(
+    values: Float64Array, names: tuple[str, ...], rows: Rows, cut: Cut, config: RankerConfig
+) -> Ranker:
+    """Trains the ranker on columns of the training rows."""
+    train, val = (
+        Rows(values[part], rows.labels[part], rows.users[part], rows.requests[part])
+        for part in (cut.train, cut.val)
+    )
+    return train_ranker(train, val, names, config)
 
 
 def feature_sets(

@@ -46,6 +46,14 @@ class RankerConfig(Section):
     threads: int = Field(2, ge=1)
 
 
+def candidate_configs() -> tuple[RankerConfig, RankerConfig]:
+    """Returns settings for many and for few impressions; the base features' validation loss chooses.
+
+    Large trees overfit a few thousand requests so far that noise columns, which dampen them, would pass for a lift.
+    """
+    return RankerConfig(), RankerConfig(num_leaves=6, min_rows_per_leaf=300, feature_fraction=1.0)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Exposures with their features.
@@ -112,6 +120,11 @@ class Ranker:
 
     booster: lightgbm.Booster
     names: tuple[str, ...]
+
+    @property
+    def val_loss(self) -> float:
+        """Log loss on the rows that stopped the training, nats."""
+        return float(self.booster.best_score["valid_0"]["binary_logloss"])
 
     def predict(self, features: Float64Array) -> Float64Array:
         """Returns click probabilities."""

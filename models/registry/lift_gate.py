@@ -13,7 +13,7 @@ from models.data.arrays import Float64Array
 from models.evaluation.metrics import bootstrap_auc_difference
 from models.lift.held_out import HeldOut
 from models.lift.measure import Lift, cut_by_time, measure_lift, take_rows
-from models.lift.ranker import NUM_RESAMPLES, RankerConfig
+from models.lift.ranker import NUM_RESAMPLES, candidate_configs
 from models.lift.show import best_set
 from models.registry.champions import Champions
 from models.serving.bundle import ModelBundle
@@ -64,11 +64,11 @@ def judge_lift(held_out: HeldOut | str, challenger: ModelBundle, champions: Cham
     if isinstance(held_out, str) or isinstance(cut, str):
         LOGGER.warning("the lift is not measured: %s", cut)
         return LiftVerdict({}, math.nan, math.nan, missing=str(cut))
-    config, test = RankerConfig(), take_rows(held_out.rows, cut.test)
+    configs, test = candidate_configs(), take_rows(held_out.rows, cut.test)
 
     def measure(bundle: ModelBundle) -> Lift:
         features = held_out.features(bundle)
-        return measure_lift(features, held_out.rows, cut, config, hours=held_out.hours)
+        return measure_lift(features, held_out.rows, cut, configs, hours=held_out.hours)
 
     own = measure(challenger)
     figures = {**own.figures, "is_simulated": held_out.is_simulated or challenger.is_simulated}

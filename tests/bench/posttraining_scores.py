@@ -100,7 +100,7 @@ def measure_table4(cells: Cells) -> dict[str, object]:
     )
     oracles = [own.oracle for own in stretches if own.oracle is not None]
     oracle = np.concatenate(oracles) if oracles else None
-    lift = measure_lift(features, rows, Cut(part == 0, part == 1, part == 2), RankerConfig(), oracle=oracle)
+    lift = measure_lift(features, rows, Cut(part == 0, part == 1, part == 2), [RankerConfig()], oracle=oracle)
     figures: Any = lift.figures
     for label, judged in figures["sets"].items():
         LOGGER.info("%s: table 4, %s: AUC %.4f", city.folder.name, label, judged["auc"])

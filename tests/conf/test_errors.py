@@ -99,6 +99,12 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "ErasureUnfinishedError": {"run_id": "erase-1", "num_users": 2, "plan": PATH},
     "ErasureIncompleteError": {"run_id": "erase-1", "places": ("raw_actions: 2 rows",), "record": PATH},
     "ReleaseSkewError": {"day": DAY, "found": "user_embeddings of model 3, poi_embeddings of model 4"},
+    "NoLiftError": {"day": DAY, "reason": "the held-out requests lie on 2 days, and three are needed"},
+    "MixedModelsError": {
+        "rows_by_model": {"spacetime-gr/3": 10, "spacetime-gr/4": 20},
+        "example": "request r1 of model spacetime-gr/3 and request r9 of model spacetime-gr/4",
+    },
+    "MissingBackfillError": {"model_version": "spacetime-gr/4", "known": ("spacetime-gr/3",)},
     "NoReleaseError": {"root": "warehouse", "wanted": "release 9", "known": (1, 2)},
     "NoTrainingDataError": {
         "table": "pretrain_samples",

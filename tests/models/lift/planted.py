@@ -6,7 +6,15 @@ from models.lift.features import BASE_FEATURES
 from models.lift.measure import LiftFeatures
 from models.lift.ranker import RankerConfig, Rows
 
-CONFIG = RankerConfig(max_trees=60, patience=10, min_rows_per_leaf=30, threads=1, num_components=2)
+CONFIG = RankerConfig(
+    max_trees=80,
+    patience=15,
+    min_rows_per_leaf=300,
+    num_leaves=5,
+    feature_fraction=1,
+    threads=1,
+    num_components=2,
+)
 NUM_REQUESTS, LIST, DAYS = 3_000, 5, 20
 DAY_MS = 86_400_000
 

@@ -19,7 +19,7 @@ from tests.models.planted_city import poi_rows, request_rows
 def planted():
     features, rows, times, logit = make_impressions(by_vectors=0.6, by_logit=0.8)
     cut = cut_by_time(times, rows.requests)
-    return measure_lift(features, rows, cut, CONFIG, oracle=logit, hours=times / 3_600_000).figures
+    return measure_lift(features, rows, cut, [CONFIG], oracle=logit, hours=times / 3_600_000).figures
 
 
 def test_each_feature_set_lifts_by_what_was_planted_in_it(planted):
@@ -42,7 +42,7 @@ def test_each_feature_set_lifts_by_what_was_planted_in_it(planted):
 
 def test_noise_lifts_by_nothing():
     features, rows, times, _ = make_impressions(by_vectors=0.6, by_logit=0.8, skill=0.0)
-    found = measure_lift(features, rows, cut_by_time(times, rows.requests), CONFIG).figures
+    found = measure_lift(features, rows, cut_by_time(times, rows.requests), [CONFIG]).figures
     difference = found["differences"]["both"]["auc"]
     assert difference["low"] < 0.005
     assert abs(difference["value"]) < 0.01
@@ -52,10 +52,10 @@ def test_a_model_without_a_stage_has_the_sets_that_are_left():
     features, rows, times, _ = make_impressions(by_logit=0.8)
     cut = cut_by_time(times, rows.requests)
     scores = measure_lift(
-        LiftFeatures(features.base, features.names, logits=features.logits), rows, cut, CONFIG
+        LiftFeatures(features.base, features.names, logits=features.logits), rows, cut, [CONFIG]
     )
     assert list(scores.figures["sets"]) == ["base", "scores"]
-    nothing = measure_lift(LiftFeatures(features.base, features.names), rows, cut, CONFIG).figures
+    nothing = measure_lift(LiftFeatures(features.base, features.names), rows, cut, [CONFIG]).figures
     assert best_set(nothing) == "base"
     assert "no features" in describe_lift(nothing)
 
@@ -95,3 +95,11 @@ def test_own_columns_join_by_request_and_poi(tmp_path):
         read_own_columns(path, exposures)
     with pytest.raises(MissingInputError):
         read_own_columns(tmp_path / "none.parquet", exposures)
+
+
+def test_settings_that_suit_the_base_are_taken_for_every_set():
+    """Trees that overfit the base would let noise pass for a lift."""
+    features, rows, times, _ = make_impressions(by_vectors=0.6, by_logit=0.8, skill=0.0)
+    wild = CONFIG.model_copy(update={"num_leaves": 60, "min_rows_per_leaf": 5, "learning_rate": 0.5})
+    found = measure_lift(features, rows, cut_by_time(times, rows.requests), [wild, CONFIG]).figures
+    assert found["settings"] == CONFIG.model_dump(mode="json")

@@ -51,7 +51,7 @@ class HeldOut:
 
 @pytest.fixture(autouse=True)
 def small_trees(monkeypatch):
-    monkeypatch.setattr(lift_gate, "RankerConfig", lambda: CONFIG)
+    monkeypatch.setattr(lift_gate, "candidate_configs", lambda: (CONFIG,))
 
 
 def test_the_worse_model_is_refused_with_the_figures_and_the_better_one_passes():
