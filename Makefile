@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: results-page help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: results-page help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -112,7 +112,7 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-cases bench-delivered bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-cases bench-delivered bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds and peak memory of make demo, from an empty folder
 	@rm -rf $(DEMO_WORK)
@@ -200,6 +200,9 @@ bench-index: setup ## Grid cells of 10^6 points beside an oracle of another kind
 
 bench-leaks: setup ## Ranking samples beside a brute-force scan of planted futures
 	@$(PY) -m tests.bench.leaks
+
+bench-training-set: setup ## Training sets beside a brute-force oracle: does a feature of the future come through?
+	@$(PY) -m tests.bench.training_set
 
 bench-nights-missed: setup ## Twenty nights of which any six do not run, against all twenty, row by row
 	@$(PY) -m tests.bench.nights_missed

@@ -37,7 +37,7 @@ Action = tuple[int, str, str]
 """Time, action id, POI."""
 
 
-class FeatureCity:
+class PlantedPast:
     """What happened and what was told, as plain Python rows.
 
     Attributes:
@@ -59,14 +59,14 @@ class FeatureCity:
         self.requests = [(f"r{number}", rng.choice(users), _instant(rng)) for number in range(num_rows // 5)]
 
 
-def expect(city: FeatureCity, user: str, time_ms: int) -> tuple[list[str], list[bool], str | None]:
+def expect(city: PlantedPast, user: str, time_ms: int) -> tuple[list[str], list[bool], str | None]:
     """Scans for what was known at a time: the history's action POIs, which of them were travel, the profile."""
     before = sorted(action for action in city.actions[user] if action[0] < time_ms)[-HISTORY:]
     travels = [_is_travel(_known(city.homes[user], _day(at))) for at, _, _ in before]
     return [poi for _, _, poi in before], travels, _known(city.profiles[user], _day(time_ms))
 
 
-def build(spark: SparkSession, city: FeatureCity) -> DataFrame:
+def build(spark: SparkSession, city: PlantedPast) -> DataFrame:
     """Builds the samples as the job does."""
     plain = {"action_type_id": 0, "is_interest": True, "tz_offset_min": 0, "index_version": 1, "block_id": 0}
     plain |= {
@@ -111,7 +111,7 @@ def build(spark: SparkSession, city: FeatureCity) -> DataFrame:
     )
 
 
-def count_leaks(spark: SparkSession, city: FeatureCity) -> tuple[int, int, str]:
+def count_leaks(spark: SparkSession, city: PlantedPast) -> tuple[int, int, str]:
     """Returns the samples that differ from the oracle, the samples, and the first difference."""
     buckets = {
         value: bucket
@@ -142,7 +142,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=NUM_ROWS)
     parser.add_argument("--results", default="results", metavar="FOLDER")
     options = parser.parse_args()
-    city = FeatureCity(1, options.rows)
+    city = PlantedPast(1, options.rows)
     spark = open_session(Settings(spark=SparkSettings(quick_start=True, shuffle_partitions=2)), "leaks")
     leaks, samples, example = count_leaks(spark, city)
     spark.stop()
