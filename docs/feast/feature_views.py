@@ -2,12 +2,12 @@
 
     SPACETIME_ROOT=/data/warehouse feast apply        # in a folder with this file and a feature_store.yaml
 
-Every source is a query at the Delta version that one release pins, filtered by its model, so the views of users and of
-POIs can never show vectors of two models. A feature made at the end of a day is known from the next day on, and that is
-its event timestamp: a point-in-time join in Feast takes nothing from the day of the request itself. A training set over
-the releases of many days comes from `udfs.training_sets.reader.read_training_set`. Apply again after each release (schedule it on the asset
-`spacetime://features/releases`). Needs `feast[spark]`, in an environment of its own with this project installed; the
-columns are those of `conf/tables.py`.
+Every source is a query at the Delta version that one release pins, filtered by its model, so the views of users and
+of POIs can never show vectors of two models. A feature made at the end of a day is known from the next day on, and
+that is its event timestamp: a point-in-time join in Feast takes nothing from the day of the request itself. A
+training set over the releases of many days comes from `udfs.training_sets.reader.read_training_set`. Apply again
+after each release (schedule it on the asset `spacetime://features/releases`). Needs `feast[spark]`, in an environment
+of its own with this project installed; the columns are those of `conf/tables.py`.
 """
 
 import os

@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 
 from conf.errors import NoReleaseError, ReleaseWithdrawnError
+from conf.files import write_json
 from conf.releases import find_release_of_day, load_releases
+from models.evaluation.figures import without_nan
+from models.lift.measure import cut_by_time, measure_lift
+from models.lift.show import LIFT_FILE
 from models.report.data import ReleaseTables, sample_keys
 from models.report.drift import compute_overlap, compute_psi
 from models.report.features import mean_cosine
 from models.report.funnel import count_funnels, count_repeats
+from tests.models.lift.planted import CONFIG, make_impressions
 from tests.models.report_city import (
     DAY,
     build_warehouse,
@@ -95,6 +100,7 @@ def test_sections_come_in_order_with_what_would_be_alarming(page):
     keys = re.findall(r'<section id="(\w+)">', page)
 
     assert keys == [
+        "lift",
         "funnel",
         "map",
         "sequences",
@@ -106,6 +112,27 @@ def test_sections_come_in_order_with_what_would_be_alarming(page):
         "lineage",
     ]
     assert page.count("<b>Alarming:</b>") == len(keys)
+
+
+def test_the_page_begins_with_what_the_features_are_worth(tmp_path):
+    settings = settings_of(tmp_path)
+    write(settings.storage.root, "releases", [publish(settings.storage.root, 1)])
+    features, rows, times, logit = make_impressions(by_vectors=0.6, by_logit=0.8)
+    cut = cut_by_time(times, rows.requests)
+    figures = measure_lift(features, rows, cut, [CONFIG], oracle=logit, hours=times / 3_600_000).figures
+    folder = Path(settings.storage.artifacts) / "training" / str(DAY)
+    write_json(folder / LIFT_FILE, without_nan({**figures, "is_simulated": True}))
+
+    text = text_of(report_of(settings)[1], "lift")
+
+    lift, low, high = (100 * figures["differences"]["both"]["auc"][end] for end in ("value", "low", "high"))
+    assert f"lift of AUC, points {lift:+.2f} 95 % ({low:+.2f} to {high:+.2f})" in text
+    assert f"without {figures['sets']['base']['auc']:.4f}" in text
+    assert "These clicks are simulated" in text
+    assert "Where the lift comes from" in text
+    assert "+ both" in text
+    write_json(folder / LIFT_FILE, {"missing": "the held-out requests lie on 2 days"})
+    assert "the held-out requests lie on 2 days" in text_of(report_of(settings)[1], "lift")
 
 
 def test_headline_names_release_model_index_and_simulation(page):
@@ -149,6 +176,7 @@ def test_missing_inputs_leave_a_note_in_their_section(tmp_path):
     summary, html = report_of(settings)
 
     assert summary.notes["empty_sections"] == [
+        "lift",
         "funnel",
         "map",
         "sequences",
