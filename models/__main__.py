@@ -111,7 +111,12 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--user", required=True, metavar="USER_ID", help="user whose request is explained")
-    parser.add_argument("--model", default="", metavar="URI", help="bundle; empty = the day's training")
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="URI",
+        help="bundle; empty = the model of the current release, else of the day's training",
+    )
     parser.add_argument(
         "--at",
         default="",

@@ -2,10 +2,10 @@
 
     python -m models explain --day D --user USER_ID [--at 2026-03-01T18:00] [--top 10] [--out FOLDER]
 
-The history is the user's latest row of `action_sequences` up to the day, else of the day's `pretrain_samples`.
-Without `--at` the request is one median gap after the last action; without `--place` it is at the POI of the last
-action. Tables are read through Arrow, at their newest version. Text goes to stderr, the picture to
-`{storage.artifacts}/explanations/` or `--out`.
+The model is that of the current release, else of the day's training. The history is the user's latest row of
+`action_sequences` up to the day, else of the day's `pretrain_samples`. Without `--at` the request is one median gap
+after the last action; without `--place` it is at the POI of the last action. Tables are read through Arrow, at their
+newest version. Text goes to stderr, the picture to `{storage.artifacts}/explanations/` or `--out`.
 """
 
 import logging
@@ -22,6 +22,7 @@ from rich.console import Console
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import IndexVersionError, MissingInputError, SettingsError
+from conf.releases import find_current, load_releases
 from conf.settings import Settings
 from conf.tables import HISTORY_NAMES
 from models.copying.crowd_candidates import SlotFinder
@@ -51,7 +52,7 @@ def run_explain(context: JobContext) -> JobSummary:
     if options.top < 1:
         raise SettingsError(where="--top", key=str(options.top), problem="it has to be at least 1")
     at_ms, place = read_time(options.at), read_place(options.place)
-    uri = options.model or str(Path(settings.storage.artifacts) / "training" / str(context.day) / "bundle")
+    uri = options.model or find_model(settings, context.day)
     folder, model_version = resolve_model(uri, settings)
     bundle = load_bundle(folder)
     history = read_history(settings.storage.root, options.user, context.day)
@@ -71,6 +72,15 @@ def run_explain(context: JobContext) -> JobSummary:
     picture = None if context.dry_run else draw_picture(context, explanation, names)
     notes = _summarise(explanation, bundle, model_version)
     return JobSummary(rows_in=len(explanation.past), notes=notes | {"picture": picture}, steps=seconds)
+
+
+def find_model(settings: Settings, day: date) -> str:
+    """Returns the model of the current release; before the first release, that of the day's training."""
+    current = find_current(load_releases(settings.storage.root))
+    # A model from a folder has no name to find it by.
+    if current is not None and "/" in current.model_version:
+        return f"models:/{current.model_version}"
+    return str(Path(settings.storage.artifacts) / "training" / str(day) / "bundle")
 
 
 def read_time(text: str) -> int | None:
