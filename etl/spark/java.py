@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ JAVA_VERSIONS = (17, 21)
 LOCALE_VARIABLES = ("LC_ALL", "LC_CTYPE", "LANG")
 """What decides the encoding of file names; the first that is set and not empty counts."""
 UTF8_LOCALE = "C.UTF-8"
+MODULE_WARNING = b"WARNING: Using incubator modules"
 
 
 def check_java() -> None:
@@ -59,6 +61,32 @@ def utf8_locale() -> Iterator[None]:
             del os.environ[changed]
         else:
             os.environ[changed] = before
+
+
+@contextmanager
+def without_module_warning() -> Iterator[None]:
+    """Drops one line from the stderr of a JVM that is started within the block; all its other lines pass.
+
+    Spark starts Java with an incubator module for its linear algebra, and Java has no switch for the warning about it.
+    The JVM writes to a pipe, which a thread copies to the real stderr for as long as the JVM lives.
+    """
+    read_end, write_end = os.pipe()
+    stderr = os.dup(2)
+    os.dup2(write_end, 2)
+    os.close(write_end)
+    threading.Thread(target=_copy_lines, args=(read_end, stderr), daemon=True, name="stderr of Java").start()
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+
+
+def _copy_lines(source: int, target: int) -> None:
+    with os.fdopen(source, "rb", buffering=0) as lines:
+        for line in lines:
+            if not line.startswith(MODULE_WARNING):
+                os.write(target, line)
+    os.close(target)
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from pyspark.sql.types import StructType
 
 from conf.errors import LocaleError
 from conf.settings import Settings, SparkSettings
-from etl.spark.java import check_java, utf8_locale
+from etl.spark.java import check_java, utf8_locale, without_module_warning
 
 DELTA_COORDINATE = "io.delta:delta-spark_4.1_2.13:4.4.0"
 """Spark's minor version is part of the artefact's name; the pip wheel holds no jar."""
@@ -71,7 +71,7 @@ def open_session(
     builder = SparkSession.builder.appName(app_name).master(spark_settings.master)
     for key, value in {**_properties(settings), **properties}.items():
         builder = builder.config(key, value)
-    with utf8_locale():
+    with utf8_locale(), without_module_warning():
         session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     _check_paths(session, settings)

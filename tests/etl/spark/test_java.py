@@ -113,3 +113,22 @@ def test_a_path_that_the_running_java_cannot_spell_is_named(spark, spark_setting
             open_session(Settings(spark=spark_settings, source=SourceSettings(path="\u6751")), "test")
     finally:
         system.setProperty("sun.jnu.encoding", encoding)
+
+
+PROGRAM = """
+import subprocess, sys, time
+from etl.spark.java import without_module_warning
+lines = "WARNING: Using incubator modules: x", "kept"
+child = f"import sys; [print(line, file=sys.stderr) for line in {lines!r}]"
+with without_module_warning():
+    started = subprocess.Popen([sys.executable, "-c", child])
+started.wait()
+print("own", file=sys.stderr)
+time.sleep(0.5)
+"""
+
+
+def test_the_warning_about_modules_is_dropped_and_all_else_passes():
+    """In a process of its own, whose stderr is looked at."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert sorted(done.stderr.split()) == ["kept", "own"]
