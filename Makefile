@@ -10,7 +10,7 @@ PY := .venv/bin/python
 AIRFLOW_PY := .venv-airflow/bin/python
 UV := $(CURDIR)/.venv/bin/uv
 
-# The demo: a synthetic city, or DATA=PATH in any shape that a reader knows; demo.sh derives what is not given.
+# The demo: a synthetic city, or DATA=PATH in any shape that a reader knows; udfs/demo.py derives what is not given.
 export SOURCE DATA WORK DAY NEXT_DAY RECIPE
 DEMO_WORK = $(or $(WORK),.demo/$(or $(notdir $(DATA:%/=%)),synthetic))
 
