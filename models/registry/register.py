@@ -9,6 +9,7 @@ makes that an error.
 """
 
 import logging
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -78,7 +79,9 @@ def _find_version(client: MlflowClient, name: str, digest: str) -> str:
 
 
 def _log_version(client: MlflowClient, name: str, bundle: ModelBundle, digest: str, log: RunLog) -> str:
-    with mlflow.start_run(run_id=log.run_id):
+    with mlflow.start_run(run_id=log.run_id), warnings.catch_warnings():
+        # The signature is given, so MLflow needs no example to derive it from.
+        warnings.filterwarnings("ignore", message=".*input example was not provided")
         logged = mlflow.pyfunc.log_model(
             name="bundle",
             loader_module="models.click_scorer",
