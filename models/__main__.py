@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from conf.cli import Job, main, run_later
+from conf.cli import Job, main, positive, run_later
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +103,40 @@ def _add_lift(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    for flag, whose in (("--ours", "the system that is judged"), ("--theirs", "the system to compare with")):
+        parser.add_argument(
+            flag,
+            type=Path,
+            required=True,
+            metavar="FILE",
+            help=f"lists of {whose}: Parquet with request_id, rank, poi_id",
+        )
+    parser.add_argument("--top", type=positive, default=10, metavar="N", help="POIs of each list that count")
+    parser.add_argument(
+        "--values",
+        type=Path,
+        metavar="FILE",
+        help="judge by the value of every POI: request_id, poi_id, value",
+    )
+    parser.add_argument(
+        "--margin", type=float, default=0.01, help="with --values: lists within this share of theirs are even"
+    )
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write an HTML page on which people judge blindly"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="write prompts for a language model, JSON lines"
+    )
+    parser.add_argument(
+        "--choices", type=Path, metavar="FILE", help="count the choices of people or of a model"
+    )
+    parser.add_argument(
+        "--requests", type=Path, metavar="FILE", help="with --page and --prompts: the requests, as Parquet"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="decides which list is shown on the left")
+
+
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--release", type=int, default=None, metavar="ID", help="release; default = the last one of the day"
@@ -173,6 +207,13 @@ JOBS = {
         "one request -> a text and a picture of the actions that its prediction depends on",
         run_later("models.jobs", "run_explain_job"),
         _add_explain,
+        access="shared",
+    ),
+    "compare": Job(
+        "lists of two systems -> win, even, lose by a judge: known values, people (a blind page), or a language model",
+        run_later("models.judging.job", "run_compare"),
+        _add_compare,
+        needs_day=False,
         access="shared",
     ),
     "report": Job(
