@@ -237,9 +237,9 @@ def measure_slices(
     cut: Cut,
     test: Rows,
     hours: Float64Array | None,
-) -> dict[str, dict[str, object]]:
+) -> list[dict[str, object]]:
     """Tells where the lift comes from: AUC of base and both on parts of the test rows, and their difference."""
-    found: dict[str, dict[str, object]] = {}
+    found: list[dict[str, object]] = []
     for name, part in slice_rows(features, cut, hours).items():
         labels = test.labels[part]
         if part.sum() < MIN_SLICE or len(np.unique(labels)) < 2:
@@ -248,10 +248,10 @@ def measure_slices(
         difference = bootstrap_auc_difference(
             both, base, labels, test.users[part], num_resamples=NUM_RESAMPLES
         )
-        found[name] = {
-            "impressions": int(part.sum()), "base": auc(base, labels), "both": auc(both, labels),
+        found.append({
+            "name": name, "impressions": int(part.sum()), "base": auc(base, labels), "both": auc(both, labels),
             "difference": {"value": difference.value, "low": difference.low, "high": difference.high},
-        }  # fmt: skip
+        })  # fmt: skip
     return found
 
 

@@ -22,6 +22,15 @@ LOG_WIDTH = 110
 """Width of a table that is not printed in a terminal, in characters."""
 
 
+def in_order(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns figures that were read from JSON with sets and baselines in the order in which they are shown."""
+    ordered = dict(figures)
+    for key, names in (("sets", SET_NAMES), ("baselines", BASELINE_NAMES)):
+        if key in figures:
+            ordered[key] = {name: figures[key][name] for name in names if name in figures[key]}
+    return ordered
+
+
 def best_set(figures: Mapping[str, Any]) -> str:
     """Returns the feature set that holds all that the model gives."""
     return next(name for name in ("both", "scores", "embedding", "base") if name in figures["sets"])

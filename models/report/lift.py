@@ -9,7 +9,7 @@ from typing import Any
 from conf.files import read_json
 from conf.releases import Release
 from conf.settings import Settings
-from models.lift.show import BASELINE_NAMES, LIFT_FILE, SET_NAMES, best_set, points
+from models.lift.show import BASELINE_NAMES, LIFT_FILE, SET_NAMES, best_set, in_order, points
 from models.report.data import NothingToShowError
 from models.report.page import Figure, Section, TableView, Tile, Topic, format_count, format_figure
 from models.report.plots import BASELINE_SERIES, SERIES, draw_bars
@@ -36,7 +36,7 @@ def build_lift(settings: Settings, release: Release) -> Section:
         raise NothingToShowError(
             f"The lift of the training of {folder.name} has not been measured (no {LIFT_FILE})."
         )
-    figures = read_json(path, expected="the lift of a training")
+    figures = in_order(read_json(path, expected="the lift of a training"))
     if not figures.get("sets"):
         raise NothingToShowError(
             f"The lift of the training of {folder.name} has no figures: {figures.get('missing')}."
@@ -99,13 +99,11 @@ def _bars(figures: Mapping[str, Any]) -> Figure:
 
 
 def _slices(figures: Mapping[str, Any]) -> tuple[Figure, ...]:
-    slices = figures.get("slices") or {}
+    slices = figures.get("slices") or []
     if not slices:
         return ()
-    rows = [
-        [tuple(100 * own["difference"][end] for end in ("value", "low", "high")) for own in slices.values()]
-    ]
-    labels = [f"{name} ({format_count(own['impressions'])})" for name, own in slices.items()]
+    rows = [[tuple(100 * own["difference"][end] for end in ("value", "low", "high")) for own in slices]]
+    labels = [f"{own['name']} ({format_count(own['impressions'])})" for own in slices]
     svg = draw_bars(labels, rows, [SERIES[0]], xlabel="lift of AUC in points, with interval", baseline=0.0)
     return (Figure(svg, "Where the lift comes from: parts of the test rows, with their impressions"),)
 
@@ -130,7 +128,8 @@ def _judged(own: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _importance(figures: Mapping[str, Any]) -> TableView:
-    shares = list(figures["sets"][best_set(figures)]["importance"].items())[:NUM_FEATURES]
+    importance = figures["sets"][best_set(figures)]["importance"]
+    shares = sorted(importance.items(), key=lambda item: (-item[1], item[0]))[:NUM_FEATURES]
     rows = tuple((name, f"{share:.1%}") for name, share in shares)
     return TableView(
         "Most used features of the ranking model, by share of the gain", ("feature", "share"), rows

@@ -65,7 +65,9 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     process = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
-        port = next(found for line in process.stdout if (found := re.search(r"successfully on port (\d+)", line)))
+        port = next(
+            found for line in process.stdout if (found := re.search(r"successfully on port (\d+)", line))
+        )
         opened = Browser(int(port.group(1)), tmp_path, tmp_path / "profile")
         yield opened
         opened.close()

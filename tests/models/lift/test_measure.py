@@ -31,9 +31,10 @@ def test_each_feature_set_lifts_by_what_was_planted_in_it(planted):
     assert 0 < difference["low"] < difference["value"] < difference["high"]
     assert next(iter(planted["sets"]["scores"]["importance"])) == "click_logit"
     assert planted["baselines"]["distance"]["auc"] > 0.55 > planted["baselines"]["popularity"]["auc"]
-    assert planted["slices"]["users with more actions"]["difference"]["value"] > 0.02
+    slices = {own["name"]: own for own in planted["slices"]}
+    assert slices["users with more actions"]["difference"]["value"] > 0.02
     assert (
-        sum(own["impressions"] for name, own in planted["slices"].items() if name.endswith(" h"))
+        sum(own["impressions"] for name, own in slices.items() if name.endswith(" h"))
         == (planted["impressions"]["test"])
     )
     assert headline(planted)["lift_points"] == round(100 * difference["value"], 2)
