@@ -3,11 +3,13 @@
 import argparse
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from conf.errors import SettingsError
+from udfs import demo
 from udfs.demo import build_parser, merge, open_work, work_folder
 
 
@@ -15,6 +17,8 @@ from udfs.demo import build_parser, merge, open_work, work_folder
 def options(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPACETIME_CONF", "")  # set by the demo, restored after the test
+    # New settings of Spark end the session that is open, which here belongs to other tests.
+    monkeypatch.setattr(demo, "SparkSession", SimpleNamespace(getActiveSession=lambda: None))
     return lambda **given: argparse.Namespace(**{"source": "", "data": None, "work": None, **given})
 
 
