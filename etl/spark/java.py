@@ -20,6 +20,7 @@ LOCALE_VARIABLES = ("LC_ALL", "LC_CTYPE", "LANG")
 """What decides the encoding of file names; the first that is set and not empty counts."""
 UTF8_LOCALE = "C.UTF-8"
 MODULE_WARNING = b"WARNING: Using incubator modules"
+_STDERR = threading.Lock()
 
 
 def check_java() -> None:
@@ -70,15 +71,20 @@ def without_module_warning() -> Iterator[None]:
     Spark starts Java with an incubator module for its linear algebra, and Java has no switch for the warning about it.
     The JVM writes to a pipe, which a thread copies to the real stderr for as long as the JVM lives.
     """
-    read_end, write_end = os.pipe()
-    stderr = os.dup(2)
-    os.dup2(write_end, 2)
-    os.close(write_end)
-    threading.Thread(target=_copy_lines, args=(read_end, stderr), daemon=True, name="stderr of Java").start()
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
+    with _STDERR:  # two threads that redirect it at once would restore each other's pipe
+        read_end, write_end = os.pipe()
+        stderr, copied_to = os.dup(2), os.dup(2)
+        os.dup2(write_end, 2)
+        os.close(write_end)
+        copy = threading.Thread(
+            target=_copy_lines, args=(read_end, copied_to), daemon=True, name="stderr of Java"
+        )
+        copy.start()
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _copy_lines(source: int, target: int) -> None:

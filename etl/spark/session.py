@@ -7,11 +7,12 @@ start takes them from there and needs no network.
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 
 import pyarrow as pa
-from pyspark import StorageLevel
+from pyspark import SparkContext, StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
@@ -71,7 +72,8 @@ def open_session(
     builder = SparkSession.builder.appName(app_name).master(spark_settings.master)
     for key, value in {**_properties(settings), **properties}.items():
         builder = builder.config(key, value)
-    with utf8_locale(), without_module_warning():
+    is_started = SparkContext._gateway is not None
+    with utf8_locale(), nullcontext() if is_started else without_module_warning():
         session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     _check_paths(session, settings)

@@ -132,3 +132,22 @@ def test_the_warning_about_modules_is_dropped_and_all_else_passes():
     """In a process of its own, whose stderr is looked at."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert sorted(done.stderr.split()) == ["kept", "own"]
+
+
+def test_sessions_that_threads_open_at_once_leave_stderr_as_it_was():
+    program = """
+import os, sys, threading
+from etl.spark.java import without_module_warning
+before = os.fstat(2)
+def enter():
+    for _ in range(20):
+        with without_module_warning():
+            pass
+threads = [threading.Thread(target=enter) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert os.fstat(2) == before
+print("fine", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["fine"]

@@ -121,7 +121,7 @@ def test_what_was_rolled_back_stays_back_when_its_versions_are_gone(published_tw
     city.run("vacuum", DAY_1, hours=0.0, keep_releases=1)
 
     with pytest.raises(
-        ReleaseOrderError, match="release 2 of this day and model was rolled back, and is withdrawn"
+        ReleaseOrderError, match="release 2 of this day and model was rolled back and has been withdrawn"
     ):
         city.run("publish", DAY_2, run_id="retry")
     assert city.run("publish", DAY_2, run_id="decided", replace=True).notes["release_id"] == 4

@@ -15,7 +15,7 @@ from udfs.releases.reader import read_release
 from udfs.upkeep.erase_files import erase_files, find_files
 
 NO_USERS = {"raw_pois", "blocks", "categories", "poi_index", "poi_vectors", "poi_embeddings", "table_statistics",
-            "releases", "withdrawals", "erased_users"}  # fmt: skip
+            "releases", "withdrawals", "erased_users", "backfills", "backfilled_poi_embeddings"}  # fmt: skip
 
 
 def test_every_table_either_is_searched_or_is_known_to_hold_no_user() -> None:
