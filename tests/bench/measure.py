@@ -23,7 +23,7 @@ INTERVAL_S = 0.5
 LOOK_SHARE = 0.03
 """At most so much of the time goes into looking, which takes long where many processes run."""
 BARS = {
-    ("demo", "seconds"): "<= 600",
+    ("demo", "seconds"): "<= 300",
     ("demo", "peak-gib"): "< 6",
     ("test", "seconds"): "<= 1200",
 }
