@@ -128,11 +128,11 @@ def measure_lift(
         hours: (rows,), local hour of the request, for the slices by hour.
     """
     test = take_rows(rows, cut.test)
-    config = choose_config(features, rows, cut, configs)
+    config, base = train_base(features, rows, cut, configs)
     predictions: dict[str, Float64Array] = {}
     sets: dict[str, dict[str, object]] = {}
     for label, (values, names) in feature_sets(features, cut, config).items():
-        ranker = train_on(values, names, rows, cut, config)
+        ranker = base if label == "base" else train_on(values, names, rows, cut, config)
         predictions[label] = ranker.predict(values[cut.test])
         judged = judge(predictions[label], test, are_probabilities=True).as_json()
         sets[label] = judged | {"importance": ranker.importance(), "trees": ranker.booster.num_trees()}
@@ -162,14 +162,13 @@ def measure_lift(
     return Lift(figures, predictions | scores)
 
 
-def choose_config(
+def train_base(
     features: LiftFeatures, rows: Rows, cut: Cut, configs: Sequence[RankerConfig]
-) -> RankerConfig:
-    """Returns the settings with the lowest validation loss on the base features; of equal ones the first."""
-    if len(configs) == 1:
-        return configs[0]
-    losses = [train_on(features.base, features.names, rows, cut, config).val_loss for config in configs]
-    return configs[int(np.argmin(losses))]
+) -> tuple[RankerConfig, Ranker]:
+    """Trains on the base features with each of the settings; returns those with the lowest validation loss."""
+    rankers = [train_on(features.base, features.names, rows, cut, config) for config in configs]
+    best = int(np.argmin([ranker.val_loss for ranker in rankers]))
+    return configs[best], rankers[best]
 
 
 def train_on(
