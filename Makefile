@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: results-page help setup demo test test-fast test-airflow lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: results-page help setup demo test test-fast test-airflow test-browser lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -92,10 +92,13 @@ airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on this machi
 
 test: setup .venv-airflow/.stamp ## Every test on two processes, one real Airflow night included
 	@.venv/bin/lint-imports
-	@.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/pytest -m "not browser" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-browser: setup ## Tests of pages in Chromium, which the machine has to have
+	@.venv/bin/pytest -m browser
 
 test-fast: setup ## Tests that need neither Spark nor Airflow
-	@.venv/bin/pytest -m "not spark and not airflow and not slow"
+	@.venv/bin/pytest -m "not spark and not airflow and not slow and not browser"
 
 test-airflow: setup .venv-airflow/.stamp ## Executes the nightly DAG once on a small city
 	@.venv/bin/pytest tests/airflow_dags
