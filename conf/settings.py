@@ -69,7 +69,7 @@ def rename_keys(model: type[BaseModel], content: Mapping[str, object]) -> dict[s
     removed: Mapping[str, object] = getattr(model, "removed", {})
     renamed: dict[str, object] = {}
     for name, value in content.items():
-        if name in removed and value == removed[name]:
+        if name in removed and (tuple(value) if isinstance(value, list) else value) == removed[name]:
             continue  # another value is an unknown key
         current_name = old_names.get(name, name)
         field = model.model_fields.get(current_name)

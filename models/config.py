@@ -21,6 +21,8 @@ PreferenceKind = Literal["dpo", "s-dpo", "ipo"]
 class MemoryConfig(Section):
     """The history copy (docs/design.md 4, ours); off = the paper's model."""
 
+    removed: ClassVar[Mapping[str, object]] = {"table_rate": 10.0, "large_table_rate": 2.0}
+
     enabled: bool = Field(
         True, description="mix copies of the user's own past POIs into the generator's distribution"
     )
@@ -33,10 +35,6 @@ class MemoryConfig(Section):
         False,
         description="learned tables over routines: equal runs of actions, place in the day, visits to the POI today",
     )
-    table_rate: float = Field(
-        10.0, gt=0, description="learning rate of the pair tables, times that of the rest"
-    )
-    large_table_rate: float = Field(2.0, gt=0, description="the same for tables of more than 1,000 rows")
 
 
 class CrowdConfig(Section):
@@ -58,25 +56,23 @@ class CrowdConfig(Section):
 class InterestMatchConfig(Section):
     """The interest match (ours): candidates against the user's past, for towers and click head; off = the paper's."""
 
+    removed: ClassVar[Mapping[str, object]] = {"match_rate": 1.0, "head_rate": 10.0}
+
     enabled: bool = Field(
         False,
         description="add the match to both towers; give the click head the match and the generator's log P(POI)",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="on the input embeddings that are matched")
-    match_rate: float = Field(
-        1.0, gt=0, description="learning rate of the match's maps, times that of the rest"
-    )
-    head_rate: float = Field(
-        10.0,
-        gt=0,
-        description="learning rate of the click head's few weights of evidence, times that of the rest",
-    )
 
 
 class DecoderConfig(Section):
     """Shape of the decoder; most keys have an obvious twin in transformers' LlamaConfig."""
 
     renamed: ClassVar[Mapping[str, str]] = {"others": "crowd", "taste": "interest_match"}
+    removed: ClassVar[Mapping[str, object]] = {
+        "geo_scales_km": (100.0, 25.0, 5.0, 1.0, 0.25),
+        "geo_waves_km": (20_000.0, 4_000.0, 800.0, 160.0, 32.0, 8.0, 2.0),
+    }
 
     hidden_dim: int = Field(64, ge=2, description="model width")
     ffn_dim: int = Field(192, ge=1, description="inner width of the SwiGLU")
@@ -124,14 +120,7 @@ class DecoderConfig(Section):
     multimodal_rows: int = Field(
         0, ge=0, description="given POI vectors that the model carries; filled in where they are fused"
     )
-    geo_scales_km: tuple[float, ...] = Field(
-        (100.0, 25.0, 5.0, 1.0, 0.25), description="sides of the geo cells"
-    )
     geo_buckets: int = Field(2048, ge=2, description="hash buckets per scale of geo cells")
-    geo_waves_km: tuple[float, ...] = Field(
-        (20_000.0, 4_000.0, 800.0, 160.0, 32.0, 8.0, 2.0),
-        description="wave lengths of the Fourier coordinates",
-    )
     holidays: tuple[str, ...] = Field(
         ("01-01", "12-24", "12-25", "12-26", "12-31"), description="fixed-date holidays, MM-DD, local"
     )
@@ -182,7 +171,7 @@ class DecoderConfig(Section):
 class TrainConfig(Section):
     """How one stage is trained."""
 
-    removed: ClassVar[Mapping[str, object]] = {"ema_decay": 0.0}
+    removed: ClassVar[Mapping[str, object]] = {"ema_decay": 0.0, "beta1": 0.9, "beta2": 0.98}
 
     epochs: int = Field(4, ge=0, description="passes over the training split")
     max_steps: int = Field(0, ge=0, description="optimiser steps at most; 0 = as many as the epochs need")
@@ -192,8 +181,6 @@ class TrainConfig(Section):
     min_learning_rate: float = Field(1e-5, ge=0, description="end of the cosine")
     warmup_steps: int = Field(60, ge=0)
     weight_decay: float = Field(0.05, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.98, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     seed: int = 1
     dtype: Literal["float32", "bfloat16"] = Field(

@@ -13,6 +13,8 @@ from models.network.interest_match import NUM_MATCHES
 from models.network.trunk import CandidateStates
 
 NUM_EVIDENCE = 2 + NUM_MATCHES
+EVIDENCE_RATE = 10.0
+"""Learning rate of the few weights of evidence, times that of the rest."""
 LEAST_LOG = -20.0
 """Lower bound of log probabilities: a POI newer than the generator has -inf, which a linear map cannot use."""
 
@@ -29,12 +31,11 @@ class ClickHead(nn.Module):
         self.state = nn.Linear(config.hidden_dim, 1)
         self.memory = nn.Linear(NUM_MEMORY_FEATURES, 1, bias=False)
         self.evidence = nn.Linear(NUM_EVIDENCE, 1, bias=False) if config.interest_match.enabled else None
-        self.head_rate = config.interest_match.head_rate
 
     @property
     def rate_scales(self) -> dict[str, float]:
         """Factors on the learning rate (`models.training.optimizer.collect_rate_scales`)."""
-        return {} if self.evidence is None else {"evidence": self.head_rate}
+        return {} if self.evidence is None else {"evidence": EVIDENCE_RATE}
 
     def reset_start(self) -> None:
         """Starts with the state as the only input: the other weights are 0."""

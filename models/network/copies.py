@@ -23,7 +23,16 @@ from models.data.batch import CrowdSlots, Steps, take_actions
 from models.data.features import split_time
 from models.data.slots import LiveSlots, pack_slots
 from models.network.embedding import TokenEmbedding
-from models.network.history_copy import BLOCK, INNER, HistoryMemory, PairBias, SumRows, Which
+from models.network.history_copy import (
+    BLOCK,
+    INNER,
+    LARGE_TABLE_RATE,
+    TABLE_RATE,
+    HistoryMemory,
+    PairBias,
+    SumRows,
+    Which,
+)
 
 NUM_OWN_VISITS = 4
 NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
@@ -66,7 +75,6 @@ class CrowdCopy(nn.Module):
         self.num_blocks, self.max_inner = config.num_blocks, config.max_inner
         self.num_categories, self.num_slots = max(config.num_categories, 1), crowd.num_slots
         self.start, self.key_dim = crowd.start, config.memory.key_dim
-        self.table_rate, self.large_table_rate = config.memory.table_rate, config.memory.large_table_rate
         D = config.hidden_dim
         self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.memory.dropout)
         self.key = nn.Linear(D, 2 * self.key_dim, bias=False)
@@ -79,7 +87,7 @@ class CrowdCopy(nn.Module):
     @property
     def rate_scales(self) -> dict[str, float]:
         """Factors on the learning rate (`models.training.optimizer.collect_rate_scales`)."""
-        return {"small": self.table_rate, "large": self.large_table_rate, "poi": self.large_table_rate}
+        return {"small": TABLE_RATE, "large": LARGE_TABLE_RATE, "poi": LARGE_TABLE_RATE}
 
     def reset_start(self) -> None:
         """Starts with candidates that hardly count: gates are 0, and all candidates have the same constant."""

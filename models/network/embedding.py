@@ -136,6 +136,10 @@ class GivenVectors(nn.Module):
 
 WEIGHT_NAMES = ("time", "user_geo", "block", "block_geo", "inner", "category", "poi_geo")
 """w1 to w7."""
+GEO_SCALES_KM = (100.0, 25.0, 5.0, 1.0, 0.25)
+"""Sides of the geo cells."""
+GEO_WAVES_KM = (20_000.0, 4_000.0, 800.0, 160.0, 32.0, 8.0, 2.0)
+"""Wave lengths of the Fourier coordinates."""
 GEO_SHARE = 0.1
 """Initial spread of geo vectors relative to the spread of block and POI vectors (`place_std`)."""
 
@@ -182,13 +186,9 @@ class GeoEmbedding(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.scales_km, self.waves_km, self.num_buckets = (
-            config.geo_scales_km,
-            config.geo_waves_km,
-            config.geo_buckets,
-        )
-        self.cell = nn.Embedding(len(self.scales_km) * self.num_buckets, config.hidden_dim)
-        self.fourier = nn.Linear(num_fourier_features(self.waves_km), config.hidden_dim, bias=False)
+        self.num_buckets = config.geo_buckets
+        self.cell = nn.Embedding(len(GEO_SCALES_KM) * self.num_buckets, config.hidden_dim)
+        self.fourier = nn.Linear(num_fourier_features(GEO_WAVES_KM), config.hidden_dim, bias=False)
         self.starts_apart = bool(config.place_std)
 
     @property
@@ -200,12 +200,12 @@ class GeoEmbedding(nn.Module):
     def wave_rate(self) -> float:
         """Factor that gives the map of all waves the initial size and step size of one table row."""
         # The squares of a sine and its cosine sum to 1, so the input's squared norm is half its length.
-        return (num_fourier_features(self.waves_km) / 2) ** -0.5
+        return (num_fourier_features(GEO_WAVES_KM) / 2) ** -0.5
 
     def forward(self, lonlat: Tensor) -> Tensor:
-        cells = hash_geo_cells(lonlat, self.scales_km, self.num_buckets)
+        cells = hash_geo_cells(lonlat, GEO_SCALES_KM, self.num_buckets)
         flat = nn.functional.embedding_bag(cells.flatten(0, -2), self.cell.weight, mode="sum")
-        continuous = self.fourier(encode_fourier(lonlat, self.waves_km).to(self.fourier.weight.dtype))
+        continuous = self.fourier(encode_fourier(lonlat, GEO_WAVES_KM).to(self.fourier.weight.dtype))
         return flat.view_as(continuous) + continuous
 
 

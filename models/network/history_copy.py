@@ -27,6 +27,8 @@ from models.data.batch import Steps
 from models.data.slots import LiveSlots
 
 LARGE_TABLE_ROWS = 1000
+TABLE_RATE, LARGE_TABLE_RATE = 10.0, 2.0
+"""Learning rates of the tables of pair features, the large ones apart, times that of the rest."""
 BLOCK: Final = 0
 INNER: Final = 1
 """The prediction that a score serves: a column of the tables and of the content maps."""
@@ -74,7 +76,6 @@ class HistoryCopy(nn.Module):
         super().__init__()
         self.num_blocks, self.max_inner = config.num_blocks, config.max_inner
         self.key_dim = config.memory.key_dim
-        self.table_rate, self.large_table_rate = config.memory.table_rate, config.memory.large_table_rate
         D = config.hidden_dim
         self.spacetime_norm, self.inner_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
         self.dropout = nn.Dropout(config.memory.dropout)
@@ -93,8 +94,8 @@ class HistoryCopy(nn.Module):
     @property
     def rate_scales(self) -> dict[str, float]:
         """Factors on the learning rate (`models.training.optimizer.collect_rate_scales`)."""
-        scales = {"small": self.table_rate, "large": self.large_table_rate}
-        return scales if self.routines is None else {**scales, "routines": self.table_rate}
+        scales = {"small": TABLE_RATE, "large": LARGE_TABLE_RATE}
+        return scales if self.routines is None else {**scales, "routines": TABLE_RATE}
 
     def reset_start(self) -> None:
         """Starts at the recency-weighted visit baseline: gates 0, constant 1."""

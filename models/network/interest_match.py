@@ -38,8 +38,8 @@ class InterestMatch(nn.Module):
         super().__init__()
         D, M, self.dim = config.hidden_dim, config.multimodal_dim, config.embedding_dim
         self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.interest_match.dropout)
-        self.rate_scales = {"": config.interest_match.match_rate}
-        """Factor on the learning rate of the whole module (`models.training.optimizer.collect_rate_scales`)."""
+        self.rate_scales = {"": 1.0}
+        """The rate of the rest, without weight decay (`models.training.optimizer.collect_rate_scales`)."""
         self.salience = nn.Linear(D, 1)
         self.past = nn.Linear(D, self.dim, bias=False)
         self.candidate = nn.Linear(D, self.dim, bias=False)

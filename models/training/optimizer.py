@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from models.config import TrainConfig
 
+BETAS = (0.9, 0.98)
+"""Decay of the averages of gradients and of their squares, as in the paper of the transformer."""
+
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Builds the optimiser of a stage; `scale` of a group is its factor on the learning rate."""
     groups = group_parameters(model, config)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS)
 
 
 def scale_rate(config: TrainConfig, step: int, num_steps: int) -> float:

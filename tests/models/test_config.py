@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from conf.errors import SettingsError
 from conf.tokens import TokenLayout
-from models.config import DecoderConfig, load_recipe, size_layout
+from models.config import DecoderConfig, Recipe, load_recipe, size_layout
 
 RECIPES = Path(__file__).parents[2] / "conf" / "models"
 
@@ -47,6 +47,18 @@ def test_a_removed_key_is_taken_with_its_only_value(tmp_path):
     assert load_recipe(old).sft_embedding.temperature == 0.2
     with pytest.raises(SettingsError, match="sampling_correction"):
         load_recipe(old, ["sft_embedding.sampling_correction=true"])
+
+
+def test_every_removed_key_is_taken_with_the_value_that_is_a_constant_now(tmp_path):
+    old = tmp_path / "old.yaml"
+    old.write_text(
+        "decoder: {geo_scales_km: [100.0, 25.0, 5.0, 1.0, 0.25], memory: {table_rate: 10.0, large_table_rate: 2.0},"
+        " interest_match: {match_rate: 1.0, head_rate: 10.0}}\npretrain: {beta1: 0.9, beta2: 0.98}"
+    )
+
+    assert load_recipe(old) == Recipe()
+    with pytest.raises(SettingsError, match="geo_scales_km"):
+        load_recipe(old, ["decoder.geo_scales_km=[1.0]"])
 
 
 def test_a_misspelt_key_names_the_known_ones():

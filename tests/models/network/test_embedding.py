@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from conf.tokens import NUM_SPECIAL
 from models.data.features import encode_fourier
 from models.network.decoder import SpacetimeDecoder
-from models.network.embedding import WEIGHT_NAMES, PoiVectors, TokenEmbedding
+from models.network.embedding import GEO_SCALES_KM, GEO_WAVES_KM, WEIGHT_NAMES, PoiVectors, TokenEmbedding
 from tests.models.tiny import MAX_INNER, NUM_BLOCKS, tiny_config, tiny_slots
 
 PLACE = torch.tensor([[4.9, 52.37]])
@@ -128,11 +128,11 @@ def test_places_that_start_apart_are_louder_than_where_they_lie():
     embedding = SpacetimeDecoder(tiny_config(place_std=0.1, hidden_dim=64, geo_buckets=512)).trunk.embedding
     lonlat = torch.rand(500, 2)
 
-    cells = embedding.geo(lonlat) - embedding.geo.fourier(encode_fourier(lonlat, embedding.geo.waves_km))
+    cells = embedding.geo(lonlat) - embedding.geo.fourier(encode_fourier(lonlat, GEO_WAVES_KM))
     waves = embedding.geo(lonlat) - cells
 
     assert embedding.poi_vectors.weight.std().item() == pytest.approx(0.1, rel=0.1)
-    assert cells.std().item() == pytest.approx(0.01 * len(embedding.geo.scales_km) ** 0.5, rel=0.1)
+    assert cells.std().item() == pytest.approx(0.01 * len(GEO_SCALES_KM) ** 0.5, rel=0.1)
     assert waves.std().item() == pytest.approx(0.01, rel=0.2)  # all waves together as one cell
 
 
