@@ -58,6 +58,7 @@ class TableContract:
             `log` appends one row and never changes another.
         partition_by: partition columns; `day` for every table written by day.
         cluster_by: columns that a file's rows are sorted by, for data skipping.
+        page_rows: rows of a Parquet page, where rows of a few keys are looked up and each is large; 0 = Parquet's own.
         equal_lengths: array columns that must have equal lengths in every row.
         raw: delivered from outside: every value may be missing or wrong, so bounds are checked by the cleaning
             rules and not by the table.
@@ -71,6 +72,7 @@ class TableContract:
     write: Write = "day"
     partition_by: tuple[str, ...] = ("day",)
     cluster_by: tuple[str, ...] = ()
+    page_rows: int = 0
     equal_lengths: tuple[tuple[str, ...], ...] = field(default=())
     raw: bool = False
     made_by: str = ""
@@ -458,6 +460,7 @@ ACTION_SEQUENCES = TableContract(
     grain="one user active on the day: the history up to and including the day",
     key=("day", "user_id"),
     cluster_by=("user_id",),
+    page_rows=1000,
     equal_lengths=(HISTORY_NAMES,),
     columns=(
         DAY,

@@ -8,7 +8,7 @@ or URI, or `catalog:NAME` for tables of a metastore.
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 
 from delta import exceptions as dx
@@ -41,6 +41,7 @@ _NIL, _MANUAL_UPDATE = (
     "scala.collection.immutable.Nil$",
     "org.apache.spark.sql.delta.DeltaOperations$ManualUpdate$",
 )
+PAGE_ROWS = "parquet.page.row.count.limit"
 LAST_COMMIT = "spark.databricks.delta.lastCommitVersionInSession"
 """Set by Delta after every commit of the session; asking the table's history instead takes a Spark job."""
 _CONFLICTS = (  # of other runs that committed first; Delta's Python classes have no common base
@@ -264,7 +265,25 @@ def _replace_where(frame: DataFrame, name: str, root: str, *, day: date, only: s
     location = table_location(root, name)
     save = writer.option("userMetadata", metadata)
     write = save.saveAsTable if root.startswith(CATALOG_PREFIX) else save.save
-    return _commit(frame.sparkSession, lambda: write(location), root, name, day)
+    with _limited_pages(frame.sparkSession, contract.page_rows):
+        return _commit(frame.sparkSession, lambda: write(location), root, name, day)
+
+
+@contextlib.contextmanager
+def _limited_pages(spark: SparkSession, rows: int) -> Iterator[None]:
+    """Limits the rows of the Parquet pages that are written meanwhile; Delta takes no such option of a write.
+
+    A reader of a few users skips the other pages of a sorted file: 48 of 171,428 users took half the time with pages of
+    1,000 rows, and the table grew by 1 %.
+    """
+    if not rows:
+        yield
+        return
+    spark.conf.set(PAGE_ROWS, str(rows))
+    try:
+        yield
+    finally:
+        spark.conf.unset(PAGE_ROWS)
 
 
 def _delta_table(spark: SparkSession, root: str, name: str) -> DeltaTable:

@@ -46,11 +46,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Search:
-    """A check before its count: the rows that must not exist."""
+    """Checks of one frame before their count.
+
+    Attributes:
+        table: table that the checks are about.
+        rows: each row is looked at once.
+        conditions: name of a check -> SQL condition of the rows that must not exist.
+    """
 
     table: str
-    name: str
     rows: DataFrame
+    conditions: Mapping[str, str]
 
 
 class AuditedDay:
@@ -171,10 +177,17 @@ def check_across_tables(audited: AuditedDay, *, model_version: str, index_versio
         *find_wrong_scores(audited),
         *find_wrong_candidates(audited, index_version=index_version),
     ]
-    numbered = [search.rows.select(F.lit(number).alias("check")) for number, search in enumerate(searches)]
-    rows = reduce(DataFrame.unionAll, numbered).groupBy("check").count().collect()
+    named = [(search.table, name) for search in searches for name in search.conditions]
+    parts = []
+    for search in searches:
+        numbers = [
+            f"IF({condition}, {named.index((search.table, name))}, NULL)"
+            for name, condition in search.conditions.items()
+        ]
+        parts.append(search.rows.selectExpr(f"explode(array_compact(array({', '.join(numbers)}))) AS check"))
+    rows = reduce(DataFrame.unionAll, parts).groupBy("check").count().collect()
     counts = {row["check"]: row["count"] for row in rows}
-    return [Check(search.table, search.name, counts.get(number, 0)) for number, search in enumerate(searches)]
+    return [Check(table, name, counts.get(number, 0)) for number, (table, name) in enumerate(named)]
 
 
 def find_missing_vectors(audited: AuditedDay, *, model_version: str, index_version: int) -> list[Search]:
@@ -190,7 +203,7 @@ def find_missing_vectors(audited: AuditedDay, *, model_version: str, index_versi
             continue
         refused = audited.refused(table).select(F.get_json_object("payload", f"$.{key}").alias(key))
         missing = pending.join(refused, key, "left_anti")
-        searches.append(Search(table, f"{key}s without a vector as of the day", missing))
+        searches.append(Search(table, missing, {f"{key}s without a vector as of the day": "true"}))
     return searches
 
 
@@ -199,27 +212,49 @@ def find_wrong_scores(audited: AuditedDay) -> list[Search]:
     if "ranking_scores" in audited.skipped:
         return []
     # A null candidate must be refused, too.
-    candidates = audited.requests().select(
+    asked = audited.requests().select(
         "request_id", F.explode(F.array_distinct("candidate_poi_ids")).alias("poi_id")
     )
-    delivered = candidates.fillna("", ["poi_id"])
     refused = audited.refused("ranking_scores").select(
         F.get_json_object("payload", "$.request_id").alias("request_id"),
-        F.coalesce(F.get_json_object("payload", "$.poi_id"), F.lit("")).alias("poi_id"),
+        F.get_json_object("payload", "$.poi_id").alias("poi_id"),
     )
-    scored = audited.rows("ranking_scores").select("request_id", "poi_id")
-    key = ["request_id", "poi_id"]
+    scored = audited.rows("ranking_scores")
+    pairs = _group_sources(
+        {"asked": asked, "refused": refused, "scored": scored.select("request_id", "poi_id")},
+        by=("request_id", "coalesce(poi_id, '')"),
+    )
     # The logistic function as the job wrote it, to float32's rounding.
-    probability = 1 / (1 + F.exp(-F.col("click_logit").cast("double")))
-    differs = ~F.coalesce(F.abs(F.col("score") - probability) <= ROUNDING, F.lit(False))
+    differs = f"NOT coalesce(abs(score - 1 / (1 + exp(-double(click_logit)))) <= {ROUNDING}, false)"
     return [
-        Search("ranking_scores", "scores that are not the probability of their click_logit",
-               audited.rows("ranking_scores").where(differs)),
-        Search("ranking_scores", "candidates neither scored nor refused",
-               delivered.join(scored.unionByName(refused), key, "left_anti")),
-        Search("ranking_scores", "scores of pairs that nobody asked for",
-               scored.join(delivered, key, "left_anti")),
-    ]  # fmt: skip
+        Search(
+            "ranking_scores", scored, {"scores that are not the probability of their click_logit": differs}
+        ),
+        Search(
+            "ranking_scores",
+            pairs,
+            {
+                "candidates neither scored nor refused": "asked AND NOT scored AND NOT refused",
+                "scores of pairs that nobody asked for": "scored AND NOT asked",
+            },
+        ),
+    ]
+
+
+def _group_sources(
+    sources: Mapping[str, DataFrame], *, by: Sequence[str], aggregates: Sequence[str] = ()
+) -> DataFrame:
+    """Groups the rows of several frames by a key in one shuffle; tells for each key which frames have it.
+
+    Args:
+        sources: name -> frame; columns that a frame lacks are null.
+        by: SQL expressions of the key.
+        aggregates: SQL aggregates over the rows of all frames.
+    """
+    marked = [frame.withColumn("source", F.lit(name)) for name, frame in sources.items()]
+    together = reduce(lambda one, other: one.unionByName(other, allowMissingColumns=True), marked)
+    found = [f"bool_or(source = '{name}') AS {name}" for name in sources]
+    return together.groupBy(*map(F.expr, by)).agg(*map(F.expr, (*found, *aggregates)))
 
 
 def measure_candidates(audited: AuditedDay, *, index_version: int) -> DataFrame:
@@ -265,7 +300,6 @@ def find_wrong_candidates(audited: AuditedDay, *, index_version: int) -> list[Se
     refused = audited.refused("poi_candidates").select(
         F.get_json_object("payload", "$.request_id").alias("request_id")
     )
-    answered = generated.select("request_id").union(refused)
     slots = keep_known(audited.read("poi_index"), day=audited.day, index_version=index_version)
     live = (
         requests.select("request_id", "request_date")
@@ -273,22 +307,34 @@ def find_wrong_candidates(audited: AuditedDay, *, index_version: int) -> list[Se
         .join(slots.select("poi_id", "valid_from", "valid_to"), "poi_id")
         .where(is_live(F.col("request_date")))
     )
-    by_rank = F.array_sort(F.collect_list(F.struct("rank", "log_probability")))["log_probability"]
-    ranks = generated.groupBy("request_id").agg(
-        F.max("rank").alias("last"),
-        F.count("*").alias("n"),
-        by_rank.alias("logs"),
-        F.sum(F.exp("log_probability")).alias("total"),
+    lists = _group_sources(
+        {"asked": requests.select("request_id"), "refused": refused, "generated": generated},
+        by=("request_id",),
+        aggregates=(
+            "max(rank) AS last",
+            "count(rank) AS n",
+            "array_sort(collect_list(IF(rank IS NULL, NULL, struct(rank, log_probability)))).log_probability AS logs",
+            "sum(exp(log_probability)) AS total",
+        ),
     )
     # Spark's sequence(1, 0) counts down: without n > 1 the check would read a list of one POI beyond its end.
-    rises = F.expr(f"exists(sequence(1, n - 1), i -> n > 1 AND logs[int(i)] > logs[int(i - 1)] + {ROUNDING})")
+    rises = (
+        f"n > 1 AND exists(sequence(1, n - 1), i -> n > 1 AND logs[int(i)] > logs[int(i - 1)] + {ROUNDING})"
+    )
     return [
-        Search("poi_candidates", "requests neither answered nor refused",
-               requests.join(answered, "request_id", "left_anti")),
-        Search("poi_candidates", "generated POIs that are not live as of the request",
-               generated.join(live, ["request_id", "rank"], "left_anti")),
-        Search("poi_candidates", "requests with gaps in their ranks", ranks.where("last <> n")),
-        Search("poi_candidates", "requests whose POIs are not in order of their probability", ranks.where(rises)),
-        Search("poi_candidates", "requests whose probabilities sum to more than 1",
-               ranks.where(f"total > 1 + {ROUNDING * 10}")),
-    ]  # fmt: skip
+        Search(
+            "poi_candidates",
+            lists,
+            {
+                "requests neither answered nor refused": "asked AND NOT generated AND NOT refused",
+                "requests with gaps in their ranks": "last <> n",
+                "requests whose POIs are not in order of their probability": rises,
+                "requests whose probabilities sum to more than 1": f"total > 1 + {ROUNDING * 10}",
+            },
+        ),
+        Search(
+            "poi_candidates",
+            generated.join(live, ["request_id", "rank"], "left_anti"),
+            {"generated POIs that are not live as of the request": "true"},
+        ),
+    ]

@@ -25,6 +25,7 @@ from etl.columns.poi_slots import is_live, keep_known
 from etl.delta.retention import table_path
 from etl.delta.storage import table_version
 from etl.quality.gate_rules import Figure
+from etl.spark.session import compute_once
 from models.copying.crowd_candidates import SlotFinder
 from models.copying.crowd_tables import CROWD_TABLES, last_crowd, open_finder
 from models.data.dataset import TableAt
@@ -100,10 +101,16 @@ def look_at_sample(
         findings.unjudged.append(f"no row was made again: model {model_version} cannot be opened")
         return findings
     tolerance = TOLERANCE[settings.features.dtype]
-    recomputation = _Recomputation(audited, bundle, settings)
+    drawn = _Drawn(
+        users.slice(0, NUM_VECTORS),
+        pois.slice(0, NUM_VECTORS),
+        _draw_requests(audited, "ranking_scores", NUM_SCORED, ("poi_id", "click_logit")),
+        _draw_requests(audited, "poi_candidates", NUM_ANSWERED, ("rank", "poi_id", "log_probability")),
+    )
+    recomputation = _Recomputation(audited, bundle, settings, drawn)
     jobs: list[tuple[str, Callable[[], tuple[int, Differences]]]] = [
-        ("user_embeddings", lambda: recomputation.compare_users(users.slice(0, NUM_VECTORS), tolerance)),
-        ("poi_embeddings", lambda: recomputation.compare_pois(pois.slice(0, NUM_VECTORS), tolerance)),
+        ("user_embeddings", lambda: recomputation.compare_users(tolerance)),
+        ("poi_embeddings", lambda: recomputation.compare_pois(tolerance)),
         ("ranking_scores", lambda: recomputation.compare_scores(tolerance)),
         ("poi_candidates", lambda: recomputation.compare_candidates(tolerance)),
     ]
@@ -131,23 +138,58 @@ def open_audited_model(settings: Settings, *, model_version: str, model_uri: str
     return None
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """The drawn rows of each feature table, as they were written; of requests, all rows."""
+
+    users: pa.Table
+    pois: pa.Table
+    scores: pa.Table
+    candidates: pa.Table
+
+
 class _Recomputation:
     """Recomputes rows of a day with the model and compares them with the written ones."""
 
-    def __init__(self, audited: AuditedDay, bundle: ModelBundle, settings: Settings) -> None:
-        self.audited, self.bundle, self.settings = audited, bundle, settings
+    def __init__(self, audited: AuditedDay, bundle: ModelBundle, settings: Settings, drawn: _Drawn) -> None:
+        self.audited, self.bundle, self.settings, self.drawn = audited, bundle, settings, drawn
         self.day: date = audited.day
+        self.sequences = self._read_sequences()
 
-    def compare_users(self, rows: pa.Table, tolerance: float) -> tuple[int, Differences]:
+    def _read_sequences(self) -> DataFrame:
+        """Reads the sequences of all drawn rows, once.
+
+        Their days are looked up first on two narrow columns. A night's users were mostly active on its last days, and
+        so the arrays of the long history, which lie in the partition of the first delivery, are hardly ever read.
+        """
+        asking = {
+            user
+            for rows in (self.drawn.scores, self.drawn.candidates)
+            for user in rows["user_id"].to_pylist()
+        }
+        days = set(self.drawn.users["sequence_day"].to_pylist())
+        sequences = self.audited.read("action_sequences").where(F.col("day") <= F.lit(self.day))
+        if asking:
+            last = (
+                sequences.where(F.col("user_id").isin(sorted(asking)))
+                .groupBy("user_id")
+                .agg(F.max("day").alias("day"))
+                .select("day")
+                .distinct()
+            )
+            days |= {row["day"] for row in last.collect()}
+        users = sorted(asking | set(self.drawn.users["user_id"].to_pylist()))
+        return compute_once(sequences.where(F.col("day").isin(sorted(days)) & F.col("user_id").isin(users)))
+
+    def compare_users(self, tolerance: float) -> tuple[int, Differences]:
         """Compares vectors of users with those computed from their histories."""
+        rows = self.drawn.users
         if not rows.num_rows:
             return 0, []
         days, ids = rows["sequence_day"].to_pylist(), rows["user_id"].to_pylist()
-        sequences = self.audited.read("action_sequences")
         is_drawn = F.col("day").isin(sorted(set(days))) & F.col("user_id").isin(ids)
-        states = _batch(
-            sequences.where(is_drawn).select("user_id", "day", "seq_len", "profile_ids", *HISTORY_NAMES)
-        )
+        columns = ("user_id", "day", "seq_len", "profile_ids", *HISTORY_NAMES)
+        states = _batch(self.sequences.where(is_drawn).select(*columns))
         vectors = encode_users(self.bundle, states)
         keys = zip(states["user_id"].to_pylist(), states["day"].to_pylist(), strict=True)
         recomputed = dict(zip(keys, vectors, strict=True))
@@ -155,8 +197,9 @@ class _Recomputation:
             list(zip(ids, days, strict=True)), _vectors(rows), recomputed, "user", tolerance
         )
 
-    def compare_pois(self, rows: pa.Table, tolerance: float) -> tuple[int, Differences]:
+    def compare_pois(self, tolerance: float) -> tuple[int, Differences]:
         """Compares vectors of POIs with those computed from their slots."""
+        rows = self.drawn.pois
         if not rows.num_rows:
             return 0, []
         ids = rows["poi_id"].to_pylist()
@@ -167,12 +210,12 @@ class _Recomputation:
 
     def compare_scores(self, tolerance: float) -> tuple[int, Differences]:
         """Compares click logits with those of the same candidates."""
-        written = self._of_requests("ranking_scores", NUM_SCORED, ("poi_id", "click_logit"))
+        written = self.drawn.scores
         if not written.num_rows:
             return 0, []
         requests = self._requests(written)
         candidates = group_candidates(explode_candidates(requests, self._known_slots()))
-        states = self._with_history(candidates, written)
+        states = self._with_history(candidates)
         recomputed = {
             (request, poi): float(logit)
             for request, pois, logits in zip(
@@ -192,10 +235,10 @@ class _Recomputation:
 
     def compare_candidates(self, tolerance: float) -> tuple[int, Differences]:
         """Compares lists of POIs, and their log probabilities, with those generated now."""
-        written = self._of_requests("poi_candidates", NUM_ANSWERED, ("rank", "poi_id", "log_probability"))
+        written = self.drawn.candidates
         if not written.num_rows:
             return 0, []
-        states = self._with_history(self._requests(written), written)
+        states = self._with_history(self._requests(written))
         known = self._known_slots().select(*CATALOGUE_NAMES).orderBy("block_id", "inner_id")
         catalogue = Catalogue.from_arrow(known.toArrow())
         recomputed = generate_candidates(
@@ -217,25 +260,14 @@ class _Recomputation:
         index_version = self.bundle.layout.index_version
         return keep_known(self.audited.read("poi_index"), day=self.day, index_version=index_version)
 
-    def _of_requests(self, table: str, number: int, columns: Sequence[str]) -> pa.Table:
-        """Reads all rows of some requests of the day."""
-        rows = self.audited.rows(table)
-        drawn = rows.select("request_id").distinct().orderBy(_by_hash("request_id", self.day)).limit(number)
-        ids = [row["request_id"] for row in drawn.collect()]
-        return rows.where(F.col("request_id").isin(ids)).select("request_id", "user_id", *columns).toArrow()
-
     def _requests(self, written: pa.Table) -> DataFrame:
         requests = self.audited.requests(action_type_id=self.bundle.action_type_id)
         drawn = F.col("request_id").isin(sorted(set(written["request_id"].to_pylist())))
         return requests.where(drawn & F.col("action_type_id").isNotNull())
 
-    def _with_history(self, requests: DataFrame, written: pa.Table) -> pa.RecordBatch:
-        """Looks up histories as the feature jobs do, of these users only."""
-        users = sorted(set(written["user_id"].to_pylist()))
-        sequences = self.audited.read("action_sequences").where(
-            (F.col("day") <= F.lit(self.day)) & F.col("user_id").isin(users)
-        )
-        return _batch(with_defaults(with_history(requests, sequences, as_of=F.lit(self.day))))
+    def _with_history(self, requests: DataFrame) -> pa.RecordBatch:
+        """Looks up histories as the feature jobs do."""
+        return _batch(with_defaults(with_history(requests, self.sequences, as_of=F.lit(self.day))))
 
     def _finder(self, catalogue: Catalogue) -> SlotFinder | None:
         if not self.bundle.copies_from_crowd:
@@ -253,6 +285,14 @@ def _draw(audited: AuditedDay, table: str, key: str, columns: Sequence[str]) -> 
     """Draws rows of the day by a hash of their key: the same rows on every rerun, different ones on other days."""
     rows = audited.rows(table).select(key, *columns)
     return rows.orderBy(_by_hash(key, audited.day), key).limit(NUM_SPREAD).toArrow()
+
+
+def _draw_requests(audited: AuditedDay, table: str, number: int, columns: Sequence[str]) -> pa.Table:
+    """Draws requests of the day as `_draw` draws rows, and reads all their rows."""
+    rows = audited.rows(table)
+    drawn = rows.select("request_id").distinct().orderBy(_by_hash("request_id", audited.day)).limit(number)
+    ids = [row["request_id"] for row in drawn.collect()]
+    return rows.where(F.col("request_id").isin(ids)).select("request_id", "user_id", *columns).toArrow()
 
 
 def _by_hash(key: str, day: date) -> F.Column:
