@@ -237,7 +237,9 @@ class Sequence:
             content = expected.content_of(operation.night)
             is_new_run = all(shown.run_id != operation.run_id for shown in expected.shown.values())
             is_step_back = (
-                operation.night < expected.shown[expected.current].day or content in expected.taken_back()
+                operation.night < expected.shown[expected.current].day
+                or content in expected.taken_back()
+                or expected.is_unknown_again(operation.night)
             )
             return (
                 expected.fresh == operation.night and is_new_run and (operation.replace or not is_step_back)

@@ -132,12 +132,22 @@ class Expected:
 
     def taken_back(self) -> list[Content]:
         """Returns the contents that a rollback took back and that nobody has published again since."""
-        taken: list[Content] = []
+        return [shown.content for shown in self._releases_taken_back()]
+
+    def is_unknown_again(self, night: int) -> bool:
+        """Tells whether a release of the night was taken back and is withdrawn.
+
+        Its rows are gone, so nobody can say that they are not those of the night; publishing it takes `--replace`.
+        """
+        return any(shown.is_withdrawn and shown.day == night for shown in self._releases_taken_back())
+
+    def _releases_taken_back(self) -> list[Shown]:
+        taken: list[Shown] = []
         for number in sorted(self.shown):
             shown = self.shown[number]
-            taken = [content for content in taken if content != shown.content]
+            taken = [earlier for earlier in taken if earlier.content != shown.content]
             if shown.rollback_of is not None:
-                taken.append(self.shown[shown.rollback_of].content)
+                taken.append(self.shown[shown.rollback_of])
         return taken
 
     def previous(self) -> int | None:
