@@ -80,8 +80,9 @@ lock: .venv/.uv.stamp ## Resolves all versions anew (network); torch and its CUD
 demo: setup ## From raw actions to two published releases [DATA=FILE OR FOLDER]
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" ./demo.sh
 
-airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on this machine
+airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on the demo's warehouse if there is one [WORK=FOLDER]
 	@set -a; . airflow_dags/local.env
+	if [ -f "$(DEMO_WORK)/airflow.env" ]; then . "$(DEMO_WORK)/airflow.env"; echo "On the demo's warehouse, $(DEMO_WORK)"; fi
 	export AIRFLOW_HOME="$(CURDIR)/.airflow" AIRFLOW__CORE__DAGS_FOLDER="$(CURDIR)/airflow_dags"
 	export SPACETIME_PYTHON="$(CURDIR)/$(PY)" PATH="$(CURDIR)/.venv-airflow/bin:$$PATH"
 	airflow db migrate >/dev/null 2>&1

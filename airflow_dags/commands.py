@@ -7,6 +7,7 @@ Airflow has its own environment. These variables on the machine that runs the ta
     SPACETIME_CONF     settings layers over conf/base.yaml, separated by ':' (read by the jobs)
     SPACETIME_SOURCE   reader of raw tables: synthetic, checkins, tsmc, getnext or actions
     SPACETIME_RECIPE   model recipe of the training DAG
+    SPACETIME_DAY      day that a run is for, instead of that of its schedule (the demo's next day)
     SPACETIME_MAX_AGE_H  hours after which a release is too old (default 36: one night may fail)
     SPACETIME_RETRY_S  seconds before the first retry, doubled for the next (default 60)
 """
@@ -17,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from airflow.providers.standard.operators.bash import BashOperator
-from airflow.sdk import Asset, RetryDecision, RetryPolicy
+from airflow.sdk import Asset, Param, RetryDecision, RetryPolicy
 
 PYTHON = os.environ.get("SPACETIME_PYTHON", "python")
 HOME = os.environ.get("SPACETIME_HOME", str(Path(__file__).resolve().parents[1]))
@@ -31,6 +32,14 @@ TRAINING = "training"
 BACKFILL = "backfill"
 TAGS = (FEATURES, TRAINING, BACKFILL)
 """Closed list: a DAG carries one of these."""
+
+DAY_PARAM = Param(
+    os.environ.get("SPACETIME_DAY") or None,
+    type=["null", "string"],
+    format="date",
+    description="day of the run; empty: that of the schedule",
+)
+"""Shown when a run is started by hand, where the schedule's day may have no data, as in the demo."""
 
 START_DATE = datetime(2026, 1, 1, tzinfo=UTC)
 RELEASE = Asset("spacetime://features/releases")
@@ -66,7 +75,7 @@ def run_job(
     program: str,
     job: str,
     *options: str,
-    day: str = "{{ ds }}",
+    day: str = "{{ params.day or ds }}",
     task_id: str = "",
     outlets: tuple[Asset, ...] = (),
 ) -> BashOperator:

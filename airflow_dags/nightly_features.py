@@ -12,6 +12,8 @@ to run in the order of days. **Exit codes** 2 (settings), 3 (data gate) and 4 (v
 task's log ends with the remedy. The model is the registry's champion. If the champion changes during a run,
 `publish` refuses tables of two models (exit code 4).
 
+**By hand**: the form that starts a run asks for the day; without one it is the day of the schedule.
+
 `publish` updates the asset `spacetime://features/releases`; schedule ranking DAGs on it.
 """
 
@@ -19,7 +21,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronDataIntervalTimetable
 
-from commands import DEFAULT_ARGS, FEATURES, RELEASE, SOURCE, START_DATE, run_job
+from commands import DAY_PARAM, DEFAULT_ARGS, FEATURES, RELEASE, SOURCE, START_DATE, run_job
 
 with DAG(
     dag_id="nightly_features",
@@ -31,6 +33,7 @@ with DAG(
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
     dagrun_timeout=timedelta(hours=20),
+    params={"day": DAY_PARAM},
     tags=[FEATURES],
 ):
     # The reader delivers rows that no other night has: late rows, and rows of nights that did not run.

@@ -19,7 +19,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,20 @@ def run_demo(options: argparse.Namespace) -> None:
         reports.append(run_command("models", "report", "--day", next_day)["notes"]["report"])
     say("Releases")
     run_command("udfs", "releases")
+    last = date.fromisoformat(next_day or day)
+    write_airflow_env(settings, source, last + timedelta(days=1))
     print_result(settings, day, reports)
+
+
+def write_airflow_env(settings: Settings, source: str, day: date) -> None:
+    """Writes the variables with which Airflow makes the next release of this warehouse (`make airflow`)."""
+    variables = {
+        "SPACETIME_CONF": os.path.abspath(settings.path),
+        "SPACETIME_SOURCE": source,
+        "SPACETIME_DAY": str(day),
+    }
+    lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    settings.path.with_name("airflow.env").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def print_result(settings: Settings, day: str, reports: Sequence[str]) -> None:
@@ -230,6 +243,9 @@ def print_result(settings: Settings, day: str, reports: Sequence[str]) -> None:
         f"made      {len(reports)} releases in {work}/warehouse, by one model",
         f"worth     {worth}",
         f"reports   {', '.join(reports)}",
+        "schedule  make airflow"
+        + ("" if str(work) == ".demo/synthetic" else f" WORK={shlex.quote(str(work))}")
+        + ": one click on nightly_features makes the next release",
         f"go on     export SPACETIME_CONF={settings.path}; python -m udfs --help",
     )
     print("\n".join(lines), file=sys.stderr, flush=True)
