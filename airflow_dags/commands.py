@@ -23,7 +23,7 @@ from airflow.sdk import Asset, Param, RetryDecision, RetryPolicy
 PYTHON = os.environ.get("SPACETIME_PYTHON", "python")
 HOME = os.environ.get("SPACETIME_HOME", str(Path(__file__).resolve().parents[1]))
 SOURCE = os.environ.get("SPACETIME_SOURCE", "synthetic")
-RECIPE = os.environ.get("SPACETIME_RECIPE", "conf/models/tiny.yaml")
+RECIPE = os.environ.get("SPACETIME_RECIPE", "conf/models/city.yaml")
 MAX_AGE_H = os.environ.get("SPACETIME_MAX_AGE_H", "36")
 RETRY_S = float(os.environ.get("SPACETIME_RETRY_S", "60"))
 

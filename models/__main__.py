@@ -11,6 +11,8 @@ from pathlib import Path
 
 from conf.cli import Job, main, positive, run_later
 
+MAX_TARGETS = 5_000
+
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -44,6 +46,14 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--split", choices=("val", "test"), default="test", help="held-out split; select on val only"
+    )
+    parser.add_argument(
+        "--max-targets",
+        type=positive,
+        default=MAX_TARGETS,
+        metavar="N",
+        help="targets of the next POI, and requests, that are ranked at most, evenly drawn, since exact ranks among "
+        "all POIs cost as much as the training; public protocols rank all of theirs",
     )
     parser.add_argument("--data", default="", metavar="FOLDER", help="check-in folder of a public protocol")
     parser.add_argument("--model", default="", metavar="URI", help="bundle; empty = the day's training")

@@ -28,7 +28,7 @@ from models.evaluation.evaluate import (
 )
 from models.evaluation.figures import Figures, without_nan
 from models.evaluation.generator_choice import GeneratorChoice
-from models.evaluation.release_split import EvaluationRows
+from models.evaluation.release_split import EvaluationRows, draw_evenly
 from models.lift.show import LIFT_FILE, print_lift
 from models.lift.show import headline as lift_headline
 from models.protocols.job import run_protocol_job
@@ -171,6 +171,7 @@ def _evaluate(context: JobContext, training: Training, log: RunLog) -> Figures:
     options, split = context.options, context.options.split
     bundle = _load_for_evaluation(context, training)
     rows = find_evaluation_rows(training, split, bundle)
+    num_targets = 0 if rows is None else len(rows.requests)
     skipped: dict[str, str] = {}
     evaluation: Figures = {
         "protocol": RELEASE_SPLIT,
@@ -181,14 +182,18 @@ def _evaluate(context: JobContext, training: Training, log: RunLog) -> Figures:
         "skipped": skipped,
     }
     impressions = read_impressions(training, split)
+    num_requests = 0 if impressions is None else impressions.num_rows
     if rows is None:
         skipped |= dict.fromkeys(("next_poi", "ranking"), f"no {split} row of pretrain_samples")
     elif impressions is None:
         skipped["ranking"] = f"no {split} row of ranking_samples"
     if rows is not None:
-        evaluation["next_poi"] = evaluate_next_poi(rows, bundle)
+        next_poi = evaluate_next_poi(rows.draw(options.max_targets), bundle)
+        evaluation["next_poi"] = next_poi | {"drawn_of": num_targets}
     if rows is not None and impressions is not None:
-        evaluation["ranking"] = evaluate_ranking(impressions, rows.count_visits(), bundle)
+        drawn = impressions.take(draw_evenly(num_requests, options.max_targets))
+        ranking = evaluate_ranking(drawn, rows.count_visits(), bundle)
+        evaluation["ranking"] = ranking | {"requests": drawn.num_rows, "requests_drawn_of": num_requests}
     for task, reason in skipped.items():
         LOGGER.warning("%s is not evaluated: %s", task, reason)
         log.log_tags({f"not_evaluated.{task}": reason})

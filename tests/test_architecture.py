@@ -148,7 +148,7 @@ def test_help_needs_neither_spark_nor_torch(program: str) -> None:
 def test_every_command_of_a_dag_is_a_job_with_these_options(path: Path) -> None:
     for program, job, *options in dag_commands(path):
         # The reader of raw tables, the recipe and the age are named by the machine that runs the DAG.
-        named = {"SOURCE": "synthetic", "RECIPE": "conf/models/tiny.yaml", "MAX_AGE_H": "36"}
+        named = {"SOURCE": "synthetic", "RECIPE": "conf/models/city.yaml", "MAX_AGE_H": "36"}
         words = [named.get(job, job), "--day", "2026-01-31", "--run-id", "night"]
         words += [named.get(option, option if option.startswith("--") else "a.b=1") for option in options]
 

@@ -32,11 +32,18 @@ from conf.files import read_json
 from etl.__main__ import JOBS as ETL_JOBS
 from etl.__main__ import SOURCES
 from models.__main__ import JOBS as MODEL_JOBS
+from models.config import load_recipe
 from models.lift.show import LIFT_FILE, describe_lift
 from udfs.__main__ import JOBS as UDF_JOBS
 
 PROGRAMS = {"etl": ETL_JOBS, "models": MODEL_JOBS, "udfs": UDF_JOBS}
 SYNTHETIC, SYNTHETIC_DAYS = "synthetic", ("2026-02-28", "2026-03-01")
+CITY_FILE = Path(__file__).parents[1] / "conf" / "demo.yaml"
+COMPILED = {"spark.sql.codegen.factoryMode": "FALLBACK"}
+INTERPRETED = {"spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+"""One night's rows are few again."""
+MAX_TARGETS = "1500"
+"""Targets of the next POI that the demo's evaluation ranks."""
 FEW_ROWS = 20_000
 """Data with fewer rows need no parallel tasks; with more, expressions are worth compiling."""
 Summary = Mapping[str, Any]
@@ -157,7 +164,7 @@ def outline(options: argparse.Namespace, settings: Settings) -> tuple[str, str, 
     words = [word for flag, value in given.items() if value for word in (flag, str(value))]
     notes = run_command("etl", "outline", "--out", str(layer), *words)["notes"]
     few = {"shuffle_partitions": 1}
-    many = {"conf": {"spark.sql.codegen.factoryMode": "FALLBACK"}}
+    many = {"conf": COMPILED}
     derived = yaml.safe_load(layer.read_text(encoding="utf-8")) or {}
     settings.add(merge(derived, {"spark": few if notes["rows"] < FEW_ROWS else many}))
     return notes["source"], notes["day"], notes.get("next_day") or ""
@@ -188,22 +195,34 @@ def run_demo(options: argparse.Namespace) -> None:
     settings = open_work(options)
     if is_synthetic:
         source = SYNTHETIC
+        settings.add(yaml.safe_load(CITY_FILE.read_text(encoding="utf-8")))
+        settings.add({"spark": {"conf": COMPILED}})
         day, next_day = (str(given or usual) for given, usual in zip(
             (options.day, options.next_day), SYNTHETIC_DAYS, strict=True))  # fmt: skip
     else:
         source, day, next_day = outline(options, settings)
     say(f"Night one, {day}: raw actions to sequences, all history so far")
     run_command("etl", "night", "--source", source, "--day", day)
-    say("Training: samples, pre-training, embedding and ranking SFT, DPO, evaluation, lift, registration")
+    say(
+        "Training: samples, POI texts, pre-training, embedding and ranking SFT, DPO, evaluation, lift, registration"
+    )
     make_samples(settings, day, may_relax=not is_synthetic)
+    recipe = load_recipe(options.recipe)
+    if recipe.fuse_poi_vectors:
+        run_command("udfs", "poi_vectors", "--day", day)
+    if recipe.decoder.crowd.enabled:
+        run_command("etl", "training_others", "--day", day)
     more = () if is_synthetic else ("--allow-unvalidated",)
-    trained = run_command("models", "train", "--day", day, "--recipe", str(options.recipe), *more)
+    trained = run_command(
+        "models", "train", "--day", day, "--recipe", str(options.recipe), "--max-targets", MAX_TARGETS, *more
+    )
     if not trained["notes"].get("is_champion") and not is_synthetic:
         say(
             "The gate promoted no champion: the releases below are made with the challenger, to be looked at only"
         )
         settings.add({"features": {"model": "models:/spacetime-gr@challenger"}})
     say("Features of every user, POI and request; audit; release 1; its report")
+    settings.add({"spark": {"conf": INTERPRETED}})
     # A demo that is run once more in its folder begins again with the first day.
     run_command("udfs", "release", "--day", day, "--replace")
     reports = [run_command("models", "report", "--day", day)["notes"]["report"]]
@@ -271,7 +290,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--day", "day of the first release; without it derived from the data", date.fromisoformat, "D")
     add("--next-day", "day of the second release; without it derived from the data", date.fromisoformat, "D")
     add("--work", "folder of tables, models and reports; without it .demo/NAME-OF-DATA", Path, "FOLDER")
-    add("--recipe", "shape of the model and how it is trained", Path, "FILE", "conf/models/tiny.yaml")
+    add("--recipe", "shape of the model and how it is trained", Path, "FILE", "conf/models/city.yaml")
     return parser
 
 

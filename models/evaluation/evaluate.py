@@ -121,7 +121,11 @@ def print_figures(evaluation: Figures, console: Console | None = None) -> None:
         for group, count in next_poi["rows_by_group"].items():
             title = f"next POI, {evaluation['protocol']}, {evaluation['split']}{label}: {group}, {count} rows"
             console.print(_next_poi_table(title, next_poi, group))
-        console.print(f"{next_poi['rows']} rows of {next_poi['users']} users, digest {next_poi['digest']}")
+        all_rows = next_poi.get("drawn_of", 0)
+        drawn = f", drawn of {all_rows}" if all_rows > next_poi["rows"] else ""
+        console.print(
+            f"{next_poi['rows']} rows of {next_poi['users']} users{drawn}, digest {next_poi['digest']}"
+        )
         for method, differences in next_poi.get("minus_kernel_counter", {}).items():
             console.print(
                 f"{method} minus the recency-weighted visits, same rows: {_describe_differences(differences)}"

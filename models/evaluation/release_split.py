@@ -27,6 +27,11 @@ MODEL_COLUMNS = (
 """History columns that a model reads."""
 
 
+def draw_evenly(num_rows: int, limit: int) -> IntArray:
+    """Returns the numbers of at most `limit` of some rows, evenly spaced; all if there are no more."""
+    return np.arange(min(limit, num_rows), dtype=np.int64) * num_rows // max(min(limit, num_rows), 1)
+
+
 @dataclass(frozen=True)
 class EvaluationRows:
     """Requests with all inputs of models and baselines.
@@ -66,6 +71,10 @@ class EvaluationRows:
             user_lats=self.user_lats[rows],
             profile_ids=self.profile_ids.take(pa.array(rows)),
         )
+
+    def draw(self, limit: int) -> "EvaluationRows":
+        """Returns at most `limit` of the rows, evenly spaced in their order; the same ones every time."""
+        return self if len(self.requests) <= limit else self.take(draw_evenly(len(self.requests), limit))
 
     def count_visits(self) -> Counter[str]:
         """Counts the training visits of each POI over all its slots."""

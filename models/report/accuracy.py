@@ -144,6 +144,8 @@ def find_results(content: Mapping[str, Any], name: str = "evaluation", protocol:
         label = f"{protocol}, {split}" if split else protocol
         if not content.get("rows"):
             return []
+        if content.get("drawn_of", 0) > content["rows"]:
+            label += f", drawn of {format_count(content['drawn_of'])} targets"
         return [
             Result(
                 name,

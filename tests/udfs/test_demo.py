@@ -2,6 +2,9 @@
 
 import argparse
 import os
+import shlex
+import subprocess
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +13,7 @@ import yaml
 
 from conf.errors import SettingsError
 from udfs import demo
-from udfs.demo import build_parser, merge, open_work, work_folder
+from udfs.demo import build_parser, merge, open_work, work_folder, write_airflow_env
 
 
 @pytest.fixture
@@ -78,4 +81,24 @@ def test_variables_are_the_defaults_of_the_options(monkeypatch):
     monkeypatch.setenv("NEXT_DAY", "2026-03-01")
     found = build_parser().parse_args(["--work", "x"])
     assert (found.data, str(found.next_day), found.work) == ("a b.csv", "2026-03-01", Path("x"))
-    assert found.recipe == Path("conf/models/tiny.yaml")
+    assert found.recipe == Path("conf/models/city.yaml")
+
+
+def test_airflow_gets_the_settings_the_reader_and_the_day_after_the_last_release(options, tmp_path):
+    settings = open_work(options(source="synthetic", work=tmp_path / "it's here"))
+
+    write_airflow_env(settings, "synthetic", date(2026, 3, 2))
+
+    file = shlex.quote(str(settings.path.with_name("airflow.env")))
+    shown = f'. {file}; echo "$SPACETIME_CONF"; echo "$SPACETIME_DAY"'
+    found = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True, env={})
+    assert found.stdout.splitlines() == [str(settings.path), "2026-03-02"]
+
+
+def test_the_demo_s_city_has_the_click_model_of_the_figures():
+    root = Path(demo.__file__).parents[1]
+    city = yaml.safe_load(demo.CITY_FILE.read_text())["city"]
+    measured = yaml.safe_load((root / "conf" / "bench" / "posttraining.yaml").read_text())["settings"]["city"]
+
+    assert city["clicks"] == measured["clicks"]
+    assert city["attribute_tries"] == measured["attribute_tries"]

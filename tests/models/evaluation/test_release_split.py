@@ -87,3 +87,13 @@ def test_taking_rows_keeps_their_request(city_tables):
     assert some.requests.row_ids.tolist() == rows.requests.row_ids[[5, 70]].tolist()
     ((own, batch),) = some.batches(8)
     assert batch["user_lon"].to_numpy().tolist() == some.user_lons[own].tolist()
+
+
+def test_drawn_rows_are_evenly_spaced_the_same_ones_every_time_and_all_where_there_are_few(city_tables):
+    rows = _rows(city_tables)
+
+    drawn = rows.draw(24)
+
+    assert drawn.requests.row_ids.tolist() == rows.requests.row_ids[::5].tolist()
+    assert len(set(drawn.requests.users.tolist())) == 12
+    assert rows.draw(120) is rows
