@@ -111,7 +111,7 @@ class Sequence:
             self.expected.shown[night + 1] = Shown(night, content, f"publish-{night}", None, 1)
         self.history: list[str] = []
         self.last: Operation | None = None
-        self.runs, self.mark = 0, 10.0
+        self.runs, self.mark, self.is_taken = 0, 10.0, False
         self.drawn: dict[str, Written] = {}
 
     def play(self, length: int) -> None:
@@ -120,22 +120,35 @@ class Sequence:
             operation = self.draw()
             mode = self.rng.choices(["whole", "killed", "other"], [50, 28, 22])[0]
             number, is_before = self.rng.randint(1, MOST_STEPS[operation.kind]), self.rng.random() < 0.5
+            is_last_step = number == MOST_STEPS[operation.kind] and not is_before
+            self.is_taken = False
             inner: list[Outcome] = []
 
             def happens(
-                operation: Operation = operation, mode: str = mode, inner: list[Outcome] = inner
+                operation: Operation = operation,
+                mode: str = mode,
+                is_last_step: bool = is_last_step,
+                inner: list[Outcome] = inner,
             ) -> None:
                 self.expected.look(self.warehouse, {operation.user})
                 if mode == "killed":
                     raise KilledError
                 if mode == "other":
+                    if operation.kind == "night" and is_last_step:
+                        # All is written and audited: what the other operator does comes after this night.
+                        self.expected.wrote(operation, self.drawn[operation.run_id], 0)
+                        self.is_taken = True
                     other = self.draw()
                     inner.append((other, self.do(other)))
+                    if other.kind == "night":
+                        self.expected.wrote(other, self.drawn[other.run_id], inner[-1][1])
 
             must = mode == "whole" and self.must_succeed(operation)
             self.history.append(f"{mode} {number}{'<' if is_before else '>'} {operation}")
             with at_step(operation.kind, number, happens, is_before=is_before):
                 code = self.do(operation)
+            if operation.kind == "night" and not self.is_taken:
+                self.expected.wrote(operation, self.drawn[operation.run_id], code)
             self.history.append(f"    ended with {code}{f'; meanwhile {inner}' if inner else ''}")
             self.expected.check(self.warehouse, [*inner, (operation, code)])
             if must:
@@ -167,8 +180,6 @@ class Sequence:
                 code = self.report(day, words)
         except KilledError:
             code = None  # type: ignore[assignment]
-        if operation.kind == "night":
-            self.expected.wrote(operation, self.drawn[operation.run_id], code)
         return code
 
     def report(self, day: list[str], words: list[str]) -> int:
