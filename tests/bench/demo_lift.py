@@ -1,4 +1,4 @@
-"""What the features of the demo give a ranking model, beside what the click model that drew the clicks knows.
+"""What the features of the demo give a ranking model, compared with the click model that drew the clicks.
 
     python -m tests.bench.demo_lift [--work .demo/synthetic] [--day D]
 
@@ -10,7 +10,7 @@ rows by the planted log-odds, without position and noise. Records `demo-lift-poi
 import argparse
 import os
 import sys
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ def planted_logits(settings: Settings, held_out: HeldOut, day: date) -> Float64A
     """Returns the planted log-odds of every held-out row, (rows,)."""
     spark = open_session(settings, "oracle")
     users = build_users(spark, settings.city)
-    since = date.fromtimestamp(int(held_out.timestamps_ms.min()) // 1000) - timedelta(days=2)
+    since = datetime.fromtimestamp(int(held_out.timestamps_ms.min()) / 1000, UTC).date() - timedelta(days=2)
     shown = build_exposures(users, city=settings.city, after=since, until=day)
     logit = click_logit(city=settings.city, observable=True).alias("logit")
     rows = shown.select("request_id", poi_id(F.col("poi_no")).alias("poi_id"), logit).toArrow()
@@ -61,7 +61,7 @@ def planted_logits(settings: Settings, held_out: HeldOut, day: date) -> Float64A
 
 def main() -> int:
     """Records the lift of the demo; returns 0 if it holds."""
-    parser = argparse.ArgumentParser(description="The lift of make demo, with the oracle beside.")
+    parser = argparse.ArgumentParser(description="The lift of make demo, compared with the oracle.")
     parser.add_argument("--work", type=Path, default=Path(".demo/synthetic"), help="folder of the demo")
     parser.add_argument("--day", default="2026-02-28", help="day of the training")
     options = parser.parse_args()
