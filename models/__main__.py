@@ -86,7 +86,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_protocol(parser)
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `train`, here and of `python -m udfs train`."""
     _add_recipe(parser)
     parser.add_argument(
         "--allow-unvalidated",
@@ -211,7 +212,7 @@ JOBS = {
     "train": Job(
         "all stages, evaluate, register, in one parent run",
         run_later("models.jobs", "run_train_job"),
-        _add_train,
+        add_train,
     ),
     "explain": Job(
         "one request -> a text and a picture of the actions that its prediction depends on",

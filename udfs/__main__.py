@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 
 from conf.cli import Job, JobContext, JobSummary, hours, main, positive, run_later
+from models.__main__ import add_train
 
 FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
 """Feature tables in the order in which `features` builds them."""
@@ -121,7 +122,7 @@ def add_user_options(parser: ArgumentParser) -> None:
 
 
 def add_training_options(parser: ArgumentParser) -> None:
-    """Adds `--processes` and the options that `python -m models train` shares."""
+    """Adds `--processes` and the options of `python -m models train`."""
     parser.add_argument(
         "--processes",
         type=positive,
@@ -129,20 +130,7 @@ def add_training_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="number of processes that share each batch, one barrier task each",
     )
-    parser.add_argument(
-        "--recipe",
-        type=Path,
-        metavar="PATH",
-        help="as of python -m models train; at that path on all machines",
-    )
-    parser.add_argument(
-        "--set-recipe",
-        action="append",
-        default=[],
-        metavar="a.b=value",
-        help="one key of the recipe; repeatable",
-    )
-    parser.add_argument("--strict", action="store_true", help="fail if the model is not promoted")
+    add_train(parser)
 
 
 def feature_job(*names: str) -> Callable[[JobContext], JobSummary]:

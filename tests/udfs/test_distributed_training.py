@@ -1,6 +1,7 @@
 """`python -m udfs train`: Spark starts the processes, and they end with the model of one."""
 
 import json
+from argparse import ArgumentParser
 
 import pytest
 
@@ -26,8 +27,9 @@ def test_two_barrier_tasks_train_as_one_process(spark, city_settings, tmp_path, 
             f"--set=mlflow.artifact_root={tmp_path}/mlruns-{name}",
         ]  # fmt: skip
         code = main(program, "", jobs, arguments)
-        summary = json.loads(capfd.readouterr().out.splitlines()[-1])
-        assert code == 0, summary
+        printed = capfd.readouterr()
+        summary = json.loads(printed.out.splitlines()[-1])
+        assert code == 0, f"{summary['message']}\n{printed.out}"
         notes[name] = summary["notes"]
 
     losses = [
@@ -36,3 +38,11 @@ def test_two_barrier_tasks_train_as_one_process(spark, city_settings, tmp_path, 
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # four digits are told
     assert len(losses[0]) == 4
     assert notes["two"]["is_champion"]
+
+
+def test_every_option_of_one_machine_is_one_of_the_cluster():
+    parsers = {"models": ArgumentParser(), "udfs": ArgumentParser()}
+    MODEL_JOBS["train"].add_options(parsers["models"])
+    JOBS["train"].add_options(parsers["udfs"])
+    here, cluster = ({action.dest for action in parser._actions} for parser in parsers.values())
+    assert cluster == here | {"processes"}
