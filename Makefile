@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: results-page help setup demo test test-fast test-airflow test-browser lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-lift-gate bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: results-page help setup demo test test-fast test-airflow test-browser lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-lift-gate bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-online bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -150,6 +150,9 @@ bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities and [DATA=CHECK-
 	@$(PY) -m tests.bench.posttraining_tables --work $(or $(POSTTRAINING),.demo/posttraining)
 	@$(if $(DATA),$(PY) -m tests.bench.posttraining_checkins --data $(DATA) --work $(or $(POSTTRAINING),.demo/posttraining))
 
+bench-online: setup ## Table 5 and the A/B test on simulated cities; resumable [SEEDS=N,N]
+	@$(PY) -m tests.bench.online $(if $(SEEDS),--seeds $(SEEDS))
+
 bench-parity: setup ## One candidate, one score: alone, among 300, any order, padding, batch, cache, trainer or feature job
 	@$(PY) -m tests.bench.parity
 
@@ -230,7 +233,7 @@ bench-operations: setup ## Faults of operations found by hand: do the tests of e
 bench-deletions: setup ## Vacuum, new histories and --out at odd roots, killed at random: is a file lost that is needed?
 	@$(PY) -m tests.bench.deletions
 
-bench-erasure: setup ## Erases 100 users of a simulated city: are their ids left in the raw bytes of anything kept?
+bench-erasure: setup ## Erases 40 of 120 users of a simulated city: are their ids left in the raw bytes of anything kept?
 	@$(PY) -m tests.bench.erasure_hits
 
 bench-sequences: setup ## 500 random sequences by two operators, killed and disturbed: what may readers see? [MINUTES=N]

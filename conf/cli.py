@@ -155,20 +155,30 @@ def run_name(text: str) -> str:
     return text
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults to the help where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "", [], False) else super()._get_help_string(action)
+
+
 def build_parser(program: str, description: str, jobs: Mapping[str, Job]) -> argparse.ArgumentParser:
     """Builds the parser of a program from its job table."""
-    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     subparsers = parser.add_subparsers(dest="job", metavar="JOB", required=True)
     for name, job in jobs.items():
-        sub = subparsers.add_parser(
-            name, help=job.help, description=job.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        sub = subparsers.add_parser(name, help=job.help, description=job.help, formatter_class=_HelpFormatter)
         sub.add_argument(
             "--day",
             type=date.fromisoformat,
             required=job.needs_day,
             metavar="YYYY-MM-DD",
-            help="the job's day (Airflow's data interval); rows written carry it",
+            help="the job's day (Airflow's data interval); rows written carry it"
+            + ("" if job.needs_day else "; without meaning where the job's help does not name it"),
         )
         sub.add_argument(
             "--conf",

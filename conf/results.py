@@ -204,13 +204,16 @@ def format_page(results: Sequence[Result]) -> str:
     lines = [
         "# Results", "",
         "Made by `make results-page` from `results/`. Every number was measured by the command of its section.",
-        f"{len(results)} numbers, {len(short)} fall short of their bar.",
+        f"{len(results)} numbers, {len(short)} fall short of their target (in the ledger its `bar`).", "",
+        "In the notes a floor is a baseline on the same rows, and the kernel counter is the recency-weighted visit "
+        "baseline (docs/design.md). Of the code's own structure, a room is a package within etl, models or udfs, its "
+        "floor is its import layer, and a circle is an import cycle.",
     ]  # fmt: skip
     for command in sorted({result.command for result in results}):
         lines += ["", f"## `{command}`", ""]
         for r in results:
             if r.command == command:
-                bar = f", bar {r.bar}" if r.bar else ""
+                bar = f", target {r.bar}" if r.bar else ""
                 mark = "" if r.holds else " **falls short**"
                 value = f"{r.value:.6g} {r.unit}".rstrip()
                 lines += [f"- **{r.name}**: {value}{bar}{mark} ({r.date}, {r.commit})", f"  <br>{r.notes}"]

@@ -24,6 +24,7 @@ from etl.city.geography import (
     poi_id,
     uniform,
     whole,
+    with_poi,
 )
 from etl.city.users import FAVOURITES, choose_leaf, favourite_leaf, with_chosen_poi, with_open_poi
 from etl.columns.spacetime import distance_km, event_date
@@ -60,9 +61,7 @@ def build_impressions(users: DataFrame, *, city: CitySettings, after: date | Non
 
 def build_exposures(users: DataFrame, *, city: CitySettings, after: date | None, until: date) -> DataFrame:
     """Builds the shown POIs with all columns that `click_logit` reads, one row per request and POI."""
-    requests = _make_requests(users, city).where(
-        keep_dates(event_date(F.col("request_ts_ms")), day=until, since=after)
-    )
+    requests = build_requests(users, city=city, after=after, until=until)
     opened = with_open_poi(_recall(requests, city), "local_day", city=city).dropDuplicates(
         ["request_id", "request_ts_ms", "poi_no"]
     )
@@ -70,10 +69,34 @@ def build_exposures(users: DataFrame, *, city: CitySettings, after: date | None,
     by_hash = Window.partitionBy("request_id", "request_ts_ms").orderBy(
         F.xxhash64(F.lit(city.seed), "request_id", "poi_no"), "poi_no"
     )
-    lon, lat = place_of_poi(F.col("local_day"), city=city)
     shown = opened.withColumn("position", F.row_number().over(by_hash)).where(
         F.col("position") <= city.num_candidates
     )
+    return _describe(shown, city)
+
+
+def build_requests(users: DataFrame, *, city: CitySettings, after: date | None, until: date) -> DataFrame:
+    """Builds the requests of the UTC days after `after` (null: from the first) up to `until`, without POIs."""
+    return _make_requests(users, city).where(
+        keep_dates(event_date(F.col("request_ts_ms")), day=until, since=after)
+    )
+
+
+def expose(requests: DataFrame, lists: DataFrame, *, city: CitySettings) -> DataFrame:
+    """Builds the exposures of any lists, one row per request and POI, with all columns that `click_logit` reads.
+
+    Args:
+        requests: rows of `build_requests`.
+        lists: request_id, poi_no and position (1 = first) of what another system shows.
+        city: settings.
+    """
+    listed = requests.join(lists, "request_id").withColumnRenamed("city_no", "home_city_no")
+    return _describe(with_poi(listed, city=city), city)
+
+
+def _describe(shown: DataFrame, city: CitySettings) -> DataFrame:
+    """Adds the place, the distance and the kind of POIs (`with_poi`), and the user's favourites of their leaf."""
+    lon, lat = place_of_poi(F.col("local_day"), city=city)
     return (
         _with_favourites(shown, city)
         .withColumns({"poi_lon": lon, "poi_lat": lat})

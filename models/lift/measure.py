@@ -131,7 +131,8 @@ def measure_lift(
     config, base = train_base(features, rows, cut, configs)
     predictions: dict[str, Float64Array] = {}
     sets: dict[str, dict[str, object]] = {}
-    for label, (values, names) in feature_sets(features, cut, config).items():
+    parts = fit_components(features, cut, config)
+    for label, (values, names) in feature_sets(features, parts, config).items():
         ranker = base if label == "base" else train_on(values, names, rows, cut, config)
         predictions[label] = ranker.predict(values[cut.test])
         judged = judge(predictions[label], test, are_probabilities=True).as_json()
@@ -182,18 +183,22 @@ def train_on(
     return train_ranker(train, val, names, config)
 
 
+def fit_components(features: LiftFeatures, cut: Cut, config: RankerConfig) -> dict[str, Components]:
+    """Fits the principal components of user and POI vectors on the training rows; empty without vectors."""
+    if features.users is None or features.pois is None:
+        return {}
+    trained = np.flatnonzero(cut.train)[:: max(int(cut.train.sum()) // FIT_VECTORS, 1)]
+    vectors = {"user": features.users, "poi": features.pois}
+    return {what: Components(own[trained], config.num_components) for what, own in vectors.items()}
+
+
 def feature_sets(
-    features: LiftFeatures, cut: Cut, config: RankerConfig
+    features: LiftFeatures, parts: Mapping[str, Components], config: RankerConfig
 ) -> dict[str, tuple[Float64Array, tuple[str, ...]]]:
     """Returns the columns and names of every set that the features allow: base, embedding, scores, both."""
     sets = {"base": (features.base, features.names)}
     added: dict[str, tuple[Float64Array, tuple[str, ...]]] = {}
     if features.users is not None and features.pois is not None:
-        trained = np.flatnonzero(cut.train)[:: max(int(cut.train.sum()) // FIT_VECTORS, 1)]
-        parts = {
-            what: Components(vectors[trained], config.num_components)
-            for what, vectors in (("user", features.users), ("poi", features.pois))
-        }
         columns = embedding_features(features.users, features.pois, parts)
         added["embedding"] = (columns, embedding_names(config.num_components))
     if features.logits is not None:

@@ -36,7 +36,8 @@ FOLDERS = {
     "gowalla-nyc": "gowalla_nyc",
 }
 KERNEL = "recency-weighted visit baseline"
-"""A bar that is the recency-weighted visit baseline's figure on the same rows."""
+"""A bar that is this baseline's figure on the same rows."""
+BASELINE_TITLES = {"kernel_counter": KERNEL, "visit_counter": "visit counts", "popularity": "popularity"}
 BARS: dict[tuple[str, str], float | str] = {
     ("nyc-table6", "acc1"): 0.434,
     ("nyc-table6-all", "acc1"): 0.399,
@@ -90,9 +91,10 @@ def describe_run(figures: Figures) -> str:
 
 def describe_baselines(figures: Figures, key: str, group: str = "all") -> str:
     """Says what the baselines give on the same rows."""
-    names = ("kernel_counter", "visit_counter", "popularity")
-    told = [f"{name.replace('_', ' ')} {mean_figure(figures, name, group, key):.4f}" for name in names]
-    return "floors on the same rows: " + ", ".join(told)
+    told = [
+        f"{BASELINE_TITLES[name]} {mean_figure(figures, name, group, key):.4f}" for name in BASELINE_TITLES
+    ]
+    return "baselines on the same rows: " + ", ".join(told)
 
 
 def describe_difference(figures: Figures, key: str) -> str:

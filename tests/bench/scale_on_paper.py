@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.results import load
+from conf.settings import IndexSettings
 from models.config import load_recipe
 
 USERS, POIS, SEQUENCES, ACTIONS_PER_SEQUENCE = 10**8, 10**8, 578 * 10**6, 146
@@ -90,8 +91,8 @@ def breaking_points(values: Mapping[str, float]) -> list[str]:
         f"weights at width {base.hidden_dim}, four times that with gradients and optimiser. Already available: hashed "
         f"rows (`conf/models/base.yaml`: {base.poi_rows:,} rows, {base.poi_rows * base.hidden_dim * FLOAT_BYTES / giga:.1f} "
         "GB).",
-        f"**Blocks**: {POIS / BLOCKS:.0f} POIs a block on average over {BLOCKS:,} blocks, below `index.max_inner` 4,096; but "
-        "the densest block of a megacity may exceed it. The index job warns at 80 % and stops at the limit, naming the "
+        f"**Blocks**: {POIS / BLOCKS:.0f} POIs a block on average over {BLOCKS:,} blocks, below `index.max_inner` "
+        f"{IndexSettings().max_inner:,}; but the densest block of a megacity may exceed it. The index job warns at 80 % and stops at the limit, naming the "
         "block. Remedy: raise `index.max_inner`, or a finer cell, before the first training.",
         f"**Storage**: {history * values['bytes-per-action'] / 1e12:.1f} TB for the history as raw, cleaned and sequences at "
         f"{values['bytes-per-action']:.0f} bytes an action; `action_sequences` repeats a user's history on each active "

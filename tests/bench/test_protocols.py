@@ -20,6 +20,6 @@ def test_figures_of_a_protocol_go_into_the_ledger_with_their_baselines(tmp_path)
     assert acc1.bar == ">= 0.399"
     kernel = figures["methods"]["kernel_counter"]["all"]["mrr"]
     assert mrr.bar == f">= {kernel:.4f}"
-    assert f"kernel counter {kernel:.4f}" in mrr.notes
+    assert f"recency-weighted visit baseline {kernel:.4f}" in mrr.notes
     assert "mean of seeds 0 " in mrr.notes
     assert "95 % by users" in mrr.notes

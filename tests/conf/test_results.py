@@ -133,6 +133,6 @@ def test_the_page_has_every_number_under_its_command(tmp_path):
 
     assert "2 numbers, 1 fall short" in page
     section = page[page.index("## `make bench-rows`") :]
-    assert "- **rows-lost**: 0 rows, bar == 0 (" in section
-    assert "- **seconds**: 12.5 s, bar <= 10 **falls short** (" in section
+    assert "- **rows-lost**: 0 rows, target == 0 (" in section
+    assert "- **seconds**: 12.5 s, target <= 10 **falls short** (" in section
     assert "of 5 rows" in section

@@ -10,7 +10,7 @@ brings the whole past at once and counts as always known, as in the samples of a
 
     raw_impressions, action_sequences, poi_index
         -> backfilled_user_embeddings, backfilled_poi_embeddings, backfilled_ranking_scores: rows by model and day
-        -> backfills: one row per run, written last; `read_training_set` (udfs/releases/training_set.py) starts there
+        -> backfills: one row per run, written last; `read_training_set` (udfs/training_sets/reader.py) starts there
 
 A run replaces the rows of its model and days, in one commit per table, so it can be repeated after a kill.
 """

@@ -117,6 +117,8 @@ def read_training_set(
         example = _example(joined, counts)
     if len(counts) > 1 and not allow_mixed:
         raise MixedModelsError(rows_by_model=counts, example=example)
+    if not counts:
+        _warn_of_nothing(clock)
     _warn_of_withdrawn(timeline)
     return joined
 
@@ -214,6 +216,16 @@ def _example(joined: pa.Table, counts: Mapping[str, int]) -> str:
         row = joined.filter(pc.field("model_version") == model).slice(0, 1).to_pylist()[0]
         parts.append(f"request {row['request_id']} of model {model}")
     return " and ".join(parts)
+
+
+def _warn_of_nothing(clock: Clock) -> None:
+    remedy = (
+        "by the clock 'published' only requests after the first publication have any; clock='day' goes by the days "
+        "that the features know"
+        if clock == "published"
+        else "python -m udfs backfill --from D --to D makes features of days before the first release"
+    )
+    LOGGER.warning("no row has a feature: no release or backfill was known before any request; %s", remedy)
 
 
 def _warn_of_withdrawn(timeline: Timeline) -> None:

@@ -14,6 +14,7 @@ from models.evaluation.metrics import Interval, bootstrap_mean, exact_mean, hit_
 from models.protocols.splits import PROTOCOLS, build_rows
 from tests.bench.paper.runs import Cell, CellMaker
 from tests.bench.paper.variants import FULL, TABLE7_ROWS, VARIANTS
+from tests.bench.protocols import BASELINE_TITLES
 
 PAPER_TABLE6 = (
     ("LSTM", 0.1305), ("STGCN", 0.1799), ("PLSPL", 0.1917), ("STAN", 0.2231), ("GETNext", 0.2435),
@@ -148,7 +149,9 @@ def _table6(maker: CellMaker, cells: Cells) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, ranks in rank_baselines(requests.take(np.flatnonzero(kept)), counts).items():
-        lines.append(_table6_line(f"*{name.replace('_', ' ')}*", [ranks], "", "", ""))
+        lines.append(
+            _table6_line(f"*{BASELINE_TITLES.get(name, name.replace('_', ' '))}*", [ranks], "", "", "")
+        )
     order = sorted(cells, key=lambda name: list(VARIANTS).index(name))
     for name in order:
         if cells[name]:

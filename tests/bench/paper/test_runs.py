@@ -81,4 +81,4 @@ def test_a_row_is_reproduced_if_the_full_model_is_ahead_at_both_cutoffs(maker):
     page = "\n".join(describe_set(maker, cells))
     assert "| 1.0000 | 1.0000 | +1.0000" not in page  # the full model has no difference to itself
     assert page.count("[+1.0000, +1.0000]") == 3
-    assert "*kernel counter*" in page
+    assert "*recency-weighted visit baseline*" in page

@@ -13,7 +13,7 @@ from conf.settings import CitySettings, CleanSettings, Settings
 from etl.city.actions import build_visits
 from etl.city.dirt import NOT_PLANTED, plant_dirty_actions, plant_dirty_pois
 from etl.city.geography import LEAVES, PATHS, lay_out, poi_number, with_poi
-from etl.city.shown import build_exposures, click_logit
+from etl.city.shown import build_exposures, build_requests, click_logit, expose
 from etl.city.source import SyntheticCity, plant_truth
 from etl.city.users import build_users, is_open
 
@@ -46,6 +46,18 @@ def exposures(users) -> pd.DataFrame:
         {"logit": click_logit(city=CITY), "observable": click_logit(city=CITY, observable=True)}
     )
     return logits.select("request_id", "poi_no", "position", "logit", "observable").toPandas()
+
+
+def test_given_lists_are_judged_by_the_same_click_model(spark, users, exposures):
+    requests = build_requests(users, city=CITY, after=None, until=LAST)
+    lists = spark.createDataFrame(exposures[["request_id", "poi_no", "position"]].iloc[:300])
+    again = expose(requests, lists, city=CITY).withColumn("logit", click_logit(city=CITY))
+
+    found = again.select("request_id", "poi_no", "logit").toPandas().merge(
+        exposures, on=["request_id", "poi_no"], suffixes=("_again", "")
+    )  # fmt: skip
+    assert len(found) == 300
+    assert np.abs(found["logit_again"] - found["logit"]).max() == 0
 
 
 def test_a_poi_number_and_its_attributes_give_each_other(spark):
