@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: results-page help setup demo test test-fast test-airflow test-browser lint fmt bench bench-dags bench-rows bench-rerun bench-demo bench-lift-gate bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-online bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: results-page help setup demo test test-fast test-airflow test-browser lint fmt bench bench-dags bench-airflow-click bench-rows bench-rerun bench-demo bench-lift-gate bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-online bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -116,7 +116,7 @@ fmt: .venv/.installed.stamp ## Formats and mends what can be mended
 
 # --- measurements -----------------------------------------------------------------------------------------------------
 
-bench: bench-dags bench-demo bench-lift-gate bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-cases bench-delivered bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
+bench: bench-dags bench-demo bench-lift-gate bench-airflow-click bench-rows bench-rerun bench-resume bench-drift bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu bench-conservation bench-cases bench-delivered bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-skew bench-cluster bench-dag-clears bench-test ## Measures the project's claims about itself into results/
 
 bench-demo: setup ## Seconds, peak memory and lift of make demo, from an empty folder
 	@rm -rf $(DEMO_WORK)
@@ -125,6 +125,9 @@ bench-demo: setup ## Seconds, peak memory and lift of make demo, from an empty f
 
 bench-lift-gate: setup ## Does the gate refuse a trained model that lifts less? [after make demo]
 	@$(PY) -m tests.bench.lift_gate --work $(DEMO_WORK)
+
+bench-airflow-click: setup .venv-airflow/.stamp ## Does one click in a real Airflow make the next release of the demo? [after make demo]
+	@$(PY) -m tests.bench.airflow_click --work $(DEMO_WORK)
 
 bench-rows: setup ## Rows of the demo that are unexplained [DATA=FOLDER, after make demo]
 	@$(PY) -m tests.bench.unexplained --root $(DEMO_WORK)/warehouse --name $(if $(DATA),nyc-)unexplained-rows
