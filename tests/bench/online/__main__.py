@@ -56,17 +56,18 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(".demo/online"), metavar="FOLDER")
     parser.add_argument("--parts", default=",".join(PARTS), metavar="LIST")
     parser.add_argument("--config", type=Path, default=CONFIG, metavar="FILE", help="for development")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="of torch")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     clear_environment()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(options.threads)
     recorded = open_experiment(0, options.work).content["seeds"]
     seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else recorded
     compared: dict[int, dict[str, Any]] = {}
     tables: dict[int, pa.Table] = {}
     for seed in seeds:
         experiment = open_experiment(seed, options.work, options.config)
-        prepare(experiment)
+        prepare(experiment, options.threads)
         team = train_team(experiment, experiment.bundle)
         if "table5" in options.parts:
             compared[seed] = measure_table5(experiment, team)

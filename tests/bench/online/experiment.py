@@ -117,8 +117,8 @@ def open_experiment(seed: int, work: Path, config: Path = CONFIG) -> Experiment:
     return Experiment(work / f"{config_hash}-{seed}", seed, yaml.safe_load(text), config_hash)
 
 
-def prepare(experiment: Experiment) -> None:
-    """Delivers all history, trains and publishes; does nothing if that is done."""
+def prepare(experiment: Experiment, threads: int) -> None:
+    """Delivers all history and trains; does nothing if that is done."""
     done = experiment.folder / "prepared.json"
     if done.exists():
         experiment.set_evaluation(INTERPRETED)
@@ -130,9 +130,10 @@ def prepare(experiment: Experiment) -> None:
     experiment.run("udfs", "poi_vectors", "--day", day)
     keys = [word for key in experiment.content["recipe_keys"] for word in ("--set-recipe", key)]
     recipe = ("--recipe", str(experiment.content["recipe"]), *keys)
-    summary = experiment.run("models", "train", "--day", day, *recipe, "--max-targets", "1500")
+    summary = experiment.run(
+        "models", "train", "--day", day, *recipe, "--max-targets", "300", "--threads", str(threads)
+    )
     experiment.set_evaluation(INTERPRETED)
-    experiment.run("udfs", "release", "--day", day)
     done.write_text(json.dumps({"config": experiment.config_hash, "training": summary["notes"]}, default=str))
 
 
@@ -149,10 +150,10 @@ def delivering(experiment: Experiment) -> Iterator[None]:
         if shown.exists():
             tables["raw_impressions"] = spark.read.parquet(str(shown.absolute()))
             followed = spark.read.parquet(str(visits.absolute()))
+            more = {"corrupt_record": F.lit(None).cast("string"), "is_simulated": F.lit(True)}
+            # The city's own rows also say what was planted in them.
             tables["raw_actions"] = tables["raw_actions"].unionByName(
-                followed.withColumns(
-                    {"corrupt_record": F.lit(None).cast("string"), "is_simulated": F.lit(True)}
-                )
+                followed.withColumns(more), allowMissingColumns=True
             )
         return tables
 
@@ -174,7 +175,7 @@ def _layer(experiment: Experiment, factory_mode: str) -> dict[str, object]:
         # The champion's gate is not what is tried here: the trained model is served whatever it says.
         "features": {"model": f"{folder}/artifacts/training/{experiment.trained}/bundle"},
         "spark": {
-            "driver_memory": "3g", "shuffle_partitions": 2, "quick_start": True,
+            "driver_memory": "3g", "shuffle_partitions": 1, "quick_start": True,
             "conf": {
                 "spark.python.daemon.module": "udfs.worker_daemon",
                 "spark.sql.codegen.factoryMode": factory_mode,
