@@ -91,15 +91,15 @@ airflow: setup .venv-airflow/.stamp ## Airflow's UI with our DAGs, on the demo's
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
-test: setup .venv-airflow/.stamp ## Every test on two processes, one real Airflow night included
+test: setup .venv-airflow/.stamp ## The tests on two processes, one real Airflow night included; browsers and benchmarks apart
 	@.venv/bin/lint-imports
-	@.venv/bin/pytest -m "not browser" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/pytest -m "not browser and not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
 
 test-browser: setup ## Tests of pages in Chromium, which the machine has to have
 	@.venv/bin/pytest -m browser
 
 test-fast: setup ## Tests that need neither Spark nor Airflow
-	@.venv/bin/pytest -m "not spark and not airflow and not slow and not browser"
+	@.venv/bin/pytest -m "not spark and not airflow and not slow and not browser and not long"
 
 test-airflow: setup .venv-airflow/.stamp ## Executes the nightly DAG once on a small city
 	@.venv/bin/pytest tests/airflow_dags

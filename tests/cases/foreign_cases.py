@@ -43,6 +43,8 @@ from conf.cli import main
 
 FOLDER = Path(__file__).parent
 CASES = tuple(sorted(path.parent.name for path in FOLDER.glob("*/expected.json")))
+MOST_COMMANDS = 2
+"""Cases with more run in `make bench-cases` only."""
 Json = dict[str, Any]
 Rows = list[dict[str, object]]
 
@@ -70,9 +72,10 @@ def load_case(name: str) -> Json:
     return loaded
 
 
-def needs_process(case: Json) -> bool:
-    """Tells whether a command of the case has to run in a process of its own."""
-    return any("env" in run for run in case["runs"])
+def is_long(name: str) -> bool:
+    """Tells whether a case takes minutes: it has more than two commands, or one that needs a process of its own."""
+    runs = load_case(name)["runs"]
+    return len(runs) > MOST_COMMANDS or any("env" in run for run in runs)
 
 
 def find_differences(name: str, place: Place) -> list[str]:

@@ -8,7 +8,7 @@ import yaml
 
 from conf.settings import Settings, SparkSettings
 from tests.build_once import BuildOnce
-from tests.cases.foreign_cases import CASES, FOLDER, Place, find_differences
+from tests.cases.foreign_cases import CASES, FOLDER, Place, find_differences, is_long
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def test_every_folder_says_what_is_expected() -> None:
     assert folders == set(CASES)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if is_long(name) else name for name in CASES]
+)
 def test_case(
     name: str,
     spark: object,
