@@ -428,6 +428,11 @@ class Generator(nn.Module):
         poi_vectors = embedding.poi_vectors if self.is_tied else self.poi_vectors
         if poi_vectors is None:
             return [weight[:size] for size in sizes]
+        if torch.is_grad_enabled():
+            # Each look-up makes a gradient of the whole table, so all blocks share one.
+            blocks_S, inners_S = _slots_of(blocks, sizes)
+            shared = nn.functional.embedding(inners_S, weight)
+            return (shared + poi_vectors(blocks_S, inners_S)).split(sizes)
         inners = torch.arange(max(sizes, default=0), device=blocks.device)
         # One block at a time: all blocks together may hold as many vectors as there are POIs.
         return (
@@ -445,6 +450,12 @@ class Generator(nn.Module):
             return ()
         about = [live.about_block(block) for block in blocks]
         categories_S, lonlat_S2 = (torch.cat(values) for values in zip(*about, strict=True))
-        inners_S = torch.cat([torch.arange(size, device=blocks.device) for size in sizes])
-        blocks_S = blocks.repeat_interleave(torch.tensor(sizes, device=blocks.device))
+        blocks_S, inners_S = _slots_of(blocks, sizes)
         return embedding.embed_inners(blocks_S, inners_S, categories_S, lonlat_S2).split(sizes)
+
+
+def _slots_of(blocks: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """Returns block and inner id of the first slots of each block, (S,) each."""
+    inners_S = torch.cat([torch.arange(size, device=blocks.device) for size in (*sizes, 0)])
+    counts = torch.tensor(sizes, dtype=torch.int64, device=blocks.device)
+    return blocks.repeat_interleave(counts), inners_S
