@@ -15,7 +15,7 @@ BETAS = (0.9, 0.98)
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Builds the optimiser of a stage; `scale` of a group is its factor on the learning rate."""
     groups = group_parameters(model, config)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, fused=True)
 
 
 def scale_rate(config: TrainConfig, step: int, num_steps: int) -> float:
