@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +29,21 @@ PARTS = ("table5", "ab")
 LOGGER = logging.getLogger(__name__)
 
 
-def measure_table5(experiment: Experiment, team: RankingTeam) -> dict[str, Any]:
+def measure_table5(experiment: Experiment, team: Callable[[], RankingTeam]) -> dict[str, Any]:
     """Compares the lists, unless that is done."""
     path = experiment.folder / "table5.json"
     if not path.exists():
-        path.write_text(json.dumps(compare_lists(experiment, team)))
+        path.write_text(json.dumps(compare_lists(experiment, team())))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
-def measure_ab(experiment: Experiment, team: RankingTeam) -> pa.Table:
+def measure_ab(experiment: Experiment, team: Callable[[], RankingTeam]) -> pa.Table:
     """Lives the days that are not over yet; returns all impressions. The last night publishes a release."""
     days = experiment.content["ab_days"]
     for number in range(lived_days(experiment) + 1, days + 1):
         LOGGER.info("seed %d: day %d of %d", experiment.seed, number, days)
-        live_day(experiment, team, number)
+        live_day(experiment, team(), number)
         if number == days:
             released = experiment.run("udfs", "release", "--day", str(experiment.ab_day(number)))
             (experiment.folder / "release.json").write_text(json.dumps(released, default=str))
@@ -68,7 +70,8 @@ def main() -> int:
     for seed in seeds:
         experiment = open_experiment(seed, options.work, options.config)
         prepare(experiment, options.threads)
-        team = train_team(experiment, experiment.bundle)
+        # The ranking team's models are trained when the first list is made: nothing may be left to do.
+        team = cache(partial(train_team, experiment, experiment.bundle))
         if "table5" in options.parts:
             compared[seed] = measure_table5(experiment, team)
         if "ab" in options.parts:

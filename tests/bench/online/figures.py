@@ -75,6 +75,10 @@ class Shown:
         """Clicks per shown POI of some impressions."""
         return rate_by_user(self.users[part], self.is_click[part], np.ones(int(part.sum()), bool))
 
+    def visits(self, part: BoolArray) -> Rate:
+        """Visits per shown POI of some impressions."""
+        return rate_by_user(self.users[part], self.is_visit[part], np.ones(int(part.sum()), bool))
+
     def cvr(self, part: BoolArray) -> Rate:
         """Visits per click of some impressions."""
         return rate_by_user(self.users[part], self.is_visit[part], self.is_click[part])
@@ -106,7 +110,9 @@ def record_ab(tables: Mapping[int, pa.Table], conversions: str, about: str, fold
     """Records the lifts of CTR and CVR, and the A/A difference."""
     shown = Shown(tables)
     in_a, in_b = (shown.arm == arm for arm in ("A", "B"))
-    ctr, cvr = (relative_difference(rate(in_b), rate(in_a)) for rate in (shown.ctr, shown.cvr))
+    ctr, cvr, visits = (
+        relative_difference(rate(in_b), rate(in_a)) for rate in (shown.ctr, shown.cvr, shown.visits)
+    )
     halves = [in_a & (shown.half == half) for half in (0, 1)]
     same = relative_difference(shown.ctr(halves[0]), shown.ctr(halves[1]))
     each = "; ".join(
@@ -114,7 +120,10 @@ def record_ab(tables: Mapping[int, pa.Table], conversions: str, about: str, fold
         f"CVR {own.cvr(own.arm == 'A').value:.4f} and {own.cvr(own.arm == 'B').value:.4f}"
         for seed, own in ((seed, Shown({seed: table})) for seed, table in tables.items())
     )
-    about = f"{each}; {describe_drift(shown)}; {conversions}; {about}"
+    about = (
+        f"CTR is clicks per shown POI, CVR visits per click; visits per shown POI {100 * visits.value:+.2f} % "
+        f"({100 * visits.low:+.2f} to {100 * visits.high:+.2f}); {each}; {describe_drift(shown)}; {conversions}; {about}"
+    )
     intro = f"simulated; {len(np.unique(shown.users))} users, {len(shown.users)} impressions in {shown.day.max()} days"
     for name, interval, bar in (
         ("ab-ctr-lift", ctr, ">= 6"),
