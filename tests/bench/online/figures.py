@@ -122,7 +122,8 @@ def record_ab(tables: Mapping[int, pa.Table], conversions: str, about: str, fold
     )
     about = (
         f"CTR is clicks per shown POI, CVR visits per click; visits per shown POI {100 * visits.value:+.2f} % "
-        f"({100 * visits.low:+.2f} to {100 * visits.high:+.2f}); {each}; {describe_drift(shown)}; {conversions}; {about}"
+        f"({100 * visits.low:+.2f} to {100 * visits.high:+.2f}); {each}; {describe_drift(shown)}; {conversions}; "
+        f"{about}"
     )
     intro = f"simulated; {len(np.unique(shown.users))} users, {len(shown.users)} impressions in {shown.day.max()} days"
     for name, interval, bar in (
