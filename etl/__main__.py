@@ -71,6 +71,10 @@ def run_forward(module: str, function: str) -> Callable[[JobContext], JobSummary
     return run
 
 
+READERS_ONLY = ("digest", "outline")
+"""Jobs that write no table."""
+
+
 def run_night(context: JobContext) -> JobSummary:
     """Runs a source, if one is given, and the three daily jobs in one session."""
     source = context.options.source
@@ -119,8 +123,12 @@ def _run_steps(context: JobContext, steps: dict[str, tuple[str, str]], spark: "S
 
 
 def _open(context: JobContext) -> "SparkSession":
+    from etl.delta.erasure_plan import refuse_unfinished_erasure
     from etl.spark.session import open_session
 
+    # The erasure goes on from the versions that it has planned: what is committed meanwhile would be lost.
+    if context.job not in READERS_ONLY:
+        refuse_unfinished_erasure(context.settings.storage.artifacts)
     return open_session(context.settings, f"etl {context.job} {context.day}")
 
 

@@ -131,7 +131,7 @@ def id_pattern(users: Sequence[str]) -> re.Pattern[bytes] | None:
     ambiguous = sorted(set(users) - set(plain))
     parts = [rb"(?<!\w)(?:" + _any_of(plain) + rb")(?!\w)"] if plain else []
     # Quotes may stand before the id, also as HTML spells them.
-    column_name = rb"(?P<said>(?:user|sample)_id(?:\W|&quot;|&#34;){1,24})"
+    column_name = rb"(?P<said>(?:user|sample)(?:_id(?:\W|&quot;|&#34;){1,24}| ))"
     parts += [column_name + rb"(?:" + _any_of(ambiguous) + rb")(?!\w)"] if ambiguous else []
     return re.compile(b"|".join(parts))
 

@@ -19,6 +19,11 @@ from models.registry.lift_gate import LiftVerdict, judge_lift
 from models.registry.next_poi_gate import GateVerdict, judge_next_poi
 from models.serving.bundle import ModelBundle
 
+FEATURES_OF_STAGES = {
+    "sft_embedding": "user and POI vectors",
+    "sft_ranking": "scores",
+}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -29,18 +34,21 @@ class Verdict:
         clicks: verdict on click probabilities.
         embeddings: verdict on user and POI vectors.
         lift: verdict on what the features give a ranking model.
+        missing: reasons for outputs that a champion has and the bundle lacks.
     """
 
     next_poi: GateVerdict
     clicks: ClickVerdict | None = None
     embeddings: EmbeddingVerdict | None = None
     lift: LiftVerdict | None = None
+    missing: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Reasons against promotion; empty = promoted."""
         parts = (self.next_poi, self.clicks, self.embeddings, self.lift)
-        return tuple(reason for part in parts if part is not None for reason in part.reasons)
+        judged = (reason for part in parts if part is not None for reason in part.reasons)
+        return (*self.missing, *judged)
 
     def tags(self) -> dict[str, object]:
         """Returns the verdict as tags of the registered version."""
@@ -82,4 +90,19 @@ def judge_bundle(
         judge_clicks(samples, challenger, champions),
         judge_embeddings(rows, samples, challenger, champions),
         judge_lift(held_out, challenger, champions) if held_out else None,
+        describe_missing(challenger, champions),
+    )
+
+
+def describe_missing(challenger: ModelBundle, champions: Champions) -> tuple[str, ...]:
+    """Returns a reason for each output that a champion has and the challenger lacks: its table would end.
+
+    A part of the gate has nothing to say about an output that is not there.
+    """
+    return tuple(
+        f"stages: the model has no {stage}, which champion {name} has, so {what} would no longer be made; if that is "
+        "meant, set features.model to this version"
+        for stage, what in FEATURES_OF_STAGES.items()
+        for name in [next((name for name, own in champions.items() if stage in own.stage_names), None)]
+        if name is not None and stage not in challenger.stage_names
     )

@@ -88,7 +88,9 @@ def run_backfill(context: JobContext) -> JobSummary:
         if reason is not None:
             summary.notes[f"{name}_skipped"] = reason
             continue
-        _write(run, name, plan(), summary, first=first - timedelta(days=1), last=last)
+        # Vectors are those of the day before a request. Rows of other days belong to other runs.
+        back = timedelta(days=0 if name == "ranking_scores" else 1)
+        _write(run, name, plan(), summary, first=first - back, last=last - back)
         summary.steps[name] = time.perf_counter() - started
     if not run.dry_run:
         summary.tables[BACKFILLS.name] = _append_range(run, first=first, last=last)

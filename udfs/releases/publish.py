@@ -85,7 +85,10 @@ def run_publish(context: JobContext) -> JobSummary:
         run_id=context.run_id,
         is_simulated=audit.is_simulated,
     )
-    if releases and has_same_rows(spark, root, releases[-1], release):
+    last = releases[-1] if releases else None
+    # A release that repairs a damaged one is new, whatever the other one showed.
+    is_shown = last is not None and has_same_stamps(last, release) and not is_damaged(spark, root, last)
+    if is_shown and has_same_rows(spark, root, releases[-1], release):
         LOGGER.info("release %d already shows these rows; nothing to publish", releases[-1].release_id)
         return JobSummary(notes={"release_id": releases[-1].release_id, "is_new": False})
     if not context.options.replace:
@@ -123,13 +126,16 @@ def refuse_step_back(spark: SparkSession, root: str, releases: Sequence[Release]
         problem = f"readers see release {current.release_id} of {current.day}, a newer day"
         raise ReleaseOrderError(day=str(release.day), problem=problem)
     for taken_back in find_taken_back(releases):
-        if taken_back.withdrawn and has_same_stamps(taken_back, release):
+        if not has_same_stamps(taken_back, release):
+            continue
+        if taken_back.withdrawn or is_damaged(spark, root, taken_back):
             problem = (
-                f"release {taken_back.release_id} of this day and model was rolled back and has been withdrawn, so its "
-                "rows can no longer be compared with these"
+                f"release {taken_back.release_id} of this day and model was rolled back and "
+                f"{'has been withdrawn' if taken_back.withdrawn else 'has lost files'}, so its rows can no longer be "
+                "compared with these"
             )
             raise ReleaseOrderError(day=str(release.day), problem=problem)
-        if not taken_back.withdrawn and has_same_rows(spark, root, taken_back, release):
+        if has_same_rows(spark, root, taken_back, release):
             problem = f"these rows are those of release {taken_back.release_id}, which was rolled back"
             raise ReleaseOrderError(day=str(release.day), problem=problem)
 
@@ -186,6 +192,15 @@ def refuse_damaged(spark: SparkSession, root: str, release: Release) -> None:
                 release_id=release.release_id, table=name, version=version,
                 problem=f"{len(missing)} files are gone or cut, for example {missing[0]}",
             )  # fmt: skip
+
+
+def is_damaged(spark: SparkSession, root: str, release: Release) -> bool:
+    """Tells whether a file that a release shows is missing or cut."""
+    try:
+        refuse_damaged(spark, root, release)
+    except ReleaseDamagedError:
+        return True
+    return False
 
 
 def refuse_skew(

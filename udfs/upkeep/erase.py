@@ -81,7 +81,7 @@ def run_erase(context: JobContext) -> JobSummary:
     if context.dry_run:
         return summary
     save_plan(artifacts, plan)
-    # Digests are stored before a row is deleted: after a kill, a delivery may arrive before the erasure is finished.
+    # Digests are stored before a row is deleted: no delivery after the erasure brings the users back.
     keep_digests(spark, context, users)
     erase_tables(spark, context, plan, frame)
     publish_carried(spark, context, plan)
@@ -97,7 +97,7 @@ def run_erase(context: JobContext) -> JobSummary:
         summary.notes["withdrawn"] = plan.withdrawn
     after, left = search(spark, root, frame), find_files(folders, users)
     places = [f"table {name} ({hits.describe()})" for name, hits in after.items() if not hits.is_clean]
-    places += [str(path) for path in (*left.explanations, *left.texts, *left.others)]
+    places += [str(path) for path in (*left.explanations, *left.samples, *left.texts, *left.others)]
     summary.notes |= {
         "after": {"tables": sum(not hits.is_clean for hits in after.values()), "files": len(left)}
     }
@@ -292,7 +292,14 @@ def mark_trainings(context: JobContext, plan: Plan) -> list[str]:
     """Marks the trainings that pinned a table that held the users, and returns their days."""
     folder, days = Path(context.settings.storage.artifacts) / "training", []
     for path in sorted(folder.glob("*/training.json")):
-        pins = read_json(path, expected="the record of a training")["pins"]
+        try:
+            pins = read_json(path, expected="the record of a training")["pins"]
+        except (CorruptInputError, KeyError) as error:
+            # Everything else of the erasure is done; what the training read is not known, so it counts as affected.
+            LOGGER.warning(
+                "%s is damaged, so the training counts as one that read the users: %s", path, error
+            )
+            pins = {name: {"version": None} for name in plan.tables}
         versions = {name: pins[name]["version"] for name in sorted(set(pins) & set(plan.tables))}
         if versions:
             mark = path.with_name(ERASURES_FILE)

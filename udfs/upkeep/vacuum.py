@@ -32,6 +32,7 @@ def run_vacuum(context: JobContext) -> JobSummary:
 
     Raises:
         ErasureUnfinishedError: an erasure was begun and has not ended; it still needs old versions.
+        CorruptInputError: the record of a training is damaged; what it pins is not known.
     """
     refuse_unfinished_erasure(context.settings.storage.artifacts)
     root, options = context.settings.storage.root, context.options
@@ -39,11 +40,12 @@ def run_vacuum(context: JobContext) -> JobSummary:
     releases = load_releases(spark, root)
     surplus = releases_beyond(releases, options.keep_releases)
     summary = JobSummary(notes={"withdrawn": [release.release_id for release in surplus]})
+    kept = [release for release in releases if not release.withdrawn and release not in surplus]
+    # Read first: a damaged record of a training ends the job before anything is withdrawn.
+    pins = pinned_versions(kept, Path(context.settings.storage.artifacts))
     # Withdrawn before a file is deleted: a kill may leave surplus files, but no unreadable release.
     if surplus and not context.dry_run:
         withdraw(spark, context, surplus, f"only the last {options.keep_releases} releases are kept")
-    kept = [release for release in releases if not release.withdrawn and release not in surplus]
-    pins = pinned_versions(kept, Path(context.settings.storage.artifacts))
     deleted: dict[str, int] = {}
     for name in TABLES:
         if table_exists(spark, root, name):

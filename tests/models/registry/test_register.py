@@ -1,5 +1,7 @@
 """The gate: on equal rows a challenger must beat popularity and not fall behind the champion."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +12,7 @@ from models.data.ranks import Ranks
 from models.evaluation.generator_choice import choose_generator, sample_rows
 from models.evaluation.release_split import build_rows
 from models.network.checkpoint import save_stage
-from models.registry.gate import Verdict
+from models.registry.gate import Verdict, describe_missing
 from models.registry.next_poi_gate import TOLERANCE, judge_next_poi
 from models.registry.register import register_bundle
 from models.serving.bundle import load_bundle, save_bundle
@@ -26,6 +28,17 @@ def rows(city_tables):
         for split in ("train", "val")
     )
     return build_rows(train, val, Catalogue.from_arrow(city_tables["poi_index"]))
+
+
+def test_a_model_without_an_output_that_a_champion_has_is_refused():
+    whole, part = (
+        SimpleNamespace(stage_names=names) for names in (("pretrain", "sft_embedding"), ("pretrain",))
+    )
+
+    (reason,) = describe_missing(part, {"m/3": whole, "m/2": part})
+
+    assert "no sft_embedding, which champion m/3 has" in reason
+    assert describe_missing(whole, {"m/2": part}) == ()
 
 
 @pytest.fixture

@@ -81,6 +81,16 @@ def test_a_backfill_equals_the_daily_jobs_and_publishes_nothing(published_twice,
     assert found["r3", "p8"]["poi_embedding"] is None  # opened on the day of the request
     assert found["r3", "p8"]["click_logit"] == scores["r3", "p8"]["click_logit"]
 
+    city.run("backfill", DAY_2, run_id="inner", **{**options, "first": DAY_2, "last": DAY_2})
+    again = vectors(city, "backfilled_user_embeddings", "user_id")
+    kept = {
+        key: vector for key, vector in users.items() if key[0] != DAY_1
+    }  # requests of DAY_2 see the end of DAY_1
+    assert {key: vector for key, vector in again.items() if key[0] != DAY_1} == kept
+    logits = {(row["request_id"], row["poi_id"]): row["click_logit"] for row in scores.values()}
+    table = read_table(city.root, "backfilled_ranking_scores").to_pylist()
+    assert {(row["request_id"], row["poi_id"]): row["click_logit"] for row in table} == logits
+
 
 def test_the_first_delivery_counts_on_the_days_of_its_actions(city):
     """A history that was delivered at once is known up to the end of each of its days, and later rows as delivered."""

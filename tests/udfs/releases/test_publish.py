@@ -148,6 +148,25 @@ def test_a_damaged_release_is_not_gone_back_to(published_twice, damage):
     assert len(city.read("releases")) == 2
 
 
+def test_a_day_that_was_made_again_repairs_a_damaged_release(published):
+    city = published
+    file = next(
+        path
+        for path in (Path(city.root) / "user_embeddings").rglob("*.parquet")
+        if f"day={DAY_1}" in str(path)
+    )
+    file.unlink()
+
+    city.run("features", DAY_1, run_id="again")
+    city.run("audit", DAY_1)
+
+    assert city.run("publish", DAY_1, run_id="repair").notes == {
+        "release_id": 2,
+        "is_new": True,
+        "day": str(DAY_1),
+    }
+
+
 @pytest.mark.operations("15")
 def test_the_loser_of_a_race_is_told_to_try_again(published, monkeypatch):
     city = published

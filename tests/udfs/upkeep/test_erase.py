@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from conf.cli import main
 from conf.errors import ErasureUnfinishedError
 from conf.settings import Settings
 from conf.tables import TABLES
+from etl.__main__ import JOBS as ETL_JOBS
 from etl.delta.erasure import as_frame, delete_users, find_users, user_tables
+from etl.delta.erasure_plan import Plan, save_plan
 from tests.udfs.feature_city import DAY_1, DAY_2, FeatureCity
 from udfs.releases.reader import read_release
 from udfs.upkeep.erase_files import erase_files, find_files
@@ -40,6 +43,70 @@ def test_texts_are_blackened_and_explanations_removed(tmp_path: Path) -> None:
     assert page.read_text() == "<b>[erased]</b> user-123 user_id&quot;:&quot;[erased]&quot; took 47 s"
     assert [path.name for path in tmp_path.glob("*.png")] == ["2026-03-47-48-1700000000000.png"]
     assert not len(find_files([tmp_path], users))
+
+
+def test_an_id_that_is_a_word_of_a_model_leaves_the_model_alone(tmp_path: Path) -> None:
+    bundle = tmp_path / "training" / "2026-03-01" / "bundle"
+    bundle.mkdir(parents=True)
+    contents = {
+        "bundle.json": b'{"stages": ["pretrain"]}', "model.safetensors": b'{"stages":1}', "MLmodel": b"stages: 1",
+    }  # fmt: skip
+    for name, content in contents.items():
+        (bundle / name).write_bytes(content)
+    audit = tmp_path / "audit.json"
+    audit.write_text('{"failures": ["stages twice"]}')
+
+    erase_files(find_files([tmp_path], ["stages"]), ["stages"])
+
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == contents
+    assert audit.read_text() == '{"failures": ["[erased] twice"]}'
+
+
+def test_samples_that_a_killed_training_has_left_are_removed(tmp_path: Path) -> None:
+    stage = tmp_path / "training" / "2026-03-01" / "pretrain"
+    left = [stage / "scratch" / "train" / "phase0-shard1.arrow", stage / "not-finite-step-7.arrow"]
+    left[0].parent.mkdir(parents=True)
+    for path in left:
+        path.write_bytes(b"\0u1u2u3\0")  # ids lie side by side
+
+    found = find_files([tmp_path], ["u2"])
+    assert len(found) == 2
+    erase_files(found, ["u2"])
+
+    assert not any(path.exists() for path in left)
+
+
+def test_an_audit_names_users_so_that_they_are_found(tmp_path: Path) -> None:
+    audit = tmp_path / "audit.json"
+    audit.write_text("user 10126086: its vector has cosine 0.1, 10126086 rows")
+
+    erase_files(find_files([tmp_path], ["10126086"]), ["10126086"])
+
+    assert audit.read_text() == "user [erased]: its vector has cosine 0.1, 10126086 rows"
+
+
+@pytest.mark.spark
+def test_a_damaged_record_of_a_training_does_not_stop_an_erasure(published_twice: FeatureCity) -> None:
+    city = published_twice
+    record = city.artifacts / "training" / "2025-11-02" / "training.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+
+    done = city.run("erase", DAY_2, user=["u1"], users=None)
+
+    assert done.notes["after"] == {"tables": 0, "files": 0}
+    assert done.notes["trainings"] == ["2025-11-02"]
+    assert (record.parent / "erasures.json").is_file()
+
+
+def test_nothing_is_delivered_while_an_erasure_is_unfinished(tmp_path: Path, capsys) -> None:
+    save_plan(str(tmp_path), Plan(["digest"], "erase-1"))
+
+    words = ["night", "--source", "synthetic", "--day", "2026-01-20", f"--set=storage.artifacts={tmp_path}"]
+    code = main("etl", "", ETL_JOBS, words)
+
+    assert code == 3
+    assert "ErasureUnfinishedError" in capsys.readouterr().out
 
 
 @pytest.mark.spark

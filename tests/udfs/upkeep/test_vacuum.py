@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from conf.errors import ErasureUnfinishedError, ReleaseWithdrawnError
+from conf.errors import CorruptInputError, ErasureUnfinishedError, ReleaseWithdrawnError
 from etl.delta.erasure_plan import Plan, save_plan
 from tests.udfs.feature_city import DAY_2, FeatureCity
 from udfs.releases.reader import read_release
@@ -55,6 +55,18 @@ def test_a_release_that_is_not_kept_is_withdrawn_and_says_why(published_twice: F
     with pytest.raises(ReleaseWithdrawnError, match="only the last 1 releases are kept"):
         read_release(None, city.root, "user_embeddings", release=1)
     assert read_release(None, city.root, "user_embeddings").num_rows == 3
+
+
+def test_nothing_is_withdrawn_if_the_pins_of_a_training_are_not_known(published_twice: FeatureCity) -> None:
+    city = published_twice
+    record = city.artifacts / "training" / "2025-11-02" / "training.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+
+    with pytest.raises(CorruptInputError, match="the record of a training"):
+        city.run("vacuum", DAY_2, hours=0.0, keep_releases=1)
+
+    assert read_release(None, city.root, "user_embeddings", release=1).num_rows > 0
 
 
 def test_an_erasure_that_has_not_ended_keeps_what_it_would_carry_over(published_twice: FeatureCity) -> None:
