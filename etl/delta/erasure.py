@@ -123,7 +123,7 @@ def id_pattern(users: Sequence[str]) -> re.Pattern[bytes] | None:
     """Returns a pattern that finds ids in a text or a log, each as a word; None for no ids.
 
     The pattern finds an id literally and as JSON and HTML spell it. An id that could be any number or word counts only
-    after the name of a column of users, in the group `said`.
+    after the name of a column of users, or the word "user", in the group `said`.
     """
     if not users:
         return None
@@ -131,7 +131,7 @@ def id_pattern(users: Sequence[str]) -> re.Pattern[bytes] | None:
     ambiguous = sorted(set(users) - set(plain))
     parts = [rb"(?<!\w)(?:" + _any_of(plain) + rb")(?!\w)"] if plain else []
     # Quotes may stand before the id, also as HTML spells them.
-    column_name = rb"(?P<said>(?:user|sample)(?:_id(?:\W|&quot;|&#34;){1,24}| ))"
+    column_name = rb"(?P<said>(?:user|sample)_id(?:\W|&quot;|&#34;){1,24}|\buser )"
     parts += [column_name + rb"(?:" + _any_of(ambiguous) + rb")(?!\w)"] if ambiguous else []
     return re.compile(b"|".join(parts))
 
