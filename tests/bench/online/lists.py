@@ -37,17 +37,8 @@ from models.registry.held_out import find_lift_rows
 from models.serving.bundle import ModelBundle
 from models.serving.inference import generate_candidates
 from tests.bench.online.experiment import Experiment
-from udfs.features.requests import with_defaults, with_history
+from udfs.features.requests import REQUEST_NAMES, with_defaults, with_history
 
-REQUEST_NAMES = (
-    "request_id",
-    "user_id",
-    "request_ts_ms",
-    "tz_offset_min",
-    "user_lon",
-    "user_lat",
-    "is_simulated",
-)
 Lists = list[IntArray]
 """Rows of the catalogue per request."""
 
@@ -199,7 +190,7 @@ def _with_histories(
 ) -> pa.Table:
     spark: SparkSession = requests.sparkSession
     sequences = spark.read.format("delta").load(_table(experiment, "action_sequences").location)
-    asked = requests.withColumn("is_simulated", F.lit(True)).select(*REQUEST_NAMES)
+    asked = requests.withColumn("is_simulated", F.lit(True)).select(*REQUEST_NAMES, "is_simulated")
     known = with_defaults(
         with_history(asked, sequences.where(F.col("day") <= F.lit(before)), as_of=F.lit(before))
     )
