@@ -120,8 +120,10 @@ bench: bench-dags bench-demo bench-lift-gate bench-airflow-click bench-rows benc
 
 bench-demo: setup ## Seconds, peak memory and lift of make demo, from an empty folder
 	@rm -rf $(DEMO_WORK)
-	@$(PY) -m tests.bench.measure demo -- make demo $(if $(DATA),DATA=$(DATA))
-	@$(if $(DATA),,$(PY) -m tests.bench.demo_lift --work $(DEMO_WORK))
+	@missed=0
+	@$(PY) -m tests.bench.measure demo -- make demo $(if $(DATA),DATA=$(DATA)) || missed=1
+	@$(if $(DATA),:,$(PY) -m tests.bench.demo_lift --work $(DEMO_WORK)) || missed=1
+	@exit $$missed
 
 bench-lift-gate: setup ## Does the gate refuse a trained model that lifts less? [after make demo]
 	@$(PY) -m tests.bench.lift_gate --work $(DEMO_WORK)

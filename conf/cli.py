@@ -130,6 +130,21 @@ def load_function(module: str, function: str) -> Any:
     return getattr(importlib.import_module(module), function)
 
 
+def calendar_day(text: str) -> date:
+    """Parses a day of the years 1900 to 9998, whose neighbours exist too.
+
+    Raises:
+        ArgumentTypeError: it is no such day.
+    """
+    try:
+        day = date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no day, written as YYYY-MM-DD") from error
+    if not 1900 <= day.year < date.max.year:
+        raise argparse.ArgumentTypeError(f"{text} is not of the years 1900 to {date.max.year - 1}")
+    return day
+
+
 def positive(text: str) -> int:
     """Reads a whole number of at least 1, for options."""
     number = int(text)
@@ -174,7 +189,7 @@ def build_parser(program: str, description: str, jobs: Mapping[str, Job]) -> arg
         sub = subparsers.add_parser(name, help=job.help, description=job.help, formatter_class=_HelpFormatter)
         sub.add_argument(
             "--day",
-            type=date.fromisoformat,
+            type=calendar_day,
             required=job.needs_day,
             metavar="YYYY-MM-DD",
             help="the job's day (Airflow's data interval); rows written carry it"

@@ -256,7 +256,7 @@ class IndexFullError(SpacetimeError):
 
 
 class ConflictingWriteError(SpacetimeError):
-    """Another run changed the table while this one was writing; the only error that a retry cures by itself."""
+    """Another run changed the table while this one was writing; a retry cures it."""
 
     exit_code = 5
 
@@ -280,6 +280,19 @@ class TablesInUseError(SpacetimeError):
             f"{job} cannot start: the tables are in use by {holder} (lock {lock}). Versions would be deleted that the "
             "other job reads or publishes, or rows written again that are being erased; nothing was changed. Run it "
             "again when the other has ended (the DAGs do)."
+        )
+
+
+class FolderInUseError(SpacetimeError):
+    """Two runs would fill the same folder; a retry later cures it."""
+
+    exit_code = 5
+
+    def __init__(self, *, folder: str) -> None:
+        self.folder = folder
+        super().__init__(
+            f"another run is filling {folder} at this moment. Two at once would mix their files, so this one wrote "
+            "nothing. Run it again when the other has ended, or give each run its own --out."
         )
 
 

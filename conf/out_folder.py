@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from conf.errors import SettingsError
+from conf.errors import FolderInUseError, SettingsError
 from conf.files import write_whole
 
 MANIFEST, LOCK, UNFINISHED = ".spacetime-gr.json", ".spacetime-gr.lock", ".unfinished-"
@@ -50,7 +50,8 @@ def fill_out_folder(out: Path, job: str) -> Iterator[Path]:
         job: name recorded in the list of files.
 
     Raises:
-        SettingsError: as `check_out_folder`, or another run is filling the folder at this moment.
+        SettingsError: as `check_out_folder`.
+        FolderInUseError: another run is filling the folder at this moment.
     """
     check_out_folder(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,7 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise _refusal(f"another run is filling {out} at this moment") from error
+            raise FolderInUseError(folder=str(out)) from error
         yield
 
 

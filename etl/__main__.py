@@ -9,11 +9,10 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.cli import Job, JobContext, JobSummary, load_function, main
+from conf.cli import Job, JobContext, JobSummary, calendar_day, load_function, main
 from conf.tables import TABLES
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ def _add_outline_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--next-day",
-        type=date.fromisoformat,
+        type=calendar_day,
         metavar="YYYY-MM-DD",
         help="day of the second delivery; derived if not given, as is --day, the day of the first",
     )
@@ -177,7 +176,7 @@ def _add_outline_options(parser: argparse.ArgumentParser) -> None:
 def _add_replay_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-of",
-        type=date.fromisoformat,
+        type=calendar_day,
         help="judge with the catalogue as it stood at the end of this day; without it, with today's catalogue",
     )
 

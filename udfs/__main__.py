@@ -17,10 +17,9 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
-from conf.cli import Job, JobContext, JobSummary, hours, main, positive, run_later
+from conf.cli import Job, JobContext, JobSummary, calendar_day, hours, main, positive, run_later
 from models.__main__ import add_train
 
 FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
@@ -107,7 +106,7 @@ def add_backfill_options(parser: ArgumentParser) -> None:
         parser.add_argument(
             flag,
             dest=name,
-            type=date.fromisoformat,
+            type=calendar_day,
             required=True,
             metavar="YYYY-MM-DD",
             help=f"{which} UTC day of the requests to compute features for",

@@ -17,6 +17,9 @@ from etl.delta import storage
 
 IS_ERASED = "_is_erased"
 """Column that `mark_erased` adds."""
+AROUND_ID = r"[\p{C}\x{FFFD}\s\x{A0}\x{3000}]"
+"""What damage leaves around an id: control characters, the sign of an undecodable byte, blanks. Other symbols are not
+among them, since an id may consist of them."""
 
 
 def digest_user(user: str) -> str:
@@ -24,9 +27,17 @@ def digest_user(user: str) -> str:
     return hashlib.sha256(clean_text(user).encode()).hexdigest()
 
 
-def digest_of(user: Column) -> Column:
-    """Returns the same digest for a column of delivered ids."""
-    return F.sha2(clean_id(user), 256)
+def digests_of(user: Column) -> list[Column]:
+    """Returns the digests under which a delivered id may be known: of the id, and of the id without damage around it.
+
+    An erasure deletes rows whose id has broken characters around it, so the next export must not bring them back.
+    """
+    return [F.sha2(text, 256) for text in (clean_id(user), bare_id(user))]
+
+
+def bare_id(user: Column) -> Column:
+    """Returns the normalised id without broken characters around it."""
+    return clean_id(F.regexp_replace(user, f"^{AROUND_ID}+|{AROUND_ID}+$", ""))
 
 
 def clean_text(user: str) -> str:
@@ -51,14 +62,22 @@ def mark_erased(rows: DataFrame, erased: DataFrame | None) -> DataFrame:
     """
     if erased is None:
         return rows.withColumn(IS_ERASED, F.lit(False))
-    known = F.broadcast(erased.withColumn(IS_ERASED, F.lit(True)))
     # No anti join: the summary reports the number of omitted rows, so they are counted first.
-    marked = rows.join(known, digest_of(F.col("user_id")) == F.col("user_digest"), "left")
-    return marked.drop("user_digest").fillna(False, [IS_ERASED])
+    digests = digests_of(F.col("user_id"))
+    marked, found = rows, [f"_erased_{number}" for number in range(len(digests))]
+    for name, digest in zip(found, digests, strict=True):
+        # A join each: one join on either digest would compare every row with every erased user.
+        marked = marked.join(
+            F.broadcast(erased.withColumnRenamed("user_digest", name)), digest == F.col(name), "left"
+        )
+    is_erased = F.coalesce(*found).isNotNull()
+    return marked.withColumn(IS_ERASED, is_erased).drop(*found)
 
 
 def leave_out(rows: DataFrame, erased: DataFrame | None) -> DataFrame:
     """Leaves out the rows of erased users from a table that has users."""
     if erased is None or "user_id" not in rows.columns:
         return rows
-    return rows.join(F.broadcast(erased), digest_of(F.col("user_id")) == F.col("user_digest"), "left_anti")
+    for digest in digests_of(F.col("user_id")):
+        rows = rows.join(F.broadcast(erased), digest == F.col("user_digest"), "left_anti")
+    return rows

@@ -8,12 +8,15 @@ be parsed. Such rows count too. The tables of POIs and of figures about tables h
 import contextlib
 import html
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 from delta.tables import DeltaTable
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -22,9 +25,10 @@ from conf.tables import QUARANTINED_ROWS, TABLES
 from etl.columns.judging import clean_id
 from etl.delta import retention, storage
 from etl.delta.contracts import spark_schema
-from etl.delta.erased_users import digest_user
+from etl.delta.erased_users import bare_id, digest_user
 from etl.spark.session import local_frame
 
+LOGGER = logging.getLogger(__name__)
 FORMAT_CHECK = "spark.databricks.delta.formatCheck.enabled"
 """Delta's guard against reading a Delta table as Parquet, which shows rows of all versions: here that is wanted."""
 UNPARSED, RECORD = "corrupt_record", "record"
@@ -34,8 +38,6 @@ SHORTEST_PLAIN_ID = 5
 """Shorter ids, and those of digits only, may be part of anything."""
 _BROKEN = r"[\p{C}\p{So}\s]"
 """Control characters, the sign that stands for an undecodable byte, blanks."""
-_AROUND = r"[\p{C}\x{FFFD}\s\x{A0}\x{3000}]"
-"""What damage leaves around an id: the same, but for symbols, of which an id may consist."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,25 @@ class Found:
         rows: rows of the latest version.
         kept_rows: rows of all stored data files, of any version.
         log_files: files of the log.
+        leftovers: damaged data files that the latest version does not need, such as a killed write leaves. Nobody can
+            tell whom they name.
         users: digests of the users that were found.
     """
 
     rows: int = 0
     kept_rows: int = 0
     log_files: int = 0
+    leftovers: int = 0
     users: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
-        return not (self.kept_rows or self.log_files)
+        return not (self.kept_rows or self.log_files or self.leftovers)
 
     def describe(self) -> dict[str, int]:
         """Returns the counts, for summaries and records."""
-        return {"rows": self.rows, "kept_rows": self.kept_rows, "log_files": self.log_files}
+        counts = {"rows": self.rows, "kept_rows": self.kept_rows, "log_files": self.log_files}
+        return counts | ({"leftovers": self.leftovers} if self.leftovers else {})
 
 
 def user_tables() -> list[str]:
@@ -91,17 +97,41 @@ def conditions(name: str) -> list[Column]:
 
 
 def find_users(spark: SparkSession, root: str, name: str, users: DataFrame) -> Found:
-    """Counts the places where a table names the users; `users` is the result of `as_frame`."""
+    """Counts the places where a table names the users; `users` is the result of `as_frame`.
+
+    Raises:
+        CorruptInputError: a data file that the latest version needs is damaged.
+    """
     path = retention.table_path(spark, root, name)
     rows = storage.read_table(spark, root, name)
     pattern = id_pattern(_as_in_statistics(rows, name, users))
-    with _as_parquet(spark):
-        kept = spark.read.option("__globPaths__", "false").schema(spark_schema(TABLES[name])).parquet(path)
-        kept_rows = _count(kept, name, users)
-        digests = sorted(_named(kept, name, users)) if kept_rows else []
+    kept_rows, digests, leftovers = _find_in_files(spark, path, name, users)
     in_log = sum(bool(pattern.search(content)) for content in retention.read_log(path)) if pattern else 0
     # The latest rows are among those that are kept.
-    return Found(_count(rows, name, users) if kept_rows else 0, kept_rows, in_log, tuple(digests))
+    return Found(_count(rows, name, users) if kept_rows else 0, kept_rows, in_log, leftovers, digests)
+
+
+def _find_in_files(
+    spark: SparkSession, path: str, name: str, users: DataFrame
+) -> tuple[int, tuple[str, ...], int]:
+    """Searches all data files of a table; returns rows, digests of the users, and damaged files that nothing needs."""
+    reader = spark.read.option("__globPaths__", "false").schema(spark_schema(TABLES[name]))
+    leftovers: list[str] = []
+    with _as_parquet(spark):
+        try:
+            num_rows = _count(reader.parquet(path), name, users)
+        except (PySparkException, Py4JJavaError) as error:
+            leftovers = retention.damaged_files(path)
+            if not leftovers:
+                raise
+            LOGGER.warning(
+                "%s: %d damaged files that the latest version does not need, for example %s (%s); an erasure deletes "
+                "them, since they may hold anyone", name, len(leftovers), leftovers[0], str(error).splitlines()[0],
+            )  # fmt: skip
+            reader = reader.option("ignoreCorruptFiles", "true")
+            num_rows = _count(reader.parquet(path), name, users)
+        digests = sorted(_named(reader.parquet(path), name, users)) if num_rows else []
+    return num_rows, tuple(digests), len(leftovers)
 
 
 def _as_in_statistics(rows: DataFrame, name: str, users: DataFrame) -> list[str]:
@@ -189,14 +219,9 @@ def _as_delivered(user: Column, unparsed: Column, record: Column) -> list[Column
     erased = F.col("erased_id")
     in_text = (user.rlike(_BROKEN) & _names(user)) | _names(unparsed)
     in_text |= user.isNull() & _names(record)
-    is_user = (clean_id(user) == erased) | (_bare(user) == erased)
+    is_user = (clean_id(user) == erased) | (bare_id(user) == erased)
     # Null-safe: a row without a readable user would otherwise meet neither condition.
-    return [_bare(user) == erased, (in_text | is_user) & ~_bare(user).eqNullSafe(erased)]
-
-
-def _bare(text: Column) -> Column:
-    """Returns the id without blanks and broken characters around it."""
-    return clean_id(F.regexp_replace(text, f"^{_AROUND}+|{_AROUND}+$", ""))
+    return [bare_id(user) == erased, (in_text | is_user) & ~bare_id(user).eqNullSafe(erased)]
 
 
 def _names(text: Column) -> Column:

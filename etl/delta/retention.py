@@ -21,7 +21,7 @@ from pyarrow import fs
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from conf.errors import DeletionRefusedError
+from conf.errors import CorruptInputError, DeletionRefusedError
 from conf.settings import CATALOG_PREFIX
 from etl.delta.storage import read_table, table_history, table_location, table_version
 
@@ -110,6 +110,29 @@ def missing_files(spark: SparkSession, root: str, name: str, version: int) -> li
         for row in files.to_pylist()
         if sizes.get(unquote(row["path"])) != row["size_bytes"]
     ]
+
+
+def damaged_files(path: str) -> list[str]:
+    """Returns the data files that are no readable Parquet and that the latest version does not need.
+
+    Raises:
+        CorruptInputError: the latest version needs a damaged file, so rows are lost.
+    """
+    system, folder = open_folder(path)
+    needed, damaged = _files_of(DeltaTable(path)), []
+    for info in system.get_file_info(fs.FileSelector(folder, recursive=True)):
+        if not (info.is_file and _is_data_file(_below(folder, info.path))):
+            continue
+        try:
+            with system.open_input_file(info.path) as file:
+                pq.read_metadata(file)
+        except pa.ArrowException as error:
+            if _below(folder, info.path) in needed:
+                raise CorruptInputError(
+                    path=info.path, expected="a data file of the table's latest version", cause=str(error)
+                ) from error
+            damaged.append(info.path)
+    return damaged
 
 
 def restart_history(spark: SparkSession, root: str, name: str) -> int:

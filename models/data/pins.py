@@ -2,7 +2,7 @@
 
 A version alone does not show whether a table changed: a repeated job writes a new version with the same rows. So a
 pin also holds a digest of the rows, which depends on neither their order nor the files. A restarted training keeps its
-pins as long as the digests agree.
+pins as long as the digests agree and the log still has the versions.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pds
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from conf.tables import TABLES
 from models.data.dataset import TableAt, open_table
@@ -76,9 +78,19 @@ def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
             # A sum ignores the order as xor does, but two equal rows do not cancel out.
             total += _hash_rows(batch).sum(dtype=np.uint64)
     digest = f"{int(total ^ np.uint64(num_rows)):016x}"
-    if known is not None and (known.digest, known.num_rows) == (digest, num_rows):
+    is_unchanged = known is not None and (known.digest, known.num_rows) == (digest, num_rows)
+    if known is not None and is_unchanged and _has_version(location, known.version):
         return known
     return Pin(version, num_rows, num_simulated, digest)
+
+
+def _has_version(location: str, version: int) -> bool:
+    """Tells whether the log still has a version; an erasure removes those that showed the users."""
+    try:
+        DeltaTable(location, version=version)
+    except DeltaError:
+        return False
+    return True
 
 
 def _hash_rows(batch: pa.RecordBatch) -> np.ndarray:

@@ -65,6 +65,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "UnlikelyDayError": {"day": "2062-03-04", "problem": "it lies after today, 2026-03-04 UTC"},
     "IndexFullError": {"day": DAY, "block_id": 7, "num_pois": 4097, "max_inner": 4096},
     "ConflictingWriteError": {"table": "poi_index", "day": DAY, "cause": "concurrent append"},
+    "FolderInUseError": {"folder": PATH},
     "TablesInUseError": {"job": "udfs vacuum", "holder": "udfs erase (run erase-1)", "lock": PATH},
     "ContractViolatedError": {"table": "poi_index", "day": DAY, "violation": "block_id >= 0 does not hold"},
     "DuplicateKeyError": {

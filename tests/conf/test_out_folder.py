@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf import out_folder
-from conf.errors import SettingsError
+from conf.errors import FolderInUseError, SettingsError
 from conf.out_folder import LOCK, MANIFEST, fill_out_folder
 
 NAMES = st.sampled_from(["a", "b c", "#", "%20", "ü", "release.json", "candidates", ".hidden", "[x]"])
@@ -132,5 +132,5 @@ def test_a_killed_job_can_be_repeated(tmp_path, monkeypatch, step):
 def test_two_runs_at_once_do_not_mix(tmp_path):
     with (tmp_path / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(SettingsError, match="another run"), fill_out_folder(tmp_path, "test"):
+        with pytest.raises(FolderInUseError, match="another run"), fill_out_folder(tmp_path, "test"):
             pass

@@ -8,7 +8,7 @@ from pyspark.sql import SparkSession
 from conf.settings import Settings
 from conf.tables import ERASED_USERS
 from etl.delta.contracts import spark_schema
-from etl.delta.erased_users import digest_user
+from etl.delta.erased_users import IS_ERASED, digest_user, leave_out, mark_erased
 from etl.delta.storage import append_log, read_table
 from etl.spark.session import local_frame
 from tests.etl.checkin_folder import CHECKINS, FIRST, SECOND, deliver, write_folder
@@ -43,6 +43,22 @@ def test_rows_of_erased_users_are_left_out_and_counted_night_after_night(spark, 
     }  # fmt: skip
     assert users_of(spark, made) == {"bob"}
     assert "ann" not in users_of(spark, made, "raw_impressions")
+
+
+def test_damage_around_an_id_does_not_bring_a_user_back(spark):
+    rows = local_frame(
+        spark,
+        [("ann\u0000",), ("\ufffdann",), (" ann\u00a0",), ("anna",), ("\u263aann",), (None,)],
+        "user_id string",
+    )
+    erased = local_frame(spark, [(digest_user("ann"),), (digest_user("bob"),)], "user_digest string")
+
+    left = {row["user_id"] for row in leave_out(rows, erased).collect()}
+    marked = {row["user_id"] for row in mark_erased(rows, erased).collect() if row[IS_ERASED]}
+
+    assert left == {"anna", "\u263aann", None}
+    assert marked == {"ann\u0000", "\ufffdann", " ann\u00a0"}
+    assert mark_erased(rows, erased).count() == 6
 
 
 def test_a_switch_lets_them_in_again(spark, made, tmp_path: Path):

@@ -1,10 +1,12 @@
 """Pins: the same rows keep their pin, changed rows get a new one."""
 
+from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
 from conf.errors import MissingInputError
 from models.data.pins import pin_table
@@ -36,6 +38,18 @@ def test_equal_rows_in_another_order_keep_the_pin(root, city_tables):
     _rewrite(root, table.take(pa.array(range(table.num_rows - 1, -1, -1))))
     assert pin_table(root, "pretrain_samples", DAY, before) == before
     assert pin_table(root, "pretrain_samples", DAY).version == 1  # without it, the newest version
+
+
+def test_a_pin_whose_version_an_erasure_has_removed_moves_to_the_newest(root, city_tables):
+    before = pin_table(root, "pretrain_samples", DAY)
+    _rewrite(root, city_tables["pretrain_samples"])
+    table = DeltaTable(f"{root}/pretrain_samples")
+    table.create_checkpoint()
+    Path(root, "pretrain_samples", "_delta_log", f"{0:020}.json").unlink()
+
+    after = pin_table(root, "pretrain_samples", DAY, before)
+
+    assert after == replace(before, version=1)
 
 
 def test_one_changed_element_of_an_array_changes_the_pin(root, city_tables):

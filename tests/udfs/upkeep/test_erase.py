@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 
 from conf.cli import main
-from conf.errors import ErasureUnfinishedError
+from conf.errors import CorruptInputError, ErasureUnfinishedError
 from conf.settings import Settings
 from conf.tables import TABLES
 from etl.__main__ import JOBS as ETL_JOBS
@@ -97,6 +98,28 @@ def test_a_damaged_record_of_a_training_does_not_stop_an_erasure(published_twice
     assert done.notes["after"] == {"tables": 0, "files": 0}
     assert done.notes["trainings"] == ["2025-11-02"]
     assert (record.parent / "erasures.json").is_file()
+
+
+@pytest.mark.spark
+def test_a_file_that_a_killed_write_has_left_is_deleted_and_a_damaged_table_is_told(
+    published_twice: FeatureCity,
+) -> None:
+    city = published_twice
+    table = Path(city.root) / "cleaned_actions"
+    whole = next(table.rglob("*.parquet"))
+    half = whole.with_name("part-00000-half.snappy.parquet")
+    half.write_bytes(whole.read_bytes()[:200])
+
+    done = city.run("erase", DAY_2, user=["u1"], users=None)
+
+    assert done.notes["before"]["tables"]["cleaned_actions"]["leftovers"] == 1
+    assert done.notes["after"] == {"tables": 0, "files": 0}
+    assert not half.exists()
+
+    needed = Path(DeltaTable(str(table)).file_uris()[0])
+    needed.write_bytes(needed.read_bytes()[:200])
+    with pytest.raises(CorruptInputError, match="latest version"):
+        city.run("erase", DAY_2, user=["u2"], users=None)
 
 
 def test_nothing_is_delivered_while_an_erasure_is_unfinished(tmp_path: Path, capsys) -> None:
