@@ -204,6 +204,30 @@ class TrainConfig(Section):
     )
 
 
+class InterestConfig(Section):
+    """Interest pre-training (ours): two terms beside the next-POI loss; off = the paper's model."""
+
+    enabled: bool = Field(
+        False,
+        description="train both towers, and the interest match with one POI left out, from the first stage on",
+    )
+    tower_weight: float = Field(0.5, ge=0, description="weight of the towers' cross-entropy over all slots")
+    match_weight: float = Field(
+        1.0, ge=0, description="weight of the match of a POI among those of its category and block"
+    )
+    poi_rate: float = Field(5.0, gt=0, description="factor on the learning rate of POI vectors")
+    max_slots: int = Field(1024, ge=2, description="slots of the towers' softmax; of more a sample is drawn")
+    max_alternatives: int = Field(
+        64, ge=1, description="alternatives of a matched POI; of more a sample is drawn"
+    )
+
+
+class PretrainConfig(TrainConfig):
+    """Pre-training with next-POI cross-entropy."""
+
+    interests: InterestConfig = InterestConfig()
+
+
 class EmbeddingSftConfig(TrainConfig):
     """Embedding SFT: two towers, InfoNCE."""
 
@@ -242,10 +266,21 @@ class Recipe(Section):
         description="both SFTs take in the table poi_vectors (text of POIs) through a learned projection",
     )
     decoder: DecoderConfig = DecoderConfig()
-    pretrain: TrainConfig = TrainConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     sft_embedding: EmbeddingSftConfig = EmbeddingSftConfig()
     sft_ranking: TrainConfig = TrainConfig()
     align_dpo: AlignConfig = AlignConfig()
+
+    @model_validator(mode="after")
+    def _check_interests(self) -> "Recipe":
+        decoder = self.decoder
+        if self.pretrain.interests.enabled and not (
+            decoder.interest_match.enabled and decoder.poi_vectors != "off"
+        ):
+            raise ValueError(
+                "pretrain.interests needs decoder.interest_match.enabled, whose maps it trains, and decoder.poi_vectors"
+            )
+        return self
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -50,6 +50,7 @@ from models.network.trunk import (
     Prefix,
     RequestState,
     StepLogProbs,
+    TargetStates,
     Trunk,
     keep_last,
     neutral_request,
@@ -118,6 +119,10 @@ class SpacetimeDecoder(nn.Module):
             history: the users' actions; targets in `is_targets_BL` outside the window or in the context do not count.
             live: slots that are live; None = all within the capacities.
         """
+        return self.score_targets(self.read_targets(history, live), live)
+
+    def read_targets(self, history: HistoryBatch, live: LiveSlots | None = None) -> TargetStates:
+        """Reads the windows once and returns what predicts each loss target; arguments as `next_poi_log_probs`."""
         history = self._needed(history)
         spacetime, inner = self.trunk.embed_history(history)
         index_BW, window_BQ, is_target_BQ = target_steps(history, self.config.window_actions)
@@ -131,13 +136,6 @@ class SpacetimeDecoder(nn.Module):
         is_target_BQ = is_target_BQ & self._has_token(blocks_BQ, inners_BQ, live)
         # Ids that are not targets become 0, which every gather can take; their values are masked at the end.
         blocks_BQ, inners_BQ = blocks_BQ * is_target_BQ, inners_BQ * is_target_BQ
-        log_blocks = self.generator.block_log_probs(at_action, self.embedding, live)
-        log_block = log_blocks.gather(2, blocks_BQ[..., None])[..., 0]
-        targets = is_target_BQ.nonzero(as_tuple=True)
-        chosen = self.generator.target_log_probs(
-            at_block[targets], blocks_BQ[targets], inners_BQ[targets], self.embedding, live
-        )
-        log_inner = torch.zeros_like(log_block).index_put(targets, chosen)
         steps = steps_of(history, index_BQ, hide_time=self.config.hide_request_time)
         # `spacetime`, not `shown`: a past action's time is known even where that of a request is hidden.
         memory = (
@@ -147,10 +145,24 @@ class SpacetimeDecoder(nn.Module):
         )
         slots = None if history.crowd is None else history.crowd.take_steps(window_BQ)
         sources = self._look_up(memory, history, steps, slots, live)
-        copies = self._copies(BLOCK, at_action, sources)
+        return TargetStates(
+            history, inner, index_BQ, blocks_BQ, inners_BQ, is_target_BQ, at_action, at_block, sources
+        )
+
+    def score_targets(self, targets: TargetStates, live: LiveSlots | None = None) -> StepLogProbs:
+        """Returns log P(block) and log P(inner | true block) of what `read_targets` has read."""
+        blocks_BQ, inners_BQ, is_target_BQ = targets.blocks_BQ, targets.inners_BQ, targets.is_target_BQ
+        log_blocks = self.generator.block_log_probs(targets.at_action_BQD, self.embedding, live)
+        log_block = log_blocks.gather(2, blocks_BQ[..., None])[..., 0]
+        real = is_target_BQ.nonzero(as_tuple=True)
+        chosen = self.generator.target_log_probs(
+            targets.at_block_BQD[real], blocks_BQ[real], inners_BQ[real], self.embedding, live
+        )
+        log_inner = torch.zeros_like(log_block).index_put(real, chosen)
+        copies = self._copies(BLOCK, targets.at_action_BQD, targets.sources)
         if copies is not None:
             log_block = copies.mix_target(log_block, copies.blocks_BQX == blocks_BQ[..., None])
-        copies = self._copies(INNER, at_block, sources)
+        copies = self._copies(INNER, targets.at_block_BQD, targets.sources)
         if copies is not None:
             same_inner = copies.inners_BQX == inners_BQ[..., None]
             log_inner = copies.inside(blocks_BQ).mix_target(log_inner, same_inner)
@@ -158,6 +170,16 @@ class SpacetimeDecoder(nn.Module):
         return StepLogProbs(
             log_block.masked_fill(is_padding, 0.0), log_inner.masked_fill(is_padding, 0.0), is_target_BQ
         )
+
+    def user_vectors(self, targets: TargetStates) -> Tensor:
+        """Returns unit vectors of the user tower at every loss target, from what lies before it, (B, Q, E)."""
+        interest = None
+        if self.interest_match is not None:
+            content, is_real_BL = self.trunk.history_content(targets.history, targets.inner_BLD)
+            places = torch.arange(is_real_BL.shape[1], device=is_real_BL.device)
+            is_past_BQL = is_real_BL[:, None] & (places < targets.index_BQ[..., None])
+            interest = self.interest_match.read_pasts(content, is_past_BQL)
+        return self._user_vectors(targets.at_action_BQD, targets.sources, interest)
 
     # --- serving ----------------------------------------------------------------------------------------
 
@@ -356,15 +378,21 @@ class SpacetimeDecoder(nn.Module):
 
     def user_state(self, prefix: Prefix, request: RequestBatch | None = None) -> Tensor:
         """Returns unit vectors of the user tower, (B, embedding_dim); `request` None = as of the last action."""
-        request_B2D, (memory, pairs, _) = self._ask(prefix, request)
+        request_B2D, sources = self._ask(prefix, request)
         at_action = self._read_request(prefix, request_B2D)[0][:, -1:]
-        pooled = at_action
+        interest = None if prefix.interest_B2E is None else prefix.interest_B2E[:, None]
+        return self._user_vectors(at_action, sources, interest)[:, 0]
+
+    def _user_vectors(self, at_action_BQD: Tensor, sources: Sources, interest_BQ2E: Tensor | None) -> Tensor:
+        """Returns unit vectors of the user tower, (B, Q, E), from states at action tokens."""
+        memory, pairs, _ = sources
+        pooled = at_action_BQD
         if self.history_copy is not None and memory is not None and pairs is not None:
-            scores = self.history_copy.score(BLOCK, at_action, memory, pairs)
+            scores = self.history_copy.score(BLOCK, at_action_BQD, memory, pairs)
             pooled = pooled + self.history_copy.pool(scores, memory)
-        vectors = self.user_projection(pooled[:, 0])
-        if prefix.interest_B2E is not None:
-            vectors = vectors + prefix.interest_B2E.sum(dim=1)
+        vectors = self.user_projection(pooled)
+        if interest_BQ2E is not None:
+            vectors = vectors + interest_BQ2E.sum(dim=2)
         return nn.functional.normalize(vectors.float(), dim=-1)
 
     def poi_state(self, candidates: CandidateBatch) -> Tensor:

@@ -67,10 +67,15 @@ class InterestMatch(nn.Module):
 
     def read_past(self, content: Content, is_past_BL: Tensor) -> Tensor:
         """Returns the user's vectors for POIs and texts, (B, 2, E); zero without a past."""
+        return self.read_pasts(content, is_past_BL[:, None])[:, 0]
+
+    def read_pasts(self, content: Content, is_past_BQL: Tensor) -> Tensor:
+        """Returns the same at several steps, (B, Q, 2, E), of which each has a past of its own, (B, Q, L) bool."""
         normed = self.norm(content.inner)
-        scores_BL = self.salience(normed)[..., 0].masked_fill(~is_past_BL, -torch.inf)
-        weights_BL = torch.nan_to_num(scores_BL.softmax(dim=-1))  # nan = nothing but padding
-        return self._project(normed, content.given, (self.past, self.past_text), weights_BL)
+        scores_BL = self.salience(normed)[..., 0]
+        scores_BQL = scores_BL[:, None].masked_fill(~is_past_BQL, -torch.inf)
+        weights_BQL = torch.nan_to_num(scores_BQL.softmax(dim=-1))  # nan = nothing but padding
+        return self._project(normed, content.given, (self.past, self.past_text), weights_BQL)
 
     def read_candidates(self, content: Content) -> Tensor:
         """Returns the candidates' vectors for POIs and texts, (B, C, 2, E)."""
@@ -81,10 +86,10 @@ class InterestMatch(nn.Module):
         normed: Tensor,
         vectors: Tensor | None,
         maps: tuple[nn.Linear, nn.Linear | None],
-        weights_BL: Tensor | None = None,
+        weights_BQL: Tensor | None = None,
     ) -> Tensor:
         def pool(values: Tensor) -> Tensor:
-            return values if weights_BL is None else (weights_BL[:, None].to(values) @ values)[:, 0]
+            return values if weights_BQL is None else weights_BQL.to(values) @ values
 
         place = maps[0](pool(self.dropout(normed)))
         if vectors is None or maps[1] is None:

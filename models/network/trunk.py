@@ -112,6 +112,30 @@ class CandidateStates(NamedTuple):
     evidence_BC4: Tensor | None = None
 
 
+class TargetStates(NamedTuple):
+    """What predicts the loss targets of a batch of windows.
+
+    Attributes:
+        history: the users' actions, cut to what the model reads.
+        inner_BLD: float, (B, L, D), input embeddings of the actions' POIs.
+        index_BQ: int64, (B, Q), the action that each target is.
+        blocks_BQ, inners_BQ: int64, (B, Q), ids of the targets; 0 for padding.
+        is_target_BQ: bool, (B, Q), False = padding, or a POI that has no token.
+        at_action_BQD, at_block_BQD: float, (B, Q, D), states that predict the block and the inner id.
+        sources: what the targets can be copied from.
+    """
+
+    history: HistoryBatch
+    inner_BLD: Tensor
+    index_BQ: Tensor
+    blocks_BQ: Tensor
+    inners_BQ: Tensor
+    is_target_BQ: Tensor
+    at_action_BQD: Tensor
+    at_block_BQD: Tensor
+    sources: Sources
+
+
 class StepLogProbs(NamedTuple):
     """Log probabilities at the loss targets, (B, Q) each, in nats; 0 where `is_target_BQ` is False (padding)."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models.config import PreferenceKind
+from models.network.trunk import StepLogProbs
 
 
 def info_nce_loss(
@@ -154,3 +155,13 @@ def _distinct(keys_N: Tensor) -> tuple[Tensor, Tensor]:
         0, inverse, torch.arange(len(keys_N), device=keys_N.device), reduce="amin"
     )
     return first, keys
+
+
+def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
+    """Sums the cross-entropy of block and inner tokens over the loss targets (paper 3.2.2).
+
+    Returns:
+        The summed negative log-likelihood of the target POIs, and their number.
+    """
+    loss = -(log_probs.block_BQ.sum() + log_probs.inner_BQ.sum())
+    return loss, int(torch.count_nonzero(log_probs.is_target_BQ))

@@ -1,4 +1,4 @@
-"""Stage 1: pre-training on windows of actions with next-POI cross-entropy (paper 3.2).
+"""Stage 1: pre-training on windows of actions with next-POI cross-entropy (paper 3.2), and interests if asked for.
 
 The stage reads `pretrain_samples` at a pinned version, and `poi_index` and `blocks` for slots and block centres.
 Validation is the mean negative log-likelihood per target of the split `val`, in nats.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from conf.tables import HISTORY_NAMES
 from conf.tokens import TokenLayout
-from models.config import DecoderConfig, Recipe, TrainConfig, size_layout
+from models.config import DecoderConfig, InterestConfig, Recipe, TrainConfig, size_layout
 from models.copying.crowd_batches import add_to_history
 from models.copying.crowd_candidates import SlotFinder
 from models.data.batch import HistoryBatch, collate_history
@@ -29,6 +29,8 @@ from models.data.slots import AboutSlots, LiveSlots
 from models.network.checkpoint import load_stage, save_stage
 from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import StepLogProbs
+from models.training.interests import InterestLearner, InterestObjective
+from models.training.losses import next_poi_loss
 from models.training.stage import Log, TrainResult
 from models.training.trainer import train
 
@@ -71,8 +73,12 @@ class PretrainStage:
         scratch: Path,
         finder: SlotFinder | None = None,
         needs_validation: bool = True,
+        interests: InterestConfig | None = None,
     ) -> None:
-        """Opens the splits `train` and `val`; raises the errors of `SampleBatches` and `open_validation`."""
+        """Opens the splits `train` and `val`; raises the errors of `SampleBatches` and `open_validation`.
+
+        With `interests` the model is an `InterestLearner`, and the terms of interest pre-training are added.
+        """
         self.slots, self.finder = slots, finder
         plan = BatchPlan(
             batch_size=config.batch_size,
@@ -93,6 +99,10 @@ class PretrainStage:
             is_needed=needs_validation,
         )
 
+        self.interests = None
+        if interests is not None and interests.enabled:
+            self.interests = InterestObjective(interests, slots, self.train.read(0, 0))
+
     def num_batches(self) -> int:
         """Returns the number of batches of an epoch."""
         return self.train.num_batches
@@ -103,13 +113,12 @@ class PretrainStage:
 
     def loss(self, model: nn.Module, rows: pa.Table) -> tuple[Tensor, int, dict[str, float]]:
         """Returns the summed loss, the number of targets, and the separate losses of block and inner tokens."""
+        if self.interests is not None:
+            learner = cast(InterestLearner, model)
+            return self.interests.loss(learner, self.collate(rows, learner.decoder), self.slots)
         next_poi = cast(NextPoiModel, model)
-        device = next(model.parameters()).device
-        history = collate_history(rows)
-        if next_poi.config.crowd.enabled:
-            history = add_to_history(history, rows, self.finder, next_poi.config)
-        self.slots = self.slots.to(device)  # stored, since each move sorts them again
-        log_probs = next_poi.next_poi_log_probs(history.to(device), self.slots)
+        history = self.collate(rows, next_poi)
+        log_probs = next_poi.next_poi_log_probs(history, self.slots)
         loss, num_targets = next_poi_loss(log_probs)
         sums = {
             "train/loss_block": -float(log_probs.block_BQ.detach().sum()),
@@ -117,10 +126,21 @@ class PretrainStage:
         }
         return loss, num_targets, sums
 
+    def collate(self, rows: pa.Table, model: NextPoiModel) -> HistoryBatch:
+        """Collates rows on the model's device, with crowd candidates if the model copies them."""
+        device = next(cast(nn.Module, model).parameters()).device
+        history = collate_history(rows)
+        if model.config.crowd.enabled:
+            history = add_to_history(history, rows, self.finder, model.config)
+        self.slots = self.slots.to(device)  # stored, since each move sorts them again
+        return history.to(device)
+
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Returns `val/loss`, nats per target POI, and its two parts; empty without validation rows."""
         if self.val is None:
             return {}
+        if self.interests is not None:
+            return self.interests.average(self.loss(model, rows) for rows in self.val.read())
         sums, num_targets = {"block": 0.0, "inner": 0.0}, 0
         for rows in self.val.read():
             _, count, parts = self.loss(model, rows)
@@ -161,12 +181,14 @@ def run_pretrain(
     # The same seed in every process: gradients are summed, but initial weights are never broadcast.
     torch.manual_seed(recipe.pretrain.seed)
     model, slots = build_decoder(recipe, tables.poi_index, tables.blocks, layout)
+    config = recipe.pretrain
     stage = PretrainStage(
-        tables.samples, day, recipe.pretrain, slots, folder / "scratch", finder, needs_validation
+        tables.samples, day, config, slots, folder / "scratch", finder, needs_validation, config.interests
     )
+    learner = InterestLearner(model, config.interests) if config.interests.enabled else model
     fingerprint = json.dumps([model.config.model_dump(mode="json"), asdict(tables), day], sort_keys=True)
     try:
-        result = train(stage, model, recipe.pretrain, folder, log, fingerprint=fingerprint)
+        result = train(stage, learner, config, folder, log, fingerprint=fingerprint)
     finally:
         stage.train.close()
         if stage.val is not None:
@@ -227,13 +249,3 @@ def last_index_version(poi_index: TableAt) -> int:
     """Returns the newest version of an index, which a training uses."""
     versions = read_table(poi_index, ("index_version",)).column("index_version").to_numpy()
     return int(versions.max(initial=1))
-
-
-def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
-    """Sums the cross-entropy of block and inner tokens over the loss targets (paper 3.2.2).
-
-    Returns:
-        The summed negative log-likelihood of the target POIs, and their number.
-    """
-    loss = -(log_probs.block_BQ.sum() + log_probs.inner_BQ.sum())
-    return loss, int(torch.count_nonzero(log_probs.is_target_BQ))

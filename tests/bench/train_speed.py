@@ -34,8 +34,9 @@ from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import Trunk
 from models.protocols.splits import PROTOCOLS, build_rows
 from models.protocols.tables import DAY, build_tables, write_samples
+from models.training.losses import next_poi_loss
 from models.training.optimizer import build_optimizer
-from models.training.pretrain import PRETRAIN_COLUMNS, next_poi_loss
+from models.training.pretrain import PRETRAIN_COLUMNS
 
 RECIPE = "conf/models/checkins.yaml"
 COMMAND = "make bench-train DATA=FOLDER"

@@ -3,7 +3,7 @@
 import torch
 
 from models.network.trunk import StepLogProbs
-from models.training.pretrain import next_poi_loss
+from models.training.losses import next_poi_loss
 from tests.models.tiny import tiny_decoder, tiny_history
 
 
