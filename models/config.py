@@ -239,6 +239,17 @@ class EmbeddingSftConfig(TrainConfig):
     drop_request: float = Field(0.3, ge=0, le=1, description="share of training requests made neutral")
 
 
+class RankingSftConfig(TrainConfig):
+    """Ranking SFT: click logits of isolated candidates."""
+
+    fit_head: int = Field(
+        0,
+        ge=0,
+        description="training requests on whose frozen evidence the click head is fitted before the first step; the"
+        " fitted start is validated, so training never ends below it; 0 = the state alone, from a random start",
+    )
+
+
 class AlignConfig(TrainConfig):
     """DPO, S-DPO or IPO."""
 
@@ -268,7 +279,7 @@ class Recipe(Section):
     decoder: DecoderConfig = DecoderConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft_embedding: EmbeddingSftConfig = EmbeddingSftConfig()
-    sft_ranking: TrainConfig = TrainConfig()
+    sft_ranking: RankingSftConfig = RankingSftConfig()
     align_dpo: AlignConfig = AlignConfig()
 
     @model_validator(mode="after")

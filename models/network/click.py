@@ -43,6 +43,21 @@ class ClickHead(nn.Module):
         if self.evidence is not None:
             nn.init.zeros_(self.evidence.weight)
 
+    def features(self, candidates: CandidateStates) -> Tensor:
+        """Returns what the head reads beside the state, (B, C, 2 or 6): memory shares, then evidence if it is read."""
+        if self.evidence is None or candidates.evidence_BC4 is None:
+            return candidates.memory_BC2
+        return torch.cat([candidates.memory_BC2, candidates.evidence_BC4.to(candidates.memory_BC2)], dim=-1)
+
+    @torch.no_grad()
+    def start_from(self, weights_F: Tensor, bias: float) -> None:
+        """Starts with these weights of `features`, (F,), and the state unused."""
+        nn.init.zeros_(self.state.weight)
+        self.state.bias.fill_(bias)
+        self.memory.weight.copy_(weights_F[None, :NUM_MEMORY_FEATURES])
+        if self.evidence is not None:
+            self.evidence.weight.copy_(weights_F[None, NUM_MEMORY_FEATURES:])
+
     def forward(self, candidates: CandidateStates) -> Tensor:
         logits = self.state(candidates.states_BCD) + self.memory(candidates.memory_BC2)
         if self.evidence is not None and candidates.evidence_BC4 is not None:

@@ -7,7 +7,7 @@ AUC and GAUC on split `val`.
     python -m models sft_ranking --day 2026-01-31
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 import torch
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from models.data.batch import collate_candidates, collate_history, collate_requests, pad_lists
 from models.network.decoder import SpacetimeDecoder
+from models.network.trunk import CandidateStates
 from models.training.losses import click_loss
 from models.training.posttraining import NO_LABEL, ClickStage, ScoredBatch, SftRun, Splits, run_sft
 from models.training.stage import TrainResult
 
 CALIBRATION_PRIOR = 1e-4
 """Keeps scale and shift finite if the logits separate held-out clicks perfectly."""
+HEAD_PRIOR = 1e-3
+"""The same for the weights of the fitted head, of standardised features."""
 
 
 class RankingStage(ClickStage[SpacetimeDecoder]):
@@ -41,12 +44,82 @@ class RankingStage(ClickStage[SpacetimeDecoder]):
 
 def score_rows(model: SpacetimeDecoder, rows: pa.Table) -> tuple[Tensor, Tensor]:
     """Returns click logits and labels of ranking samples, (B, C) each; the label of padding is `NO_LABEL`."""
+    states, labels = read_rows(model, rows)
+    return model.click_logits(states), labels
+
+
+def read_rows(model: SpacetimeDecoder, rows: pa.Table) -> tuple[CandidateStates, Tensor]:
+    """Returns what the click head reads of ranking samples, and labels, (B, C)."""
     device = next(model.parameters()).device
     prefix = model.encode_prefix(collate_history(rows).to(device))
     states = model.candidate_states(
         prefix, collate_requests(rows).to(device), collate_candidates(rows).to(device)
     )
-    return model.click_logits(states), pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
+    return states, pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
+
+
+def fit_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table], num_requests: int) -> int:
+    """Fits the click head on the frozen evidence of some requests by logistic regression; the state's weights are 0.
+
+    From pre-trained weights the state says nothing about clicks yet, while log probabilities, memory shares and the
+    interest match do. Without this start the first steps bend the weights that the evidence comes from.
+
+    Args:
+        model: changed in place.
+        batches: training samples.
+        num_requests: requests that are read.
+
+    Returns:
+        The number of requests read; 0 if they have labels of one kind only, and the head is unchanged.
+    """
+    found, labels, num_read = list[Tensor](), list[Tensor](), 0
+    model.eval()
+    with torch.no_grad():
+        for rows in batches:
+            states, labels_BC = read_rows(model, rows.slice(0, num_requests - num_read))
+            is_real_BC = labels_BC != NO_LABEL
+            found.append(model.click.features(states)[is_real_BC].double())
+            labels.append(labels_BC[is_real_BC].double())
+            num_read += len(labels_BC)
+            if num_read >= num_requests:
+                break
+    model.train()
+    if not labels or len(torch.cat(labels).unique()) < 2:
+        return 0
+    features_NF, clicks_N = torch.cat(found), torch.cat(labels)
+    mean_F, spread_F = features_NF.mean(dim=0), features_NF.std(dim=0).clamp(min=1e-6)
+    weights, bias = _fit_logistic((features_NF - mean_F) / spread_F, clicks_N)
+    weights = weights / spread_F
+    model.click.start_from(weights, float(bias - weights @ mean_F))
+    return num_read
+
+
+def _fit_logistic(features_NF: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns weights (F,) and bias () of a logistic regression, float64."""
+    weights = torch.zeros_like(features_NF[0], requires_grad=True)
+    bias = torch.zeros((), dtype=weights.dtype, device=weights.device, requires_grad=True)
+
+    def loss() -> Tensor:
+        logits = features_NF @ weights + bias
+        return (
+            nn.functional.binary_cross_entropy_with_logits(logits, labels_N) + HEAD_PRIOR * (weights**2).sum()
+        )
+
+    minimise(loss, [weights, bias])
+    return weights.detach(), bias.detach()
+
+
+def minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+    """Minimises a smooth function of a few parameters, in place."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
 
 
 def calibrate_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table]) -> tuple[float, float]:
@@ -68,16 +141,12 @@ def calibrate_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table]) -
     log_scale, shift = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
     if len(labels.unique()) < 2:
         return 1.0, 0.0  # nothing to fit
-    optimizer = torch.optim.LBFGS([log_scale, shift], max_iter=100, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.binary_cross_entropy_with_logits(log_scale.exp() * logits + shift, labels)
-        loss = loss + CALIBRATION_PRIOR * (log_scale**2 + shift**2)
-        loss.backward()
-        return loss
+    def loss() -> Tensor:
+        fit = nn.functional.binary_cross_entropy_with_logits(log_scale.exp() * logits + shift, labels)
+        return fit + CALIBRATION_PRIOR * (log_scale**2 + shift**2)
 
-    optimizer.step(closure)
+    minimise(loss, [log_scale, shift])
     scale, moved = float(log_scale.detach().exp()), float(shift.detach())
     model.click.rescale(scale, moved)
     return scale, moved
@@ -85,11 +154,16 @@ def calibrate_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table]) -
 
 def run_sft_ranking(run: SftRun) -> TrainResult:
     """Trains the ranking stage and calibrates its click head on the validation rows; raises the errors of `run_sft`."""
+    config = run.recipe.sft_ranking
 
     def build(decoder: SpacetimeDecoder, splits: Splits) -> tuple[RankingStage, SpacetimeDecoder]:
+        if config.fit_head:
+            fit_click_head(decoder, splits.train.read(0, 0), config.fit_head)
         return RankingStage(splits), decoder
 
-    return run_sft(run, run.recipe.sft_ranking, build, finish=_calibrate)
+    if config.fit_head:
+        config = config.model_copy(update={"validate_start": True})
+    return run_sft(run, config, build, finish=_calibrate)
 
 
 def _calibrate(decoder: SpacetimeDecoder, splits: Splits) -> dict[str, object]:

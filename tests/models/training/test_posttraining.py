@@ -8,11 +8,12 @@ import torch
 from models.config import AlignConfig, EmbeddingSftConfig, TrainConfig
 from models.data.dataset import TableAt
 from models.data.slots import LiveSlots
+from models.evaluation.metrics import auc
 from models.training.align_dpo import AlignStage, pair_log_probs
 from models.training.losses import preference_loss
 from models.training.posttraining import NO_LABEL, SFT_COLUMNS, SampleSource, Splits, flatten_by_label
 from models.training.sft_embedding import EmbeddingStage, TwoTowers, embed_rows
-from models.training.sft_ranking import RankingStage, score_rows
+from models.training.sft_ranking import RankingStage, fit_click_head, read_rows, score_rows
 from models.training.trainer import train
 
 
@@ -28,6 +29,45 @@ def test_ranking_stage_learns_whose_favourite_is_clicked(make_decoder, city_root
     result = train(stage, model, config, tmp_path, lambda metrics, step: None)
     assert result.validations[-1]["val/auc"] > 0.9
     assert result.best_value < result.validations[0]["val/loss"]
+
+
+def test_a_fitted_head_ranks_by_evidence_alone_and_training_does_not_end_below_it(
+    make_decoder, city_root, tmp_path
+):
+    config = TrainConfig(max_steps=2, batch_size=8, learning_rate=0.5, patience=20, validate_start=True)
+    splits = _splits(city_root, config, tmp_path)
+    model = make_decoder(interest_match={"enabled": True, "dropout": 0.0}, dropout=0.0, embedding_dropout=0.0)
+
+    num_read = fit_click_head(model, splits.train.read(0, 0), 10)
+
+    rows = next(splits.train.read(0, 0))
+    states, labels = read_rows(model.eval(), rows)
+    logits = model.click_logits(states)
+    is_real = labels != NO_LABEL
+    weights = torch.cat([model.click.memory.weight, model.click.evidence.weight], dim=1)[0]
+    assert num_read == 10
+    assert not model.click.state.weight.any()
+    torch.testing.assert_close(logits, model.click.features(states) @ weights + model.click.state.bias)
+    # Favourites are clicked, and the memory's shares tell them.
+    assert auc(logits[is_real].detach().numpy(), labels[is_real].numpy()) > 0.75
+
+    result = train(RankingStage(splits), model.train(), config, tmp_path, lambda metrics, step: None)
+    assert result.best_value <= result.validations[0]["val/loss"]
+
+
+def test_a_head_is_not_fitted_to_labels_of_one_kind(make_decoder, city_tables):
+    model = make_decoder()
+    before = model.click.state.weight.clone()
+    rows = city_tables["ranking_samples"].slice(0, 2)
+    column = rows.schema.get_field_index("labels")
+    rows = rows.set_column(
+        column,
+        rows.schema.field(column),
+        pa.array([[0] * len(r) for r in rows["labels"].to_pylist()], rows.schema.field(column).type),
+    )
+
+    assert fit_click_head(model, [rows], 2) == 0
+    assert torch.equal(model.click.state.weight, before)
 
 
 def test_embedding_stage_learns_and_its_temperature_moves(make_decoder, city_root, tmp_path):
