@@ -138,8 +138,10 @@ def calendar_day(text: str) -> date:
     """
     try:
         day = date.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is no day, written as YYYY-MM-DD") from error
+    except ValueError:
+        day = date.min
+    if str(day) != text:  # Python reads 20260131 and 2026-W05-6, too
+        raise argparse.ArgumentTypeError(f"{text} is no day, written as YYYY-MM-DD")
     if not 1900 <= day.year < date.max.year:
         raise argparse.ArgumentTypeError(f"{text} is not of the years 1900 to {date.max.year - 1}")
     return day

@@ -172,6 +172,8 @@ class TrainConfig(Section):
     """How one stage is trained."""
 
     removed: ClassVar[Mapping[str, object]] = {"ema_decay": 0.0, "beta1": 0.9, "beta2": 0.98}
+    added: ClassVar[tuple[str, ...]] = ()
+    """Keys that are younger than trainings that may be resumed."""
 
     epochs: int = Field(4, ge=0, description="passes over the training split")
     max_steps: int = Field(0, ge=0, description="optimiser steps at most; 0 = as many as the epochs need")
@@ -203,6 +205,12 @@ class TrainConfig(Section):
         8_192, ge=1, description="rows in memory while streaming; the span of length buckets"
     )
 
+    def describe(self) -> dict[str, object]:
+        """Returns the configuration for digests: `added` keys are left out at their defaults, so old digests hold."""
+        fields = type(self).model_fields
+        usual = {name for name in self.added if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=usual)
+
 
 class InterestConfig(Section):
     """Interest pre-training (ours): two terms beside the next-POI loss; off = the paper's model."""
@@ -216,7 +224,11 @@ class InterestConfig(Section):
         1.0, ge=0, description="weight of the match of a POI among those of its category and block"
     )
     poi_rate: float = Field(5.0, gt=0, description="factor on the learning rate of POI vectors")
-    max_slots: int = Field(1024, ge=2, description="slots of the towers' softmax; of more a sample is drawn")
+    max_slots: int = Field(
+        1024,
+        ge=2,
+        description="slots up to which the towers' softmax takes all; of more, so many draws beside targets",
+    )
     max_alternatives: int = Field(
         64, ge=1, description="alternatives of a matched POI; of more a sample is drawn"
     )
@@ -224,6 +236,8 @@ class InterestConfig(Section):
 
 class PretrainConfig(TrainConfig):
     """Pre-training with next-POI cross-entropy."""
+
+    added: ClassVar[tuple[str, ...]] = ("interests",)
 
     interests: InterestConfig = InterestConfig()
 
@@ -242,11 +256,13 @@ class EmbeddingSftConfig(TrainConfig):
 class RankingSftConfig(TrainConfig):
     """Ranking SFT: click logits of isolated candidates."""
 
+    added: ClassVar[tuple[str, ...]] = ("fit_head",)
+
     fit_head: int = Field(
         0,
         ge=0,
-        description="training requests on whose frozen evidence the click head is fitted before the first step; the"
-        " fitted start is validated, so training never ends below it; 0 = the state alone, from a random start",
+        description="training requests on whose frozen evidence the click head is fitted before the first step; with a"
+        " validation split its loss never ends above that of this start; 0 = the state alone, from a random start",
     )
 
 
@@ -285,11 +301,13 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_interests(self) -> "Recipe":
         decoder = self.decoder
-        if self.pretrain.interests.enabled and not (
-            decoder.interest_match.enabled and decoder.poi_vectors != "off"
-        ):
+        # Without the history copy the model reads the end of a history only: at another place in training than in
+        # serving, which the towers would see.
+        needed = decoder.interest_match.enabled, decoder.memory.enabled, decoder.poi_vectors != "off"
+        if self.pretrain.interests.enabled and not all(needed):
             raise ValueError(
-                "pretrain.interests needs decoder.interest_match.enabled, whose maps it trains, and decoder.poi_vectors"
+                "pretrain.interests needs decoder.interest_match.enabled, decoder.memory.enabled and "
+                "decoder.poi_vectors; of overrides, give these first"
             )
         return self
 

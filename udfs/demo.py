@@ -45,8 +45,6 @@ INTERPRETED = {"spark.sql.codegen.factoryMode": "NO_CODEGEN"}
 """One night's rows are few again."""
 MAX_TARGETS = "600"
 """Targets of the next POI that the demo's evaluation ranks."""
-SHORTER = {"sft_embedding.max_steps": 100, "sft_ranking.max_steps": 200}
-"""Steps of the simulated city, whose few samples are learnt sooner than a city's of real size."""
 FEW_ROWS = 20_000
 """Data with fewer rows need no parallel tasks; with more, expressions are worth compiling."""
 Summary = Mapping[str, Any]
@@ -215,8 +213,7 @@ def run_demo(options: argparse.Namespace) -> None:
         run_command("udfs", "poi_vectors", "--day", day)
     if recipe.decoder.crowd.enabled:
         run_command("etl", "training_others", "--day", day)
-    shorter = [word for key, steps in SHORTER.items() for word in ("--set-recipe", f"{key}={steps}")]
-    more = shorter if is_synthetic else ["--allow-unvalidated"]
+    more = () if is_synthetic else ("--allow-unvalidated",)
     trained = run_command(
         "models", "train", "--day", day, "--recipe", str(options.recipe), "--max-targets", MAX_TARGETS, *more
     )

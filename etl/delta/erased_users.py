@@ -17,9 +17,11 @@ from etl.delta import storage
 
 IS_ERASED = "_is_erased"
 """Column that `mark_erased` adds."""
-AROUND_ID = r"[\p{C}\x{FFFD}\s\x{A0}\x{3000}]"
-"""What damage leaves around an id: control characters, the sign of an undecodable byte, blanks. Other symbols are not
-among them, since an id may consist of them."""
+BROKEN = r"\p{Cc}\p{Cf}\x{FFFD}"
+"""What damage leaves in an id: control characters and the sign of an undecodable byte. Other symbols, unassigned code
+points among them, may be what an id consists of; so may a blank between two words."""
+AROUND = rf"[{BROKEN}\s\x{{A0}}\x{{3000}}]"
+"""What damage leaves around an id: the same, and blanks."""
 
 
 def digest_user(user: str) -> str:
@@ -28,16 +30,20 @@ def digest_user(user: str) -> str:
 
 
 def digests_of(user: Column) -> list[Column]:
-    """Returns the digests under which a delivered id may be known: of the id, and of the id without damage around it.
+    """Returns the digests under which a delivered id may be known: of the id, and of what damage has left of it.
 
-    An erasure deletes rows whose id has broken characters around it, so the next export must not bring them back.
+    An erasure deletes raw rows whose id has broken characters around it or within, so the next export must not bring
+    them back. What is left are the id without damage around it, and the parts before the first and after the last one.
     """
-    return [F.sha2(text, 256) for text in (clean_id(user), bare_id(user))]
+    parts = F.split(bare_id(user), f"[{BROKEN}]+")
+    is_damaged = user.rlike(f"[{BROKEN}]")
+    left = (bare_id(user), F.element_at(parts, 1), F.element_at(parts, -1))
+    return [F.sha2(clean_id(user), 256), *(F.when(is_damaged, F.sha2(text, 256)) for text in left)]
 
 
 def bare_id(user: Column) -> Column:
     """Returns the normalised id without broken characters around it."""
-    return clean_id(F.regexp_replace(user, f"^{AROUND_ID}+|{AROUND_ID}+$", ""))
+    return clean_id(F.regexp_replace(user, f"^{AROUND}+|{AROUND}+$", ""))
 
 
 def clean_text(user: str) -> str:

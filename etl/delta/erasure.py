@@ -25,7 +25,7 @@ from conf.tables import QUARANTINED_ROWS, TABLES
 from etl.columns.judging import clean_id
 from etl.delta import retention, storage
 from etl.delta.contracts import spark_schema
-from etl.delta.erased_users import bare_id, digest_user
+from etl.delta.erased_users import BROKEN, bare_id, digest_user
 from etl.spark.session import local_frame
 
 LOGGER = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ UNPARSED, RECORD = "corrupt_record", "record"
 STATISTICS_LENGTH = 32
 SHORTEST_PLAIN_ID = 5
 """Shorter ids, and those of digits only, may be part of anything."""
-_BROKEN = r"[\p{C}\p{So}\s]"
-"""Control characters, the sign that stands for an undecodable byte, blanks."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +118,13 @@ def _find_in_files(
     with _as_parquet(spark):
         try:
             num_rows = _count(reader.parquet(path), name, users)
-        except (PySparkException, Py4JJavaError) as error:
+        except (PySparkException, Py4JJavaError):
             leftovers = retention.damaged_files(path)
             if not leftovers:
                 raise
             LOGGER.warning(
-                "%s: %d damaged files that the latest version does not need, for example %s (%s); an erasure deletes "
-                "them, since they may hold anyone", name, len(leftovers), leftovers[0], str(error).splitlines()[0],
+                "%s: %d damaged files that the latest version does not need, for example %s; an erasure deletes them, "
+                "since they may hold anyone", name, len(leftovers), leftovers[0],
             )  # fmt: skip
             reader = reader.option("ignoreCorruptFiles", "true")
             num_rows = _count(reader.parquet(path), name, users)
@@ -217,7 +215,7 @@ def _named(rows: DataFrame, name: str, users: DataFrame) -> set[str]:
 def _as_delivered(user: Column, unparsed: Column, record: Column) -> list[Column]:
     """Returns two conditions: the id with blanks around it; the id in broken text or in a record without a user."""
     erased = F.col("erased_id")
-    in_text = (user.rlike(_BROKEN) & _names(user)) | _names(unparsed)
+    in_text = (user.rlike(f"[{BROKEN}]") & _names(user)) | _names(unparsed)
     in_text |= user.isNull() & _names(record)
     is_user = (clean_id(user) == erased) | (bare_id(user) == erased)
     # Null-safe: a row without a readable user would otherwise meet neither condition.

@@ -113,7 +113,7 @@ def missing_files(spark: SparkSession, root: str, name: str, version: int) -> li
 
 
 def damaged_files(path: str) -> list[str]:
-    """Returns the data files that are no readable Parquet and that the latest version does not need.
+    """Returns the data files that are no readable Parquet and that the latest version does not need; reads all files.
 
     Raises:
         CorruptInputError: the latest version needs a damaged file, so rows are lost.
@@ -123,16 +123,26 @@ def damaged_files(path: str) -> list[str]:
     for info in system.get_file_info(fs.FileSelector(folder, recursive=True)):
         if not (info.is_file and _is_data_file(_below(folder, info.path))):
             continue
-        try:
-            with system.open_input_file(info.path) as file:
-                pq.read_metadata(file)
-        except pa.ArrowException as error:
-            if _below(folder, info.path) in needed:
-                raise CorruptInputError(
-                    path=info.path, expected="a data file of the table's latest version", cause=str(error)
-                ) from error
-            damaged.append(info.path)
+        cause = _find_damage(system, info.path)
+        if cause and _below(folder, info.path) in needed:
+            raise CorruptInputError(
+                path=info.path, expected="a data file of the table's latest version", cause=cause
+            )
+        damaged += [info.path] if cause else []
     return damaged
+
+
+def _find_damage(system: fs.FileSystem, file: str) -> str:
+    """Returns why a Parquet file cannot be read to its end; empty if it can. Errors of access are raised."""
+    try:
+        with system.open_input_file(file) as opened:
+            for _ in pq.ParquetFile(opened).iter_batches():
+                pass
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (pa.ArrowException, OSError) as error:  # pyarrow has a plain OSError for a damaged footer or page
+        return str(error)
+    return ""
 
 
 def restart_history(spark: SparkSession, root: str, name: str) -> int:

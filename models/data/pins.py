@@ -2,7 +2,8 @@
 
 A version alone does not show whether a table changed: a repeated job writes a new version with the same rows. So a
 pin also holds a digest of the rows, which depends on neither their order nor the files. A restarted training keeps its
-pins as long as the digests agree and the log still has the versions.
+pins as long as the digests agree and the log still has the versions. An erasure removes versions; then a stage begins
+again, on the newest one.
 """
 
 from collections.abc import Sequence
@@ -31,12 +32,19 @@ class Pin:
         num_rows: rows of the day (of the whole table if it has no days).
         num_simulated: rows of them that come from a simulation.
         digest: 16 hex digits over the rows' business columns, independent of their order.
+        has_moved: the version of an earlier pin is gone, so a stage that has read it begins again.
     """
 
     version: int
     num_rows: int
     num_simulated: int
     digest: str
+    has_moved: bool = False
+
+    @property
+    def identity(self) -> str:
+        """What tells whether a stage may go on with this pin."""
+        return f"{self.digest}@{self.version}" if self.has_moved else self.digest
 
 
 def locate_table(root: str, name: str) -> str:
@@ -78,10 +86,11 @@ def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
             # A sum ignores the order as xor does, but two equal rows do not cancel out.
             total += _hash_rows(batch).sum(dtype=np.uint64)
     digest = f"{int(total ^ np.uint64(num_rows)):016x}"
-    is_unchanged = known is not None and (known.digest, known.num_rows) == (digest, num_rows)
-    if known is not None and is_unchanged and _has_version(location, known.version):
+    if known is None or (known.digest, known.num_rows) != (digest, num_rows):
+        return Pin(version, num_rows, num_simulated, digest)
+    if _has_version(location, known.version):
         return known
-    return Pin(version, num_rows, num_simulated, digest)
+    return Pin(version, num_rows, num_simulated, digest, has_moved=True)
 
 
 def _has_version(location: str, version: int) -> bool:

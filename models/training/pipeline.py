@@ -23,7 +23,7 @@ from typing import Any
 from conf.errors import MissingInputError, NoTrainingDataError, SpacetimeError
 from conf.files import ERASURES_FILE, digest_json, read_json, write_json
 from conf.settings import Settings
-from models.config import Recipe
+from models.config import Recipe, TrainConfig
 from models.copying.crowd_candidates import SlotFinder
 from models.copying.crowd_tables import CROWD_TABLES, CrowdAt, open_finder, read_catalogue
 from models.data.dataset import TableAt
@@ -248,12 +248,12 @@ def _index_tables(training: Training) -> PretrainTables:
 
 def _describe_stage(training: Training, stage: str) -> str:
     """Returns a digest of recipe and rows of a stage, and of the pre-training it starts from."""
-    recipe = training.recipe.model_dump(mode="json")
+    config: TrainConfig = getattr(training.recipe, stage)
     content = {
-        "decoder": recipe["decoder"],
-        "stage": recipe[stage],
+        "decoder": training.recipe.decoder.model_dump(mode="json"),
+        "stage": config.describe(),
         "fuses": fuses_vectors(stage, training.recipe),
-        "rows": {name: training.pins[name].digest for name in tables_of(stage, training.recipe)},
+        "rows": {name: training.pins[name].identity for name in tables_of(stage, training.recipe)},
         "from": "" if stage == "pretrain" else training.made_of.get("pretrain", ""),
     }
     return digest_json(content)

@@ -7,6 +7,7 @@ AUC and GAUC on split `val`.
     python -m models sft_ranking --day 2026-01-31
 """
 
+import logging
 from collections.abc import Callable, Iterable
 
 import pyarrow as pa
@@ -19,11 +20,16 @@ from models.network.trunk import CandidateStates
 from models.training.losses import click_loss
 from models.training.posttraining import NO_LABEL, ClickStage, ScoredBatch, SftRun, Splits, run_sft
 from models.training.stage import TrainResult
+from models.training.trainer import pick_device
+
+LOGGER = logging.getLogger(__name__)
 
 CALIBRATION_PRIOR = 1e-4
 """Keeps scale and shift finite if the logits separate held-out clicks perfectly."""
 HEAD_PRIOR = 1e-3
 """The same for the weights of the fitted head, of standardised features."""
+LEAST_SPREAD = 1e-2
+"""A feature that spreads less over all candidates says nothing, and its weight would amplify rounding."""
 
 
 class RankingStage(ClickStage[SpacetimeDecoder]):
@@ -72,7 +78,7 @@ def fit_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table], num_req
     Returns:
         The number of requests read; 0 if they have labels of one kind only, and the head is unchanged.
     """
-    found, labels, num_read = list[Tensor](), list[Tensor](), 0
+    found, labels, num_read, was_training = list[Tensor](), list[Tensor](), 0, model.training
     model.eval()
     with torch.no_grad():
         for rows in batches:
@@ -83,13 +89,14 @@ def fit_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table], num_req
             num_read += len(labels_BC)
             if num_read >= num_requests:
                 break
-    model.train()
+    model.train(was_training)
     if not labels or len(torch.cat(labels).unique()) < 2:
         return 0
     features_NF, clicks_N = torch.cat(found), torch.cat(labels)
-    mean_F, spread_F = features_NF.mean(dim=0), features_NF.std(dim=0).clamp(min=1e-6)
-    weights, bias = _fit_logistic((features_NF - mean_F) / spread_F, clicks_N)
-    weights = weights / spread_F
+    mean_F, spread_F = features_NF.mean(dim=0), features_NF.std(dim=0)
+    scale_F = torch.where(spread_F > LEAST_SPREAD, 1 / spread_F, 0.0)
+    weights, bias = _fit_logistic((features_NF - mean_F) * scale_F, clicks_N)
+    weights = weights * scale_F
     model.click.start_from(weights, float(bias - weights @ mean_F))
     return num_read
 
@@ -157,8 +164,11 @@ def run_sft_ranking(run: SftRun) -> TrainResult:
     config = run.recipe.sft_ranking
 
     def build(decoder: SpacetimeDecoder, splits: Splits) -> tuple[RankingStage, SpacetimeDecoder]:
-        if config.fit_head:
-            fit_click_head(decoder, splits.train.read(0, 0), config.fit_head)
+        # A resume takes the weights of its checkpoint.
+        if config.fit_head and not any(run.folder.glob("checkpoints/*")):
+            decoder.to(pick_device(config))
+            num_read = fit_click_head(decoder, splits.train.read(0, 0), config.fit_head)
+            LOGGER.info("sft_ranking: the click head starts from the evidence of %d requests", num_read)
         return RankingStage(splits), decoder
 
     if config.fit_head:

@@ -258,7 +258,8 @@ class _Training(Generic[Trained]):
 
 def _fingerprint_training(config: TrainConfig, fingerprint: str) -> str:
     """Returns a digest of what must be equal for a resume; device and checkpoint interval may change."""
-    content = config.model_dump(mode="json", exclude={"device", "checkpoint_every", "in_memory_rows"})
+    free = {"device", "checkpoint_every", "in_memory_rows"}
+    content = {key: value for key, value in config.describe().items() if key not in free}
     return digest_json([content, fingerprint])
 
 

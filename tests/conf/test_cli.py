@@ -149,6 +149,7 @@ def test_help_lists_every_job_with_what_it_reads_and_writes(capsys: pytest.Captu
         ["rollback", "--run-id", "."],
         ["backfill", "--from", "0001-01-01", "--to", "2026-01-01"],
         ["backfill", "--from", "2026-02-30", "--to", "2026-03-01"],
+        ["backfill", "--from", "20260131", "--to", "2026-03-01"],
     ],
 )
 def test_options_have_bounds_and_runs_have_plain_names(words, capsys):

@@ -48,7 +48,17 @@ def test_rows_of_erased_users_are_left_out_and_counted_night_after_night(spark, 
 def test_damage_around_an_id_does_not_bring_a_user_back(spark):
     rows = local_frame(
         spark,
-        [("ann\u0000",), ("\ufffdann",), (" ann\u00a0",), ("anna",), ("\u263aann",), (None,)],
+        [
+            ("ann\u0000",),
+            ("\ufffdann",),
+            (" ann\u00a0",),
+            ("anna",),
+            ("ann\ufffd7",),
+            ("\u263aann",),
+            ("ann smith",),
+            ("\U0001fae0ann",),
+            (None,),
+        ],
         "user_id string",
     )
     erased = local_frame(spark, [(digest_user("ann"),), (digest_user("bob"),)], "user_digest string")
@@ -56,9 +66,9 @@ def test_damage_around_an_id_does_not_bring_a_user_back(spark):
     left = {row["user_id"] for row in leave_out(rows, erased).collect()}
     marked = {row["user_id"] for row in mark_erased(rows, erased).collect() if row[IS_ERASED]}
 
-    assert left == {"anna", "\u263aann", None}
-    assert marked == {"ann\u0000", "\ufffdann", " ann\u00a0"}
-    assert mark_erased(rows, erased).count() == 6
+    assert left == {"anna", "ann smith", "\u263aann", "\U0001fae0ann", None}
+    assert marked == {"ann\u0000", "\ufffdann", " ann\u00a0", "ann\ufffd7"}
+    assert mark_erased(rows, erased).count() == 9
 
 
 def test_a_switch_lets_them_in_again(spark, made, tmp_path: Path):

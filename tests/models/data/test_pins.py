@@ -49,7 +49,9 @@ def test_a_pin_whose_version_an_erasure_has_removed_moves_to_the_newest(root, ci
 
     after = pin_table(root, "pretrain_samples", DAY, before)
 
-    assert after == replace(before, version=1)
+    assert after == replace(before, version=1, has_moved=True)
+    assert after.identity != before.identity  # so a stage that has read the removed version begins again
+    assert pin_table(root, "pretrain_samples", DAY, after) == after
 
 
 def test_one_changed_element_of_an_array_changes_the_pin(root, city_tables):

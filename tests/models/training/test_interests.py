@@ -9,7 +9,14 @@ from pydantic import ValidationError
 from torch import nn
 from torch.testing import assert_close
 
-from models.config import DecoderConfig, InterestConfig, Recipe
+from models.config import (
+    DecoderConfig,
+    InterestConfig,
+    PretrainConfig,
+    RankingSftConfig,
+    Recipe,
+    TrainConfig,
+)
 from models.data.batch import HistoryBatch, RequestBatch
 from models.data.slots import AboutSlots, LiveSlots
 from models.network.decoder import SpacetimeDecoder
@@ -74,13 +81,14 @@ def test_a_softmax_over_all_slots_is_exact_and_a_sample_stands_for_the_rest() ->
     chosen = torch.tensor([5, 2, 5])
 
     whole = draw_slots(chosen, 24, 24, None)
-    drawn = draw_slots(chosen, 1000, 50, torch.Generator().manual_seed(1))
-
-    assert whole.slots.tolist() == list(range(24))
+    assert whole.slots[whole.places_T].tolist() == [5, 2, 5]
     assert not whole.correction.any()
-    assert drawn.slots[:2].tolist() == [2, 5]
-    assert not set(drawn.slots[2:].tolist()) & {2, 5}
-    assert float(drawn.correction.exp().sum()) == pytest.approx(1000, rel=1e-5)
+
+    for seed in range(200):  # also where a sample has as many entries as there are slots
+        drawn = draw_slots(chosen, 24, 22, torch.Generator().manual_seed(seed))
+        assert drawn.slots[drawn.places_T].tolist() == [5, 2, 5]
+        assert not set(drawn.slots[2:].tolist()) & {2, 5}
+        assert float(drawn.correction.exp().sum()) == pytest.approx(24, rel=1e-5)
 
 
 @pytest.mark.parametrize("limit", [64, 2])
@@ -103,7 +111,11 @@ def test_the_first_occurrence_counts() -> None:
     slots = torch.tensor([[7, 3, 7, 3, 5], [1, 1, 1, 0, 0]])
     is_known = torch.tensor([[True, True, True, True, True], [False, True, True, False, False]])
 
-    assert mark_first(slots, is_known).int().tolist() == [[1, 1, 0, 0, 1], [0, 1, 0, 0, 0]]
+    is_first, times = mark_first(slots, is_known)
+
+    assert is_first.int().tolist() == [[1, 1, 0, 0, 1], [0, 1, 0, 0, 0]]
+    assert times[0].tolist() == [2, 2, 2, 2, 1]
+    assert times[1, 1] == 2
 
 
 def test_the_match_leaves_each_poi_out_of_its_own_past() -> None:
@@ -111,7 +123,8 @@ def test_the_match_leaves_each_poi_out_of_its_own_past() -> None:
     learner, groups = learner_of(make_decoder(slots)), SlotGroups(slots)
     groups.visits_N = torch.arange(24.0)
     history = make_history([[(0, 0), (1, 3), (0, 0), (2, 4)], [(1, 1)]])
-    decoder, match = learner.decoder.eval(), learner.decoder.interest_match
+    learner.eval()
+    decoder, match = learner.decoder, learner.decoder.interest_match
 
     loss, number = interests.match_loss(learner, decoder.read_targets(history, slots), groups, 64)
 
@@ -129,6 +142,32 @@ def test_the_match_leaves_each_poi_out_of_its_own_past() -> None:
         expected -= float(scores.log_softmax(0)[group.index(slot)].detach())
     assert number == 3
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_popularity_does_not_tell_the_poi_that_is_left_out() -> None:
+    """With a blind match four POIs that one user each has visited once are equally likely."""
+    slots = make_slots()
+    learner, groups = learner_of(make_decoder(slots)), SlotGroups(slots)
+    nn.init.zeros_(learner.decoder.interest_match.past.weight)
+    history = make_history([[(0, 0), (1, 1)], [(0, 2), (1, 3)], [(0, 4), (1, 5)], [(0, 6), (1, 7)]])
+    groups.count_visits(history)
+
+    loss, number = interests.match_loss(learner, learner.decoder.read_targets(history, slots), groups, 64)
+
+    # The other three have one visit each, so the one that is left out is the least likely, never the most.
+    assert float(loss.detach()) / number == pytest.approx(math.log(0.5 + 3 * 1.5) - math.log(0.5), rel=1e-5)
+
+
+def test_pois_of_the_context_are_not_asked_about() -> None:
+    slots = make_slots()
+    learner, groups = learner_of(make_decoder(slots)), SlotGroups(slots)
+    history = make_history([[(0, 0), (1, 3), (0, 0), (2, 4)]])._replace(num_context_B=torch.tensor([2]))
+    groups.count_visits(history)
+
+    _, number = interests.match_loss(learner, learner.decoder.read_targets(history, slots), groups, 64)
+
+    assert number == 1  # (2, 4): the second visit to (0, 0) is no first one
+    assert groups.visits_N.nonzero()[:, 0].tolist() == [0, 20]
 
 
 def test_the_user_vector_of_a_target_is_the_one_that_serving_makes() -> None:
@@ -217,7 +256,7 @@ def test_pretraining_with_interests_tells_new_pois_and_resumes_to_the_same_bits(
 
     assert resumed.is_resumed
     assert resumed.validations == whole.validations
-    assert {"val/loss_new", "val/loss_match", "val/loss_towers", "val/loss_next_poi"} <= set(
+    assert {"val/nats_new", "val/nats_match", "val/loss_towers", "val/loss_next_poi"} <= set(
         whole.validations[0]
     )
     one, other = (load_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut"))
@@ -228,7 +267,13 @@ def test_a_recipe_without_the_match_or_poi_vectors_cannot_learn_interests() -> N
     interests_on = {"pretrain": {"interests": {"enabled": True}}}
     with pytest.raises(ValidationError, match="interest_match"):
         Recipe.model_validate(interests_on)
-    with pytest.raises(ValidationError, match="poi_vectors"):
-        Recipe.model_validate(
-            {**interests_on, "decoder": {"poi_vectors": "off", "interest_match": {"enabled": True}}}
-        )
+    for other in ({"poi_vectors": "off"}, {"memory": {"enabled": False}}):
+        with pytest.raises(ValidationError, match="poi_vectors"):
+            Recipe.model_validate({**interests_on, "decoder": {**other, "interest_match": {"enabled": True}}})
+
+
+def test_digests_of_older_trainings_hold_while_the_switches_are_off() -> None:
+    assert PretrainConfig().describe() == TrainConfig().describe()
+    assert RankingSftConfig().describe() == TrainConfig().describe()
+    assert PretrainConfig(interests=InterestConfig(enabled=True)).describe()["interests"]["enabled"]
+    assert RankingSftConfig(fit_head=5).describe()["fit_head"] == 5

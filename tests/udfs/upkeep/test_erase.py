@@ -3,7 +3,9 @@
 import importlib
 import json
 from pathlib import Path
+from urllib.parse import unquote
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
@@ -116,7 +118,9 @@ def test_a_file_that_a_killed_write_has_left_is_deleted_and_a_damaged_table_is_t
     assert done.notes["after"] == {"tables": 0, "files": 0}
     assert not half.exists()
 
-    needed = Path(DeltaTable(str(table)).file_uris()[0])
+    # Not `file_uris`, which encodes the odd name of the root.
+    paths = pa.table(DeltaTable(str(table)).get_add_actions()).column("path").to_pylist()
+    needed = table / unquote(paths[0])
     needed.write_bytes(needed.read_bytes()[:200])
     with pytest.raises(CorruptInputError, match="latest version"):
         city.run("erase", DAY_2, user=["u2"], users=None)
