@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -72,6 +73,12 @@ class Server:
         """Returns the runs of the DAG."""
         found: list[dict[str, Any]] = self.ask("GET", f"/api/v2/dags/{DAG}/dagRuns")["dag_runs"]
         return found
+
+    def failed_tasks(self, run_id: str) -> list[str]:
+        """Returns the names of the tasks of a run that failed."""
+        path = f"/api/v2/dags/{DAG}/dagRuns/{urllib.parse.quote(run_id)}/taskInstances"
+        tasks: list[dict[str, Any]] = self.ask("GET", path)["task_instances"]
+        return [f"{task['task_id']} of {run_id}" for task in tasks if task["state"] == "failed"]
 
 
 def read_variables(path: Path) -> dict[str, str]:
@@ -155,6 +162,7 @@ def main() -> int:
             server = Server(f"http://127.0.0.1:{port}")
             server.wait(process)
             runs = click(server, options.minutes)
+            failed = [task for run in runs for task in server.failed_tasks(run["dag_run_id"])]
     states = {f"{run['run_type']}": run["state"] for run in runs}
     made = count_releases(root) - before
     notes = (
@@ -162,6 +170,7 @@ def main() -> int:
         f"{time.monotonic() - started:.0f} s from start to end; release {before} before, {before + made} after"
     )
     is_right = made > 0 and set(states.values()) == {"success"}
+    notes += f"; failed tasks: {', '.join(failed)}" if failed else ""
     result = record(
         "airflow-click-releases",
         made if is_right else 0,

@@ -43,8 +43,8 @@ from conf.cli import main
 
 FOLDER = Path(__file__).parent
 CASES = tuple(sorted(path.parent.name for path in FOLDER.glob("*/expected.json")))
-MOST_COMMANDS = 2
-"""Cases with more run in `make bench-cases` only."""
+IN_EVERY_RUN = ("c01_concat_json", "c13_index_full", "c16_requests_unit", "c27_profile_ties")
+"""One case of each kind, a repaired delivery, a refused one, requests of a file, ties, is part of `make test`."""
 Json = dict[str, Any]
 Rows = list[dict[str, object]]
 
@@ -73,9 +73,11 @@ def load_case(name: str) -> Json:
 
 
 def is_long(name: str) -> bool:
-    """Tells whether a case takes minutes: it has more than two commands, or one that needs a process of its own."""
-    runs = load_case(name)["runs"]
-    return len(runs) > MOST_COMMANDS or any("env" in run for run in runs)
+    """Tells whether a case is left to `make bench-cases`.
+
+    Its night takes half a minute, and the mechanism that it tries has tests of its own.
+    """
+    return name not in IN_EVERY_RUN
 
 
 def find_differences(name: str, place: Place) -> list[str]:
