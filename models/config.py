@@ -213,7 +213,7 @@ class TrainConfig(Section):
 
 
 class InterestConfig(Section):
-    """Interest pre-training (ours): two terms beside the next-POI loss; off = the paper's model."""
+    """Interest pre-training (ours): two terms added to the next-POI loss; off = the paper's model."""
 
     enabled: bool = Field(
         False,
@@ -227,10 +227,11 @@ class InterestConfig(Section):
     max_slots: int = Field(
         1024,
         ge=2,
-        description="slots up to which the towers' softmax takes all; of more, so many draws beside targets",
+        description="largest number of slots for an exact softmax of the towers; with more slots, the number of"
+        " sampled negatives",
     )
     max_alternatives: int = Field(
-        64, ge=1, description="alternatives of a matched POI; of more a sample is drawn"
+        64, ge=1, description="largest number of alternatives of a matched POI; larger groups are sampled"
     )
 
 

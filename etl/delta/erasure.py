@@ -46,8 +46,8 @@ class Found:
         rows: rows of the latest version.
         kept_rows: rows of all stored data files, of any version.
         log_files: files of the log.
-        leftovers: damaged data files that the latest version does not need, such as a killed write leaves. Nobody can
-            tell whom they name.
+        leftovers: damaged data files that the latest version does not need, for example of a killed write. It is
+            unknown which users they name.
         users: digests of the users that were found.
     """
 

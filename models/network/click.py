@@ -44,7 +44,7 @@ class ClickHead(nn.Module):
             nn.init.zeros_(self.evidence.weight)
 
     def features(self, candidates: CandidateStates) -> Tensor:
-        """Returns what the head reads beside the state, (B, C, 2 or 6): memory shares, then evidence if it is read."""
+        """Returns the features other than the state, (B, C, 2 or 6): memory shares, then evidence if there is any."""
         if self.evidence is None or candidates.evidence_BC4 is None:
             return candidates.memory_BC2
         return torch.cat([candidates.memory_BC2, candidates.evidence_BC4.to(candidates.memory_BC2)], dim=-1)

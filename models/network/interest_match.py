@@ -70,7 +70,7 @@ class InterestMatch(nn.Module):
         return self.read_pasts(content, is_past_BL[:, None])[:, 0]
 
     def read_pasts(self, content: Content, is_past_BQL: Tensor) -> Tensor:
-        """Returns the same at several steps, (B, Q, 2, E), of which each has a past of its own, (B, Q, L) bool."""
+        """Returns the user's vectors at several steps, (B, Q, 2, E); `is_past_BQL`, bool, marks each step's past."""
         normed = self.norm(content.inner)
         scores_BL = self.salience(normed)[..., 0]
         scores_BQL = scores_BL[:, None].masked_fill(~is_past_BQL, -torch.inf)

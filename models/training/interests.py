@@ -1,11 +1,11 @@
-"""Interest pre-training (ours, docs/design.md 4): two terms beside the next-POI loss of stage 1.
+"""Interest pre-training (ours, docs/design.md 4): two terms added to the next-POI loss of stage 1.
 
 Returns explain most of the next-POI loss long before the vectors of POIs tell who likes what. Two terms ask for that:
 
 - towers: at every loss target the user tower's vector against the POI tower's vectors of all slots, a softmax with a
   learned temperature. So both towers are pre-trained, and embedding SFT improves on them.
 - interest match, leave one out: each POI of a window against the POIs of its own category and block, given the user's
-  other POIs. There neither place nor category tells the POI, only taste and popularity do.
+  other POIs. Place and category are equal there, so only interests and popularity separate the POIs.
 
 Softmaxes over more slots than a limit are sampled, with a correction for what the sample stands for.
 """
@@ -257,7 +257,7 @@ class InterestObjective:
         """Returns the summed loss with both terms, the number of next-POI targets, and the parts.
 
         The terms are sums over all rows, like the next-POI loss. As long as no softmax is sampled, a batch may thus be
-        cut into micro-batches or shared by processes; samples are drawn anew for each part.
+        cut into micro-batches or shared by processes; each part draws another sample.
         """
         self.groups = self.groups.to(slots)
         generator = None if learner.training else torch.Generator().manual_seed(VALIDATION_SEED)

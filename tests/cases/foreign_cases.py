@@ -75,7 +75,7 @@ def load_case(name: str) -> Json:
 def is_long(name: str) -> bool:
     """Tells whether a case is left to `make bench-cases`.
 
-    Its night takes half a minute, and the mechanism that it tries has tests of its own.
+    A case runs half a minute or more, and unit tests cover the mechanism behind it.
     """
     return name not in IN_EVERY_RUN
 
