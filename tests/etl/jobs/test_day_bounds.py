@@ -42,7 +42,7 @@ def test_the_first_delivery_may_be_of_any_day_up_to_today() -> None:
 @pytest.mark.operations("8")
 @pytest.mark.spark
 @pytest.mark.parametrize("job", [["night", "--source", "synthetic"], ["synthetic"], ["poi_index"]])
-@pytest.mark.parametrize("day", ["2062-03-04", "0001-01-01"])
+@pytest.mark.parametrize("day", ["2062-03-04", "1999-12-31"])
 def test_every_job_that_goes_forward_looks_at_the_day(spark, tmp_path, capsys, job, day) -> None:
     root = tmp_path / "warehouse"
 
@@ -51,3 +51,12 @@ def test_every_job_that_goes_forward_looks_at_the_day(spark, tmp_path, capsys, j
     assert code == 2
     assert f"--day {day} was refused" in capsys.readouterr().err
     assert not root.exists()
+
+
+@pytest.mark.operations("8")
+def test_a_year_without_neighbours_is_refused_by_the_command_line(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main("etl", "", JOBS, ["poi_index", "--day", "0001-01-01"])
+
+    assert ended.value.code == 2
+    assert "--day: 0001-01-01 is not of the years 1900 to" in capsys.readouterr().err
