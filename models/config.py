@@ -63,6 +63,14 @@ class InterestMatchConfig(Section):
         description="add the match to both towers; give the click head the match and the generator's log P(POI)",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="on the input embeddings that are matched")
+    distinct: bool = Field(
+        False,
+        description="every past POI counts once, and many weigh more than a few; off = an average by learned salience",
+    )
+    towers: bool = Field(
+        False,
+        description="give the click head the cosine of both towers, too; worth it if pre-training trains them",
+    )
 
 
 class DecoderConfig(Section):
@@ -148,6 +156,11 @@ class DecoderConfig(Section):
         """The token layout whose capacities this configuration has."""
         return TokenLayout(self.index_version, self.num_blocks, self.max_inner, self.num_categories)
 
+    def describe(self) -> dict[str, object]:
+        """Returns the configuration for digests: keys that are younger than trainings are left out while they are off."""
+        younger = {name for name in ("distinct", "towers") if not getattr(self.interest_match, name)}
+        return self.model_dump(mode="json", exclude={"interest_match": younger})
+
     def with_layout(self, layout: TokenLayout, *, num_pois: int = 0) -> "DecoderConfig":
         """Returns a copy with the capacities of `layout`.
 
@@ -222,6 +235,12 @@ class InterestConfig(Section):
     tower_weight: float = Field(0.5, ge=0, description="weight of the towers' cross-entropy over all slots")
     match_weight: float = Field(
         1.0, ge=0, description="weight of the match of a POI among those of its category and block"
+    )
+    centre_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the squared mean of the match over the POIs of a category and block, which holds it near"
+        " 0, so that matches can be compared between groups",
     )
     poi_rate: float = Field(5.0, gt=0, description="factor on the learning rate of POI vectors")
     max_slots: int = Field(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from conf.tables import HISTORY_NAMES
 from conf.tokens import TOKENS_PER_ACTION, Slot
+from models.data.slots import pack_slots
 
 HISTORY_INPUTS = (
     "seq_len", "profile_ids", *(name for name in HISTORY_NAMES if name not in ("poi_ids", "is_interests",
@@ -285,6 +286,17 @@ def window_index(lengths_B: Tensor, num_actions: int, window: int) -> tuple[Tens
     index = (lengths_B - window).clamp(min=0)[:, None] + torch.arange(longest, device=lengths_B.device)
     valid = index < lengths_B[:, None]
     return index.clamp(max=max(num_actions - 1, 0)), valid
+
+
+def mark_first_visits(history: HistoryBatch) -> Tensor:
+    """Marks the first action at each POI of a history, (B, L) bool; False at padding."""
+    keys_BL = pack_slots(history.blocks_BL, history.inners_BL)
+    sorted_BL, order_BL = keys_BL.sort(dim=1, stable=True)
+    is_run_BL = torch.ones_like(sorted_BL, dtype=torch.bool)
+    is_run_BL[:, 1:] = sorted_BL[:, 1:] != sorted_BL[:, :-1]
+    is_first_BL = torch.zeros_like(is_run_BL).scatter(1, order_BL, is_run_BL)
+    places = torch.arange(keys_BL.shape[1], device=keys_BL.device)
+    return is_first_BL & (places < history.lengths_B[:, None])
 
 
 def pack_steps(is_target_BW: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from models.network.interest_match import NUM_MATCHES
 from models.network.trunk import CandidateStates
 
 NUM_EVIDENCE = 2 + NUM_MATCHES
+"""Without the towers' cosine, which is one more."""
 EVIDENCE_RATE = 10.0
 """Learning rate of the few weights of evidence, times that of the rest."""
 LEAST_LOG = -20.0
@@ -30,7 +31,9 @@ class ClickHead(nn.Module):
         super().__init__()
         self.state = nn.Linear(config.hidden_dim, 1)
         self.memory = nn.Linear(NUM_MEMORY_FEATURES, 1, bias=False)
-        self.evidence = nn.Linear(NUM_EVIDENCE, 1, bias=False) if config.interest_match.enabled else None
+        of_match = config.interest_match
+        num_evidence = NUM_EVIDENCE + of_match.towers
+        self.evidence = nn.Linear(num_evidence, 1, bias=False) if of_match.enabled else None
 
     @property
     def rate_scales(self) -> dict[str, float]:
@@ -44,10 +47,10 @@ class ClickHead(nn.Module):
             nn.init.zeros_(self.evidence.weight)
 
     def features(self, candidates: CandidateStates) -> Tensor:
-        """Returns the features other than the state, (B, C, 2 or 6): memory shares, then evidence if there is any."""
-        if self.evidence is None or candidates.evidence_BC4 is None:
+        """Returns the features other than the state, (B, C, 2, 6 or 7): memory shares, then evidence if there is any."""
+        if self.evidence is None or candidates.evidence_BCF is None:
             return candidates.memory_BC2
-        return torch.cat([candidates.memory_BC2, candidates.evidence_BC4.to(candidates.memory_BC2)], dim=-1)
+        return torch.cat([candidates.memory_BC2, candidates.evidence_BCF.to(candidates.memory_BC2)], dim=-1)
 
     @torch.no_grad()
     def start_from(self, weights_F: Tensor, bias: float) -> None:
@@ -60,8 +63,8 @@ class ClickHead(nn.Module):
 
     def forward(self, candidates: CandidateStates) -> Tensor:
         logits = self.state(candidates.states_BCD) + self.memory(candidates.memory_BC2)
-        if self.evidence is not None and candidates.evidence_BC4 is not None:
-            logits = logits + self.evidence(candidates.evidence_BC4.to(logits.dtype))
+        if self.evidence is not None and candidates.evidence_BCF is not None:
+            logits = logits + self.evidence(candidates.evidence_BCF.to(logits.dtype))
         return logits[..., 0].float()
 
     @torch.no_grad()
@@ -74,9 +77,17 @@ class ClickHead(nn.Module):
 
 
 def gather_evidence(
-    log_block_BC: Tensor, log_inner_BC: Tensor, match_BC2: Tensor, config: DecoderConfig
+    log_block_BC: Tensor,
+    log_inner_BC: Tensor,
+    match_BC2: Tensor,
+    towers_BC: Tensor | None,
+    config: DecoderConfig,
 ) -> Tensor:
-    """Returns the evidence of interest, (B, C, 4): log P(block) and log P(POI) over chance, and the interest match."""
+    """Returns the evidence of interest, (B, C, 4 or 5).
+
+    log P(block) and log P(POI) over chance, the interest match, and the towers' cosine if it is given.
+    """
     block = log_block_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.num_blocks)).log()
     inner = log_inner_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.max_inner)).log()
-    return torch.cat([torch.stack([block, block + inner], dim=-1), match_BC2.float()], dim=-1)
+    parts = [torch.stack([block, block + inner], dim=-1), match_BC2.float()]
+    return torch.cat(parts if towers_BC is None else [*parts, towers_BC[..., None]], dim=-1)

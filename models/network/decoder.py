@@ -175,9 +175,9 @@ class SpacetimeDecoder(nn.Module):
         """Returns unit vectors of the user tower at every loss target, from what lies before it, (B, Q, E)."""
         interest = None
         if self.interest_match is not None:
-            content, is_real_BL = self.trunk.history_content(targets.history, targets.inner_BLD)
-            places = torch.arange(is_real_BL.shape[1], device=is_real_BL.device)
-            is_past_BQL = is_real_BL[:, None] & (places < targets.index_BQ[..., None])
+            content, is_matched_BL = self.trunk.history_content(targets.history, targets.inner_BLD)
+            places = torch.arange(is_matched_BL.shape[1], device=is_matched_BL.device)
+            is_past_BQL = is_matched_BL[:, None] & (places < targets.index_BQ[..., None])
             interest = self.interest_match.read_pasts(content, is_past_BQL)
         return self._user_vectors(targets.at_action_BQD, targets.sources, interest)
 
@@ -365,10 +365,12 @@ class SpacetimeDecoder(nn.Module):
         interest_BC2E = self.interest_match.read_candidates(
             self.trunk.candidate_content(candidates, tokens[1])
         )
+        similar_BC2, towers_BC = match(prefix.interest_B2E, interest_BC2E), None
+        if self.config.interest_match.towers:
+            users_B1E = self._user_vectors(at_action, sources, prefix.interest_B2E[:, None])
+            towers_BC = (users_B1E * self.poi_state(candidates)).sum(dim=-1)
         return CandidateStates(
-            at_inner,
-            features,
-            gather_evidence(*log_probs, match(prefix.interest_B2E, interest_BC2E), self.config),
+            at_inner, features, gather_evidence(*log_probs, similar_BC2, towers_BC, self.config)
         )
 
     def click_logits(self, candidates: CandidateStates) -> Tensor:

@@ -1,7 +1,8 @@
 """The interest match (ours, not in the paper): is a POI similar to the POIs that the user visited before?
 
-The user's past is one vector: the input embeddings of all past POIs, averaged by a learned salience. A POI is one
-vector: its input embedding. Both maps start as the same rotation, so the dot product starts as a similarity, not as
+The user's past is one vector: the input embeddings of all past POIs, averaged by a learned salience, or the sum of the
+distinct ones over the root of their number, as interest pre-training has it: so many POIs weigh more than a few. A POI
+is one vector: its input embedding. Both maps start as the same rotation, so the dot product starts as a similarity, not as
 noise, and post-training can use the pre-trained embeddings of POIs from its first step. POI vectors of texts or images
 (`models.training.multimodal`) have separate maps. These start at the principal components of the vectors with equal
 spread, so that a rare feature of the texts counts as much as a common one.
@@ -37,6 +38,7 @@ class InterestMatch(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         D, M, self.dim = config.hidden_dim, config.multimodal_dim, config.embedding_dim
+        self.is_distinct = config.interest_match.distinct
         self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.interest_match.dropout)
         self.rate_scales = {"": 1.0}
         """The rate of the rest, without weight decay (`models.training.optimizer.collect_rate_scales`)."""
@@ -70,11 +72,19 @@ class InterestMatch(nn.Module):
         return self.read_pasts(content, is_past_BL[:, None])[:, 0]
 
     def read_pasts(self, content: Content, is_past_BQL: Tensor) -> Tensor:
-        """Returns the user's vectors at several steps, (B, Q, 2, E); `is_past_BQL`, bool, marks each step's past."""
+        """Returns the user's vectors at several steps, (B, Q, 2, E).
+
+        Args:
+            content: of all actions, (B, L).
+            is_past_BQL: bool, marks each step's past; only first visits, if POIs count once.
+        """
         normed = self.norm(content.inner)
-        scores_BL = self.salience(normed)[..., 0]
-        scores_BQL = scores_BL[:, None].masked_fill(~is_past_BQL, -torch.inf)
-        weights_BQL = torch.nan_to_num(scores_BQL.softmax(dim=-1))  # nan = nothing but padding
+        if self.is_distinct:
+            weights_BQL = is_past_BQL / is_past_BQL.sum(dim=-1, keepdim=True).clamp(min=1).sqrt()
+        else:
+            scores_BL = self.salience(normed)[..., 0]
+            scores_BQL = scores_BL[:, None].masked_fill(~is_past_BQL, -torch.inf)
+            weights_BQL = torch.nan_to_num(scores_BQL.softmax(dim=-1))  # nan = nothing but padding
         return self._project(normed, content.given, (self.past, self.past_text), weights_BQL)
 
     def read_candidates(self, content: Content) -> Tensor:

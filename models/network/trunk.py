@@ -22,6 +22,7 @@ from models.data.batch import (
     Steps,
     hide_times,
     last_steps,
+    mark_first_visits,
     take_actions,
     take_rows,
 )
@@ -103,13 +104,13 @@ class CandidateStates(NamedTuple):
     Attributes:
         states_BCD: float, (B, C, D), states at the candidates' inner tokens.
         memory_BC2: float, (B, C, 2), log shares of POI and block in the memory.
-        evidence_BC4: float, (B, C, 4), or None. log P(block) and log P(POI) over chance under the generator, then the
-            similarity of the POI to the user's past by embedding and by text.
+        evidence_BCF: float, (B, C, 4 or 5), or None. log P(block) and log P(POI) over chance under the generator, then
+            the similarity of the POI to the user's past by embedding and by text, then the towers' cosine if it is read.
     """
 
     states_BCD: Tensor
     memory_BC2: Tensor
-    evidence_BC4: Tensor | None = None
+    evidence_BCF: Tensor | None = None
 
 
 class TargetStates(NamedTuple):
@@ -304,8 +305,10 @@ class Trunk(nn.Module):
         )
 
     def history_content(self, history: HistoryBatch, inner_BLD: Tensor) -> tuple[Content, Tensor]:
-        """Returns the content of all actions' POIs from their embeddings, and which actions are real, (B, L) bool."""
+        """Returns the content of all actions' POIs from their embeddings, and which actions are matched, (B, L) bool."""
         vectors = self.embedding.look_up_vectors(history.blocks_BL, history.inners_BL, history.vectors_BLM)
+        if self.config.interest_match.distinct:
+            return Content(inner_BLD, vectors), mark_first_visits(history)
         steps = torch.arange(inner_BLD.shape[1], device=inner_BLD.device)
         return Content(inner_BLD, vectors), steps < history.lengths_B[:, None]
 

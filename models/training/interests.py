@@ -174,7 +174,7 @@ def tower_loss(
 
 def match_loss(
     learner: InterestLearner, targets: TargetStates, groups: SlotGroups, limit: int,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, *, centre_weight: float = 0.0,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Sums the cross-entropy of each POI of a window among the POIs of its category and block, nats.
 
@@ -211,6 +211,11 @@ def match_loss(
         dots_TK = (users_TE.float()[:, None] * pois_UE.float()[place_TK]).sum(dim=-1) / math.sqrt(match.dim)
         logits_TK = learner.match_scale * dots_TK + (visits_TK + PRIOR_VISITS).log() + drawn.correction
         loss = nn.functional.cross_entropy(logits_TK, drawn.places_T, reduction="sum")
+        if centre_weight:
+            # The softmax does not see what all alternatives share, but a dot product across groups does.
+            is_drawn_TK = drawn.correction.isfinite()
+            mean_T = (dots_TK * is_drawn_TK).sum(dim=1) / is_drawn_TK.sum(dim=1)
+            loss = loss + centre_weight * (mean_T**2).sum()
     return loss, len(chosen_T)
 
 
@@ -266,8 +271,9 @@ class InterestObjective:
         loss, num_targets = next_poi_loss(log_probs)
         towers = tower_loss(learner, targets, self.groups, self.config.max_slots, generator)
         matched, num_matched = match_loss(
-            learner, targets, self.groups, self.config.max_alternatives, generator
-        )
+            learner, targets, self.groups, self.config.max_alternatives, generator,
+            centre_weight=self.config.centre_weight,
+        )  # fmt: skip
         sums = {
             "train/loss_block": -float(log_probs.block_BQ.detach().sum()),
             "train/loss_inner": -float(log_probs.inner_BQ.detach().sum()),

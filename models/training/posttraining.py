@@ -224,7 +224,7 @@ def run_stage(
     """
     decoder = model if isinstance(model, SpacetimeDecoder) else model.decoder
     assert isinstance(decoder, SpacetimeDecoder)
-    fingerprint = json.dumps([decoder.config.model_dump(mode="json"), made_of], sort_keys=True)
+    fingerprint = json.dumps([decoder.config.describe(), made_of], sort_keys=True)
     try:
         result = train(stage, model, config, folder, log, fingerprint=fingerprint)
         notes = finish(decoder) if finish else {}

@@ -186,7 +186,7 @@ def run_pretrain(
         tables.samples, day, config, slots, folder / "scratch", finder, needs_validation, config.interests
     )
     learner = InterestLearner(model, config.interests) if config.interests.enabled else model
-    fingerprint = json.dumps([model.config.model_dump(mode="json"), asdict(tables), day], sort_keys=True)
+    fingerprint = json.dumps([model.config.describe(), asdict(tables), day], sort_keys=True)
     try:
         result = train(stage, learner, config, folder, log, fingerprint=fingerprint)
     finally:

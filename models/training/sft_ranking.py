@@ -8,13 +8,15 @@ AUC and GAUC on split `val`.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from models.data.batch import collate_candidates, collate_history, collate_requests, pad_lists
+from models.data.parallel import broadcast_message, process_rank
 from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import CandidateStates
 from models.training.losses import click_loss
@@ -64,19 +66,49 @@ def read_rows(model: SpacetimeDecoder, rows: pa.Table) -> tuple[CandidateStates,
     return states, pad_lists(rows, "labels", torch.int64, fill=NO_LABEL).to(device)
 
 
-def fit_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table], num_requests: int) -> int:
+class HeadStart(NamedTuple):
+    """Weights that a click head starts from.
+
+    Attributes:
+        weights: one for each of `ClickHead.features`.
+        bias: log-odds of a click where all features are 0.
+        num_requests: requests that they were fitted on.
+    """
+
+    weights: list[float]
+    bias: float
+    num_requests: int
+
+
+def start_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table], num_requests: int) -> int:
+    """Starts the click head from `fit_click_head`; every process takes the weights of the first one.
+
+    Returns:
+        The number of requests that it was fitted on; 0 = the head is unchanged.
+    """
+    found = fit_click_head(model, batches, num_requests) if process_rank() == 0 else None
+    told = broadcast_message(found._asdict() if found else {})
+    if told:
+        weights_F = torch.tensor(told["weights"], device=model.click.state.weight.device)
+        model.click.start_from(weights_F, told["bias"])
+    return int(told.get("num_requests", 0))
+
+
+def fit_click_head(
+    model: SpacetimeDecoder, batches: Iterable[pa.Table], num_requests: int
+) -> HeadStart | None:
     """Fits the click head on the frozen evidence of some requests by logistic regression; the state's weights are 0.
 
     From pre-trained weights the state says nothing about clicks yet, while log probabilities, memory shares and the
     interest match do. Without this start the first steps bend the weights that the evidence comes from.
 
     Args:
-        model: changed in place.
+        model: not changed.
         batches: training samples.
         num_requests: requests that are read.
 
     Returns:
-        The number of requests read; 0 if they have labels of one kind only, and the head is unchanged.
+        The start; None if the requests have labels of one kind only.
     """
     found, labels, num_read, was_training = list[Tensor](), list[Tensor](), 0, model.training
     model.eval()
@@ -91,14 +123,13 @@ def fit_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table], num_req
                 break
     model.train(was_training)
     if not labels or len(torch.cat(labels).unique()) < 2:
-        return 0
+        return None
     features_NF, clicks_N = torch.cat(found), torch.cat(labels)
     mean_F, spread_F = features_NF.mean(dim=0), features_NF.std(dim=0)
     scale_F = torch.where(spread_F > LEAST_SPREAD, 1 / spread_F, 0.0)
     weights, bias = _fit_logistic((features_NF - mean_F) * scale_F, clicks_N)
     weights = weights * scale_F
-    model.click.start_from(weights, float(bias - weights @ mean_F))
-    return num_read
+    return HeadStart(weights.tolist(), float(bias - weights @ mean_F), num_read)
 
 
 def _fit_logistic(features_NF: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,13 +198,19 @@ def run_sft_ranking(run: SftRun) -> TrainResult:
         # A resume takes the weights of its checkpoint.
         if config.fit_head and not any(run.folder.glob("checkpoints/*")):
             decoder.to(pick_device(config))
-            num_read = fit_click_head(decoder, splits.train.read(0, 0), config.fit_head)
+            batches = _cut(splits.train.read(0, 0), config.micro_batch_size or config.batch_size)
+            num_read = start_click_head(decoder, batches, config.fit_head)
             LOGGER.info("sft_ranking: the click head starts from the evidence of %d requests", num_read)
         return RankingStage(splits), decoder
 
     if config.fit_head:
         config = config.model_copy(update={"validate_start": True})
     return run_sft(run, config, build, finish=_calibrate)
+
+
+def _cut(batches: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    for rows in batches:
+        yield from (rows.slice(first, size) for first in range(0, rows.num_rows, size))
 
 
 def _calibrate(decoder: SpacetimeDecoder, splits: Splits) -> dict[str, object]:

@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from models.config import InterestMatchConfig
+from models.data.batch import mark_first_visits
 from models.network.checkpoint import save_stage
 from models.network.decoder import SpacetimeDecoder
 from models.network.interest_match import Content, InterestMatch, match, principal_components
@@ -35,6 +36,45 @@ def test_it_starts_as_the_likeness_of_the_mean_past_and_the_candidate():
     means = torch.stack([normed(inner[0, :2]).mean(dim=0), normed(inner[1]).mean(dim=0)])
     assert_close(found[..., 0], (means[:, None] * normed(shown)).sum(dim=-1) / 8**0.5, atol=1e-4, rtol=1e-4)
     assert not found[..., 1].any()
+
+
+def test_distinct_pois_add_up_over_the_root_of_their_number():
+    distinct = InterestMatchConfig(enabled=True, dropout=0.0, distinct=True)
+    model = InterestMatch(tiny_config(hidden_dim=8, embedding_dim=8, interest_match=distinct)).eval()
+    model.reset_start()
+    inner = torch.randn(1, 3, 8)
+    is_first = torch.tensor([[True, True, False]])
+
+    past = model.read_past(Content(inner, None), is_first)
+
+    assert_close(past[:, 0], model.past(model.norm(inner[:, :2]).sum(dim=1)) / 2**0.5)
+
+
+def test_the_first_visits_of_a_history_are_marked():
+    history = tiny_history((5, 2))
+    blocks, inners = (
+        torch.tensor([[0, 3, 0, 3, 0], [2, 2, 0, 0, 0]]),
+        torch.tensor([[0, 1, 0, 2, 1], [4, 4, 0, 0, 0]]),
+    )
+
+    found = mark_first_visits(history._replace(blocks_BL=blocks, inners_BL=inners))
+
+    assert found.int().tolist() == [[1, 1, 0, 1, 1], [1, 0, 0, 0, 0]]
+
+
+def test_the_click_head_is_told_the_cosine_of_both_towers():
+    model, history = (
+        tiny_decoder(interest_match=InterestMatchConfig(enabled=True, dropout=0.0, towers=True)),
+        tiny_history(),
+    )
+    candidates, request = tiny_candidates(), tiny_requests(history)
+    prefix = model.encode_prefix(history)
+
+    shown = model.candidate_states(prefix, request, candidates)
+
+    cosine_BC = (model.user_state(prefix, request)[:, None] * model.poi_state(candidates)).sum(dim=-1)
+    assert_close(shown.evidence_BCF[..., 4], cosine_BC)
+    assert model.click.evidence.weight.shape == (1, 5)
 
 
 def test_without_a_past_nothing_is_alike():
@@ -95,8 +135,8 @@ def test_the_click_head_is_told_the_generators_own_log_probabilities(memory):
     log_poi = model.poi_log_probs(state, candidates.blocks_BC, candidates.inners_BC)
     log_block = model.block_log_probs(state).gather(1, candidates.blocks_BC)
     chance = torch.tensor([model.config.num_blocks, model.config.num_blocks * model.config.max_inner]).log()
-    assert_close(shown.evidence_BC4[..., 0], log_block + chance[0])
-    assert_close(shown.evidence_BC4[..., 1], log_poi + chance[1])
+    assert_close(shown.evidence_BCF[..., 0], log_block + chance[0])
+    assert_close(shown.evidence_BCF[..., 1], log_poi + chance[1])
 
 
 def test_a_poi_newer_than_the_model_has_a_finite_click_logit():
@@ -135,7 +175,7 @@ def test_post_training_with_vectors_starts_the_maps_of_texts(tmp_path):
     )
     own = tiny_history()._replace(inners_BL=history.blocks_BL)
     shown = fused.candidate_states(fused.encode_prefix(own), tiny_requests(own), known)
-    assert shown.evidence_BC4[..., 3].any()
+    assert shown.evidence_BCF[..., 3].any()
 
 
 def test_rescaling_the_head_is_linear_in_every_part():

@@ -38,11 +38,11 @@ def make_slots() -> LiveSlots:
     )
 
 
-def make_decoder(slots: LiveSlots, **memory: object) -> SpacetimeDecoder:
+def make_decoder(slots: LiveSlots, *, distinct: bool = False, **memory: object) -> SpacetimeDecoder:
     config = DecoderConfig.model_validate(
         {"hidden_dim": 16, "ffn_dim": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "dropout": 0.0,
          "embedding_dropout": 0.0, "window_actions": 12, "embedding_dim": 8, "geo_buckets": 64,
-         "interest_match": {"enabled": True, "dropout": 0.0}, "num_blocks": BLOCKS, "max_inner": INNERS,
+         "interest_match": {"enabled": True, "dropout": 0.0, "distinct": distinct}, "num_blocks": BLOCKS, "max_inner": INNERS,
          "num_categories": 4, "poi_rows": BLOCKS * INNERS + 6, "memory": memory}
     )  # fmt: skip
     torch.manual_seed(1)
@@ -144,6 +144,31 @@ def test_the_match_leaves_each_poi_out_of_its_own_past() -> None:
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
 
 
+def test_what_a_group_shares_costs_its_square() -> None:
+    """A candidate map that sees what all POIs of a group share: its mean match over the group is added, squared."""
+    slots = make_slots()
+    learner, groups = learner_of(make_decoder(slots)), SlotGroups(slots)
+    history = make_history([[(0, 0), (1, 3)]])
+    learner.eval()
+    targets, match = learner.decoder.read_targets(history, slots), learner.decoder.interest_match
+
+    plain, _ = interests.match_loss(learner, targets, groups, 64)
+    centred, _ = interests.match_loss(learner, targets, groups, 64, centre_weight=3.0)
+
+    def content(slot: int) -> torch.Tensor:
+        return match.norm(learner.decoder.trunk.embed_candidates(groups.as_candidates(torch.tensor([slot]))))[
+            0, 0
+        ]
+
+    expected = 0.0
+    for slot, other in ((0, 11), (11, 0)):
+        group = [each for each in range(24) if each // 8 == slot // 8 and each % 2 == slot % 2]
+        past = match.past(content(other))
+        dots = torch.stack([past @ match.candidate(content(each)) / math.sqrt(8) for each in group])
+        expected += 3.0 * float(dots.mean().detach()) ** 2
+    assert float((centred - plain).detach()) == pytest.approx(expected, rel=1e-3)
+
+
 def test_popularity_does_not_tell_the_poi_that_is_left_out() -> None:
     """With a blind match four POIs that one user each has visited once are equally likely."""
     slots = make_slots()
@@ -170,10 +195,11 @@ def test_pois_of_the_context_are_not_asked_about() -> None:
     assert groups.visits_N.nonzero()[:, 0].tolist() == [0, 20]
 
 
-def test_the_user_vector_of_a_target_is_the_one_that_serving_makes() -> None:
+@pytest.mark.parametrize("distinct", [False, True])
+def test_the_user_vector_of_a_target_is_the_one_that_serving_makes(distinct: bool) -> None:
     slots = make_slots()
-    decoder = make_decoder(slots).eval()
-    history = make_history([[(0, 0), (1, 3), (0, 2), (2, 4)]])
+    decoder = make_decoder(slots, distinct=distinct).eval()
+    history = make_history([[(0, 0), (1, 3), (0, 0), (2, 4)]])
 
     trained = decoder.user_vectors(decoder.read_targets(history, slots))
 

@@ -5,15 +5,31 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.config import AlignConfig, EmbeddingSftConfig, TrainConfig
+from models.config import AlignConfig, EmbeddingSftConfig, Recipe, TrainConfig
 from models.data.dataset import TableAt
 from models.data.slots import LiveSlots
 from models.evaluation.metrics import auc
+from models.network.checkpoint import save_stage
+from models.training import sft_ranking
 from models.training.align_dpo import AlignStage, pair_log_probs
 from models.training.losses import preference_loss
-from models.training.posttraining import NO_LABEL, SFT_COLUMNS, SampleSource, Splits, flatten_by_label
+from models.training.posttraining import (
+    NO_LABEL,
+    SFT_COLUMNS,
+    SampleSource,
+    SftRun,
+    Splits,
+    flatten_by_label,
+)
 from models.training.sft_embedding import EmbeddingStage, TwoTowers, embed_rows
-from models.training.sft_ranking import RankingStage, fit_click_head, read_rows, score_rows
+from models.training.sft_ranking import (
+    RankingStage,
+    read_rows,
+    run_sft_ranking,
+    score_rows,
+    start_click_head,
+)
+from models.training.stage import TrainResult
 from models.training.trainer import train
 
 
@@ -38,7 +54,7 @@ def test_a_fitted_head_ranks_by_evidence_alone_and_training_does_not_end_below_i
     splits = _splits(city_root, config, tmp_path)
     model = make_decoder(interest_match={"enabled": True, "dropout": 0.0}, dropout=0.0, embedding_dropout=0.0)
 
-    num_read = fit_click_head(model, splits.train.read(0, 0), 10)
+    num_read = start_click_head(model, splits.train.read(0, 0), 10)
 
     rows = next(splits.train.read(0, 0))
     states, labels = read_rows(model.eval(), rows)
@@ -66,8 +82,47 @@ def test_a_head_is_not_fitted_to_labels_of_one_kind(make_decoder, city_tables):
         pa.array([[0] * len(r) for r in rows["labels"].to_pylist()], rows.schema.field(column).type),
     )
 
-    assert fit_click_head(model, [rows], 2) == 0
+    assert start_click_head(model, [rows], 2) == 0
     assert torch.equal(model.click.state.weight, before)
+
+
+def test_the_stage_starts_from_the_fitted_head_and_a_resume_from_its_checkpoint(
+    make_decoder, city_root, tmp_path, monkeypatch
+):
+    model = make_decoder(interest_match={"enabled": True, "dropout": 0.0, "towers": True})
+    save_stage(tmp_path / "pretrained" / "model", model, {})
+    still = {"learning_rate": 1e-12, "min_learning_rate": 0.0, "weight_decay": 0.0, "checkpoint_every": 1}
+    recipe = Recipe(
+        sft_ranking={**still, "fit_head": 10, "batch_size": 8, "micro_batch_size": 4, "max_steps": 1}
+    )
+    samples = TableAt(str(city_root / "ranking_samples"), 0)
+
+    def run() -> TrainResult:
+        return run_sft_ranking(
+            SftRun(
+                samples,
+                day="2026-03-01",
+                recipe=recipe,
+                pretrained=tmp_path / "pretrained",
+                folder=tmp_path / "ranking",
+                log=lambda metrics, step: None,
+            )
+        )
+
+    splits = _splits(city_root, recipe.sft_ranking, tmp_path)
+    start_click_head(model, splits.train.read(0, 0), 10)
+    with torch.no_grad():
+        expected = RankingStage(splits).validate(model.eval())["val/loss"]
+
+    first = run()
+    monkeypatch.setattr(
+        sft_ranking, "fit_click_head", lambda *_: pytest.fail("a resume fitted the head again")
+    )
+    again = run()
+
+    assert first.validations[0]["val/loss"] == pytest.approx(expected, rel=1e-5)
+    assert first.validations[0]["val/loss"] < 0.65
+    assert again.best_value == first.best_value
 
 
 def test_embedding_stage_learns_and_its_temperature_moves(make_decoder, city_root, tmp_path):
