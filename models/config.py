@@ -65,7 +65,7 @@ class InterestMatchConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="on the input embeddings that are matched")
     distinct: bool = Field(
         False,
-        description="every past POI counts once, and many weigh more than a few; off = an average by learned salience",
+        description="give the click head the match with the distinct past POIs, too, of which many weigh more than few",
     )
     towers: bool = Field(
         False,
@@ -157,7 +157,7 @@ class DecoderConfig(Section):
         return TokenLayout(self.index_version, self.num_blocks, self.max_inner, self.num_categories)
 
     def describe(self) -> dict[str, object]:
-        """Returns the configuration for digests: keys that are younger than trainings are left out while they are off."""
+        """Returns what digests are made of; keys younger than trainings are left out while they are off."""
         younger = {name for name in ("distinct", "towers") if not getattr(self.interest_match, name)}
         return self.model_dump(mode="json", exclude={"interest_match": younger})
 

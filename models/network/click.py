@@ -4,6 +4,8 @@ In addition to the paper, it has linear terms for the features of the history co
 model has them. They start at zero.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +14,8 @@ from models.network.history_copy import NUM_MEMORY_FEATURES
 from models.network.interest_match import NUM_MATCHES
 from models.network.trunk import CandidateStates
 
-NUM_EVIDENCE = 2 + NUM_MATCHES
-"""Without the towers' cosine, which is one more."""
+NUM_LOGS = 2
+"""log P(block) and log P(POI)."""
 EVIDENCE_RATE = 10.0
 """Learning rate of the few weights of evidence, times that of the rest."""
 LEAST_LOG = -20.0
@@ -32,7 +34,7 @@ class ClickHead(nn.Module):
         self.state = nn.Linear(config.hidden_dim, 1)
         self.memory = nn.Linear(NUM_MEMORY_FEATURES, 1, bias=False)
         of_match = config.interest_match
-        num_evidence = NUM_EVIDENCE + of_match.towers
+        num_evidence = NUM_LOGS + NUM_MATCHES * (1 + of_match.distinct) + of_match.towers
         self.evidence = nn.Linear(num_evidence, 1, bias=False) if of_match.enabled else None
 
     @property
@@ -47,7 +49,7 @@ class ClickHead(nn.Module):
             nn.init.zeros_(self.evidence.weight)
 
     def features(self, candidates: CandidateStates) -> Tensor:
-        """Returns the features other than the state, (B, C, 2, 6 or 7): memory shares, then evidence if there is any."""
+        """Returns the features other than the state, (B, C, F): memory shares, then evidence if any."""
         if self.evidence is None or candidates.evidence_BCF is None:
             return candidates.memory_BC2
         return torch.cat([candidates.memory_BC2, candidates.evidence_BCF.to(candidates.memory_BC2)], dim=-1)
@@ -77,17 +79,10 @@ class ClickHead(nn.Module):
 
 
 def gather_evidence(
-    log_block_BC: Tensor,
-    log_inner_BC: Tensor,
-    match_BC2: Tensor,
-    towers_BC: Tensor | None,
-    config: DecoderConfig,
+    log_block_BC: Tensor, log_inner_BC: Tensor, matches: Sequence[Tensor], config: DecoderConfig
 ) -> Tensor:
-    """Returns the evidence of interest, (B, C, 4 or 5).
-
-    log P(block) and log P(POI) over chance, the interest match, and the towers' cosine if it is given.
-    """
+    """Returns the evidence of interest, (B, C, 4 to 7): log P(block) and log P(POI) over chance, then the matches."""
     block = log_block_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.num_blocks)).log()
     inner = log_inner_BC.clamp(min=LEAST_LOG) + torch.tensor(float(config.max_inner)).log()
-    parts = [torch.stack([block, block + inner], dim=-1), match_BC2.float()]
-    return torch.cat(parts if towers_BC is None else [*parts, towers_BC[..., None]], dim=-1)
+    logs = torch.stack([block, block + inner], dim=-1)
+    return torch.cat([logs, *(part.float() for part in matches)], dim=-1)

@@ -23,6 +23,7 @@ from models.data.batch import (
     HistoryBatch,
     RequestBatch,
     Steps,
+    mark_first_visits,
     predicting_tokens,
     steps_of,
     target_steps,
@@ -175,9 +176,9 @@ class SpacetimeDecoder(nn.Module):
         """Returns unit vectors of the user tower at every loss target, from what lies before it, (B, Q, E)."""
         interest = None
         if self.interest_match is not None:
-            content, is_matched_BL = self.trunk.history_content(targets.history, targets.inner_BLD)
-            places = torch.arange(is_matched_BL.shape[1], device=is_matched_BL.device)
-            is_past_BQL = is_matched_BL[:, None] & (places < targets.index_BQ[..., None])
+            content, is_real_BL = self.trunk.history_content(targets.history, targets.inner_BLD)
+            places = torch.arange(is_real_BL.shape[1], device=is_real_BL.device)
+            is_past_BQL = is_real_BL[:, None] & (places < targets.index_BQ[..., None])
             interest = self.interest_match.read_pasts(content, is_past_BQL)
         return self._user_vectors(targets.at_action_BQD, targets.sources, interest)
 
@@ -204,7 +205,7 @@ class SpacetimeDecoder(nn.Module):
             else self.history_copy.remember(past_of(history), spacetime, inner)
         )
         cache = Cache(layers, valid_BT, next_positions_B)
-        return Prefix(cache, history, memory, self._read_interest(history, inner))
+        return Prefix(cache, history, memory, *self._read_interest(history, inner))
 
     def request_state(
         self, prefix: Prefix, request: RequestBatch | None, live: LiveSlots | None = None
@@ -236,11 +237,15 @@ class SpacetimeDecoder(nn.Module):
 
     # --- shared -----------------------------------------------------------------------------------------
 
-    def _read_interest(self, history: HistoryBatch, inner_BLD: Tensor) -> Tensor | None:
-        """Returns the user's side of the interest match, (B, 2, E); None if that is off."""
+    def _read_interest(self, history: HistoryBatch, inner_BLD: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the user's sides of the interest match, over the past and over its distinct POIs, (B, 2, E) each."""
         if self.interest_match is None:
-            return None
-        return self.interest_match.read_past(*self.trunk.history_content(history, inner_BLD))
+            return None, None
+        content, is_real_BL = self.trunk.history_content(history, inner_BLD)
+        interest = self.interest_match.read_past(content, is_real_BL)
+        if not self.config.interest_match.distinct:
+            return interest, None
+        return interest, self.interest_match.sum_distinct(content, mark_first_visits(history))
 
     def _block_log_probs(self, state_BD: Tensor, sources: Sources, live: LiveSlots | None) -> Tensor:
         log_probs = self.generator.block_log_probs(state_BD, self.embedding, live)
@@ -365,13 +370,13 @@ class SpacetimeDecoder(nn.Module):
         interest_BC2E = self.interest_match.read_candidates(
             self.trunk.candidate_content(candidates, tokens[1])
         )
-        similar_BC2, towers_BC = match(prefix.interest_B2E, interest_BC2E), None
+        matches = [match(prefix.interest_B2E, interest_BC2E)]
+        if prefix.distinct_B2E is not None:
+            matches.append(match(prefix.distinct_B2E, interest_BC2E))
         if self.config.interest_match.towers:
             users_B1E = self._user_vectors(at_action, sources, prefix.interest_B2E[:, None])
-            towers_BC = (users_B1E * self.poi_state(candidates)).sum(dim=-1)
-        return CandidateStates(
-            at_inner, features, gather_evidence(*log_probs, similar_BC2, towers_BC, self.config)
-        )
+            matches.append((users_B1E * self.poi_state(candidates)).sum(dim=-1, keepdim=True))
+        return CandidateStates(at_inner, features, gather_evidence(*log_probs, matches, self.config))
 
     def click_logits(self, candidates: CandidateStates) -> Tensor:
         """Returns log-odds of a click, (B, C)."""

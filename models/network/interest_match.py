@@ -1,13 +1,14 @@
 """The interest match (ours, not in the paper): is a POI similar to the POIs that the user visited before?
 
-The user's past is one vector: the input embeddings of all past POIs, averaged by a learned salience, or the sum of the
-distinct ones over the root of their number, as interest pre-training has it: so many POIs weigh more than a few. A POI
-is one vector: its input embedding. Both maps start as the same rotation, so the dot product starts as a similarity, not as
+The user's past is one vector: the input embeddings of all past POIs, averaged by a learned salience. A POI is one
+vector: its input embedding. Both maps start as the same rotation, so the dot product starts as a similarity, not as
 noise, and post-training can use the pre-trained embeddings of POIs from its first step. POI vectors of texts or images
 (`models.training.multimodal`) have separate maps. These start at the principal components of the vectors with equal
 spread, so that a rare feature of the texts counts as much as a common one.
 
-The match is added to both towers of embedding SFT and is evidence for the click head of ranking SFT.
+The match is added to both towers of embedding SFT and is evidence for the click head of ranking SFT. The click head may
+also read the match with the distinct past POIs, summed over the root of their number as in interest pre-training: there
+many POIs weigh more than a few.
 """
 
 # Shape letters: B = sequences, L = past actions, C = candidates, D = model width, M = length of given vectors,
@@ -38,7 +39,6 @@ class InterestMatch(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         D, M, self.dim = config.hidden_dim, config.multimodal_dim, config.embedding_dim
-        self.is_distinct = config.interest_match.distinct
         self.norm, self.dropout = nn.RMSNorm(D, config.norm_eps), nn.Dropout(config.interest_match.dropout)
         self.rate_scales = {"": 1.0}
         """The rate of the rest, without weight decay (`models.training.optimizer.collect_rate_scales`)."""
@@ -76,16 +76,19 @@ class InterestMatch(nn.Module):
 
         Args:
             content: of all actions, (B, L).
-            is_past_BQL: bool, marks each step's past; only first visits, if POIs count once.
+            is_past_BQL: bool, marks each step's past.
         """
         normed = self.norm(content.inner)
-        if self.is_distinct:
-            weights_BQL = is_past_BQL / is_past_BQL.sum(dim=-1, keepdim=True).clamp(min=1).sqrt()
-        else:
-            scores_BL = self.salience(normed)[..., 0]
-            scores_BQL = scores_BL[:, None].masked_fill(~is_past_BQL, -torch.inf)
-            weights_BQL = torch.nan_to_num(scores_BQL.softmax(dim=-1))  # nan = nothing but padding
+        scores_BL = self.salience(normed)[..., 0]
+        scores_BQL = scores_BL[:, None].masked_fill(~is_past_BQL, -torch.inf)
+        weights_BQL = torch.nan_to_num(scores_BQL.softmax(dim=-1))  # nan = nothing but padding
         return self._project(normed, content.given, (self.past, self.past_text), weights_BQL)
+
+    def sum_distinct(self, content: Content, is_first_BL: Tensor) -> Tensor:
+        """Returns the user's vectors of first visits, summed over the root of their number, (B, 2, E)."""
+        weights_BL = is_first_BL / is_first_BL.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+        maps = self.past, self.past_text
+        return self._project(self.norm(content.inner), content.given, maps, weights_BL[:, None])[:, 0]
 
     def read_candidates(self, content: Content) -> Tensor:
         """Returns the candidates' vectors for POIs and texts, (B, C, 2, E)."""

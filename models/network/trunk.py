@@ -22,7 +22,6 @@ from models.data.batch import (
     Steps,
     hide_times,
     last_steps,
-    mark_first_visits,
     take_actions,
     take_rows,
 )
@@ -66,12 +65,21 @@ class Cache(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """The encoded user part; it is read once and serves every request of the user."""
+    """The encoded user part; it is read once and serves every request of the user.
+
+    Attributes:
+        cache: keys and values of the user's tokens.
+        history: the user's actions.
+        memory: what the history copy compares with; None = off.
+        interest_B2E: the user's side of the interest match, an average over the past; None = off.
+        distinct_B2E: the same of distinct POIs, which add up; None = off.
+    """
 
     cache: Cache
     history: HistoryBatch
     memory: HistoryMemory | None
     interest_B2E: Tensor | None = None
+    distinct_B2E: Tensor | None = None
 
 
 class RequestState(NamedTuple):
@@ -104,8 +112,9 @@ class CandidateStates(NamedTuple):
     Attributes:
         states_BCD: float, (B, C, D), states at the candidates' inner tokens.
         memory_BC2: float, (B, C, 2), log shares of POI and block in the memory.
-        evidence_BCF: float, (B, C, 4 or 5), or None. log P(block) and log P(POI) over chance under the generator, then
-            the similarity of the POI to the user's past by embedding and by text, then the towers' cosine if it is read.
+        evidence_BCF: float, (B, C, 4 to 7), or None. log P(block) and log P(POI) over chance under the generator, then
+            the similarity of the POI to the user's past by embedding and by text; where they are read, the same to the
+            distinct past POIs, and the towers' cosine.
     """
 
     states_BCD: Tensor
@@ -305,10 +314,8 @@ class Trunk(nn.Module):
         )
 
     def history_content(self, history: HistoryBatch, inner_BLD: Tensor) -> tuple[Content, Tensor]:
-        """Returns the content of all actions' POIs from their embeddings, and which actions are matched, (B, L) bool."""
+        """Returns the content of all actions' POIs from their embeddings, and which actions are real, (B, L) bool."""
         vectors = self.embedding.look_up_vectors(history.blocks_BL, history.inners_BL, history.vectors_BLM)
-        if self.config.interest_match.distinct:
-            return Content(inner_BLD, vectors), mark_first_visits(history)
         steps = torch.arange(inner_BLD.shape[1], device=inner_BLD.device)
         return Content(inner_BLD, vectors), steps < history.lengths_B[:, None]
 

@@ -250,7 +250,7 @@ def _describe_stage(training: Training, stage: str) -> str:
     """Returns a digest of recipe and rows of a stage, and of the pre-training it starts from."""
     config: TrainConfig = getattr(training.recipe, stage)
     content = {
-        "decoder": training.recipe.decoder.model_dump(mode="json"),
+        "decoder": training.recipe.decoder.describe(),
         "stage": config.describe(),
         "fuses": fuses_vectors(stage, training.recipe),
         "rows": {name: training.pins[name].identity for name in tables_of(stage, training.recipe)},

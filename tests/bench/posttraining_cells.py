@@ -82,15 +82,18 @@ class Cells:
         """Folder of the pre-trained model."""
         return self._pretrained or self._cell("pretrain", self._pretrain)
 
-    def sft(self, stage: str, kind: str) -> Path:
-        """Folder of a stage (sft_embedding or sft_ranking), from scratch, pre-trained, or with POI vectors too."""
+    def sft(self, stage: str, kind: str, num_requests: int = 0) -> Path:
+        """Folder of a stage (sft_embedding or sft_ranking), from scratch, pre-trained, or with POI vectors too.
+
+        `num_requests` 0 = all training requests.
+        """
         run = {"sft_embedding": run_sft_embedding, "sft_ranking": run_sft_ranking}[stage]
         start = self.pretrained
 
         def train(folder: Path) -> TrainResult:
             return run(
                 SftRun(
-                    self.city.sft_table("ranking_samples"),
+                    self.city.few_sft_samples(num_requests),
                     day=self.last_day,
                     recipe=self.recipe,
                     pretrained=start,
@@ -101,7 +104,7 @@ class Cells:
                 )
             )
 
-        return self._cell(f"{stage}-{kind}", train)
+        return self._cell(f"{stage}-{name_cell(kind, num_requests)}", train)
 
     def aligned(self, kind: str) -> Path:
         """Folder of DPO or S-DPO on clicks, of their control, or of DPO by the meal-time rule."""
@@ -142,10 +145,13 @@ class Cells:
         return SlotVectors(ids[0], ids[1], torch.from_numpy(vectors))
 
     @cache  # noqa: B019 - cells live as long as the run
-    def bundle(self, kind: str) -> ModelBundle:
+    def bundle(self, kind: str, num_requests: int = 0) -> ModelBundle:
         """Both SFT stages of a kind as a bundle, for the inference path of the feature jobs."""
-        stages = {stage: self.sft(stage, kind) / "model" for stage in ("sft_embedding", "sft_ranking")}
-        return self.gather(kind, {"pretrain": self.pretrained / "model", **stages})
+        stages = {
+            stage: self.sft(stage, kind, num_requests) / "model" for stage in ("sft_embedding", "sft_ranking")
+        }
+        name = name_cell(kind, num_requests)
+        return self.gather(name, {"pretrain": self.pretrained / "model", **stages})
 
     def gather(self, name: str, stages: Mapping[str, Path]) -> ModelBundle:
         """Makes a bundle of stages; pre-training must be among them."""
@@ -171,6 +177,11 @@ class Cells:
                 "%s: %s took %.0f s: %s", self.city.folder.name, name, result.seconds, result.validations[-1]
             )
         return folder
+
+
+def name_cell(kind: str, num_requests: int) -> str:
+    """Returns the name of what was trained on so many requests; 0 = all."""
+    return f"{kind}-{num_requests}" if num_requests else kind
 
 
 def _no_log(metrics: object, step: int) -> None:

@@ -97,6 +97,18 @@ class City:
         """Samples of the SFT days with the splits train and val; preference pairs are those of one rule."""
         return TableAt(str(self.folder / f"sft_{name}{'_' if rule else ''}{rule}"))
 
+    def few_sft_samples(self, num_requests: int) -> TableAt:
+        """Ranking samples of the SFT days with so many training requests, 0 = all; written once.
+
+        The requests of a smaller number are among those of a larger one.
+        """
+        whole = self.sft_table("ranking_samples")
+        if not num_requests:
+            return whole
+        few = TableAt(f"{whole.location}_{num_requests}")
+        _once(self, f"sft-{num_requests}", lambda: _write_few(whole, few, num_requests))
+        return few
+
     def table_then(self, name: str) -> TableAt:
         """A table of the city as it stood on the last pre-training day."""
         versions = json.loads((self.home / VERSIONS_FILE).read_text())
@@ -197,6 +209,16 @@ def _split(city: City, *, names: Sequence[str] = SAMPLE_TABLES, is_null: bool = 
         for rule in _rules(sft):
             of_rule = sft.filter(pc.equal(sft["rule"], rule)) if rule else sft
             write_deltalake(str(city.sft_table(name, rule).location), of_rule, mode="overwrite")
+
+
+def _write_few(whole: TableAt, few: TableAt, num_requests: int) -> None:
+    rows = DeltaTable(whole.location).to_pyarrow_table()
+    is_train = pc.equal(rows["split"], "train")
+    train = rows.filter(is_train)
+    digests = [hashlib.sha256(name.encode()).digest() for name in train["request_id"].to_pylist()]
+    chosen = sorted(range(len(digests)), key=digests.__getitem__)[:num_requests]
+    kept = pa.concat_tables([train.take(pa.array(chosen)), rows.filter(pc.invert(is_train))])
+    write_deltalake(str(few.location), kept, mode="overwrite")
 
 
 def _rules(rows: pa.Table) -> list[str]:

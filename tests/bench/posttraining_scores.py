@@ -30,7 +30,7 @@ from models.serving.inference import (
     rank_targets_by_model,
     score_candidates,
 )
-from tests.bench.posttraining_cells import ALIGNMENTS, SFT_KINDS, Cells
+from tests.bench.posttraining_cells import ALIGNMENTS, SFT_KINDS, Cells, name_cell
 from tests.bench.posttraining_city import MS_PER_DAY, SYNTHETIC, City, read_requests
 
 LOGGER = logging.getLogger(__name__)
@@ -199,30 +199,35 @@ def read_history(city: City, catalogue: Catalogue) -> History:
     return gather_history(actions, shown, catalogue, until_ms=day_ms(city.days.sft) + MS_PER_DAY)
 
 
-def embed(cells: Cells, kind: str, stretch: str, catalogue: Catalogue) -> tuple[Float64Array, Float64Array]:
+def embed(
+    cells: Cells, kind: str, stretch: str, catalogue: Catalogue, num_requests: int = 0
+) -> tuple[Float64Array, Float64Array]:
     """Returns request-time user vectors and POI vectors of every exposure, (exposures, E) each."""
+    name = name_cell(kind, num_requests)
     samples = read_requests(cells.city, stretch)
     exposures = Exposures.from_samples(samples, catalogue)
 
     def make() -> Float64Array:
-        bundle, batch = cells.bundle(kind), samples.combine_chunks().to_batches()
+        bundle, batch = cells.bundle(kind, num_requests), samples.combine_chunks().to_batches()
         return np.concatenate([encode_user_requests(bundle, part) for part in batch])
 
-    users = _cached(cells.folder / f"users-{kind}-{stretch}", make)
+    users = _cached(cells.folder / f"users-{name}-{stretch}", make)
     slots = take_slots(catalogue, np.arange(len(catalogue)))
-    pois = _cached(cells.folder / f"pois-{kind}", lambda: encode_pois(cells.bundle(kind), slots))
+    pois = _cached(
+        cells.folder / f"pois-{name}", lambda: encode_pois(cells.bundle(kind, num_requests), slots)
+    )
     return users[exposures.requests], pois[exposures.rows]
 
 
-def score(cells: Cells, kind: str, stretch: str) -> Float64Array:
+def score(cells: Cells, kind: str, stretch: str, num_requests: int = 0) -> Float64Array:
     """Returns the click logit of every exposure."""
 
     def make() -> Float64Array:
         samples = read_requests(cells.city, stretch)
-        bundle, batches = cells.bundle(kind), samples.combine_chunks().to_batches()
+        bundle, batches = cells.bundle(kind, num_requests), samples.combine_chunks().to_batches()
         return np.concatenate([np.concatenate(score_candidates(bundle, part)) for part in batches])
 
-    return _cached(cells.folder / f"logits-{kind}-{stretch}", make)
+    return _cached(cells.folder / f"logits-{name_cell(kind, num_requests)}-{stretch}", make)
 
 
 def _cached(path: Path, make: Callable[[], Float64Array]) -> Float64Array:

@@ -39,13 +39,10 @@ def test_it_starts_as_the_likeness_of_the_mean_past_and_the_candidate():
 
 
 def test_distinct_pois_add_up_over_the_root_of_their_number():
-    distinct = InterestMatchConfig(enabled=True, dropout=0.0, distinct=True)
-    model = InterestMatch(tiny_config(hidden_dim=8, embedding_dim=8, interest_match=distinct)).eval()
-    model.reset_start()
-    inner = torch.randn(1, 3, 8)
+    model, inner = _fresh(), torch.randn(1, 3, 8)
     is_first = torch.tensor([[True, True, False]])
 
-    past = model.read_past(Content(inner, None), is_first)
+    past = model.sum_distinct(Content(inner, None), is_first)
 
     assert_close(past[:, 0], model.past(model.norm(inner[:, :2]).sum(dim=1)) / 2**0.5)
 
@@ -62,19 +59,22 @@ def test_the_first_visits_of_a_history_are_marked():
     assert found.int().tolist() == [[1, 1, 0, 1, 1], [1, 0, 0, 0, 0]]
 
 
-def test_the_click_head_is_told_the_cosine_of_both_towers():
-    model, history = (
-        tiny_decoder(interest_match=InterestMatchConfig(enabled=True, dropout=0.0, towers=True)),
-        tiny_history(),
-    )
+def test_the_click_head_is_told_the_match_of_distinct_pois_and_the_cosine_of_both_towers():
+    on = InterestMatchConfig(enabled=True, dropout=0.0, distinct=True, towers=True)
+    model, history = tiny_decoder(interest_match=on), tiny_history()
     candidates, request = tiny_candidates(), tiny_requests(history)
     prefix = model.encode_prefix(history)
 
     shown = model.candidate_states(prefix, request, candidates)
 
     cosine_BC = (model.user_state(prefix, request)[:, None] * model.poi_state(candidates)).sum(dim=-1)
-    assert_close(shown.evidence_BCF[..., 4], cosine_BC)
-    assert model.click.evidence.weight.shape == (1, 5)
+    content, _ = model.trunk.history_content(history, model.trunk.embed_history(history)[1])
+    distinct = model.interest_match.sum_distinct(content, mark_first_visits(history))
+    shown_BCD = model.trunk.embed_candidates(candidates)
+    pois = model.interest_match.read_candidates(model.trunk.candidate_content(candidates, shown_BCD))
+    assert_close(shown.evidence_BCF[..., 4:6], match(distinct, pois))
+    assert_close(shown.evidence_BCF[..., 6], cosine_BC)
+    assert model.click.evidence.weight.shape == (1, 7)
 
 
 def test_without_a_past_nothing_is_alike():

@@ -38,11 +38,11 @@ def make_slots() -> LiveSlots:
     )
 
 
-def make_decoder(slots: LiveSlots, *, distinct: bool = False, **memory: object) -> SpacetimeDecoder:
+def make_decoder(slots: LiveSlots, **memory: object) -> SpacetimeDecoder:
     config = DecoderConfig.model_validate(
         {"hidden_dim": 16, "ffn_dim": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "dropout": 0.0,
          "embedding_dropout": 0.0, "window_actions": 12, "embedding_dim": 8, "geo_buckets": 64,
-         "interest_match": {"enabled": True, "dropout": 0.0, "distinct": distinct}, "num_blocks": BLOCKS, "max_inner": INNERS,
+         "interest_match": {"enabled": True, "dropout": 0.0}, "num_blocks": BLOCKS, "max_inner": INNERS,
          "num_categories": 4, "poi_rows": BLOCKS * INNERS + 6, "memory": memory}
     )  # fmt: skip
     torch.manual_seed(1)
@@ -195,10 +195,9 @@ def test_pois_of_the_context_are_not_asked_about() -> None:
     assert groups.visits_N.nonzero()[:, 0].tolist() == [0, 20]
 
 
-@pytest.mark.parametrize("distinct", [False, True])
-def test_the_user_vector_of_a_target_is_the_one_that_serving_makes(distinct: bool) -> None:
+def test_the_user_vector_of_a_target_is_the_one_that_serving_makes() -> None:
     slots = make_slots()
-    decoder = make_decoder(slots, distinct=distinct).eval()
+    decoder = make_decoder(slots).eval()
     history = make_history([[(0, 0), (1, 3), (0, 0), (2, 4)]])
 
     trained = decoder.user_vectors(decoder.read_targets(history, slots))
