@@ -15,7 +15,13 @@ import torch
 from models.copying.crowd_batches import collate_asked
 from models.copying.crowd_candidates import SlotFinder
 from models.data.arrays import Float32Array, IntArray
-from models.data.batch import HISTORY_INPUTS, collate_candidates, collate_history, collate_requests
+from models.data.batch import (
+    HISTORY_INPUTS,
+    CandidateBatch,
+    collate_candidates,
+    collate_history,
+    collate_requests,
+)
 from models.data.catalogue import Catalogue
 from models.data.ranks import Ranks
 from models.network.decoder import SpacetimeDecoder
@@ -87,16 +93,21 @@ def encode_pois(
     vectors = np.zeros((pois.num_rows, bundle.embedding_dim), dtype=np.float32)
     for start in range(0, pois.num_rows, micro_batch):
         part = pois.slice(start, micro_batch)
-        single = pa.array(np.arange(part.num_rows + 1, dtype=np.int32))
-        lists = {
-            new: pa.ListArray.from_arrays(single, pa.concat_arrays([part.column(old)]))
-            for old, new in POI_COLUMNS.items()
-        }
-        candidates = collate_candidates(pa.record_batch(lists)).to(device)
+        candidates = collate_pois(part).to(device)
         with bundle.autocast(device):
             poi_vectors = model.poi_state(candidates)[:, 0]
         vectors[start : start + part.num_rows] = poi_vectors.cpu().numpy()
     return vectors
+
+
+def collate_pois(pois: pa.RecordBatch) -> CandidateBatch:
+    """Collates POIs as candidates, one a row, (rows, 1); columns as in `poi_index`."""
+    single = pa.array(np.arange(pois.num_rows + 1, dtype=np.int32))
+    lists = {
+        new: pa.ListArray.from_arrays(single, pa.concat_arrays([pois.column(old)]))
+        for old, new in POI_COLUMNS.items()
+    }
+    return collate_candidates(pa.record_batch(lists))
 
 
 @torch.inference_mode()

@@ -11,10 +11,13 @@ import pytest
 from deltalake import write_deltalake
 
 from models.config import Recipe
+from models.data.dataset import read_table
 from models.lift import ranker
-from tests.bench import posttraining_cells
+from tests.bench import latent_classes, posttraining_cells, posttraining_curve
 from tests.bench.posttraining_cells import Cells
 from tests.bench.posttraining_city import City, Days, _split, make_null_city, read_requests, stretch_of
+from tests.bench.posttraining_curve_page import Curves, record_curve
+from tests.bench.posttraining_curve_page import write_page as write_curve_page
 from tests.bench.posttraining_page import write_page
 from tests.bench.posttraining_scores import measure_meal_rule, measure_table4, measure_table8, measure_table9
 from tests.bench.posttraining_tables import record_null, record_tables
@@ -155,3 +158,44 @@ def test_the_page_tells_means_intervals_and_only_what_every_city_has(tmp_path):
     assert "Table 9:" not in text
     assert "oracle" not in text  # nobody measured it
     assert (page.parent / "page.png").stat().st_size > 5_000
+
+
+def test_the_curve_is_measured_recorded_and_drawn(city, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(posttraining_curve, "make_city", lambda _: None)
+    monkeypatch.setattr(posttraining_curve, "NUM_RESAMPLES", 20)
+    monkeypatch.setattr(latent_classes, "NUM_ITERATIONS", 2)
+    users = sorted({f"u{user}" for user in range(12)})
+    likings = pa.table({"user_id": users, "likes": [("quiet", "lively")[n % 2] for n in range(12)]})
+    (tmp_path / "likings.parquet").mkdir()
+    pq.write_table(likings, tmp_path / "likings.parquet" / "part-0.parquet")
+
+    figures = posttraining_curve.measure_city(city, recipe, (20, 0))
+    again = posttraining_curve.measure_city(city, recipe, (20, 0))
+    assert again == json.loads(json.dumps(figures)) or np.isnan(figures["probes"]["attribute"])
+    for own in (figures, again):  # the texts of these few POIs name no attribute
+        own["probes"]["attribute"] = 0.5
+    curves = Curves({1: figures, 2: again}, (20, 0))
+    record_curve(curves, str(tmp_path / "results"))
+    write_curve_page(curves, tmp_path / "curve.md", "toy.yaml")
+
+    assert figures["20"]["requests"] == 20 < figures["0"]["requests"]
+    written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
+    assert set(written) == {
+        "table8-pretrain-gain-embedding",
+        "table8-pretrain-gain-ranking",
+        "interest-probe",
+    }
+    expected = 100 * (figures["0"]["ranking-pretrained"]["auc"] - figures["0"]["ranking-scratch"]["auc"])
+    assert written["table8-pretrain-gain-ranking"]["value"] == pytest.approx(expected, abs=1e-3)
+    assert "| 20 | embedding |" in (tmp_path / "curve.md").read_text()
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_the_requests_of_a_small_part_are_among_those_of_a_larger_one(city):
+    ids = {}
+    for number in (5, 9, 0):
+        rows = read_table(city.few_sft_samples(number), ("request_id", "split")).to_pylist()
+        ids[number] = {row["request_id"] for row in rows if row["split"] == "train"}
+        assert any(row["split"] == "val" for row in rows)
+    assert len(ids[5]) == 5
+    assert ids[5] < ids[9] < ids[0]
