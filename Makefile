@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: results-page help setup demo test test-fast test-airflow test-browser lint fmt bench bench-dags bench-airflow-click bench-rows bench-rerun bench-demo bench-lift-gate bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-online bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: results-page help setup demo test test-fast test-airflow test-browser lint fmt bench bench-dags bench-airflow-click bench-rows bench-rerun bench-demo bench-lift-gate bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-posttraining-curve bench-online bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -150,6 +150,9 @@ paper-tables: setup ## Measures the paper's Tables 4 and 6 to 9 again, hours, ce
 	@$(PY) -m tests.bench.paper_city --out .demo/paper-tables/city-data
 	@$(PY) -m tests.bench.paper_tables $(if $(DATA),--data $(DATA)) --city .demo/paper-tables/city-data $(if $(MINUTES),--minutes $(MINUTES))
 	@$(MAKE) bench-posttraining
+
+bench-posttraining-curve: setup ## Table 8 over SFT requests, simulated cities, floors and ceiling beside; resumable [POSTTRAINING=FOLDER] [SEEDS=LIST] [NUMBERS=LIST]
+	@$(PY) -m tests.bench.posttraining_curve --work $(or $(POSTTRAINING),.demo/posttraining) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(NUMBERS),--numbers $(NUMBERS))
 
 bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities and [DATA=CHECK-IN FOLDER] check-ins; resumable [POSTTRAINING=FOLDER]
 	@$(PY) -m tests.bench.posttraining_tables --work $(or $(POSTTRAINING),.demo/posttraining)

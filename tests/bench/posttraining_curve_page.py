@@ -106,9 +106,9 @@ def write_page(curves: Curves, page: Path, recipe: str) -> None:
     lines = [
         "# Table 8 as a curve: what pre-training is worth, by the number of labelled requests",
         "",
-        f"Made by `{COMMAND}`; not written by hand. Every action and click is simulated: {curves.about}; "
-        f"recipe `{recipe}`. AUC on later requests, means over the cities; in brackets 95 % intervals of the gain by user, "
-        "one for each city. In italics: base rankers trained on the same requests, alone, with latent classes of clicks "
+        f"Made by `{COMMAND}`; not written by hand. Every action and click is simulated: {curves.about}; recipe",
+        f"`{recipe}`. AUC on later requests, means over the cities; in brackets 95 % intervals of the gain by user, one",
+        "for each city. In italics: base rankers trained on the same requests, alone, with latent classes of clicks",
         "(labels alone) and with latent classes of visits (visits).",
         "",
         f"![AUC by number of requests]({page.with_suffix('.png').name})",
