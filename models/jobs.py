@@ -8,12 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import pyarrow.dataset as pds
 import torch
 
 from conf.cli import JobContext, JobSummary
 from conf.errors import MissingInputError, NoLiftError
 from conf.settings import CONF_DIR
 from models.config import load_recipe
+from models.data.dataset import read_table
 from models.data.parallel import joined_group, process_rank, threads_of_process
 from models.data.pins import pin_table
 from models.evaluation.evaluate import (
@@ -28,6 +31,7 @@ from models.evaluation.evaluate import (
 )
 from models.evaluation.figures import Figures, without_nan
 from models.evaluation.generator_choice import GeneratorChoice
+from models.evaluation.probes import probe_attribute
 from models.evaluation.release_split import EvaluationRows, draw_evenly
 from models.lift.show import LIFT_FILE, print_lift
 from models.lift.show import headline as lift_headline
@@ -39,6 +43,7 @@ from models.registry.lift_gate import judge_lift
 from models.registry.register import register_bundle
 from models.registry.training_bundle import make_bundle
 from models.serving.bundle import ModelBundle, load_bundle, resolve_model
+from models.serving.inference import POI_COLUMNS
 from models.tracking import RunLog, open_training_run
 from models.training.followers import follow
 from models.training.pipeline import (
@@ -192,8 +197,15 @@ def _evaluate(context: JobContext, training: Training, log: RunLog) -> Figures:
         evaluation["next_poi"] = next_poi | {"drawn_of": num_targets}
     if rows is not None and impressions is not None:
         drawn = impressions.take(draw_evenly(num_requests, options.max_targets))
-        ranking = evaluate_ranking(drawn, rows.count_visits(), bundle)
+        learns_interests = training.recipe.pretrain.interests.enabled and "pretrain" in bundle.stage_names
+        ranking = evaluate_ranking(drawn, rows.count_visits(), bundle, towers_before_sft=learns_interests)
         evaluation["ranking"] = ranking | {"requests": drawn.num_rows, "requests_drawn_of": num_requests}
+    if evaluation["is_simulated"] and "pretrain" in bundle.stage_names:
+        decoder = bundle.model("pretrain", "cpu")
+        is_version = pds.field("index_version") == decoder.config.index_version
+        index = read_table(training.table("poi_index"), (*POI_COLUMNS, "text"), is_version)
+        if not np.isnan(probe := probe_attribute(decoder, index)):
+            evaluation["attribute_probe"] = probe
     for task, reason in skipped.items():
         LOGGER.warning("%s is not evaluated: %s", task, reason)
         log.log_tags({f"not_evaluated.{task}": reason})

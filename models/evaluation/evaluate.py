@@ -73,6 +73,7 @@ def evaluate_ranking(
     *,
     seed: int = 0,
     device: str = "cpu",
+    towers_before_sft: bool = False,
 ) -> Figures:
     """Scores the impressions of ranking samples by the baselines and by the SFT stages of the bundle.
 
@@ -82,6 +83,8 @@ def evaluate_ranking(
         bundle: bundle whose `sft_ranking` and `sft_embedding` stages are scored, if present.
         seed: seed of the bootstrap.
         device: device of the models.
+        towers_before_sft: score the towers as pre-training leaves them, too; for interest pre-training, which trains
+            them.
     """
     shown = Impressions.from_samples(samples)
     poi_ids = shown.flat("candidate_poi_ids")
@@ -95,6 +98,8 @@ def evaluate_ranking(
     probabilities = None
     if bundle and "sft_embedding" in bundle.stage_names:
         scores["sft_embedding"] = score_by_embeddings(shown, bundle, device)
+    if bundle and towers_before_sft:
+        scores["pretrain_towers"] = score_by_embeddings(shown, bundle, device, stage="pretrain")
     if bundle and "sft_ranking" in bundle.stage_names:
         batch = samples.combine_chunks().to_batches()
         logits = [
@@ -161,6 +166,8 @@ def log_figures(evaluation: Figures, log: RunLog) -> None:
                 f"{split}/{method}/auc": figures["auc"]["value"],
                 f"{split}/{method}/gauc": figures["gauc"],
             }
+    if isinstance(evaluation.get("attribute_probe"), float):
+        metrics["probe/attribute"] = evaluation["attribute_probe"]
     log.log_metrics({name: value for name, value in metrics.items() if not np.isnan(value)})
     log.log_tags(
         {
@@ -185,6 +192,8 @@ def headline(evaluation: Figures) -> dict[str, object]:
         notes |= {
             f"{method}_auc": _round(values["auc"]["value"]) for method, values in ranking["methods"].items()
         }
+    if isinstance(evaluation.get("attribute_probe"), float):
+        notes["attribute_probe"] = _round(evaluation["attribute_probe"])
     return notes
 
 

@@ -48,12 +48,19 @@ class Impressions:
         return self.requests[column].to_numpy()[self.request_rows]
 
 
-def score_by_embeddings(shown: Impressions, bundle: ModelBundle, device: str = "cpu") -> Float64Array:
-    """Returns the dot product of the user's vector at the request and the POI's vector for each impression."""
+def score_by_embeddings(
+    shown: Impressions, bundle: ModelBundle, device: str = "cpu", *, stage: str = "sft_embedding"
+) -> Float64Array:
+    """Returns the dot product of the user's vector at the request and the POI's vector for each impression.
+
+    `stage` names the stage of the bundle whose towers make the vectors.
+    """
     batches = [part for part in shown.requests.combine_chunks().to_batches() if part.num_rows]
-    users = np.concatenate([encode_user_requests(bundle, part, device=device) for part in batches])
+    users = np.concatenate(
+        [encode_user_requests(bundle, part, device=device, stage=stage) for part in batches]
+    )
     columns = {"block_id": "block_ids", "inner_id": "inner_ids", "category_id": "category_ids",
                "poi_lon": "lons", "poi_lat": "lats"}  # fmt: skip
     pois = pa.record_batch({name: pa.array(shown.flat(f"candidate_{old}")) for name, old in columns.items()})
-    vectors = encode_pois(bundle, pois, device=device)
+    vectors = encode_pois(bundle, pois, device=device, stage=stage)
     return (users[shown.request_rows].astype(np.float64) * vectors).sum(axis=1)

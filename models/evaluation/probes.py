@@ -18,10 +18,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from models.data.arrays import Float64Array
+from models.evaluation.release_split import draw_evenly
 from models.network.decoder import SpacetimeDecoder
 from models.serving.inference import collate_pois
 
 FOLDS = 5
+MAX_POIS = 5_000
+"""POIs that are probed, evenly drawn: more make the figure no better."""
 STRENGTH = 0.05
 """Inverse strength of the classifier's regularisation: there are few POIs for each dimension."""
 ATTRIBUTE = re.compile(r"\bA ([a-z ]+?) place:")
@@ -69,6 +72,7 @@ def probe_attribute(decoder: SpacetimeDecoder, index: pa.Table) -> float:
         decoder: a pre-trained decoder in evaluation mode.
         index: rows of `poi_index`, with `text`.
     """
+    index = index.take(draw_evenly(index.num_rows, MAX_POIS))
     attributes = find_attributes(index["text"].to_pylist())
     has_one = attributes != ""
     pois = index.drop_columns("text").filter(pa.array(has_one)).combine_chunks()

@@ -69,10 +69,15 @@ def encode_users(
 
 @torch.inference_mode()
 def encode_user_requests(
-    bundle: ModelBundle, requests: pa.RecordBatch, *, micro_batch: int = 64, device: str = "cpu"
+    bundle: ModelBundle,
+    requests: pa.RecordBatch,
+    *,
+    micro_batch: int = 64,
+    device: str = "cpu",
+    stage: str = "sft_embedding",
 ) -> Float32Array:
     """Returns unit vectors of users at the time and place of a request, (rows, embedding_dim)."""
-    model = bundle.model("sft_embedding", device)
+    model = bundle.model(stage, device)
     vectors = np.zeros((requests.num_rows, bundle.embedding_dim), dtype=np.float32)
     for rows in batch_by_length(
         history_lengths(requests), micro_batch, max_actions=bundle.serving.max_actions
@@ -86,10 +91,15 @@ def encode_user_requests(
 
 @torch.inference_mode()
 def encode_pois(
-    bundle: ModelBundle, pois: pa.RecordBatch, *, micro_batch: int = 1024, device: str = "cpu"
+    bundle: ModelBundle,
+    pois: pa.RecordBatch,
+    *,
+    micro_batch: int = 1024,
+    device: str = "cpu",
+    stage: str = "sft_embedding",
 ) -> Float32Array:
     """Returns unit vectors of POIs, (rows, embedding_dim); columns as in `poi_index`."""
-    model = bundle.model("sft_embedding", device)
+    model = bundle.model(stage, device)
     vectors = np.zeros((pois.num_rows, bundle.embedding_dim), dtype=np.float32)
     for start in range(0, pois.num_rows, micro_batch):
         part = pois.slice(start, micro_batch)

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 from conf.cli import main
 from conf.settings import Settings
+from models import jobs
 from models.__main__ import JOBS
 from models.serving.bundle import load_bundle, resolve_model
 from models.serving.inference import score_candidates
@@ -157,6 +158,15 @@ def test_evaluate_may_look_at_validation(run, trained):
     code, summary = run("evaluate", "--split", "val")
     assert code == 0
     assert "pretrain_acc1" in summary["notes"]
+
+
+def test_the_attribute_of_a_simulated_city_is_probed(run, trained, monkeypatch):
+    monkeypatch.setattr(jobs, "probe_attribute", lambda decoder, index: index.num_rows / 100)
+    code, summary = run("evaluate")
+    assert code == 0
+    assert 0 < summary["notes"]["attribute_probe"] < 1
+    assert json.loads((run.folder / "evaluation.json").read_text())["attribute_probe"] > 0
+    assert "attribute_probe" not in trained["notes"], "the planted city's texts name no attribute"
 
 
 def test_dry_run_writes_nothing(run, tmp_path):
