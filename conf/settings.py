@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from functools import reduce
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin
@@ -437,10 +438,15 @@ def load_model(model: type[M], layers: Sequence[str | Path], overrides: Sequence
         where = str(layer)
         merged = _merge(merged, rename_keys(model, _read_yaml(Path(layer))))
         _check(model, merged, where)
-    for override in overrides:
-        merged = _merge(merged, _parse_override(model, override))
-        _check(model, merged, f"--set {override}")
-    return _check(model, merged, where)
+    together = reduce(_merge, (_parse_override(model, override) for override in overrides), merged)
+    try:
+        return _check(model, together, where)
+    except SettingsError:
+        # Together, since a key may need another one; one by one only to name the override that is wrong.
+        for override in overrides:
+            merged = _merge(merged, _parse_override(model, override))
+            _check(model, merged, f"--set {override}")
+        raise
 
 
 def describe_settings(model: type[BaseModel] = Settings, prefix: str = "") -> list[tuple[str, str, str]]:

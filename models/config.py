@@ -327,7 +327,7 @@ class Recipe(Section):
         if self.pretrain.interests.enabled and not all(needed):
             raise ValueError(
                 "pretrain.interests needs decoder.interest_match.enabled, decoder.memory.enabled and "
-                "decoder.poi_vectors; of overrides, give these first"
+                "decoder.poi_vectors"
             )
         return self
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.testing import assert_close
 
+from conf.errors import SettingsError
 from models.config import (
     DecoderConfig,
     InterestConfig,
@@ -16,6 +17,7 @@ from models.config import (
     RankingSftConfig,
     Recipe,
     TrainConfig,
+    load_recipe,
 )
 from models.data.batch import HistoryBatch, RequestBatch
 from models.data.slots import AboutSlots, LiveSlots
@@ -295,6 +297,16 @@ def test_a_recipe_without_the_match_or_poi_vectors_cannot_learn_interests() -> N
     for other in ({"poi_vectors": "off"}, {"memory": {"enabled": False}}):
         with pytest.raises(ValidationError, match="poi_vectors"):
             Recipe.model_validate({**interests_on, "decoder": {**other, "interest_match": {"enabled": True}}})
+
+
+def test_overrides_that_need_each_other_may_come_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: small\n")
+    needs, needed = "pretrain.interests.enabled=true", "decoder.interest_match.enabled=true"
+
+    for order in ([needs, needed], [needed, needs]):
+        assert load_recipe(tmp_path / "recipe.yaml", order).pretrain.interests.enabled
+    with pytest.raises(SettingsError, match=r"--set pretrain\.interests\.enabled=true"):
+        load_recipe(tmp_path / "recipe.yaml", ["name=other", needs])
 
 
 def test_digests_of_older_trainings_hold_while_the_switches_are_off() -> None:
