@@ -34,6 +34,8 @@ MS_PER_DAY = 86_400_000
 VERSIONS_FILE = "versions.json"
 SAMPLE_TABLES = ("ranking_samples", "preference_pairs")
 NULL_CLICK_RATE = 0.15
+NUM_FEW_VAL = 1_000
+"""Validation requests beside a part of the training requests, at most."""
 STRETCHES = ("sft", "ranker", "test")
 DEVELOPMENT_SEED = 5
 SYNTHETIC = "synthetic"
@@ -100,7 +102,7 @@ class City:
     def few_sft_samples(self, num_requests: int) -> TableAt:
         """Ranking samples of the SFT days with so many training requests, 0 = all; written once.
 
-        The requests of a smaller number are among those of a larger one.
+        The requests of a smaller number are among those of a larger one; so are those of validation.
         """
         whole = self.sft_table("ranking_samples")
         if not num_requests:
@@ -213,12 +215,12 @@ def _split(city: City, *, names: Sequence[str] = SAMPLE_TABLES, is_null: bool = 
 
 def _write_few(whole: TableAt, few: TableAt, num_requests: int) -> None:
     rows = DeltaTable(whole.location).to_pyarrow_table()
-    is_train = pc.equal(rows["split"], "train")
-    train = rows.filter(is_train)
-    digests = [hashlib.sha256(name.encode()).digest() for name in train["request_id"].to_pylist()]
-    chosen = sorted(range(len(digests)), key=digests.__getitem__)[:num_requests]
-    kept = pa.concat_tables([train.take(pa.array(chosen)), rows.filter(pc.invert(is_train))])
-    write_deltalake(str(few.location), kept, mode="overwrite")
+    kept = []
+    for split, most in (("train", num_requests), ("val", NUM_FEW_VAL)):
+        own = rows.filter(pc.equal(rows["split"], split))
+        digests = [hashlib.sha256(name.encode()).digest() for name in own["request_id"].to_pylist()]
+        kept.append(own.take(pa.array(sorted(range(len(digests)), key=digests.__getitem__)[:most])))
+    write_deltalake(str(few.location), pa.concat_tables(kept), mode="overwrite")
 
 
 def _rules(rows: pa.Table) -> list[str]:
