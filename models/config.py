@@ -185,7 +185,7 @@ class TrainConfig(Section):
     """How one stage is trained."""
 
     removed: ClassVar[Mapping[str, object]] = {"ema_decay": 0.0, "beta1": 0.9, "beta2": 0.98}
-    added: ClassVar[tuple[str, ...]] = ()
+    added: ClassVar[tuple[str, ...]] = ("criterion",)
     """Keys that are younger than trainings that may be resumed."""
 
     epochs: int = Field(4, ge=0, description="passes over the training split")
@@ -204,6 +204,11 @@ class TrainConfig(Section):
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto = cuda if there is one")
     val_every: int = Field(0, ge=0, description="optimiser steps between validations; 0 = once an epoch")
     patience: int = Field(2, ge=1, description="validations without a better one before training stops")
+    criterion: Literal["loss", "misranked"] = Field(
+        "loss",
+        description="validation figure whose minimum chooses the weights; misranked = 1 - AUC, of both SFTs only, for a"
+        " loss that also measures how far scores are spread",
+    )
     validate_start: bool = Field(
         False, description="validate before the first step: the start may be the best"
     )
@@ -257,8 +262,9 @@ class InterestConfig(Section):
 class PretrainConfig(TrainConfig):
     """Pre-training with next-POI cross-entropy."""
 
-    added: ClassVar[tuple[str, ...]] = ("interests",)
+    added: ClassVar[tuple[str, ...]] = (*TrainConfig.added, "interests")
 
+    criterion: Literal["loss"] = "loss"
     interests: InterestConfig = InterestConfig()
 
 
@@ -276,7 +282,7 @@ class EmbeddingSftConfig(TrainConfig):
 class RankingSftConfig(TrainConfig):
     """Ranking SFT: click logits of isolated candidates."""
 
-    added: ClassVar[tuple[str, ...]] = ("fit_head",)
+    added: ClassVar[tuple[str, ...]] = (*TrainConfig.added, "fit_head")
 
     fit_head: int = Field(
         0,
@@ -289,6 +295,7 @@ class RankingSftConfig(TrainConfig):
 class AlignConfig(TrainConfig):
     """DPO, S-DPO or IPO."""
 
+    criterion: Literal["loss"] = "loss"
     validate_start: bool = True
     beta: float = Field(0.1, gt=0, description="DPO beta")
     chosen_weight: float = Field(

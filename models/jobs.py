@@ -276,8 +276,8 @@ def _summarise(training: Training, results: dict[str, TrainResult]) -> JobSummar
     rows = sum(training.pins[STAGE_TABLES[stage][0]].num_rows for stage in results)
     notes: dict[str, object] = {"bundle": str(training.bundle_folder), "simulated": training.is_simulated}
     for stage, result in results.items():
-        loss = result.best_value
-        notes[f"{stage}_val_loss"] = "no validation rows" if loss is None else round(loss, 4)
+        value, config = result.best_value, getattr(training.recipe, stage)
+        notes[f"{stage}_val_{config.criterion}"] = "no validation rows" if value is None else round(value, 4)
     if training.skipped:
         notes["skipped"] = dict(training.skipped)
     steps = {stage: result.seconds for stage, result in results.items()}

@@ -125,11 +125,12 @@ def train_stage(training: Training, stage: str, parent: RunLog) -> TrainResult:
     started = time.perf_counter()
     with open_stage_run(training.settings.mlflow, parent, stage=stage) as log:
         log.log_params({"stage": stage, "day": training.day, "made_of": training.made_of[stage]})
-        log.log_params({"train": getattr(training.recipe, stage).model_dump(mode="json")})
+        config: TrainConfig = getattr(training.recipe, stage)
+        log.log_params({"train": config.model_dump(mode="json")})
         log.log_tables(_table_inputs(training, stage))
         log.log_tags({"simulated": str(training.is_simulated).lower()})
         result = run_stage(training, stage, log.log_metrics)
-        best = {} if result.best_value is None else {"best/val_loss": result.best_value}
+        best = {} if result.best_value is None else {f"best/val_{config.criterion}": result.best_value}
         log.log_metrics({**best, "seconds": time.perf_counter() - started}, result.steps)
         log.log_tags({"validated": str(result.best_value is not None).lower()})
     training.skipped.pop(stage, None)

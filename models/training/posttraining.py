@@ -122,7 +122,7 @@ class ClickStage(SplitStage, ABC, Generic[Taught]):
         """Scores the candidates of a batch for validation."""
 
     def validate(self, model: Taught) -> dict[str, float]:
-        """Returns mean loss, AUC and GAUC; empty without validation rows."""
+        """Returns mean loss, AUC, 1 - AUC and GAUC; empty without validation rows."""
         if self.splits.val is None:
             return {}
         total, count, scored = 0.0, 0, []
@@ -132,7 +132,8 @@ class ClickStage(SplitStage, ABC, Generic[Taught]):
             arrays = (batch.scores_BC.float().cpu().numpy(), batch.labels_BC.cpu().numpy())
             scored.append((*arrays, rows["user_id"].to_pylist()))
         scores, labels, users = flatten_by_label(scored)
-        metrics = {"val/loss": total / max(count, 1), "val/auc": auc(scores, labels),
+        found = auc(scores, labels)
+        metrics = {"val/loss": total / max(count, 1), "val/auc": found, "val/misranked": 1 - found,
                    "val/gauc": gauc(scores, labels, users)}  # fmt: skip
         return {name: value for name, value in metrics.items() if not np.isnan(value)}
 
@@ -231,7 +232,7 @@ def run_stage(
     finally:
         splits.close()
     if process_rank() == 0:
-        save_stage(folder / "model", decoder, {"stage": stage.name, "val_loss": result.best_value, **notes})
+        save_stage(folder / "model", decoder, {"stage": stage.name, f"val_{config.criterion}": result.best_value, **notes})
     return result
 
 

@@ -30,7 +30,7 @@ class Stage(Protocol[Taught]):
         ...
 
     def validate(self, model: Taught) -> dict[str, float]:
-        """Returns metrics; the lowest `val/loss` is best. Empty = there are no validation rows."""
+        """Returns metrics, `val/loss` among them; empty = there are no validation rows."""
         ...
 
 
@@ -51,8 +51,8 @@ class TrainResult:
 
     Attributes:
         steps: optimiser steps done.
-        best_value: lowest validation loss; None = there were no validation rows.
-        best_step: step of the lowest validation loss, or the last step; the model has its weights.
+        best_value: lowest value of the criterion (`TrainConfig.criterion`); None = there were no validation rows.
+        best_step: step of that value, or the last step; the model has its weights.
         validations: metrics of every validation, with their step.
         seconds: training time, including the time before a resume.
         is_resumed: True = the training resumed from a checkpoint.

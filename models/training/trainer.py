@@ -37,7 +37,6 @@ from models.training.stage import ComparingStage, Log, Stage, TrainResult
 
 LOGGER = logging.getLogger(__name__)
 LOG_EVERY_STEPS = 20
-VALIDATION_KEY = "val/loss"
 Trained = TypeVar("Trained", bound=nn.Module)
 
 
@@ -224,7 +223,8 @@ class _Training(Generic[Trained]):
             return
         state.validations.append({"step": float(state.step), **metrics})
         self.log(metrics, state.step)
-        value = metrics[VALIDATION_KEY]
+        # Validation rows with labels of one kind have no AUC, at no step.
+        value = metrics.get(f"val/{self.config.criterion}", metrics["val/loss"])
         if state.best_value is None or value < state.best_value:
             state.best_value, state.best_step, state.bad_validations = value, state.step, 0
             self._save_best()
