@@ -109,6 +109,23 @@ def test_training_stops_after_patience_and_the_best_weights_are_restored(tmp_pat
     assert [validation["step"] for validation in result.validations] == [2, 4, 6, 8]
 
 
+@pytest.mark.parametrize(("has_auc", "best_step", "best_value"), [(True, 4, 0.1), (False, 2, 1.0)])
+def test_the_criterion_chooses_and_without_an_auc_the_loss(tmp_path, has_auc, best_step, best_value):
+    class Ranked(TinyStage):
+        misranked = iter([0.3, 0.1, 0.2, 0.2])
+
+        def validate(self, model):
+            found = super().validate(model)
+            return found | ({"val/misranked": next(self.misranked)} if has_auc else {})
+
+    changes = {"epochs": 9, "patience": 2, "val_every": 2, "criterion": "misranked"}
+    stage = Ranked(val_losses=[1.0, 2.0, 3.0, 4.0])
+
+    result = train(stage, make_model(), CONFIG.model_copy(update=changes), tmp_path, ignore)
+
+    assert (result.best_step, result.best_value) == (best_step, best_value)
+
+
 def test_the_start_is_kept_if_nothing_beats_it(tmp_path):
     model = make_model()
     start = weights(model).clone()
