@@ -128,8 +128,9 @@ def test_all_tables_are_measured_and_recorded(city, recipe, tmp_path, monkeypatc
 
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
     assert set(written) == {
-        "table4-lift-points", "table4-oracle-share", "table8-multimodal-gain-embedding", "table8-multimodal-gain-ranking",
-        "table9-hr10-gain", "null-city-auc", "meal-rule-share-gain", "meal-rule-elsewhere",
+        "table4-lift-points", "table4-oracle-share", "table8-multimodal-gain-embedding",
+        "table8-multimodal-gain-ranking", "table9-hr10-gain", "null-city-auc", "meal-rule-share-gain",
+        "meal-rule-elsewhere",
     }  # fmt: skip
     auc = figures["table4"]["auc"]
     assert written["table4-lift-points"]["value"] == pytest.approx(
