@@ -1,10 +1,10 @@
 """Public next-POI protocols: the training rows and scored rows of a check-in folder.
 
-A folder holds `checkins.parquet` (user, POI, UTC time, offset; see README, "own data"). A protocol orders it
-by user and time, drops what it drops, cuts trajectories, splits by time, and names the rows to score; nothing
-else is removed. A target counts if its user and its POI both occur among training rows that are not the first
-of their trajectory. The digest of the scored row ids (`user_id|unix second|poi_id`) proves that two runs, or
-two programs, scored the same rows.
+A folder holds `checkins.parquet` (user, POI, UTC time, offset; see README, "own data"). A protocol orders it by user
+and time, drops what it drops, cuts trajectories, splits by time or as the folder says, and names the rows to score.
+Nothing else is removed. A target counts if its user and its POI both occur among training rows: those that are not the
+first of their trajectory, or any, where splits and sessions are the folder's own. The digest of the scored row ids
+(`user_id|unix second|poi_id`) proves that two runs, or two programs, scored the same rows.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conf.errors import CorruptInputError, MissingInputError
+from conf.units import MS_PER_DAY
 from models.data.arrays import BoolArray, IntArray
 from models.data.requests import Requests, Visits, previous_within
 
 TRAJECTORY_GAP_H = 24
 GETNEXT_FIRST_VALIDATION = pd.Timestamp("2012-11-09 21:54:47", tz="UTC")
 """First validation row of the published split; rows before it are training rows."""
+
+MIN_SESSION = 3
+MS_PER_SECOND, MS_PER_HALF_HOUR = 1_000, 1_800_000
+FIRST_DAY = 14_613
+"""Day of a user's first check-in where no day is known, 2010-01-04, in days since 1970; any will do."""
 
 Frame: TypeAlias = pd.DataFrame
 
@@ -32,18 +38,21 @@ class Protocol:
     """A named way to make training and scored rows from a check-in folder.
 
     Attributes:
-        prepare: ordered check-ins -> the rows of the protocol with `trajectory` and `split` (empty = history
-            only).
+        prepare: ordered check-ins -> the rows of the protocol with `split` (empty = history only), `is_first` and
+            `is_last` of their trajectory, `may_count`, without which a row is not scored, and `is_known_by`: the
+            training rows that make a user and a POI known.
         is_last_only: score the last check-in of each trajectory instead of all but its first.
         hides_request_time: the hour, weekday and gap of the target are unknown.
         digest: digest of the scored test rows on the data the protocol was defined on; empty = none
             published.
+        needs: columns that the protocol reads beside those of every check-in folder.
     """
 
     prepare: Callable[[Frame], Frame]
     is_last_only: bool = False
     hides_request_time: bool = False
     digest: str = ""
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,15 @@ def build_rows(protocol: Protocol, folder: Path) -> ProtocolRows:
         MissingInputError: the folder has no `checkins.parquet`.
         CorruptInputError: the file lacks what the protocol needs.
     """
-    frame = protocol.prepare(_read_checkins(folder)).reset_index(drop=True)
+    checkins = _read_checkins(folder)
+    missing = [name for name in protocol.needs if name not in checkins]
+    if missing:
+        raise CorruptInputError(
+            path=str(folder / "checkins.parquet"),
+            expected=f"check-ins with the columns {', '.join(protocol.needs)}, which this protocol reads",
+            cause=f"it lacks {', '.join(missing)}; protocol time-split takes any folder",
+        )
+    frame = protocol.prepare(checkins).reset_index(drop=True)
     is_training = (frame["split"] == "train").to_numpy()
     poi_ids = sorted(set(frame.loc[is_training, "poi_id"]))
     rows_of = {poi_id: row for row, poi_id in enumerate(poi_ids)}
@@ -139,7 +156,8 @@ def _read_checkins(folder: Path) -> Frame:
 def _requests(frame: Frame, visits: Visits, users: np.ndarray, split: str, protocol: Protocol) -> Requests:
     rows = _scored_rows(frame, split, is_last_only=protocol.is_last_only)
     starts, stops = _strictly_earlier(users, visits.timestamps_ms, rows)
-    seconds = visits.timestamps_ms[rows] // 1000
+    # Of the check-in as it was delivered, also where a protocol hides its day.
+    seconds = frame["utc_time"].astype("datetime64[us, UTC]").astype(np.int64).to_numpy()[rows] // 1_000_000
     row_ids = [
         f"{users[row]}|{second}|{frame['poi_id'].iat[row]}" for row, second in zip(rows, seconds, strict=True)
     ]
@@ -157,10 +175,9 @@ def _requests(frame: Frame, visits: Visits, users: np.ndarray, split: str, proto
 
 def _scored_rows(frame: Frame, split: str, *, is_last_only: bool) -> IntArray:
     """Scored rows of a split: last, or all but the first, of a trajectory, by a known user at a known POI."""
-    trajectory = frame["trajectory"]
-    known = frame[(frame["split"] == "train") & (trajectory == trajectory.shift())]
-    scored = trajectory != trajectory.shift(-1) if is_last_only else trajectory == trajectory.shift()
-    scored &= frame["split"] == split
+    known = frame[(frame["split"] == "train") & frame["is_known_by"]]
+    scored = frame["is_last"] if is_last_only else ~frame["is_first"]
+    scored = scored & frame["may_count"] & (frame["split"] == split)
     scored &= frame["user_id"].isin(set(known["user_id"])) & frame["poi_id"].isin(set(known["poi_id"]))
     return np.flatnonzero(scored)
 
@@ -186,6 +203,13 @@ def _with_trajectories(frame: Frame, *, min_length: int) -> Frame:
     return frame[frame.groupby("trajectory")["ts_ms"].transform("size") >= min_length]
 
 
+def _mark_ends(frame: Frame) -> Frame:
+    """Marks the first and the last row of each `trajectory`, whose rows follow each other."""
+    trajectory = frame["trajectory"]
+    is_first, is_last = trajectory != trajectory.shift(), trajectory != trajectory.shift(-1)
+    return frame.assign(is_first=is_first, is_last=is_last, may_count=True, is_known_by=~is_first)
+
+
 def _getnext_split(frame: Frame) -> Frame:
     """The cut behind the paper's Table 6; a trajectory that crosses a split's border is two."""
     frame = _with_trajectories(frame.drop_duplicates(["user_id", "poi_id", "utc_time"]), min_length=3)
@@ -193,7 +217,57 @@ def _getnext_split(frame: Frame) -> Frame:
     published = frame["getnext_split"].fillna("")
     frame = frame.assign(split=np.where(is_training, "train", published))
     frame = frame[frame["split"] != ""]
-    return frame.assign(trajectory=frame.groupby(["trajectory", "split"], sort=False).ngroup())
+    return _mark_ends(frame.assign(trajectory=frame.groupby(["trajectory", "split"], sort=False).ngroup()))
+
+
+def _getnext_with_history(frame: Frame) -> Frame:
+    """The cut behind Table 6, and every other row as history: as a pipeline has it, and published rivals do not."""
+    cut = _getnext_split(frame)
+    rest = frame.drop(cut.index).assign(
+        split="", is_first=True, is_last=True, may_count=False, is_known_by=False
+    )
+    return pd.concat([cut, rest]).loc[frame.index]
+
+
+def _published_split(frame: Frame) -> Frame:
+    """The published rows of a column of Table 6, with their split and sessions; validation rows have no sessions."""
+    sessions = frame["session"].where(frame["session"] >= 0)
+    whole = _cut_sessions(frame, sessions.fillna(-1.0))
+    return whole.assign(may_count=whole["true_last"].fillna(False) | (whole["split"] != "test"))
+
+
+def _estimated_split(frame: Frame) -> Frame:
+    """The California column of Table 6: for a part of its rows only order and half hour are known, not the day.
+
+    So no row keeps its day: a user's rows keep order and clock, and a day passes wherever the clock goes back. Weekday
+    and gap then tell no more than order and clock do.
+    """
+    whole = _cut_sessions(frame, frame["session"].astype(np.float64))
+    half_hours = whole["half_hour_utc"].to_numpy(np.int64)
+    is_new_user = (whole["user_id"] != whole["user_id"].shift()).to_numpy()
+    steps = np.diff(half_hours, prepend=0)
+    days = np.cumsum((steps < 0) & ~is_new_user)
+    days -= np.maximum.accumulate(np.where(is_new_user, days, 0))
+    # Rows of one half hour are a second apart, since the order is known.
+    places = np.arange(len(steps))
+    seconds = places - np.maximum.accumulate(np.where((steps != 0) | is_new_user, places, 0))
+    clock_ms = half_hours * MS_PER_HALF_HOUR + seconds * MS_PER_SECOND
+    return whole.assign(ts_ms=(FIRST_DAY + days) * MS_PER_DAY + clock_ms)
+
+
+def _session_split(frame: Frame) -> Frame:
+    """The folder's own splits and sessions; sessions of three or more count."""
+    whole = _cut_sessions(frame, frame["session"].astype(np.float64))
+    size = whole.groupby("trajectory")["ts_ms"].transform("size")
+    return whole.assign(may_count=size >= MIN_SESSION)
+
+
+def _cut_sessions(frame: Frame, sessions: pd.Series) -> Frame:
+    """Cuts trajectories where user, split or session change; rows without session (-1) also at gaps over 24 h."""
+    is_gap = (frame["ts_ms"].diff() > TRAJECTORY_GAP_H * 3_600_000) & (sessions < 0)
+    changes = [column != column.shift() for column in (frame["user_id"], frame["split"], sessions)]
+    starts = changes[0] | changes[1] | changes[2] | is_gap
+    return _mark_ends(frame.assign(trajectory=starts.cumsum())).assign(is_known_by=True)
 
 
 def _lim_split(frame: Frame) -> Frame:
@@ -202,7 +276,7 @@ def _lim_split(frame: Frame) -> Frame:
     return _split_by_time(frame.assign(trajectory=frame["lim_traj_id"]))
 
 
-def _city_split(frame: Frame) -> Frame:
+def _time_split(frame: Frame) -> Frame:
     """Consecutive check-ins at one POI collapsed, trajectories of 2 or more, split 80/10/10 by time."""
     is_repeat = (frame["user_id"] == frame["user_id"].shift()) & (frame["poi_id"] == frame["poi_id"].shift())
     return _split_by_time(_with_trajectories(frame[~is_repeat], min_length=2))
@@ -212,23 +286,40 @@ def _split_by_time(frame: Frame) -> Frame:
     """First 80 % of the check-ins by time, next 10 %, last 10 %; counts are rounded down."""
     order = frame["ts_ms"].rank(method="first").to_numpy() - 1
     first_val, first_test = int(0.8 * len(frame)), int(0.9 * len(frame))
-    return frame.assign(
-        split=np.where(order < first_val, "train", np.where(order < first_test, "val", "test"))
-    )
+    splits = np.where(order < first_val, "train", np.where(order < first_test, "val", "test"))
+    return _mark_ends(frame.assign(split=splits))
 
 
+GETNEXT, SESSIONS = ("getnext_split",), ("split", "session")
 PROTOCOLS: dict[str, Protocol] = {
-    "nyc-table6": Protocol(_getnext_split, is_last_only=True, digest="bbbda6f1e83e8a21"),
-    "nyc-table6-all": Protocol(_getnext_split, digest="252b8674516db305"),
-    "nyc-lim-all": Protocol(_lim_split, digest="3f6237d609d0c3fb"),
-    "nyc-lim-last": Protocol(_lim_split, is_last_only=True),
-    "charlotte": Protocol(_city_split, digest="82302839a3428b70"),
-    "calgary": Protocol(_city_split, digest="cf7c87e4622026c5"),
-    "gowalla-nyc": Protocol(_city_split, digest="7c2eca81b31ff403"),
-    "synthetic-city": Protocol(_city_split),
+    "nyc-table6": Protocol(_getnext_split, is_last_only=True, digest="bbbda6f1e83e8a21", needs=GETNEXT),
+    "nyc-table6-all": Protocol(_getnext_split, digest="252b8674516db305", needs=GETNEXT),
     "nyc-table6-notime": Protocol(
-        _getnext_split, is_last_only=True, hides_request_time=True, digest="bbbda6f1e83e8a21"
+        _getnext_split, is_last_only=True, hides_request_time=True, digest="bbbda6f1e83e8a21", needs=GETNEXT
     ),
-    "nyc-table6-all-notime": Protocol(_getnext_split, hides_request_time=True, digest="252b8674516db305"),
-    "nyc-lim-all-notime": Protocol(_lim_split, hides_request_time=True, digest="3f6237d609d0c3fb"),
+    "nyc-table6-all-notime": Protocol(
+        _getnext_split, hides_request_time=True, digest="252b8674516db305", needs=GETNEXT
+    ),
+    "nyc-table6-history": Protocol(
+        _getnext_with_history, is_last_only=True, digest="bbbda6f1e83e8a21", needs=GETNEXT
+    ),
+    "nyc-table6-history-all": Protocol(_getnext_with_history, digest="252b8674516db305", needs=GETNEXT),
+    "nyc-table6-true": Protocol(
+        _published_split, is_last_only=True, digest="46af7b38048f44ac", needs=(*SESSIONS, "true_last")
+    ),
+    "nyc-lim-all": Protocol(_lim_split, digest="3f6237d609d0c3fb", needs=("lim_traj_id",)),
+    "nyc-lim-last": Protocol(_lim_split, is_last_only=True, needs=("lim_traj_id",)),
+    "nyc-lim-all-notime": Protocol(
+        _lim_split, hides_request_time=True, digest="3f6237d609d0c3fb", needs=("lim_traj_id",)
+    ),
+    "charlotte": Protocol(_time_split, digest="82302839a3428b70"),
+    "calgary": Protocol(_time_split, digest="cf7c87e4622026c5"),
+    "gowalla-nyc": Protocol(_time_split, digest="7c2eca81b31ff403"),
+    "ca-exact-all": Protocol(_time_split, digest="b1737a6c8243f232"),
+    "ca-exact-last": Protocol(_session_split, is_last_only=True, digest="97821e7b52510bff", needs=SESSIONS),
+    "ca-table6": Protocol(
+        _estimated_split, is_last_only=True, digest="f31637ea61655e31", needs=(*SESSIONS, "half_hour_utc")
+    ),
+    "synthetic-city": Protocol(_time_split),
+    "time-split": Protocol(_time_split),
 }

@@ -232,7 +232,11 @@ def run_stage(
     finally:
         splits.close()
     if process_rank() == 0:
-        save_stage(folder / "model", decoder, {"stage": stage.name, f"val_{config.criterion}": result.best_value, **notes})
+        save_stage(
+            folder / "model",
+            decoder,
+            {"stage": stage.name, f"val_{config.criterion}": result.best_value, **notes},
+        )
     return result
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.bench.protocols --data FOLDER --work FOLDER
 
-FOLDER of --data holds the check-in folders (`fsq_nyc`, `fsq_charlotte`, `fsq_calgary`, `gowalla_nyc`); a folder that
-is not there is passed over, and its numbers stay as they are. Every figure is the mean over the seeds; trained models
+FOLDER of --data holds the check-in folders (`fsq_nyc`, `fsq_nyc_table6`, `fsq_charlotte`, `fsq_calgary`,
+`gowalla_nyc`, `gowalla_ca_exact`, `gowalla_ca_table6`); a folder that is not there is passed over, and its numbers stay as they are. Every figure is the mean over the seeds; trained models
 stay in the folder of --work, so that a second run only ranks.
 """
 
@@ -34,6 +34,11 @@ FOLDERS = {
     "charlotte": "fsq_charlotte",
     "calgary": "fsq_calgary",
     "gowalla-nyc": "gowalla_nyc",
+    "nyc-table6-true": "fsq_nyc_table6",
+    "nyc-table6-history": "fsq_nyc",
+    "ca-exact-all": "gowalla_ca_exact",
+    "ca-exact-last": "gowalla_ca_exact",
+    "ca-table6": "gowalla_ca_table6",
 }
 KERNEL = "recency-weighted visit baseline"
 """A bar that is this baseline's figure on the same rows."""
@@ -42,10 +47,16 @@ BARS: dict[tuple[str, str], float | str] = {
     ("nyc-table6", "acc1"): 0.434,
     ("nyc-table6-all", "acc1"): 0.399,
     ("nyc-table6-notime", "acc1"): 0.318,
+    ("ca-exact-all", "acc1"): 0.335,
+    ("ca-table6", "acc1"): 0.28,
 }
 CITIES = ("charlotte", "calgary", "gowalla-nyc")
 KEYS = {"acc1": "hr_at_1", "acc10": "hr_at_10", "mrr": "mrr"}
-DISCOVERIES_BAR = ">= 0.049"
+DISCOVERIES = {
+    "nyc-table6-all": ("nyc-discoveries-acc10", ">= 0.049"),
+    "ca-exact-all": ("ca-exact-discoveries-acc10", ">= 0.32"),
+}
+"""Protocols whose rows of new POIs have a figure of their own, and its target."""
 MINUTES_BAR = "<= 30"
 
 
@@ -61,13 +72,14 @@ def record_protocol(name: str, figures: Figures, folder: str) -> None:
         value = mean_figure(figures, MEAN, "all", key)
         told = f"{notes}; {describe_baselines(figures, key)}; {describe_difference(figures, key)}"
         record(f"{name}-{short}", round(value, 4), "", bar, COMMAND, told, folder)
-    if name == "nyc-table6-all":
+    if name in DISCOVERIES:
+        short, bar = DISCOVERIES[name]
         value = mean_figure(figures, MEAN, "discoveries", "hr_at_10")
         if math.isnan(value):  # no row of that kind
             return
         told = f"rows whose POI the user had not visited before; {notes}; "
         told += describe_baselines(figures, "hr_at_10", "discoveries")
-        record("nyc-discoveries-acc10", round(value, 4), "", DISCOVERIES_BAR, COMMAND, told, folder)
+        record(short, round(value, 4), "", bar, COMMAND, told, folder)
 
 
 def mean_figure(figures: Figures, method: str, group: str, key: str) -> float:
