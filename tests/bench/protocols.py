@@ -3,8 +3,9 @@
     python -m tests.bench.protocols --data FOLDER --work FOLDER
 
 FOLDER of --data holds the check-in folders (`fsq_nyc`, `fsq_nyc_table6`, `fsq_charlotte`, `fsq_calgary`,
-`gowalla_nyc`, `gowalla_ca_exact`, `gowalla_ca_table6`); a folder that is not there is passed over, and its numbers stay as they are. Every figure is the mean over the seeds; trained models
-stay in the folder of --work, so that a second run only ranks.
+`gowalla_nyc`, `gowalla_ca_exact`, `gowalla_ca_table6`); a folder that is not there is passed over, and its numbers stay
+as they are. Every figure is the mean over the seeds; trained models stay in the folder of --work, so that a second run
+only ranks.
 """
 
 import argparse
