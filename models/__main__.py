@@ -42,7 +42,8 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         default="release-split",
-        help="rows to score: release-split, or a public protocol such as nyc-table6",
+        help="rows to score: release-split; time-split for any folder of check-ins; or a public protocol such as"
+        " nyc-table6, which names the columns that it needs",
     )
     parser.add_argument(
         "--split", choices=("val", "test"), default="test", help="held-out split; select on val only"
