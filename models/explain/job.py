@@ -31,7 +31,8 @@ from models.data.catalogue import CATALOGUE_COLUMNS, Catalogue
 from models.data.dataset import TableAt, read_table
 from models.data.pins import locate_table
 from models.explain.attribution import Explanation, Place, explain_request
-from models.explain.text import print_explanation
+from models.explain.interests import find_interests
+from models.explain.text import print_explanation, print_interests
 from models.serving.bundle import ModelBundle, load_bundle, resolve_model
 
 LOGGER = logging.getLogger(__name__)
@@ -69,6 +70,9 @@ def run_explain(context: JobContext) -> JobSummary:
     seconds = {"explain": time.perf_counter() - started}
     console = Console(stderr=True, width=None if sys.stderr.isatty() else TEXT_WIDTH)
     print_explanation(explanation, names, console)
+    interests = find_interests(bundle, request, catalogue, explanation, top_k=options.top)
+    if interests is not None:
+        print_interests(interests, names, read_categories(settings), console)
     picture = None if context.dry_run else draw_picture(context, explanation, names)
     notes = _summarise(explanation, bundle, model_version)
     return JobSummary(rows_in=len(explanation.past), notes=notes | {"picture": picture}, steps=seconds)
@@ -206,6 +210,18 @@ def read_places(settings: Settings, index_version: int) -> tuple[Catalogue, dict
         {poi_id: name or poi_id for poi_id, name in names},
         {block: (lon, lat) for block, lon, lat in centers},
     )
+
+
+def read_categories(settings: Settings) -> dict[int, str]:
+    """Returns the paths of categories by id; empty if there is no such table, and ids are shown."""
+    try:
+        rows = read_table(
+            TableAt(locate_table(settings.storage.root, "categories")), ("category_id", "category_path")
+        )
+    except MissingInputError as error:
+        LOGGER.warning("categories are shown by id: %s", error)
+        return {}
+    return dict(zip(rows["category_id"].to_pylist(), rows["category_path"].to_pylist(), strict=True))
 
 
 def open_crowd(settings: Settings, bundle: ModelBundle, catalogue: Catalogue, day: date) -> SlotFinder | None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from models.data.arrays import IntArray
 from models.explain.attribution import Explanation, Place, Shares
+from models.explain.interests import Interests
 
 NUM_TAIL = 8
 """Last actions shown, in addition to those with the largest shares."""
@@ -42,6 +43,31 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str], consol
     tail = range(max(0, len(explanation.past) - NUM_TAIL), len(explanation.past))
     title = f"the last {len(tail)} of {len(explanation.past)} actions, newest first"
     console.print(tabulate_actions(explanation, names, list(reversed(tail)), title))
+
+
+def print_interests(
+    interests: Interests, names: Mapping[str, str], categories: Mapping[int, str], console: Console
+) -> None:
+    """Prints what is near the user's vector: POIs, and the categories that stand out among them.
+
+    Args:
+        interests: what to print.
+        names: names by POI id.
+        categories: names by category id; a category without a name is shown by its id.
+        console: output console.
+    """
+    compared = f"of {interests.num_compared} live POIs, those around the user first"
+    table = _start(
+        f"interests: POIs nearest to the user's vector, {compared}", "POI", "cosine", "visits before"
+    )
+    for poi in interests.pois:
+        table.add_row(names.get(poi.poi_id, poi.poi_id), f"{poi.cosine:.3f}", str(poi.num_visits))
+    console.print(table)
+    table = _start("interests: categories among the nearest POIs", "category", "share", "of all compared")
+    for found in interests.categories:
+        name = categories.get(found.category_id, str(found.category_id))
+        table.add_row(name, f"{found.share:.0%}", f"{found.usual:.0%}")
+    console.print(table)
 
 
 def describe_request(explanation: Explanation) -> str:
@@ -149,5 +175,5 @@ def _start(title: str, *columns: str) -> Table:
     """Returns an empty table with words aligned left and numbers aligned right."""
     table = Table(title=title, title_justify="left")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("POI", "local time") else "right")
+        table.add_column(name, justify="left" if name in ("POI", "category", "local time") else "right")
     return table

@@ -194,9 +194,8 @@ def run(city_settings, make_decoder, tmp_path) -> Callable[..., tuple[int, dict,
     model = planted_decoder(make_decoder)
     save_stage(tmp_path / "stage", model)
     content = {"embedding_dim": 8, "is_simulated": True}
-    save_bundle(
-        tmp_path / "bundle", {"pretrain": tmp_path / "stage"}, layout=model.config.layout, content=content
-    )
+    stages = dict.fromkeys(("pretrain", "sft_embedding"), tmp_path / "stage")
+    save_bundle(tmp_path / "bundle", stages, layout=model.config.layout, content=content)
 
     def start(*more: str) -> tuple[int, dict, str]:
         arguments = ["explain", "--day", str(DAY), f"--set=storage.root={city_settings.storage.root}"]
@@ -217,7 +216,14 @@ def test_the_job_prints_text_and_leaves_a_picture(run, tmp_path):
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert summary["rows_in"] == 60
     assert 0 < summary["notes"]["generator_share_poi"] < 1
-    for told in ("top POIs", "top blocks", "leans on", "the last 8 of 60", summary["notes"]["top_poi"]):
+    for told in (
+        "top POIs",
+        "top blocks",
+        "leans on",
+        "the last 8 of 60",
+        "interests:",
+        summary["notes"]["top_poi"],
+    ):
         assert told in text
 
 
