@@ -30,9 +30,10 @@ from models.copying.crowd_tables import CROWD_TABLES, last_crowd, open_finder
 from models.data.catalogue import CATALOGUE_COLUMNS, Catalogue
 from models.data.dataset import TableAt, read_table
 from models.data.pins import locate_table
+from models.explain.attention import map_attention
 from models.explain.attribution import Explanation, Place, explain_request
 from models.explain.interests import find_interests
-from models.explain.text import print_explanation, print_interests
+from models.explain.text import print_attention, print_explanation, print_interests
 from models.serving.bundle import ModelBundle, load_bundle, resolve_model
 
 LOGGER = logging.getLogger(__name__)
@@ -70,6 +71,9 @@ def run_explain(context: JobContext) -> JobSummary:
     seconds = {"explain": time.perf_counter() - started}
     console = Console(stderr=True, width=None if sys.stderr.isatty() else TEXT_WIDTH)
     print_explanation(explanation, names, console)
+    attention = map_attention(model, request, explanation)
+    if attention is not None:
+        print_attention(attention, console)
     interests = find_interests(bundle, request, catalogue, explanation, top_k=options.top)
     if interests is not None:
         print_interests(interests, names, read_categories(settings), console)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.data.arrays import IntArray
+from models.explain.attention import AGES, DISTANCES, AttentionMap
 from models.explain.attribution import Explanation, Place, Shares
 from models.explain.interests import Interests
 
@@ -68,6 +69,19 @@ def print_interests(
         name = categories.get(found.category_id, str(found.category_id))
         table.add_row(name, f"{found.share:.0%}", f"{found.usual:.0%}")
     console.print(table)
+
+
+def print_attention(attention: AttentionMap, console: Console) -> None:
+    """Prints where the request's attention goes, by age and distance of past actions."""
+    table = _start("attention of the transformer on past actions (number of actions)", "age", *DISTANCES)
+    for age, shares, counts in zip(AGES, attention.on_actions, attention.num_actions, strict=True):
+        cells = [
+            f"{share:.1%} ({count})" if count else "" for share, count in zip(shares, counts, strict=True)
+        ]
+        table.add_row(age, *cells)
+    console.print(table)
+    rest = f"user and profile {attention.on_user:.1%}, request {attention.on_request:.1%}"
+    console.print(f"the rest of the attention: {rest}", highlight=False)
 
 
 def describe_request(explanation: Explanation) -> str:
@@ -175,5 +189,7 @@ def _start(title: str, *columns: str) -> Table:
     """Returns an empty table with words aligned left and numbers aligned right."""
     table = Table(title=title, title_justify="left")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("POI", "category", "local time") else "right")
+        table.add_column(
+            name, justify="left" if name in ("POI", "category", "age", "local time") else "right"
+        )
     return table

@@ -10,6 +10,7 @@ attend at least to themselves, so that no softmax is empty.
 # output is wanted (masks: new tokens after the user part), C = candidates, D = model width, H = heads,
 # G = key/value heads, E = width of a head.
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -127,6 +128,27 @@ class Attention(nn.Module):
         past: KeyValues | None,
         wanted_BN: Tensor | None = None,
     ) -> tuple[Tensor, KeyValues]:
+        T, H = x_BTD.shape[1], self.num_heads
+        query, key, value, new = self._project(x_BTD, rotation, past)
+        assert past is None or mask is not None, "a cache needs a mask: causal means nothing across it"
+        if wanted_BN is not None:
+            assert past is None, "wanted tokens are places among all tokens"
+            # With fewer queries than keys `is_causal` would align its triangle to the first keys.
+            mask = _take_mask(mask, wanted_BN, T)
+            query = query.gather(2, wanted_BN[:, None, :, None].expand(-1, H, -1, self.head_dim))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        return self.output(mixed.transpose(1, 2).flatten(2)), new
+
+    def weights(self, x_BTD: Tensor, rotation: Rotation, mask: Tensor, past: KeyValues | None) -> Tensor:
+        """Returns the attention of new tokens on cached and new ones, (B, H, T, S + T); rows add up to 1."""
+        query, key, _, _ = self._project(x_BTD, rotation, past)
+        scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim)
+        return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+
+    def _project(
+        self, x_BTD: Tensor, rotation: Rotation, past: KeyValues | None
+    ) -> tuple[Tensor, Tensor, Tensor, KeyValues]:
+        """Returns queries of the new tokens, keys and values of all, each for every head, and the new ones' own."""
         B, T, _ = x_BTD.shape
         H, G = self.num_heads, self.num_kv_heads
         together = self.query_key_value(x_BTD).view(B, T, H + 2 * G, self.head_dim)
@@ -136,17 +158,10 @@ class Attention(nn.Module):
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         new = KeyValues(key, value)
         if past is not None:
-            assert mask is not None, "a cache needs a mask: causal means nothing across it"
             key, value = torch.cat([past.keys, key], dim=2), torch.cat([past.values, value], dim=2)
         if H > G:
             key, value = (part.repeat_interleave(H // G, dim=1) for part in (key, value))
-        if wanted_BN is not None:
-            assert past is None, "wanted tokens are places among all tokens"
-            # With fewer queries than keys `is_causal` would align its triangle to the first keys.
-            mask = _take_mask(mask, wanted_BN, T)
-            query = query.gather(2, wanted_BN[:, None, :, None].expand(-1, H, -1, self.head_dim))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
-        return self.output(mixed.transpose(1, 2).flatten(2)), new
+        return query, key, value, new
 
     def key_values(self, x_BTD: Tensor, rotation: Rotation) -> KeyValues:
         """Returns only the keys and values of new tokens, (B, G, T, E) each, for a layer whose output is not needed."""
