@@ -166,8 +166,9 @@ def log_figures(evaluation: Figures, log: RunLog) -> None:
                 f"{split}/{method}/auc": figures["auc"]["value"],
                 f"{split}/{method}/gauc": figures["gauc"],
             }
-    if isinstance(evaluation.get("attribute_probe"), float):
-        metrics["probe/attribute"] = evaluation["attribute_probe"]
+    probe = evaluation.get("attribute_probe")
+    if isinstance(probe, float):
+        metrics["probe/attribute"] = probe
     log.log_metrics({name: value for name, value in metrics.items() if not np.isnan(value)})
     log.log_tags(
         {
@@ -192,8 +193,9 @@ def headline(evaluation: Figures) -> dict[str, object]:
         notes |= {
             f"{method}_auc": _round(values["auc"]["value"]) for method, values in ranking["methods"].items()
         }
-    if isinstance(evaluation.get("attribute_probe"), float):
-        notes["attribute_probe"] = _round(evaluation["attribute_probe"])
+    probe = evaluation.get("attribute_probe")
+    if isinstance(probe, float):
+        notes["attribute_probe"] = _round(probe)
     return notes
 
 
