@@ -193,8 +193,6 @@ def rank_in_batches(
 
 def _fingerprint(recipe: Recipe) -> str:
     """Returns a digest of all parts of the recipe that pre-training reads."""
-    content = {
-        "decoder": recipe.decoder.model_dump(mode="json"),
-        "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"device", "checkpoint_every"}),
-    }
-    return digest_json(content)
+    pretrain = recipe.pretrain.describe()
+    kept = {name: value for name, value in pretrain.items() if name not in ("device", "checkpoint_every")}
+    return digest_json({"decoder": recipe.decoder.describe(), "pretrain": kept})

@@ -314,3 +314,9 @@ def test_digests_of_older_trainings_hold_while_the_switches_are_off() -> None:
     assert RankingSftConfig().describe() == TrainConfig().describe()
     assert PretrainConfig(interests=InterestConfig(enabled=True)).describe()["interests"]["enabled"]
     assert RankingSftConfig(fit_head=5).describe()["fit_head"] == 5
+    assert "criterion" not in TrainConfig().describe()
+    assert RankingSftConfig(criterion="misranked").describe()["criterion"] == "misranked"
+    assert not {"distinct", "towers"} & set(DecoderConfig().describe()["interest_match"])
+    on = DecoderConfig.model_validate({"interest_match": {"enabled": True, "towers": True}}).describe()
+    assert on["interest_match"]["towers"]
+    assert "distinct" not in on["interest_match"]
