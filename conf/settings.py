@@ -442,11 +442,16 @@ def load_model(model: type[M], layers: Sequence[str | Path], overrides: Sequence
     try:
         return _check(model, together, where)
     except SettingsError:
-        # Together, since a key may need another one; one by one only to name the override that is wrong.
+        # Checked together, since a key may need another one. The one to blame is that without which all is well.
         for override in overrides:
-            merged = _merge(merged, _parse_override(model, override))
-            _check(model, merged, f"--set {override}")
-        raise
+            rest = [_parse_override(model, other) for other in overrides if other != override]
+            try:
+                _check(model, reduce(_merge, rest, merged), where)
+            except SettingsError:
+                continue
+            where = f"--set {override}"
+            break
+        return _check(model, together, where)
 
 
 def describe_settings(model: type[BaseModel] = Settings, prefix: str = "") -> list[tuple[str, str, str]]:

@@ -267,6 +267,13 @@ class PretrainConfig(TrainConfig):
     criterion: Literal["loss"] = "loss"
     interests: InterestConfig = InterestConfig()
 
+    def describe(self) -> dict[str, object]:
+        """As of every stage; a weight of interests that is younger than the others is left out while it is 0."""
+        found = super().describe()
+        if "interests" in found and not self.interests.centre_weight:
+            found["interests"] = self.interests.model_dump(mode="json", exclude={"centre_weight"})
+        return found
+
 
 class EmbeddingSftConfig(TrainConfig):
     """Embedding SFT: two towers, InfoNCE."""

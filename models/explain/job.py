@@ -76,7 +76,7 @@ def run_explain(context: JobContext) -> JobSummary:
         print_attention(attention, console)
     interests = find_interests(bundle, request, catalogue, explanation, top_k=options.top)
     if interests is not None:
-        print_interests(interests, names, read_categories(settings), console)
+        print_interests(interests, names, read_categories(settings, version), console)
     picture = None if context.dry_run else draw_picture(context, explanation, names)
     notes = _summarise(explanation, bundle, model_version)
     return JobSummary(rows_in=len(explanation.past), notes=notes | {"picture": picture}, steps=seconds)
@@ -216,11 +216,12 @@ def read_places(settings: Settings, index_version: int) -> tuple[Catalogue, dict
     )
 
 
-def read_categories(settings: Settings) -> dict[int, str]:
-    """Returns the paths of categories by id; empty if there is no such table, and ids are shown."""
+def read_categories(settings: Settings, index_version: int) -> dict[int, str]:
+    """Returns the paths of an index version's categories by id; empty if there is no such table, and ids are shown."""
+    table = TableAt(locate_table(settings.storage.root, "categories"))
     try:
         rows = read_table(
-            TableAt(locate_table(settings.storage.root, "categories")), ("category_id", "category_path")
+            table, ("category_id", "category_path"), pds.field("index_version") == index_version
         )
     except MissingInputError as error:
         LOGGER.warning("categories are shown by id: %s", error)

@@ -57,7 +57,7 @@ def print_interests(
         categories: names by category id; a category without a name is shown by its id.
         console: output console.
     """
-    compared = f"of {interests.num_compared} live POIs, those around the user first"
+    compared = f"{interests.num_compared} live POIs compared"
     table = _start(
         f"interests: POIs nearest to the user's vector, {compared}", "POI", "cosine", "visits before"
     )

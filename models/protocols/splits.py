@@ -145,6 +145,17 @@ def _read_checkins(folder: Path) -> Frame:
         raise CorruptInputError(
             path=str(path), expected="a Parquet file of check-ins", cause=str(error)
         ) from error
+    missing = [name for name in ("user_id", "poi_id", "utc_time") if name not in frame]
+    if missing:
+        raise CorruptInputError(
+            path=str(path),
+            expected="check-ins with user_id, poi_id and utc_time",
+            cause=f"it lacks {missing}",
+        )
+    frame["user_id"], frame["poi_id"] = frame["user_id"].astype(str), frame["poi_id"].astype(str)
+    frame["utc_time"] = pd.to_datetime(frame["utc_time"], utc=True)  # without a zone it is UTC
+    if "tz_offset_min" not in frame:
+        frame["tz_offset_min"] = 0
     frame["ts_ms"] = frame["utc_time"].astype("datetime64[us, UTC]").astype(np.int64) // 1000
     if frame["user_id"].str.isdigit().all():  # numeric ids keep the order of the published files
         return frame.assign(order=frame["user_id"].astype(np.int64)).sort_values(
@@ -222,6 +233,7 @@ def _getnext_split(frame: Frame) -> Frame:
 
 def _getnext_with_history(frame: Frame) -> Frame:
     """The cut behind Table 6, and every other row as history: as a pipeline has it, and published rivals do not."""
+    frame = frame.drop_duplicates(["user_id", "poi_id", "utc_time"])
     cut = _getnext_split(frame)
     rest = frame.drop(cut.index).assign(
         split="", is_first=True, is_last=True, may_count=False, is_known_by=False
@@ -233,7 +245,9 @@ def _published_split(frame: Frame) -> Frame:
     """The published rows of a column of Table 6, with their split and sessions; validation rows have no sessions."""
     sessions = frame["session"].where(frame["session"] >= 0)
     whole = _cut_sessions(frame, sessions.fillna(-1.0))
-    return whole.assign(may_count=whole["true_last"].fillna(False) | (whole["split"] != "test"))
+    return whole.assign(
+        may_count=whole["true_last"].eq(True).fillna(False).astype(bool) | (whole["split"] != "test")
+    )
 
 
 def _estimated_split(frame: Frame) -> Frame:

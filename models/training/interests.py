@@ -178,6 +178,8 @@ def match_loss(
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Sums the cross-entropy of each POI of a window among the POIs of its category and block, nats.
 
+    With a `centre_weight` the weighted square of the mean match of a group is added.
+
     The user side of a POI is the sum of the user's other POIs, those of the context included, over the root of their
     number. Only POIs that first occur in the window are asked about: a validation window is thus held out, and every
     visit is asked about once.
@@ -213,8 +215,8 @@ def match_loss(
         loss = nn.functional.cross_entropy(logits_TK, drawn.places_T, reduction="sum")
         if centre_weight:
             # The softmax does not see what all alternatives share, but a dot product across groups does.
-            is_drawn_TK = drawn.correction.isfinite()
-            mean_T = (dots_TK * is_drawn_TK).sum(dim=1) / is_drawn_TK.sum(dim=1)
+            stands_for_TK = drawn.correction.exp()
+            mean_T = (dots_TK * stands_for_TK).sum(dim=1) / stands_for_TK.sum(dim=1)
             loss = loss + centre_weight * (mean_T**2).sum()
     return loss, len(chosen_T)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.data.arrays import Float64Array, IntArray
+from models.data.arrays import BoolArray, Float64Array, IntArray
 
 USER_PRIOR, POI_PRIOR = 0.3, 0.5
 """Pseudo-counts of every class of a user, and of every POI of a class in proportion to its visitors."""
@@ -22,15 +22,18 @@ class Classes(NamedTuple):
         of_users: (users, classes), P(class | user).
         of_pois: (classes, POIs), P(POI | class, its group).
         shares: (POIs,), share of a POI in the visitors of its group.
+        is_known: (users,), whether a user has a pair.
     """
 
     of_users: Float64Array
     of_pois: Float64Array
     shares: Float64Array
+    is_known: BoolArray
 
     def log_ratios(self, users: IntArray, pois: IntArray) -> Float64Array:
-        """Returns how much likelier than its share a POI is for a user, log, (pairs,); 0 where either is -1."""
-        known = (users >= 0) & (pois >= 0)
+        """Returns how much likelier than its share a POI is for a user, log, (pairs,); 0 where either is unknown."""
+        known = (users >= 0) & (users < len(self.is_known)) & (pois >= 0)
+        known[known] = self.is_known[users[known]]
         found = np.zeros(len(users))
         chances = np.einsum("pk,kp->p", self.of_users[users[known]], self.of_pois[:, pois[known]])
         found[known] = np.log(chances) - np.log(self.shares[pois[known]])
@@ -48,7 +51,7 @@ def fit_classes(
         num_classes: number of classes.
         seed: of the first guess.
     """
-    num_users, num_groups = int(users.max()) + 1, int(groups.max()) + 1
+    num_users, num_groups = int(users.max(initial=-1)) + 1, int(groups.max()) + 1
     visitors = np.bincount(pois, minlength=len(groups)) + 0.5
     shares = visitors / np.bincount(groups, visitors, num_groups)[groups]
     prior = POI_PRIOR * shares * np.bincount(groups, minlength=num_groups)[groups]
@@ -60,4 +63,4 @@ def fit_classes(
         of_pois /= np.stack([np.bincount(groups, each, num_groups) for each in of_pois])[:, groups]
         weights = of_users[users].T * of_pois[:, pois]
         weights /= weights.sum(axis=0)
-    return Classes(of_users, of_pois, shares)
+    return Classes(of_users, of_pois, shares, np.bincount(users, minlength=num_users) > 0)

@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,16 +88,12 @@ class Curve:
         self.catalogue = read_catalogue(self.city)
         self.groups = _group(self.catalogue)
         self.numbers_of_users: dict[str, int] = {}
-        history = read_history(self.city, self.catalogue)
-        self.val, self.test = (
-            self._read(read_requests(self.city, name), history) for name in ("sft-val", "test")
-        )
-        self.history = history
+        self.history = read_history(self.city, self.catalogue)
 
-    def _read(self, samples: pa.Table, history: History) -> Shown:
+    def _read(self, samples: pa.Table) -> Shown:
         exposures = Exposures.from_samples(samples, self.catalogue)
         users = self._number(exposures.users)
-        return Shown(exposures, build_base_features(exposures, self.catalogue, history), users)
+        return Shown(exposures, build_base_features(exposures, self.catalogue, self.history), users)
 
     def _number(self, users: np.ndarray) -> IntArray:
         known = self.numbers_of_users
@@ -105,7 +101,13 @@ class Curve:
 
     def measure(self, number: int) -> Figures:
         """Measures one number of SFT requests, 0 = all."""
-        train = self._train(number)
+        # Clicks and exposures of other requests would tell the base features more than the labels that are given.
+        self.history = without_labels(self.history)
+        train = self._read_split(number, "train", "sft")
+        self.history = with_labels(self.history, train.exposures)
+        train = self._read_split(number, "train", "sft")
+        self.val = self._read_split(number, "val", "sft-val")
+        self.test = self._read(read_requests(self.city, "test"))
         cold = self._cold(train)
         found: Figures = {
             "requests": train.exposures.samples.num_rows,
@@ -130,13 +132,12 @@ class Curve:
             found[f"{stage}-gain"] = {"value": gain.value, "low": gain.low, "high": gain.high}
         return found
 
-    def _train(self, number: int) -> Shown:
-        table = self.city.few_sft_samples(number)
-        chosen = read_table(table, ("request_id", "split"))
-        ids = chosen.filter(pc.equal(chosen["split"], "train"))["request_id"]
-        samples = read_requests(self.city, "sft")
-        kept = samples.filter(pc.is_in(samples["request_id"], ids.combine_chunks()))
-        return self._read(kept, self.history)
+    def _read_split(self, number: int, split: str, stretch: str) -> Shown:
+        """Reads the requests that SFT trains on, or chooses by."""
+        chosen = read_table(self.city.few_sft_samples(number), ("request_id", "split"))
+        ids = chosen.filter(pc.equal(chosen["split"], split))["request_id"]
+        samples = read_requests(self.city, stretch)
+        return self._read(samples.filter(pc.is_in(samples["request_id"], ids.combine_chunks())))
 
     def _cold(self, train: Shown) -> dict[str, BoolArray]:
         times = np.bincount(train.exposures.rows, minlength=len(self.catalogue))
@@ -187,8 +188,23 @@ class Curve:
         return fit_classes(pairs[0], pairs[1], self.groups, NUM_CLASSES)
 
     def _ratios(self, classes: Classes, shown: Shown) -> Float64Array:
-        users = np.where(shown.users < len(classes.of_users), shown.users, -1)
-        return classes.log_ratios(users, shown.exposures.rows)[:, None]
+        return classes.log_ratios(shown.users, shown.exposures.rows)[:, None]
+
+
+def without_labels(history: History) -> History:
+    """Returns a history in which nothing was shown."""
+    return replace(
+        history,
+        shown_rows=history.shown_rows[:0],
+        shown_times=history.shown_times[:0],
+        shown_labels=history.shown_labels[:0],
+    )
+
+
+def with_labels(history: History, shown: Exposures) -> History:
+    """Returns a history in which only these exposures were shown."""
+    times = shown.samples["request_ts_ms"].to_numpy().astype(np.int64)[shown.requests]
+    return replace(history, shown_rows=shown.rows, shown_times=times, shown_labels=shown.labels)
 
 
 def _group(catalogue: Catalogue) -> IntArray:
@@ -196,7 +212,7 @@ def _group(catalogue: Catalogue) -> IntArray:
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
-def measure_probes(cells: Cells, test: Shown, catalogue: Catalogue) -> Figures:
+def measure_probes(cells: Cells, catalogue: Catalogue) -> Figures:
     """Measures what pre-training alone tells: the planted attribute, who likes it, and clicks before any SFT."""
     city = cells.city
     pretrained = cells.pretrained / "model"
@@ -214,11 +230,12 @@ def measure_probes(cells: Cells, test: Shown, catalogue: Catalogue) -> Figures:
     likes = dict(zip(likings["user_id"].to_pylist(), likings["likes"].to_pylist(), strict=True))
     liking = probe_classes(sums, np.array([likes[name] for name in names.tolist()]))
     bundle = cells.gather("before-sft", {"pretrain": pretrained, "sft_embedding": pretrained})
-    batches = test.exposures.samples.combine_chunks().to_batches()
+    exposures = Exposures.from_samples(read_requests(city, "test"), catalogue)
+    batches = exposures.samples.combine_chunks().to_batches()
     asked = np.concatenate([encode_user_requests(bundle, part) for part in batches])
     shown = encode_pois(bundle, take_slots(catalogue, np.arange(len(catalogue))))
-    towers = (asked[test.exposures.requests] * shown[test.exposures.rows]).sum(axis=1)
-    found: Figures = {"attribute": probe, "liking": liking, "towers_auc": auc(towers, test.exposures.labels)}
+    towers = (asked[exposures.requests] * shown[exposures.rows]).sum(axis=1)
+    found: Figures = {"attribute": probe, "liking": liking, "towers_auc": auc(towers, exposures.labels)}
     LOGGER.info("%s: probes %s", city.folder.name, found)
     return found
 
@@ -245,7 +262,7 @@ def measure_city(city: City, recipe: Recipe, numbers: Sequence[int]) -> Figures:
             continue
         curve = curve or Curve(cells)
         if name == "probes":
-            figures[name] = measure_probes(cells, curve.test, curve.catalogue)
+            figures[name] = measure_probes(cells, curve.catalogue)
         else:
             figures[name] = curve.measure(int(name))
         path.write_text(json.dumps(figures, indent=1))

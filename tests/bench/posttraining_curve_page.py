@@ -71,7 +71,7 @@ def record_curve(curves: Curves, folder: str) -> None:
         rows = [f"{stage}-{start}" for start in STARTS]
         told = "; ".join(f"{name} {curves.tell(str(number), name, 'auc')}" for name in (*rows, *RANKERS))
         cold = "; ".join(
-            f"gain on {part.replace('_', ' ')} {curves.gain(stage, number, part):.2f}" for part in COLD
+            f"gain on {part.replace('_', ' ')} {_signed(curves.gain(stage, number, part))}" for part in COLD
         )
         record(
             f"table8-pretrain-gain-{stage}" + (f"-{number}" if number else ""),
@@ -122,7 +122,7 @@ def write_page(curves: Curves, page: Path, recipe: str) -> None:
                 f"{number:,}" if number else "all", stage,
                 *(f"{curves.mean(str(number), f'{stage}-{start}', 'auc'):.4f}" for start in STARTS),
                 f"{curves.gain(stage, number):+.2f} ({curves.spans(stage, number)})",
-                *(f"{curves.gain(stage, number, part):+.2f}" for part in COLD),
+                *(_signed(curves.gain(stage, number, part)) for part in COLD),
                 *(f"{curves.mean(str(number), name, 'auc'):.4f}" for name in RANKERS),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(own)} |")
@@ -151,6 +151,11 @@ def _draw(curves: Curves, path: Path) -> None:
     axes[1].legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _signed(points: float) -> str:
+    """Returns points with their sign; a dash if there is no such row, as at all requests, which every user has."""
+    return "-" if math.isnan(points) else f"{points:+.2f}"
 
 
 def _get(figures: object, path: Sequence[str]) -> float:

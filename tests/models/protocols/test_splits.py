@@ -149,6 +149,19 @@ def test_a_session_of_two_is_not_scored(tmp_path):
     assert built.requests["test"].row_ids.tolist() == [f"u1|{1338508800 + 92 * 3600}|p1"]
 
 
+def test_whole_number_ids_times_without_a_zone_and_a_missing_offset_are_taken(tmp_path):
+    times = pd.Timestamp("2012-06-01") + pd.to_timedelta(range(10), unit="h")
+    frame = pd.DataFrame({"user_id": 7, "poi_id": [n % 2 for n in range(10)], "utc_time": times})
+    frame.to_parquet(tmp_path / "checkins.parquet")
+
+    built = build_rows(PROTOCOLS["time-split"], tmp_path)
+
+    assert built.requests["test"].row_ids.tolist() == [f"7|{1338508800 + 9 * 3600}|1"]
+    frame.drop(columns="poi_id").to_parquet(tmp_path / "checkins.parquet")
+    with pytest.raises(CorruptInputError, match="lacks.*poi_id"):
+        build_rows(PROTOCOLS["time-split"], tmp_path)
+
+
 def test_a_folder_that_lacks_what_the_protocol_reads_is_named(tmp_path):
     with pytest.raises(CorruptInputError, match=r"lacks session, true_last.*time-split"):
         build_rows(

@@ -305,6 +305,8 @@ def test_overrides_that_need_each_other_may_come_in_any_order(tmp_path: Path) ->
 
     for order in ([needs, needed], [needed, needs]):
         assert load_recipe(tmp_path / "recipe.yaml", order).pretrain.interests.enabled
+    with pytest.raises(SettingsError, match=r"--set decoder\.num_heads=-3"):
+        load_recipe(tmp_path / "recipe.yaml", [needs, needed, "decoder.num_heads=-3"])
     with pytest.raises(SettingsError, match=r"--set pretrain\.interests\.enabled=true"):
         load_recipe(tmp_path / "recipe.yaml", ["name=other", needs])
 
