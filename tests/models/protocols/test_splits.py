@@ -158,7 +158,7 @@ def test_whole_number_ids_times_without_a_zone_and_a_missing_offset_are_taken(tm
 
     assert built.requests["test"].row_ids.tolist() == [f"7|{1338508800 + 9 * 3600}|1"]
     frame.drop(columns="poi_id").to_parquet(tmp_path / "checkins.parquet")
-    with pytest.raises(CorruptInputError, match="lacks.*poi_id"):
+    with pytest.raises(CorruptInputError, match=r"lacks.*poi_id"):
         build_rows(PROTOCOLS["time-split"], tmp_path)
 
 
