@@ -151,7 +151,7 @@ paper-tables: setup ## Measures the paper's Tables 4 and 6 to 9 again, hours, ce
 	@$(PY) -m tests.bench.paper_tables $(if $(DATA),--data $(DATA)) --city .demo/paper-tables/city-data $(if $(MINUTES),--minutes $(MINUTES))
 	@$(MAKE) bench-posttraining
 
-bench-posttraining-curve: setup ## Table 8 over SFT requests, simulated cities, floors and ceiling beside; resumable [POSTTRAINING=FOLDER] [SEEDS=LIST] [NUMBERS=LIST]
+bench-posttraining-curve: setup ## Table 8 over SFT requests, on simulated cities, with baselines and an upper bound; resumable [POSTTRAINING=FOLDER] [SEEDS=LIST] [NUMBERS=LIST]
 	@$(PY) -m tests.bench.posttraining_curve --work $(or $(POSTTRAINING),.demo/posttraining) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(NUMBERS),--numbers $(NUMBERS))
 
 bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities and [DATA=CHECK-IN FOLDER] check-ins; resumable [POSTTRAINING=FOLDER]

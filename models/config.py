@@ -65,7 +65,7 @@ class InterestMatchConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="on the input embeddings that are matched")
     distinct: bool = Field(
         False,
-        description="give the click head the match with the distinct past POIs, too, of which many weigh more than few",
+        description="give the click head a second match: with the sum of the distinct past POIs over the root of their count",
     )
     towers: bool = Field(
         False,
@@ -295,7 +295,7 @@ class RankingSftConfig(TrainConfig):
         0,
         ge=0,
         description="training requests on whose frozen evidence the click head is fitted before the first step; with a"
-        " validation split its loss never ends above that of this start; 0 = the state alone, from a random start",
+        " validation split the criterion never ends above that of this start; 0 = the state alone, from a random start",
     )
 
 

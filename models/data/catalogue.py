@@ -77,6 +77,15 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.block_ids)
 
+    def take(self, rows: IntArray) -> pa.RecordBatch:
+        """Returns slots as the POI tower reads them, with the columns of `poi_index`."""
+        return pa.record_batch(
+            {
+                "block_id": self.block_ids[rows], "inner_id": self.inner_ids[rows], "poi_lon": self.lons[rows],
+                "poi_lat": self.lats[rows], "category_id": self.category_ids[rows],
+            }
+        )  # fmt: skip
+
     def find_rows(self, block_ids: IntArray, inner_ids: IntArray) -> IntArray:
         """Returns the row of each slot; -1 = not in the catalogue."""
         keys = pack_slots(np.asarray(block_ids, np.int64), np.asarray(inner_ids, np.int64))

@@ -1,4 +1,4 @@
-"""Probes: what frozen vectors of pre-training tell about classes that nobody trained them on.
+"""Probes: how well a linear classifier predicts classes from frozen vectors of pre-training.
 
 In a simulated city every POI but homes and offices has one attribute, which decides clicks and which only its text
 names. Pre-training sees neither texts nor clicks: how well a linear classifier reads the attribute off the vectors of
@@ -66,7 +66,7 @@ def embed_pois(decoder: SpacetimeDecoder, pois: pa.RecordBatch) -> Float64Array:
 
 
 def probe_attribute(decoder: SpacetimeDecoder, index: pa.Table) -> float:
-    """Returns how well the vectors of a simulated city's POIs tell their attribute; nan = there is none.
+    """Returns how well vectors of a simulated city's POIs predict their attribute; nan = there is none.
 
     Args:
         decoder: a pre-trained decoder in evaluation mode.

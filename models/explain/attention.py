@@ -55,7 +55,7 @@ def map_attention(
     Args:
         model: model in evaluation mode.
         request: one row, of which `explanation` is the explanation.
-        explanation: tells place, time and past actions.
+        explanation: holds place, time and past actions.
     """
     past = explanation.past
     if np.isnan(explanation.place[0]) or not len(past):

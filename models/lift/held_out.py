@@ -70,7 +70,7 @@ class HeldOut:
             per_request = np.concatenate([encode_user_requests(bundle, part) for part in batches])
             users = per_request.astype(np.float64)[self.exposures.requests]
             shown, row = np.unique(self.exposures.rows, return_inverse=True)
-            pois = encode_pois(bundle, take_slots(self.catalogue, shown)).astype(np.float64)[row]
+            pois = encode_pois(bundle, self.catalogue.take(shown)).astype(np.float64)[row]
         if "sft_ranking" in bundle.stage_names:
             parts = [np.concatenate(score_candidates(bundle, part)) for part in batches]
             logits = np.concatenate(parts).astype(np.float64)
@@ -132,17 +132,6 @@ def gather_history(actions: pa.Table, shown: Exposures, catalogue: Catalogue, *,
         shown_labels=shown.labels,
         counts=count_training(visits, num_pois=len(catalogue)),
     )
-
-
-def take_slots(catalogue: Catalogue, rows: np.ndarray) -> pa.RecordBatch:
-    """Returns slots of a catalogue as the POI tower reads them."""
-    return pa.record_batch(
-        {
-            "block_id": catalogue.block_ids[rows], "inner_id": catalogue.inner_ids[rows],
-            "poi_lon": catalogue.lons[rows], "poi_lat": catalogue.lats[rows],
-            "category_id": catalogue.category_ids[rows],
-        }
-    )  # fmt: skip
 
 
 def read_own_columns(path: Path, exposures: Exposures) -> tuple[Float64Array, tuple[str, ...]]:

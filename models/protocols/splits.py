@@ -45,7 +45,7 @@ class Protocol:
         hides_request_time: the hour, weekday and gap of the target are unknown.
         digest: digest of the scored test rows on the data the protocol was defined on; empty = none
             published.
-        needs: columns that the protocol reads beside those of every check-in folder.
+        needs: columns that the protocol reads in addition to those of every check-in folder.
     """
 
     prepare: Callable[[Frame], Frame]
@@ -254,7 +254,7 @@ def _estimated_split(frame: Frame) -> Frame:
     """The California column of Table 6: for a part of its rows only order and half hour are known, not the day.
 
     So no row keeps its day: a user's rows keep order and clock, and a day passes wherever the clock goes back. Weekday
-    and gap then tell no more than order and clock do.
+    and gap then hold no more than order and clock do.
     """
     whole = _cut_sessions(frame, frame["session"].astype(np.float64))
     half_hours = whole["half_hour_utc"].to_numpy(np.int64)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import InterestConfig
-from models.data.batch import CandidateBatch, HistoryBatch, collate_history
+from models.data.batch import CandidateBatch, HistoryBatch, collate_history, mark_first_visits
 from models.data.slots import LiveSlots, pack_slots
 from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import TargetStates
@@ -191,7 +191,7 @@ def match_loss(
     assert match is not None, "the recipe has checked that the match is on"
     slots_BL, is_known_BL = groups.find(history.blocks_BL, history.inners_BL)
     is_known_BL = is_known_BL & mark_real(history)
-    is_first_BL, times_BL = mark_first(slots_BL, is_known_BL)
+    is_first_BL, times_BL = mark_first_visits(history) & is_known_BL, count_times(slots_BL, is_known_BL)
     num_B1 = is_first_BL.sum(dim=1, keepdim=True)
     is_asked_BL = is_first_BL & mark_window(history) & (num_B1 > 1) & (groups.sizes_N[slots_BL] > 1)
     if not (is_asked_BL.any() and targets.is_target_BQ.any()):
@@ -233,11 +233,9 @@ def mark_window(history: HistoryBatch) -> Tensor:
     return mark_real(history) & (places >= history.num_context_B[:, None])
 
 
-def mark_first(slots_BL: Tensor, is_known_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the first known occurrence of every slot in its row, (B, L) bool, and how often it occurs, (B, L)."""
-    same_BLL = (slots_BL[:, :, None] == slots_BL[:, None]) & is_known_BL[:, None]
-    is_again_BL = same_BLL.tril(-1).any(dim=2)
-    return is_known_BL & ~is_again_BL, same_BLL.sum(dim=2)
+def count_times(slots_BL: Tensor, is_known_BL: Tensor) -> Tensor:
+    """Returns how often the slot of each action occurs in its row, (B, L); unknown slots do not count."""
+    return ((slots_BL[:, :, None] == slots_BL[:, None]) & is_known_BL[:, None]).sum(dim=2)
 
 
 def mark_new(targets: TargetStates) -> Tensor:

@@ -87,11 +87,11 @@ def start_click_head(model: SpacetimeDecoder, batches: Iterable[pa.Table], num_r
         The number of requests that it was fitted on; 0 = the head is unchanged.
     """
     found = fit_click_head(model, batches, num_requests) if process_rank() == 0 else None
-    told = broadcast_message(found._asdict() if found else {})
-    if told:
-        weights_F = torch.tensor(told["weights"], device=model.click.state.weight.device)
-        model.click.start_from(weights_F, told["bias"])
-    return int(told.get("num_requests", 0))
+    start = broadcast_message(found._asdict() if found else {})
+    if start:
+        weights_F = torch.tensor(start["weights"], device=model.click.state.weight.device)
+        model.click.start_from(weights_F, start["bias"])
+    return int(start.get("num_requests", 0))
 
 
 def fit_click_head(

@@ -1,7 +1,7 @@
-"""Latent classes of visits: what visits alone tell about a user's interests, as a ceiling for pre-training.
+"""Latent classes of visits: interests of users from visits alone, an upper bound for pre-training.
 
 P(POI | user, category, block) = sum over classes of P(class | user) P(POI | class, category, block), fitted by EM.
-Place and category are equal within a group, so the classes tell what is left: interests. The product does not use it.
+Place and category are equal within a group, so the classes describe interests. The product does not use them.
 """
 
 from typing import NamedTuple

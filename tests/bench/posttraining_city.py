@@ -35,7 +35,7 @@ VERSIONS_FILE = "versions.json"
 SAMPLE_TABLES = ("ranking_samples", "preference_pairs")
 NULL_CLICK_RATE = 0.15
 NUM_FEW_VAL = 1_000
-"""Validation requests beside a part of the training requests, at most."""
+"""Validation requests, at most, where only a part of the training requests is used."""
 STRETCHES = ("sft", "ranker", "test")
 DEVELOPMENT_SEED = 5
 SYNTHETIC = "synthetic"
@@ -159,7 +159,7 @@ def make_city(city: City) -> None:
     _run(city, "night", *source, "--day", first, "--set", FIRST_NIGHT[city.source])
     _run(city, "pretrain_samples", "--day", first)
     _once(city, "versions", lambda: _save_versions(city))
-    # The second delivery holds two months: a gap that a night would take for a mistyped day.
+    # The second delivery holds two months: without the option the job would refuse the gap.
     _run(city, "night", *source, "--day", last, "--any-day", "--set", f"source.since={first}")
     _run(city, "ranking_samples", "--day", last)
     _run(city, "preference_pairs", "--day", last)

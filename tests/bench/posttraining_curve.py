@@ -2,11 +2,11 @@
 
     python -m tests.bench.posttraining_curve --work FOLDER --seeds 401,402,403
 
-For every number of SFT requests: both SFTs from scratch and from pre-trained weights, by one rule of stopping, and
-beside them rankers on the base features of Table 4, trained on the same requests: alone, with what the labels alone
-tell about interests (the floor), and with what the visits of the pre-training days tell (the ceiling). Also on slices:
-users without an SFT request, and POIs that were shown fewer than five times. Every city is simulated. What is done is
-not done again.
+For every number of SFT requests both SFTs are trained from scratch and from pre-trained weights, by one rule of
+stopping. Baselines are rankers on the base features of Table 4, trained on the same requests: without more, with latent
+classes of their clicks, and with latent classes of the visits of the pre-training days, the upper bound. Slices are
+users without an SFT request, and POIs that were shown fewer than five times. Every city is simulated. A finished step
+is not repeated.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -31,7 +31,6 @@ from models.data.dataset import read_table
 from models.evaluation.metrics import auc, bootstrap_auc_difference
 from models.evaluation.probes import embed_pois, probe_attribute, probe_classes
 from models.lift.features import BASE_FEATURES, Exposures, History, build_base_features
-from models.lift.held_out import take_slots
 from models.lift.ranker import NUM_RESAMPLES, Rows, candidate_configs, train_ranker
 from models.network.checkpoint import load_stage
 from models.serving.inference import POI_COLUMNS, encode_pois, encode_user_requests
@@ -80,6 +79,14 @@ class Shown:
         return Rows(features, own.labels, own.users, own.requests)
 
 
+class Parts(NamedTuple):
+    """The requests that a ranker trains on, stops on and is tested on."""
+
+    train: Shown
+    val: Shown
+    test: Shown
+
+
 class Curve:
     """The curve of one city."""
 
@@ -90,10 +97,9 @@ class Curve:
         self.numbers_of_users: dict[str, int] = {}
         self.history = read_history(self.city, self.catalogue)
 
-    def _read(self, samples: pa.Table) -> Shown:
-        exposures = Exposures.from_samples(samples, self.catalogue)
-        users = self._number(exposures.users)
-        return Shown(exposures, build_base_features(exposures, self.catalogue, self.history), users)
+    def _describe(self, exposures: Exposures, history: History) -> Shown:
+        base = build_base_features(exposures, self.catalogue, history)
+        return Shown(exposures, base, self._number(exposures.users))
 
     def _number(self, users: np.ndarray) -> IntArray:
         known = self.numbers_of_users
@@ -101,24 +107,19 @@ class Curve:
 
     def measure(self, number: int) -> Figures:
         """Measures one number of SFT requests, 0 = all."""
-        # Clicks and exposures of other requests would tell the base features more than the labels that are given.
-        self.history = without_labels(self.history)
-        train = self._read_split(number, "train", "sft")
-        self.history = with_labels(self.history, train.exposures)
-        train = self._read_split(number, "train", "sft")
-        self.val = self._read_split(number, "val", "sft-val")
-        self.test = self._read(read_requests(self.city, "test"))
-        cold = self._cold(train)
+        parts = self._read_parts(number)
+        train, test = parts.train, parts.test
+        cold = self._cold(train, test)
         found: Figures = {
             "requests": train.exposures.samples.num_rows,
             "cold_rows": {name: int(part.sum()) for name, part in cold.items()},
         }
-        predictions = self._rankers(train)
+        predictions = self._rankers(parts)
         for start in STARTS:
             users, pois = embed(self.cells, start, "test", self.catalogue, number)
             predictions[f"embedding-{start}"] = (users * pois).sum(axis=1)
             predictions[f"ranking-{start}"] = score(self.cells, start, "test", number)
-        labels, people = self.test.exposures.labels, self.test.exposures.users
+        labels, people = test.exposures.labels, test.exposures.users
         for name, scores in predictions.items():
             found[name] = {"auc": auc(scores, labels)} | {
                 part: auc(scores[rows], labels[rows]) for part, rows in cold.items()
@@ -132,40 +133,50 @@ class Curve:
             found[f"{stage}-gain"] = {"value": gain.value, "low": gain.low, "high": gain.high}
         return found
 
-    def _read_split(self, number: int, split: str, stretch: str) -> Shown:
-        """Reads the requests that SFT trains on, or chooses by."""
+    def _read_parts(self, number: int) -> Parts:
+        """Reads the requests that SFT trains on and chooses by, and those of the test.
+
+        Base features count clicks and exposures of the training requests alone: others would add labels that SFT lacks.
+        """
+        train, val = self._read_split(number, "train", "sft"), self._read_split(number, "val", "sft-val")
+        history = only_shown(self.history, train)
+        test = Exposures.from_samples(read_requests(self.city, "test"), self.catalogue)
+        return Parts(*(self._describe(own, history) for own in (train, val, test)))
+
+    def _read_split(self, number: int, split: str, stretch: str) -> Exposures:
         chosen = read_table(self.city.few_sft_samples(number), ("request_id", "split"))
         ids = chosen.filter(pc.equal(chosen["split"], split))["request_id"]
         samples = read_requests(self.city, stretch)
-        return self._read(samples.filter(pc.is_in(samples["request_id"], ids.combine_chunks())))
+        kept = samples.filter(pc.is_in(samples["request_id"], ids.combine_chunks()))
+        return Exposures.from_samples(kept, self.catalogue)
 
-    def _cold(self, train: Shown) -> dict[str, BoolArray]:
+    def _cold(self, train: Shown, test: Shown) -> dict[str, BoolArray]:
         times = np.bincount(train.exposures.rows, minlength=len(self.catalogue))
         return {
-            "cold_users": ~np.isin(self.test.users, train.users),
-            "cold_pois": times[self.test.exposures.rows] < FEW_SHOWN,
+            "cold_users": ~np.isin(test.users, train.users),
+            "cold_pois": times[test.exposures.rows] < FEW_SHOWN,
         }
 
-    def _rankers(self, train: Shown) -> dict[str, Float64Array]:
-        none = [np.zeros((len(own.base), 0)) for own in (train, self.val, self.test)]
+    def _rankers(self, parts: Parts) -> dict[str, Float64Array]:
+        none = [np.zeros((len(shown.base), 0)) for shown in parts]
         return {
-            "base": self._rank(train, none),
-            "labels alone": self._rank(train, self._classes_of_labels(train)),
-            "visits": self._rank(train, self._classes_of_visits(train)),
+            "base": self._rank(parts, none),
+            "labels alone": self._rank(parts, self._classes_of_labels(parts)),
+            "visits": self._rank(parts, self._classes_of_visits(parts)),
         }
 
-    def _rank(self, train: Shown, added: Sequence[Float64Array]) -> Float64Array:
-        parts = [
-            own.rows(np.hstack([own.base, more]))
-            for own, more in zip((train, self.val, self.test), added, strict=True)
-        ]
+    def _rank(self, parts: Parts, added: Sequence[Float64Array]) -> Float64Array:
+        train, val, test = (
+            shown.rows(np.hstack([shown.base, more])) for shown, more in zip(parts, added, strict=True)
+        )
         names = (*BASE_FEATURES, *(f"classes_{n}" for n in range(added[0].shape[1])))
-        rankers = [train_ranker(parts[0], parts[1], names, config) for config in candidate_configs()]
+        rankers = [train_ranker(train, val, names, config) for config in candidate_configs()]
         best = min(rankers, key=lambda ranker: ranker.val_loss)
-        return best.predict(parts[2].features)
+        return best.predict(test.features)
 
-    def _classes_of_labels(self, train: Shown) -> list[Float64Array]:
-        """Classes of clicked POIs; of the training rows' own fold they know nothing."""
+    def _classes_of_labels(self, parts: Parts) -> list[Float64Array]:
+        """Classes of clicked POIs; those for a fold of the training rows are fitted on the other folds."""
+        train = parts.train
         folds = train.exposures.requests % FOLDS
         own = np.zeros((len(train.base), 1))
         clicked = train.exposures.labels == 1
@@ -175,12 +186,12 @@ class Curve:
             )
             own[folds == fold] = self._ratios(classes, train)[folds == fold]
         classes = self._fit(train.users[clicked], train.exposures.rows[clicked])
-        return [own, self._ratios(classes, self.val), self._ratios(classes, self.test)]
+        return [own, self._ratios(classes, parts.val), self._ratios(classes, parts.test)]
 
-    def _classes_of_visits(self, train: Shown) -> list[Float64Array]:
+    def _classes_of_visits(self, parts: Parts) -> list[Float64Array]:
         users, pois = read_visits(self.city, self.catalogue)
         classes = self._fit(self._number(users), pois)
-        return [self._ratios(classes, own) for own in (train, self.val, self.test)]
+        return [self._ratios(classes, shown) for shown in parts]
 
     def _fit(self, users: IntArray, pois: IntArray) -> Classes:
         known = pois >= 0
@@ -191,18 +202,8 @@ class Curve:
         return classes.log_ratios(shown.users, shown.exposures.rows)[:, None]
 
 
-def without_labels(history: History) -> History:
-    """Returns a history in which nothing was shown."""
-    return replace(
-        history,
-        shown_rows=history.shown_rows[:0],
-        shown_times=history.shown_times[:0],
-        shown_labels=history.shown_labels[:0],
-    )
-
-
-def with_labels(history: History, shown: Exposures) -> History:
-    """Returns a history in which only these exposures were shown."""
+def only_shown(history: History, shown: Exposures) -> History:
+    """Returns a history in which nothing else was shown."""
     times = shown.samples["request_ts_ms"].to_numpy().astype(np.int64)[shown.requests]
     return replace(history, shown_rows=shown.rows, shown_times=times, shown_labels=shown.labels)
 
@@ -213,13 +214,14 @@ def _group(catalogue: Catalogue) -> IntArray:
 
 
 def measure_probes(cells: Cells, catalogue: Catalogue) -> Figures:
-    """Measures what pre-training alone tells: the planted attribute, who likes it, and clicks before any SFT."""
+    """Measures how well pre-training alone predicts the planted attribute, who likes it, and clicks."""
     city = cells.city
     pretrained = cells.pretrained / "model"
     decoder = load_stage(pretrained).eval()
     index = read_table(city.table("poi_index"), (*POI_COLUMNS, "text"))
     probe = probe_attribute(decoder, index)
-    vectors = embed_pois(decoder, take_slots(catalogue, np.arange(len(catalogue))))
+    slots = catalogue.take(np.arange(len(catalogue)))
+    vectors = embed_pois(decoder, slots)
     users, pois = read_visits(city, catalogue)
     names, rows = np.unique(users, return_inverse=True)
     visits = np.unique(np.stack([rows, pois])[:, pois >= 0], axis=1)
@@ -233,7 +235,7 @@ def measure_probes(cells: Cells, catalogue: Catalogue) -> Figures:
     exposures = Exposures.from_samples(read_requests(city, "test"), catalogue)
     batches = exposures.samples.combine_chunks().to_batches()
     asked = np.concatenate([encode_user_requests(bundle, part) for part in batches])
-    shown = encode_pois(bundle, take_slots(catalogue, np.arange(len(catalogue))))
+    shown = encode_pois(bundle, slots)
     towers = (asked[exposures.requests] * shown[exposures.rows]).sum(axis=1)
     found: Figures = {"attribute": probe, "liking": liking, "towers_auc": auc(towers, exposures.labels)}
     LOGGER.info("%s: probes %s", city.folder.name, found)

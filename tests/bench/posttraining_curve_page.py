@@ -106,7 +106,7 @@ def write_page(curves: Curves, page: Path, recipe: str) -> None:
     lines = [
         "# Table 8 as a curve: what pre-training is worth, by the number of labelled requests",
         "",
-        f"Made by `{COMMAND}`; not written by hand. Every action and click is simulated: {curves.about}; recipe",
+        f"Made by `{COMMAND}`; not written by hand. Every action and click is simulated; {curves.about}; recipe",
         f"`{recipe}`. AUC on later requests, means over the cities; in brackets 95 % intervals of the gain by user,",
         "one for each city. In italics: base rankers trained on the same requests, alone, with latent classes of",
         "clicks (labels alone) and with latent classes of visits (visits).",
@@ -127,7 +127,7 @@ def write_page(curves: Curves, page: Path, recipe: str) -> None:
             ]  # fmt: skip
             lines.append(f"| {' | '.join(own)} |")
     probes = "; ".join(f"{title}: {curves.tell('probes', name)}" for name, title in PROBES.items())
-    lines += ["", f"What pre-training alone tells, mean and each city: {probes}."]
+    lines += ["", f"Probes of pre-training alone, mean and each city: {probes}."]
     page.write_text("\n".join(lines) + "\n")
     _draw(curves, page.with_suffix(".png"))
 

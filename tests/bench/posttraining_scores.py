@@ -19,7 +19,7 @@ from models.data.dataset import read_table
 from models.data.requests import local_hours
 from models.evaluation.metrics import bootstrap_mean, hit_values
 from models.lift.features import BASE_FEATURES, Exposures, History, build_base_features
-from models.lift.held_out import ACTION_NAMES, gather_history, take_slots
+from models.lift.held_out import ACTION_NAMES, gather_history
 from models.lift.measure import Cut, LiftFeatures, measure_lift
 from models.lift.ranker import NUM_RESAMPLES, RankerConfig, Rows, judge
 from models.network.checkpoint import load_stage
@@ -212,7 +212,7 @@ def embed(
         return np.concatenate([encode_user_requests(bundle, part) for part in batch])
 
     users = _cached(cells.folder / f"users-{name}-{stretch}", make)
-    slots = take_slots(catalogue, np.arange(len(catalogue)))
+    slots = catalogue.take(np.arange(len(catalogue)))
     pois = _cached(
         cells.folder / f"pois-{name}", lambda: encode_pois(cells.bundle(kind, num_requests), slots)
     )

@@ -23,7 +23,7 @@ from models.data.batch import HistoryBatch, RequestBatch
 from models.data.slots import AboutSlots, LiveSlots
 from models.network.decoder import SpacetimeDecoder
 from models.training import interests
-from models.training.interests import InterestLearner, SlotGroups, draw_alternatives, draw_slots, mark_first
+from models.training.interests import InterestLearner, SlotGroups, count_times, draw_alternatives, draw_slots
 from models.training.pretrain import load_pretrained, run_pretrain
 from tests.models.training.test_pretrain import RECIPE, ignore, tables
 
@@ -109,13 +109,12 @@ def test_alternatives_share_category_and_block(limit: int) -> None:
             assert float(correction.exp().sum()) == pytest.approx(4)  # the group, itself included
 
 
-def test_the_first_occurrence_counts() -> None:
+def test_only_known_slots_are_counted() -> None:
     slots = torch.tensor([[7, 3, 7, 3, 5], [1, 1, 1, 0, 0]])
     is_known = torch.tensor([[True, True, True, True, True], [False, True, True, False, False]])
 
-    is_first, times = mark_first(slots, is_known)
+    times = count_times(slots, is_known)
 
-    assert is_first.int().tolist() == [[1, 1, 0, 0, 1], [0, 1, 0, 0, 0]]
     assert times[0].tolist() == [2, 2, 2, 2, 1]
     assert times[1, 1] == 2
 
