@@ -65,7 +65,7 @@ class InterestMatchConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="on the input embeddings that are matched")
     distinct: bool = Field(
         False,
-        description="give the click head a second match: with the sum of the distinct past POIs over the root of their count",
+        description="give the click head a second match: the sum of distinct past POIs over the root of their number",
     )
     towers: bool = Field(
         False,
