@@ -53,6 +53,7 @@ PAGE = Path("docs/posttraining-curve.md")
 SEEDS = "401,402,403"
 NUMBERS = (500, 2_000, 8_000, 0)
 """SFT requests; 0 = all."""
+STRETCHES = ("sft", "sft-val", "test")
 NUM_CLASSES = 12
 FOLDS = 5
 FEW_SHOWN = 5
@@ -94,16 +95,20 @@ class Curve:
         self.cells, self.city = cells, cells.city
         self.catalogue = read_catalogue(self.city)
         self.groups = _group(self.catalogue)
-        self.numbers_of_users: dict[str, int] = {}
         self.history = read_history(self.city, self.catalogue)
+        asked = [
+            read_requests(self.city, name)["user_id"].to_numpy(zero_copy_only=False) for name in STRETCHES
+        ]
+        visitors, _ = read_visits(self.city, self.catalogue)
+        # Sorted: the first guess of the latent classes must not depend on what is measured first.
+        self.users = np.unique(np.concatenate([*asked, visitors]).astype(str))
 
     def _describe(self, exposures: Exposures, history: History) -> Shown:
         base = build_base_features(exposures, self.catalogue, history)
         return Shown(exposures, base, self._number(exposures.users))
 
     def _number(self, users: np.ndarray) -> IntArray:
-        known = self.numbers_of_users
-        return np.array([known.setdefault(user, len(known)) for user in users.tolist()], dtype=np.int64)
+        return np.searchsorted(self.users, users).astype(np.int64)
 
     def measure(self, number: int) -> Figures:
         """Measures one number of SFT requests, 0 = all."""
