@@ -377,6 +377,13 @@ class FeatureSettings(Section):
         description="past actions per forward pass, padding included: bounds memory where pasts are long",
     )
     top_k: int = Field(100, ge=1, description="POIs generated per request")
+    new_logit: float = Field(
+        0.0,
+        ge=-20,
+        le=20,
+        description="added to the log-odds of POIs that are new to the user: more of them in poi_candidates, at the"
+        " cost of returns; 0 = as many as the model expects",
+    )
     text_encoder: str = Field(
         "models.text_encoder:load_wordllama",
         description="frozen encoder of poi_vectors, as module:function (see models/text_encoder.py)",

@@ -103,6 +103,7 @@ class TableContract:
 
 SPLITS = ("train", "val", "test")
 PATTERNS = ("local", "travel", "mixed")
+CANDIDATE_SOURCES = ("generator", "crowd", "returned")
 
 DAY = Column("day", "date", "day of the job that wrote the row (UTC)")
 RUN_ID = Column("run_id", "string", "run that wrote the row", lineage=True)
@@ -686,7 +687,29 @@ POI_CANDIDATES = TableContract(
         USER_ID,
         Column("rank", "int", "1 = most probable", low=1),
         POI_ID,
-        Column("log_probability", "float", "log P(POI | history, request) in nats", high=0),
+        Column(
+            "log_probability",
+            "float",
+            "log P(POI | history, request) in nats, after the shift of `features.new_logit`",
+            high=0,
+        ),
+        Column(
+            "source",
+            "string",
+            "where the POI comes from: the user's own past, else crowd candidates, else the generator alone; null in"
+            " rows of earlier versions",
+            nullable=True,
+            allowed=CANDIDATE_SOURCES,
+        ),
+        Column(
+            "p_new",
+            "float",
+            "probability that the request's next POI is new to the user, before the shift; the same in all rows of a"
+            " request",
+            nullable=True,
+            low=0,
+            high=1,
+        ),
         MODEL_VERSION,
         INDEX_VERSION,
         RUN_ID,

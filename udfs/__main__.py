@@ -169,6 +169,12 @@ def add_candidates_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=positive, metavar="N", help="POIs per request of --requests; empty: features.top_k"
     )
+    parser.add_argument(
+        "--new-logit",
+        type=float,
+        metavar="T",
+        help="with --requests: added to the log-odds of POIs that are new to the user; empty: features.new_logit",
+    )
 
 
 def run_release(context: JobContext) -> JobSummary:

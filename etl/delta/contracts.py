@@ -40,11 +40,7 @@ def check_constraints(contract: TableContract) -> dict[str, str]:
     if contract.raw:
         return {}
     checks = {f"{column.name}_range": _bounds(column) for column in contract.columns if _bounds(column)}
-    checks |= {
-        f"{column.name}_known": f"{column.name} IN ({', '.join(repr(value) for value in column.allowed)})"
-        for column in contract.columns
-        if column.allowed
-    }
+    checks |= {f"{column.name}_known": _membership(column) for column in contract.columns if column.allowed}
     for group in contract.equal_lengths:
         first = group[0]
         checks[f"{first}_lengths"] = " AND ".join(f"size({name}) = size({first})" for name in group[1:])
@@ -112,6 +108,12 @@ def _hashable(column: Column) -> F.Column:
         # Equal maps may hold their entries in different orders, which JSON would show.
         return F.array_sort(F.map_entries(column.name)).alias(column.name)
     return F.col(column.name)
+
+
+def _membership(column: Column) -> str:
+    """Returns the condition that a value is in the column's closed list; Delta takes null for a broken CHECK."""
+    condition = f"{column.name} IN ({', '.join(repr(value) for value in column.allowed)})"
+    return f"({column.name} IS NULL OR {condition})" if column.nullable else condition
 
 
 def _bounds(column: Column) -> str:

@@ -144,6 +144,7 @@ def _find(
         popularity_BQC=spread(candidates.popularity),
         similarity_BQC=spread(candidates.similarity),
         is_real_BQC=spread(candidates.pois >= 0),
+        amounts_BQCF=spread(candidates.amounts),
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.copying.crowd_statistics import CrowdStatistics
 from models.copying.crowd_visits import CrowdVisits, SimilarUsers, expand
-from models.data.arrays import BoolArray, Float64Array, IntArray
+from models.data.arrays import BoolArray, Float32Array, Float64Array, IntArray
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
 
@@ -29,6 +29,7 @@ MAX_NEIGHBOURS = 1024
 MAX_PLACES = 4096
 """Places whose neighbours are cached, 16 KB each; moving users keep sending requests from new places."""
 NUM_BUCKETS = 12
+NUM_AMOUNTS = 5
 FOLLOWERS, NEAR = range(2)
 NUM_LISTS = 2
 
@@ -44,6 +45,8 @@ class SlotLists:
         lift: bucket of the POI's popularity at this hour over its popularity at any hour.
         popularity: bucket of the POI's visits by other users.
         similarity: bucket of the visits by users with a similar past, over the mean of all POIs.
+        amounts: the numbers behind the buckets, (requests, candidates, `NUM_AMOUNTS`) float32: logarithms of count,
+            share, popularity at the hour and at any hour, and similarity, all within a few units of 0.
     """
 
     pois: IntArray
@@ -52,6 +55,7 @@ class SlotLists:
     lift: IntArray
     popularity: IntArray
     similarity: IntArray
+    amounts: Float32Array
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,14 @@ class SlotFinder:
         # One visit is added on both sides: few visits would give an extreme lift, and none 0 / 0.
         lift = np.log2((at_hour + 1.0) / (at_all * self._visits.mean_kernel + 1.0))
         poi_similarity = np.take_along_axis(similarity, np.maximum(pois, 0), axis=1) if pois.size else counts
+        shares = counts / np.maximum(leaving[:, None], 0.25)
+        amounts = (
+            np.log1p(4 * counts),
+            np.log(shares + 0.01),
+            np.log(at_hour + 0.1),
+            np.log(at_all + 0.3),
+            np.log(poi_similarity + 2.0**-4),
+        )
         return SlotLists(
             pois=pois,
             count=_bucket_log(counts * 4),
@@ -114,6 +126,7 @@ class SlotFinder:
             similarity=np.clip(np.floor(np.log2(poi_similarity + 2.0**-4)) + 4, 0, NUM_BUCKETS - 1).astype(
                 np.int64
             ),
+            amounts=np.stack(amounts, axis=-1).astype(np.float32),
         )
 
     def _find_near(

@@ -51,6 +51,7 @@ class _CrowdSlots(NamedTuple):
     popularity_BQC: Tensor
     similarity_BQC: Tensor
     is_real_BQC: Tensor
+    amounts_BQCF: Tensor
 
 
 class CrowdSlots(_Movable, _CrowdSlots):
@@ -63,6 +64,7 @@ class CrowdSlots(_Movable, _CrowdSlots):
         count_BQC, share_BQC, lift_BQC, popularity_BQC, similarity_BQC: int64 buckets, as in
             `models.copying.crowd_candidates.SlotLists`.
         is_real_BQC: bool, False = padding.
+        amounts_BQCF: float32, (B, Q, C, F), the numbers behind the buckets.
     """
 
     __slots__ = ()

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conf.units import HOURS_PER_DAY
+from conf.units import EARTH_RADIUS_KM, HOURS_PER_DAY
 from models.config import DecoderConfig
-from models.copying.crowd_candidates import NUM_BUCKETS, NUM_LISTS
+from models.copying.crowd_candidates import NUM_AMOUNTS, NUM_BUCKETS, NUM_LISTS
 from models.copying.pairs import NUM_DISTANCES, NUM_GAPS, Past, bucket_distance, bucket_step_gap
 from models.data.batch import CrowdSlots, Steps, take_actions
-from models.data.features import split_time
+from models.data.features import is_known_place, place_on_sphere, split_time
 from models.data.slots import LiveSlots, pack_slots
 from models.network.embedding import TokenEmbedding
 from models.network.history_copy import (
@@ -37,6 +37,11 @@ from models.network.history_copy import (
 NUM_OWN_VISITS = 4
 NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
 """Buckets of a user's share of first visits, and the number of last actions that it is measured on."""
+NUM_MEASURES = 5
+AMOUNT_SCALE = 0.5
+"""Brings the logarithms near unit variance."""
+UNKNOWN_KM = 10.0
+"""Distance where a place is unknown."""
 NUM_AFFINITIES = 12
 """Buckets of a user's visits to a category."""
 
@@ -83,14 +88,18 @@ class CrowdCopy(nn.Module):
         self.small = nn.Parameter(torch.zeros(sum(self._small_sizes), 2))
         self.large = nn.Parameter(torch.zeros(sum(self._large_sizes), 2))
         self.poi = nn.Parameter(torch.zeros(max(config.poi_rows, 1), 2))
+        self.amounts = AmountScores(crowd.mlp_dim) if crowd.mlp_dim else None
 
     @property
     def rate_scales(self) -> dict[str, float]:
         """Factors on the learning rate (`models.training.optimizer.collect_rate_scales`)."""
-        return {"small": TABLE_RATE, "large": LARGE_TABLE_RATE, "poi": LARGE_TABLE_RATE}
+        scales = {"small": TABLE_RATE, "large": LARGE_TABLE_RATE, "poi": LARGE_TABLE_RATE}
+        return scales if self.amounts is None else {**scales, "amounts": LARGE_TABLE_RATE}
 
     def reset_start(self) -> None:
         """Starts with candidates that hardly count: gates are 0, and all candidates have the same constant."""
+        if self.amounts is not None:
+            self.amounts.reset_start()
         for gate in self.gate:
             assert isinstance(gate, nn.Linear)
             nn.init.zeros_(gate.weight)
@@ -136,6 +145,8 @@ class CrowdCopy(nn.Module):
         bias = bias.view(*shape, 2) + (
             SumRows.apply(self.poi, rows.view(-1, 1)).view(*shape, 2) * has_row[..., None]
         )
+        if self.amounts is not None:
+            bias = bias + self.amounts(candidates, self._measure(candidates, past, steps))
         may_copy = (
             candidates.is_real_BQC
             & (candidates.blocks_BQC < self.num_blocks)
@@ -217,12 +228,59 @@ class CrowdCopy(nn.Module):
         ]
         return buckets[0] * NUM_AFFINITIES + buckets[1]
 
+    def _measure(self, candidates: CrowdSlots, past: Past, steps: Steps) -> Tensor:
+        """Returns what the network reads beside the candidates' amounts, (B, Q, C, 5) float32, all logarithms.
+
+        They are distance, gap, past actions, visits to the candidate's category, and its share of them.
+        """
+        users_BQ12, pois_BQC2 = steps.user_lonlat_BQ2[:, :, None], candidates.lonlat_BQC2
+        chord = (place_on_sphere(users_BQ12) - place_on_sphere(pois_BQC2)).norm(dim=-1).float()
+        is_known = is_known_place(users_BQ12) & is_known_place(pois_BQC2)
+        km = torch.where(is_known, chord * EARTH_RADIUS_KM, UNKNOWN_KM)
+        counts = count_before(past.categories_BL, candidates.categories_BQC, steps.num_past_BQ)
+        own = (counts * (candidates.categories_BQC > 0)).float()
+        num_past = steps.num_past_BQ[..., None].float()
+        gap = bucket_step_gap(past, steps)[..., None].float()
+        parts = (
+            (km + 0.1).log(),
+            gap - NUM_GAPS / 2,
+            (num_past + 1).log() - 4.0,
+            (own + 0.3).log(),
+            ((own + 0.3) / (num_past + 10.0)).log() + 3.0,
+        )
+        return torch.stack([part.expand(candidates.lists_BQC.shape) for part in parts], dim=-1)
+
     def _poi_rows(self, candidates: CrowdSlots, embedding: TokenEmbedding) -> tuple[Tensor, Tensor]:
         """Returns the row of each POI's constant and whether it has one, (B, Q, C) each."""
         if embedding.poi_vectors is None:
             nothing = torch.zeros_like(candidates.blocks_BQC)
             return nothing, nothing.bool()
         return embedding.poi_vectors.rows(candidates.blocks_BQC, candidates.inners_BQC)
+
+
+class AmountScores(nn.Module):
+    """A small network from the numbers behind a candidate's buckets to its two scores."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(NUM_AMOUNTS + NUM_MEASURES + NUM_LISTS, width)
+        self.second = nn.Linear(width, width)
+        self.last = nn.Linear(width, 2, bias=False)
+
+    def reset_start(self) -> None:
+        """Starts without an effect."""
+        for layer in (self.first, self.second):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, candidates: CrowdSlots, measured_BQC5: Tensor) -> Tensor:
+        """Returns what is added to both scores, (B, Q, C, 2)."""
+        lists = F.one_hot(candidates.lists_BQC, NUM_LISTS).float()
+        x = torch.cat([candidates.amounts_BQCF, measured_BQC5, lists], dim=-1)
+        hidden = F.silu(self.first(x * AMOUNT_SCALE))
+        scores: Tensor = self.last(F.silu(self.second(hidden)))
+        return scores
 
 
 def count_before(names_BL: Tensor, wanted_BQC: Tensor, num_past_BQ: Tensor) -> Tensor:

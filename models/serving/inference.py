@@ -7,11 +7,14 @@ may be called on any subset of rows.
 
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
+from conf.tables import CANDIDATE_SOURCES
 from models.copying.crowd_batches import collate_asked
 from models.copying.crowd_candidates import SlotFinder
 from models.data.arrays import Float32Array, IntArray
@@ -24,13 +27,16 @@ from models.data.batch import (
 )
 from models.data.catalogue import Catalogue
 from models.data.ranks import Ranks
+from models.data.slots import pack_slots
 from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import Prefix, RequestState, take_sequences
 from models.serving.bundle import ModelBundle, Serving, load_bundle
-from models.serving.top_k import find_top_pois, rank_pois
+from models.serving.new_places import Visited, find_p_new, list_visited, shift_new
+from models.serving.top_k import TopPois, find_top_pois, rank_pois
 
 __all__ = [
     "Catalogue",
+    "Generated",
     "ModelBundle",
     "encode_pois",
     "encode_user_requests",
@@ -49,6 +55,22 @@ POI_COLUMNS = {
     "poi_lat": "candidate_lats",
     "category_id": "candidate_category_ids",
 }
+
+
+class Generated(NamedTuple):
+    """The POIs generated for one request, best first.
+
+    Attributes:
+        pois: rows of the catalogue, (POIs,).
+        log_probs: log P(POI), nats, (POIs,), after the shift of new places.
+        sources: place in `CANDIDATE_SOURCES`, (POIs,).
+        p_new: probability that the next POI is new to the user, before the shift.
+    """
+
+    pois: IntArray
+    log_probs: Float32Array
+    sources: IntArray
+    p_new: float
 
 
 @torch.inference_mode()
@@ -151,27 +173,52 @@ def generate_candidates(
     micro_batch: int = 64,
     device: str = "cpu",
     finder: SlotFinder | None = None,
-) -> list[tuple[IntArray, Float32Array]]:
-    """Returns the `top_k` most probable live POIs of each request (rows of the catalogue) and log probabilities.
+    new_logit: float = 0.0,
+) -> list[Generated]:
+    """Returns the `top_k` most probable live POIs of each request.
 
     The list is exact, best first, and shorter than `top_k` only if fewer POIs are live. A model that copies from the
-    crowd needs the `finder`, and `user_id` in the requests.
+    crowd needs the `finder`, and `user_id` in the requests. `new_logit` is added to the log-odds of POIs that are new
+    to the user (`models.serving.new_places`); 0 = as the model expects.
     """
     model = bundle.model(bundle.generator_stage, device)
-    candidates: list[tuple[IntArray, Float32Array]] = [
-        (np.zeros(0, np.int64), np.zeros(0, np.float32))
-    ] * requests.num_rows
+    nothing = Generated(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64), np.nan)
+    generated = [nothing] * requests.num_rows
     with bundle.autocast(device):
-        for rows, state in _request_states(
+        for rows, state, visited in _request_states(
             model, requests, catalogue, micro_batch, device, finder, max_actions=bundle.serving.max_actions
         ):
-            top = find_top_pois(model, state, top_k=top_k)
+            p_new_B = find_p_new(model, state, visited)
+            shift = shift_new(visited, p_new_B, new_logit) if new_logit else None
+            top = find_top_pois(model, state, top_k=top_k, shift=shift)
             pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
+            sources, p_new = _find_sources(top, state, visited).cpu().numpy(), p_new_B.tolist()
             log_probs = top.log_probs_BN.cpu().numpy()
-            for row, row_pois, row_log_probs in zip(rows, pois, log_probs, strict=True):
-                is_live = row_log_probs > -np.inf
-                candidates[row] = (row_pois[is_live], row_log_probs[is_live].astype(np.float32))
-    return candidates
+            for place, row in enumerate(rows):
+                is_live = log_probs[place] > -np.inf
+                generated[row] = Generated(
+                    pois[place, is_live],
+                    log_probs[place, is_live].astype(np.float32),
+                    sources[place, is_live],
+                    p_new[place],
+                )
+    return generated
+
+
+def _find_sources(top: TopPois, state: RequestState, visited: Visited) -> Tensor:
+    """Returns the place in `CANDIDATE_SOURCES` of every generated POI, int64, (B, N)."""
+    blocks_BN, inners_BN = top.blocks_BN, top.inners_BN
+    is_crowd = torch.zeros_like(blocks_BN, dtype=torch.bool)
+    if state.slots is not None:
+        # Copies that are out of the question get a key that no POI has.
+        keys_BC = pack_slots(state.slots.blocks_BQC, state.slots.inners_BQC)
+        keys_BC = keys_BC.masked_fill(~state.slots.may_copy_BQC, -1)[:, 0]
+        is_crowd = (pack_slots(blocks_BN, inners_BN)[..., None] == keys_BC[:, None]).any(dim=-1)
+    is_visited = visited.contains(blocks_BN, inners_BN)
+    generator, crowd, returned = (
+        CANDIDATE_SOURCES.index(name) for name in ("generator", "crowd", "returned")
+    )
+    return torch.where(is_visited, returned, torch.where(is_crowd, crowd, generator))
 
 
 @torch.inference_mode()
@@ -192,7 +239,7 @@ def rank_targets_by_model(
     `max_actions` past actions, padding included.
     """
     higher, equal = np.zeros(requests.num_rows, np.int64), np.ones(requests.num_rows, np.int64)
-    for rows, state in _request_states(
+    for rows, state, _ in _request_states(
         model, requests, catalogue, micro_batch, device, finder, max_actions=max_actions
     ):
         blocks, inners = (
@@ -274,8 +321,8 @@ def _request_states(
     finder: SlotFinder | None = None,
     *,
     max_actions: int,
-) -> Iterator[tuple[IntArray, RequestState]]:
-    """Yields (rows, their request states); rows of one batch share one set of live slots."""
+) -> Iterator[tuple[IntArray, RequestState, Visited]]:
+    """Yields (rows, their request states, their past POIs); rows of one batch share one set of live slots."""
     times = requests.column("request_ts_ms").to_numpy().astype(np.int64)
     epochs = catalogue.live_epochs(times)
     capacities = {"num_blocks": model.config.num_blocks, "max_inner": model.config.max_inner}
@@ -284,4 +331,6 @@ def _request_states(
         live = catalogue.live_slots(int(times[rows[0]]), **capacities).to(device)
         request = collate_asked(part, finder, model.config)
         prefix = encode_shared(model, part, device)
-        yield rows, model.request_state(prefix, request.to(device), live)
+        # Not the prefix's history, which is cut to what the model reads.
+        visited = list_visited(collate_history(part).to(device))
+        yield rows, model.request_state(prefix, request.to(device), live), visited

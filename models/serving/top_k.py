@@ -6,7 +6,8 @@ P(POI) = P(block) P(inner | block) is at most P(block). So blocks are opened bes
 - the rank of a target is known once all blocks at least as probable as the target are opened.
 
 Both equal brute force over all blocks. Requests of one call share one set of live slots, so every list holds live POIs
-only. Log probabilities are the model's float32 values, added in float64.
+only. Log probabilities are the model's float32 values, added in float64. A shift towards new places
+(`models.serving.new_places`) adds at most a constant per request, so the bounds hold with that constant added.
 """
 
 # Shape letters: B = requests, V = blocks, K = blocks opened, I = inner ids of a block, N = POIs kept.
@@ -19,6 +20,7 @@ from torch import Tensor
 from models.data.ranks import Ranks
 from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import RequestState, take_sequences
+from models.serving.new_places import NewShift
 
 BLOCKS_PER_STEP = 8
 """Blocks opened at a time; the best 8 hold almost all probability of a trained model."""
@@ -41,20 +43,25 @@ class TopPois(NamedTuple):
 
 
 @torch.inference_mode()
-def find_top_pois(model: SpacetimeDecoder, state: RequestState, *, top_k: int) -> TopPois:
+def find_top_pois(
+    model: SpacetimeDecoder, state: RequestState, *, top_k: int, shift: NewShift | None = None
+) -> TopPois:
     """Finds the `top_k` most probable live POIs of each request, exactly.
 
     Args:
         model: model in evaluation mode.
         state: the requests, from `request_state` with the slots live at the requests.
         top_k: POIs per request.
+        shift: shift of the odds of new places; None = the model's own.
     """
     log_blocks_BV, order_BV = _sort_blocks(model, state)
+    # The most that a POI can gain is added to the bound of its block.
+    bounds_BV = log_blocks_BV if shift is None else log_blocks_BV + shift.largest()[:, None]
     num_requests, num_blocks = log_blocks_BV.shape
     best = _empty_list(num_requests, top_k, device=order_BV.device)
     active = torch.arange(num_requests, device=order_BV.device)
     for start in range(0, num_blocks, BLOCKS_PER_STEP):
-        bound = log_blocks_BV[active, start]
+        bound = bounds_BV[active, start]
         # Strictly greater: a POI that ties with the last of the list comes after it, so it is not needed.
         active = active[(bound > best.log_probs_BN[active, -1]) & ~bound.isneginf()]
         if not len(active):
@@ -62,16 +69,24 @@ def find_top_pois(model: SpacetimeDecoder, state: RequestState, *, top_k: int) -
         opened = slice(start, start + BLOCKS_PER_STEP)
         blocks_BK, log_block_BK = order_BV[active, opened], log_blocks_BV[active, opened]
         log_inner_BKI = model.inner_log_probs(take_requests(state, active), blocks_BK).double()
-        merged = _merge(
-            TopPois(*(part[active] for part in best)), blocks_BK, log_block_BK[..., None] + log_inner_BKI
-        )
+        log_probs_BKI = log_block_BK[..., None] + log_inner_BKI
+        if shift is not None:
+            log_probs_BKI += shift.take(active).of_blocks(blocks_BK, log_probs_BKI.shape[2])
+        merged = _merge(TopPois(*(part[active] for part in best)), blocks_BK, log_probs_BKI)
         for current, new in zip(best, merged, strict=True):
             current[active] = new
     return best
 
 
 @torch.inference_mode()
-def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, inners_B: Tensor) -> Ranks:
+def rank_pois(
+    model: SpacetimeDecoder,
+    state: RequestState,
+    blocks_B: Tensor,
+    inners_B: Tensor,
+    *,
+    shift: NewShift | None = None,
+) -> Ranks:
     """Ranks one target per request among all live POIs, exactly.
 
     Targets that the model cannot produce (newer than its capacities) share the last place. If a probability is not a
@@ -82,12 +97,17 @@ def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, in
         state: the requests, from `request_state` with the slots live at the requests.
         blocks_B: int64, (B,), block of each target.
         inners_B: int64, (B,), inner id of each target.
+        shift: shift of the odds of new places; None = the model's own.
     """
     log_blocks_BV, order_BV = _sort_blocks(model, state)
     target_B = model.poi_log_probs(state, blocks_B[:, None], inners_B[:, None])[:, 0].double()
+    bounds_BV = log_blocks_BV
+    if shift is not None:
+        bounds_BV = log_blocks_BV + shift.largest()[:, None]
+        target_B = target_B + shift.of_pois(blocks_B[:, None], inners_B[:, None])[:, 0]
     higher_B, equal_B = torch.zeros_like(blocks_B), torch.ones_like(blocks_B)
     for start in range(0, log_blocks_BV.shape[1], BLOCKS_PER_STEP):
-        bound = log_blocks_BV[:, start]
+        bound = bounds_BV[:, start]
         # Not strictly greater: a block as probable as the target may hold a POI that ties with it.
         active = torch.nonzero((bound >= target_B) & ~bound.isneginf())[:, 0]
         if not len(active):
@@ -96,6 +116,8 @@ def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, in
         blocks_BK, log_block_BK = order_BV[active, opened], log_blocks_BV[active, opened]
         log_inner_BKI = model.inner_log_probs(take_requests(state, active), blocks_BK).double()
         log_probs_BKI = log_block_BK[..., None] + log_inner_BKI
+        if shift is not None:
+            log_probs_BKI += shift.take(active).of_blocks(blocks_BK, log_probs_BKI.shape[2])
         is_target = (blocks_BK == blocks_B[active, None])[..., None]
         is_target = is_target & (
             torch.arange(log_probs_BKI.shape[2], device=bound.device) == inners_B[active, None, None]

@@ -27,7 +27,7 @@ from models.data.batch import collate_history, collate_requests
 from models.data.catalogue import Catalogue
 from models.network.decoder import SpacetimeDecoder
 from models.serving.bundle import ModelBundle
-from models.serving.inference import generate_candidates
+from models.serving.inference import Generated, generate_candidates
 from tests.bench.serving_city import START_MS, random_decoder, random_histories, random_requests
 
 COMMAND = "make bench-generation"
@@ -100,10 +100,10 @@ def count_valid(
     model: SpacetimeDecoder,
     row: pa.RecordBatch,
     slots: pa.Table,
-    found: tuple[NDArray[np.int64], NDArray[np.float32]],
+    found: Generated,
 ) -> int:
     """Returns how many POIs of a list count."""
-    places, reported = found
+    places, reported = found.pois, found.log_probs
     is_live, scores = scan(model, row, slots)
     least = np.sort(scores)[-min(TOP_K, int(is_live.sum()))]
     is_first = np.zeros(len(places), dtype=bool)

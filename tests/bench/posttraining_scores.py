@@ -181,7 +181,7 @@ def measure_meal_rule(cells: Cells) -> dict[str, object]:
     for kind, folder in {"pretrained": cells.pretrained, "meal-time": cells.aligned("meal-time")}.items():
         bundle = cells.gather(kind, {"pretrain": folder / "model"})
         top = generate_candidates(bundle, requests, catalogue, top_k=10)
-        share = np.array([is_meal[pois].mean() for pois, _ in top])
+        share = np.array([is_meal[made.pois].mean() for made in top])
         found[kind] = {
             "meal_times": float(share[is_meal_time].mean()),
             "other_times": float(share[~is_meal_time].mean()),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from conf.tokens import TokenLayout
 from models.config import DecoderConfig, MemoryConfig
-from models.copying.crowd_candidates import NUM_BUCKETS
+from models.copying.crowd_candidates import NUM_AMOUNTS, NUM_BUCKETS
 from models.data.batch import CandidateBatch, CrowdSlots, HistoryBatch, RequestBatch
 from models.data.slots import AboutSlots, LiveSlots
 from models.network.decoder import SpacetimeDecoder
@@ -160,4 +160,5 @@ def tiny_crowd(num_rows: int, num_steps: int, *, num_slots: int = 5, seed: int =
         popularity_BQC=draw(NUM_BUCKETS),
         similarity_BQC=draw(NUM_BUCKETS),
         is_real_BQC=draw(4) > 0,
+        amounts_BQCF=torch.randn(*shape, NUM_AMOUNTS, generator=generator),
     )

@@ -1,6 +1,6 @@
 """Any requests -> exact top-k live POIs of each, as files: for an analysis, a backtest or another system.
 
-    python -m udfs poi_candidates --day D --requests PATH --out FOLDER [--top 100] [--model URI]
+    python -m udfs poi_candidates --day D --requests PATH --out FOLDER [--top 100] [--new-logit 1] [--model URI]
 
 PATH is a Parquet file or folder, the folder of a Delta table, or the name of a metastore's table. Files of a folder may
 differ in columns and types. Required columns are `request_id`, `user_id` and `request_ts_ms` (epoch milliseconds UTC,
@@ -10,7 +10,8 @@ nothing is known of its day: give a later D. Each request sees the data known at
 that only actions strictly before it. Requests before the first delivery see that first delivery. A missing place is
 that of the last action's POI, as in training. A missing time zone is that of the last action, else of the longitude.
 
-    FOLDER/candidates/   request_id, user_id, rank, poi_id, log_probability, model_version, index_version, is_simulated
+    FOLDER/candidates/   request_id, user_id, rank, poi_id, log_probability, source, p_new, model_version,
+                         index_version, is_simulated
     FOLDER/refused/      rows that could not be answered: reason, detail, payload (the row as given, JSON)
 
 Requests in = answered + refused + equal rows dropped, or nothing is written. The feature tables do not change.
@@ -41,7 +42,7 @@ from etl.sources.values import EXPECTED, SPARK_TYPES, convert, may_hold
 from etl.spark.session import compute_once
 from models.copying.crowd_tables import CROWD_TABLES
 from udfs.features.outcomes import REFUSAL_COLUMNS, complete_outcomes, keep_accepted
-from udfs.features.poi_candidates import EMITTED, UNKNOWN_ACTION_TYPE, generate_for_states
+from udfs.features.poi_candidates import EMITTED, UNKNOWN_ACTION_TYPE, ListSettings, generate_for_states
 from udfs.features.requests import latest_sequences, prepare_requests, with_defaults, with_history
 from udfs.features.run_context import FeatureRun, open_run
 from udfs.features.runner import check_versions, open_places
@@ -50,8 +51,8 @@ LOGGER = logging.getLogger(__name__)
 REQUIRED = {"request_id": "id", "user_id": "id", "request_ts_ms": "epoch"}
 OPTIONAL = {"user_lon": "degrees", "user_lat": "degrees", "tz_offset_min": "minutes", "action_type": "string"}
 """Columns and the kind of value that each must hold (`etl/sources/values.py`)."""
-SHOWN = ("request_id", "user_id", "rank", "poi_id", "log_probability", "model_version", "index_version",
-         "is_simulated")  # fmt: skip
+SHOWN = ("request_id", "user_id", "rank", "poi_id", "log_probability", "source", "p_new", "model_version",
+         "index_version", "is_simulated")  # fmt: skip
 
 
 def run_given_requests(context: JobContext) -> JobSummary:
@@ -65,9 +66,13 @@ def run_given_requests(context: JobContext) -> JobSummary:
         RowsLostError: requests in are not answered + refused + dropped.
     """
     options = context.options
-    top_k = context.settings.features.top_k if options.top is None else options.top
+    features = context.settings.features
+    lists = ListSettings(
+        features.top_k if options.top is None else options.top,
+        features.new_logit if options.new_logit is None else options.new_logit,
+    )
     out = options.out
-    _check_options(out, top_k)
+    _check_options(out, lists)
     started = time.perf_counter()
     run = open_run(context, ("action_sequences", "poi_index"), CROWD_TABLES)
     delivered = read_requests(run.spark, options.requests)
@@ -75,7 +80,7 @@ def run_given_requests(context: JobContext) -> JobSummary:
     judged = compute_once(
         judge_requests(requests, day=run.day, settings=context.settings.clean, content=("payload",))
     )
-    outcomes = compute_once(answer_requests(run, judged, top_k=top_k))
+    outcomes = compute_once(answer_requests(run, judged, lists=lists))
     counts = outcomes.agg(
         F.count_if(F.col("reason").isNull()).alias("rows"),
         F.count_distinct(F.when(F.col("reason").isNull(), F.col("request_id"))).alias("answered"),
@@ -187,7 +192,7 @@ def _naming_repeated_columns(name: str) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def answer_requests(run: FeatureRun, judged: DataFrame, *, top_k: int) -> DataFrame:
+def answer_requests(run: FeatureRun, judged: DataFrame, *, lists: ListSettings) -> DataFrame:
     """Plans the candidates of judged requests: columns of `poi_candidates` plus those of refusals."""
     sequences = run.read("action_sequences").where(F.col("day") <= F.lit(run.day))
     accepted = prepare_requests(judged, action_type_id=run.model.action_type_id, more=("payload",))
@@ -203,7 +208,7 @@ def answer_requests(run: FeatureRun, judged: DataFrame, *, top_k: int) -> DataFr
         model=run.model,
         micro_batch=run.settings.features.micro_batch,
         num_partitions=run.settings.spark.shuffle_partitions,
-        top_k=top_k,
+        lists=lists,
     )
     unknown = accepted.where(~is_known).withColumns(
         {"reason": F.lit(UNKNOWN_ACTION_TYPE), "detail": F.col("action_type")}
@@ -235,11 +240,11 @@ def write_files(outcomes: DataFrame, out: Path) -> None:
         refused.coalesce(1).write.parquet(str((work / "refused").absolute()))
 
 
-def _check_options(out: Path | None, top_k: int) -> None:
+def _check_options(out: Path | None, lists: ListSettings) -> None:
     if out is None:
         raise SettingsError(
             where="the command line", key="--out", problem="--requests needs a folder to write to"
         )
     check_out_folder(out)
-    if top_k < 1:
+    if lists.top_k < 1:
         raise SettingsError(where="the command line", key="--top", problem="it has to be at least 1")

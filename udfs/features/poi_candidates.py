@@ -18,11 +18,11 @@ from pyspark import Broadcast
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from conf.tables import HISTORY_NAMES, POI_CANDIDATES
+from conf.tables import CANDIDATE_SOURCES, HISTORY_NAMES, POI_CANDIDATES
 from etl.columns.poi_slots import keep_known
 from models.copying.crowd_candidates import SlotFinder
 from models.copying.crowd_tables import CrowdAt, open_finder
-from models.serving.inference import Catalogue, generate_candidates
+from models.serving.inference import Catalogue, Generated, generate_candidates
 from udfs.features.isolation import RowFailure, run_isolated
 from udfs.features.model_cache import ServedModel, load_model, task_device
 from udfs.features.outcomes import (
@@ -42,7 +42,7 @@ from udfs.features.requests import (
     with_history,
 )
 
-EMITTED = ("request_id", "user_id", "rank", "poi_id", "log_probability", "is_simulated")
+EMITTED = ("request_id", "user_id", "rank", "poi_id", "log_probability", "source", "p_new", "is_simulated")
 UNKNOWN_ACTION_TYPE = "generate_unknown_action_type"
 REASON = "generate_failed"
 REASONS = (UNKNOWN_ACTION_TYPE, REASON)
@@ -59,8 +59,19 @@ CATALOGUE_NAMES = (
 MAX_LOG_PROBABILITY = 1e-4
 """Rounding may carry log P a little above 0; a larger value is an error of the model."""
 
-Found = tuple[np.ndarray, np.ndarray]
-"""Rows of the catalogue, best first, and their log probabilities."""
+
+@dataclass(frozen=True)
+class ListSettings:
+    """What a consumer chooses of the lists.
+
+    Attributes:
+        top_k: POIs per request.
+        new_logit: added to the log-odds of POIs that are new to the user; 0 = as the model expects.
+    """
+
+    top_k: int
+    new_logit: float = 0.0
+
 
 _decoded: dict[str, Catalogue] = {}
 _opened: dict[tuple[str, CrowdAt], SlotFinder] = {}
@@ -108,15 +119,15 @@ def build_poi_candidates(
     run_id: str,
     micro_batch: int,
     num_partitions: int,
-    top_k: int,
+    lists: ListSettings,
 ) -> FeatureBuild:
-    """Plans the candidates of the day; `top_k` POIs per accepted request of `judged`, fewer where fewer are live."""
+    """Plans the candidates of the day: a list for each accepted request of `judged`, shorter where fewer are live."""
     requests = prepare_requests(judged, action_type_id=model.action_type_id)
     known_type = F.col("action_type_id").isNotNull()
     sequences = sequences.where(F.col("day") <= F.lit(day))  # partitions of later days are not read
     states = with_defaults(with_history(requests.where(known_type), sequences, as_of=F.lit(day)))
     generated = generate_for_states(
-        states, places, model=model, micro_batch=micro_batch, num_partitions=num_partitions, top_k=top_k
+        states, places, model=model, micro_batch=micro_batch, num_partitions=num_partitions, lists=lists
     )
     emitted = generated.unionByName(refuse_requests(requests.where(~known_type)))
     return FeatureBuild(
@@ -137,7 +148,7 @@ def generate_for_states(
     model: ServedModel,
     micro_batch: int,
     num_partitions: int,
-    top_k: int,
+    lists: ListSettings,
 ) -> DataFrame:
     """Plans the candidates of requests that have their history (`with_history`) and `action_type_id`."""
     # Requests that share a history become neighbours, so that a batch encodes it once (`encode_shared`).
@@ -147,7 +158,7 @@ def generate_for_states(
     return ordered.select(
         *PAYLOAD_NAMES, "action_type_id", "seq_len", "profile_ids", *HISTORY_NAMES, "is_simulated"
     ).mapInArrow(
-        partial(generate_for_requests, model=model, places=places, micro_batch=micro_batch, top_k=top_k),
+        partial(generate_for_requests, model=model, places=places, micro_batch=micro_batch, lists=lists),
         outcome_schema(POI_CANDIDATES, EMITTED),
     )
 
@@ -161,6 +172,8 @@ def refuse_requests(requests: DataFrame) -> DataFrame:
         .withColumn("rank", F.lit(None).cast("int"))
         .withColumn("poi_id", F.lit(None).cast("string"))
         .withColumn("log_probability", F.lit(None).cast("float"))
+        .withColumn("source", F.lit(None).cast("string"))
+        .withColumn("p_new", F.lit(None).cast("float"))
         .select(*EMITTED, *REFUSAL_COLUMNS)
     )
 
@@ -171,25 +184,26 @@ def generate_for_requests(
     model: ServedModel,
     places: Places,
     micro_batch: int,
-    top_k: int,
+    lists: ListSettings,
 ) -> Iterator[pa.RecordBatch]:
     """Generates in a worker: requests in, one row per request and rank out."""
     bundle, device, pois = load_model(model), task_device(), decode_catalogue(places.catalogue)
     finder = open_crowd(places, pois)
 
-    def generate(batch: pa.RecordBatch) -> Sequence[Found | RowFailure]:
+    def generate(batch: pa.RecordBatch) -> Sequence[Generated | RowFailure]:
         results = generate_candidates(
-            bundle, batch, pois, top_k=top_k, micro_batch=micro_batch, device=device, finder=finder
-        )
+            bundle, batch, pois, top_k=lists.top_k, new_logit=lists.new_logit, micro_batch=micro_batch,
+            device=device, finder=finder,
+        )  # fmt: skip
         return [check_candidates(result) for result in results]
 
     for batch in batches:
         yield candidates_to_arrow(batch, run_isolated(generate, batch, micro_batch=micro_batch), pois)
 
 
-def check_candidates(generated: Found) -> Found | RowFailure:
+def check_candidates(generated: Generated) -> Generated | RowFailure:
     """Returns the POIs generated for a request, or a failure if they are not usable."""
-    log_probabilities = generated[1]
+    log_probabilities = generated.log_probs
     if not len(log_probabilities):
         return RowFailure("no POI is live as of the request")
     if not np.all(log_probabilities <= MAX_LOG_PROBABILITY):  # false for NaN too
@@ -223,13 +237,15 @@ def open_crowd(places: Places, pois: Catalogue) -> SlotFinder | None:
 
 
 def candidates_to_arrow(
-    batch: pa.RecordBatch, results: Sequence[Found | RowFailure], pois: Catalogue
+    batch: pa.RecordBatch, results: Sequence[Generated | RowFailure], pois: Catalogue
 ) -> pa.RecordBatch:
     """Stacks the generated POIs of all requests, one row each; a failed request is one refused row."""
     requests: list[int] = []
     ranks: list[int | None] = []
     poi_ids: list[str | None] = []
     log_probabilities: list[float | None] = []
+    sources: list[str | None] = []
+    p_new: list[float | None] = []
     refusals: list[Refusal] = []
     for row, result in enumerate(results):
         if isinstance(result, RowFailure):
@@ -237,13 +253,16 @@ def candidates_to_arrow(
             ranks.append(None)
             poi_ids.append(None)
             log_probabilities.append(None)
+            sources.append(None)
+            p_new.append(None)
             refusals.append((REASON, result.error, row_payload(batch, row, PAYLOAD_NAMES)))
         else:
-            poi_rows, values = result
-            num_rows = len(poi_rows)
+            num_rows = len(result.pois)
             ranks += range(1, num_rows + 1)
-            poi_ids += [pois.poi_ids[poi_row] for poi_row in poi_rows]
-            log_probabilities += np.minimum(values, 0).astype(np.float32).tolist()
+            poi_ids += [pois.poi_ids[poi_row] for poi_row in result.pois]
+            log_probabilities += np.minimum(result.log_probs, 0).astype(np.float32).tolist()
+            sources += [CANDIDATE_SOURCES[source] for source in result.sources]
+            p_new += [result.p_new] * num_rows
             refusals += [(None, None, None)] * num_rows
         requests += [row] * num_rows
     taken = pa.array(requests, pa.int64())
@@ -253,6 +272,8 @@ def candidates_to_arrow(
         "rank": pa.array(ranks, pa.int32()),
         "poi_id": pa.array(poi_ids, pa.string()),
         "log_probability": pa.array(log_probabilities, pa.float32()),
+        "source": pa.array(sources, pa.string()),
+        "p_new": pa.array(p_new, pa.float32()),
         "is_simulated": batch.column("is_simulated").take(taken),
     }
     return with_refusals(columns, refusals)

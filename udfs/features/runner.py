@@ -135,7 +135,7 @@ def plan_poi_candidates(run: FeatureRun) -> FeatureBuild:
         run_id=run.run_id,
         micro_batch=run.settings.features.micro_batch,
         num_partitions=run.settings.spark.shuffle_partitions,
-        top_k=run.settings.features.top_k,
+        lists=poi_candidates.ListSettings(run.settings.features.top_k, run.settings.features.new_logit),
     )
 
 

@@ -241,15 +241,18 @@ class _Recomputation:
         states = self._with_history(self._requests(written))
         known = self._known_slots().select(*CATALOGUE_NAMES).orderBy("block_id", "inner_id")
         catalogue = Catalogue.from_arrow(known.toArrow())
+        features = self.settings.features
         recomputed = generate_candidates(
-            self.bundle, states, catalogue, top_k=self.settings.features.top_k, finder=self._finder(catalogue)
-        )
+            self.bundle, states, catalogue, top_k=features.top_k, new_logit=features.new_logit,
+            finder=self._finder(catalogue),
+        )  # fmt: skip
         lists: dict[str, dict[int, tuple[str, float]]] = {}
         for row in written.to_pylist():
             lists.setdefault(row["request_id"], {})[row["rank"]] = (row["poi_id"], row["log_probability"])
         different = []
-        for request, (pois, logs) in zip(states["request_id"].to_pylist(), recomputed, strict=True):
-            expected = [(catalogue.poi_ids[poi], float(log)) for poi, log in zip(pois, logs, strict=True)]
+        for request, made in zip(states["request_id"].to_pylist(), recomputed, strict=True):
+            pairs = zip(made.pois, made.log_probs, strict=True)
+            expected = [(catalogue.poi_ids[poi], float(log)) for poi, log in pairs]
             problem = _describe_difference(lists.pop(request, {}), expected, tolerance)
             if problem:
                 different.append(f"request {request}: {problem}")

@@ -81,8 +81,8 @@ class Morning:
         More are generated than asked for, since homes, offices and stations are among the most probable.
         """
         batch = self.samples.combine_chunks().to_batches()[0]
-        pois = generate_candidates(bundle, batch, self.catalogue, top_k=4 * num)
-        return [rows[self.may_be_shown[number, rows]][:num] for number, (rows, _) in enumerate(pois)]
+        lists = generate_candidates(bundle, batch, self.catalogue, top_k=4 * num)
+        return [made.pois[self.may_be_shown[number, made.pois]][:num] for number, made in enumerate(lists)]
 
     def with_candidates(self, lists: Sequence[IntArray]) -> pa.Table:
         """Returns the requests with these candidates, in the form of `ranking_samples`; no label is known."""

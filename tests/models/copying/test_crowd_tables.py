@@ -125,7 +125,7 @@ def test_generation_and_ranking_agree_on_a_model_that_copies(
 
     lists = generate_candidates(bundle, requests_batch, catalogue, top_k=3, finder=finder)
 
-    third = np.array([pois[2] for pois, _ in lists])
+    third = np.array([made.pois[2] for made in lists])
     model = bundle.model("pretrain")
     ranks = rank_targets_by_model(model, requests_batch, third, catalogue, micro_batch=3, finder=finder)
     assert (ranks.num_higher == 2).all()
@@ -143,4 +143,6 @@ def test_slots_of_others_move_the_prediction(city_root, catalogue, make_decoder,
         for root in (city_root, tmp_path)
     )
 
-    assert any(not np.allclose(own[1], other[1]) for own, other in zip(found, alone, strict=True))
+    assert any(
+        not np.allclose(own.log_probs, other.log_probs) for own, other in zip(found, alone, strict=True)
+    )

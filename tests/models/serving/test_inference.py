@@ -123,9 +123,11 @@ def test_generated_lists_do_not_depend_on_batch_size_or_row_order(bundle, reques
     found = generate_candidates(bundle, requests_batch, catalogue, top_k=5, micro_batch=64)
     order, shuffled = _shuffled(requests_batch)
     again = generate_candidates(bundle, shuffled, catalogue, top_k=5, micro_batch=2)
-    for row, (pois, log_probs) in zip(order, again, strict=True):
-        assert pois.tolist() == found[row][0].tolist()
-        np.testing.assert_allclose(log_probs, found[row][1], atol=TOLERANCE)
+    for row, made in zip(order, again, strict=True):
+        assert made.pois.tolist() == found[row].pois.tolist()
+        assert made.sources.tolist() == found[row].sources.tolist()
+        np.testing.assert_allclose(made.log_probs, found[row].log_probs, atol=TOLERANCE)
+        np.testing.assert_allclose(made.p_new, found[row].p_new, atol=TOLERANCE)
 
 
 def test_generated_pois_are_live_on_the_day_of_their_request(bundle, requests_batch, catalogue):
@@ -134,13 +136,13 @@ def test_generated_pois_are_live_on_the_day_of_their_request(bundle, requests_ba
     index = requests_batch.schema.get_field_index("request_ts_ms")
     moved = requests_batch.set_column(index, "request_ts_ms", pa.array(times))
     live = catalogue.live_mask(times)
-    for row, (pois, _) in enumerate(generate_candidates(bundle, moved, catalogue, top_k=100)):
-        assert sorted(pois) == np.flatnonzero(live[row]).tolist()
+    for row, made in enumerate(generate_candidates(bundle, moved, catalogue, top_k=100)):
+        assert sorted(made.pois) == np.flatnonzero(live[row]).tolist()
 
 
 def test_ranks_agree_with_the_generated_order(bundle, requests_batch, catalogue):
     lists = generate_candidates(bundle, requests_batch, catalogue, top_k=3)
-    third = np.array([pois[2] for pois, _ in lists])
+    third = np.array([made.pois[2] for made in lists])
     ranks = rank_targets_by_model(bundle.model("pretrain"), requests_batch, third, catalogue, micro_batch=3)
     assert ranks.expected.tolist() == [3.0] * 10
 
