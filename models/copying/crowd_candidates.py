@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.copying.crowd_statistics import CrowdStatistics
-from models.copying.crowd_visits import CrowdVisits, SimilarUsers, expand
+from models.copying.crowd_visits import CategoryHours, CrowdVisits, SimilarUsers, expand
 from models.data.arrays import BoolArray, Float32Array, Float64Array, IntArray
 from models.data.catalogue import Catalogue
 from models.data.geo import distance_km
@@ -29,7 +29,7 @@ MAX_NEIGHBOURS = 1024
 MAX_PLACES = 4096
 """Places whose neighbours are cached, 16 KB each; moving users keep sending requests from new places."""
 NUM_BUCKETS = 12
-NUM_AMOUNTS = 5
+NUM_AMOUNTS = 6
 FOLLOWERS, NEAR = range(2)
 NUM_LISTS = 2
 
@@ -46,7 +46,8 @@ class SlotLists:
         popularity: bucket of the POI's visits by other users.
         similarity: bucket of the visits by users with a similar past, over the mean of all POIs.
         amounts: the numbers behind the buckets, (requests, candidates, `NUM_AMOUNTS`) float32: logarithms of count,
-            share, popularity at the hour and at any hour, and similarity, all within a few units of 0.
+            share, popularity at the hour and at any hour, similarity, and lift of the POI's category at the hour, all
+            within a few units of 0.
     """
 
     pois: IntArray
@@ -95,6 +96,7 @@ class SlotFinder:
         self._transitions = _Transitions(statistics)
         self._visits = CrowdVisits(statistics)
         self._similar = SimilarUsers(statistics)
+        self._categories = CategoryHours(statistics, self._visits, catalogue.category_ids)
         self._neighbours: dict[tuple[float, float], tuple[IntArray, Float64Array]] = {}
 
     def find(self, asked: Asked, *, num_followers: int, num_near: int) -> SlotLists:
@@ -116,6 +118,7 @@ class SlotFinder:
             np.log(at_hour + 0.1),
             np.log(at_all + 0.3),
             np.log(poi_similarity + 2.0**-4),
+            self._categories.lift(asked.users, pois, asked.hours),
         )
         return SlotLists(
             pois=pois,

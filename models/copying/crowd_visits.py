@@ -94,6 +94,55 @@ class CrowdVisits:
         return np.bincount(rows, weights=amounts, minlength=len(place)).astype(np.float64)
 
 
+class CategoryHours:
+    """How much likelier a category is at an hour than at any hour, among other users."""
+
+    def __init__(self, statistics: CrowdStatistics, visits: CrowdVisits, category_ids: IntArray) -> None:
+        self.visits, self.category_ids = visits, category_ids
+        self.num_categories = int(category_ids.max(initial=0)) + 1
+        self.visit_categories = category_ids[statistics.visit_pois]
+        by_hour = np.zeros((self.num_categories, HOURS_PER_DAY))
+        np.add.at(by_hour, (self.visit_categories, statistics.visit_hours), statistics.visit_counts)
+        self.at_hour, self.totals = by_hour @ visits.kernel, by_hour.sum(axis=1)
+
+    def lift(self, users: IntArray, pois: IntArray, hours: IntArray) -> Float64Array:
+        """Returns the log of the lift of each POI's category at the hour of its request; 0 = padding.
+
+        Args:
+            users: the requesting users, (requests,); their rows do not count.
+            pois: rows of the catalogue, (requests, candidates); -1 = padding.
+            hours: local hours, (requests,).
+        """
+        if not len(self.visits.visit_hours):
+            return np.zeros(pois.shape)
+        own_at_hour, own_totals = self._sum_own(users, hours)
+        categories = self.category_ids[np.maximum(pois, 0)]
+        at_hour = self.at_hour[categories, hours[:, None]] - np.take_along_axis(
+            own_at_hour, categories, axis=1
+        )
+        totals = self.totals[categories] - np.take_along_axis(own_totals, categories, axis=1)
+        # One visit is added on both sides, as in the lift of a POI.
+        lift: Float64Array = np.log((at_hour / TENTHS + 1.0) / (totals * self.visits.mean_kernel + 1.0)) * (
+            pois >= 0
+        )
+        return lift
+
+    def _sum_own(self, users: IntArray, hours: IntArray) -> tuple[Float64Array, Float64Array]:
+        """Returns the users' own visits by category, at their hour in tenths and at any, (requests, categories)."""
+        visits, known = self.visits, np.maximum(users, 0)
+        first, stop = (visits.visit_starts[visits.own_starts[known + more]] for more in (0, 1))
+        rows, entries, _ = expand(first, np.where(users >= 0, stop - first, 0))
+        keys = rows * self.num_categories + self.visit_categories[entries]
+        counts = visits.visit_counts[entries]
+        weights = counts * visits.kernel[visits.visit_hours[entries], hours[rows]]
+        shape = (len(users), self.num_categories)
+        at_hour, totals = (
+            np.bincount(keys, weights=values, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+            for values in (weights, counts)
+        )
+        return at_hour, totals
+
+
 class SimilarUsers:
     """Scores POIs by the visits of users who share POIs with a past; rare POIs count more, busy users less."""
 

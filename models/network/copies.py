@@ -37,7 +37,7 @@ from models.network.history_copy import (
 NUM_OWN_VISITS = 4
 NUM_NOVELTIES, NOVELTY_ACTIONS = 12, 40
 """Buckets of a user's share of first visits, and the number of last actions that it is measured on."""
-NUM_MEASURES = 5
+NUM_MEASURES = 7
 AMOUNT_SCALE = 0.5
 """Brings the logarithms near unit variance."""
 UNKNOWN_KM = 10.0
@@ -229,17 +229,26 @@ class CrowdCopy(nn.Module):
         return buckets[0] * NUM_AFFINITIES + buckets[1]
 
     def _measure(self, candidates: CrowdSlots, past: Past, steps: Steps) -> Tensor:
-        """Returns what the network reads beside the candidates' amounts, (B, Q, C, 5) float32, all logarithms.
+        """Returns what the network reads beside the candidates' amounts, (B, Q, C, `NUM_MEASURES`) float32.
 
-        They are distance, gap, past actions, visits to the candidate's category, and its share of them.
+        They are logarithms of distance, gap, past actions, visits to the candidate's category and their share, and POIs
+        of the category that the user has been to and their share.
         """
         users_BQ12, pois_BQC2 = steps.user_lonlat_BQ2[:, :, None], candidates.lonlat_BQC2
         chord = (place_on_sphere(users_BQ12) - place_on_sphere(pois_BQC2)).norm(dim=-1).float()
         is_known = is_known_place(users_BQ12) & is_known_place(pois_BQC2)
         km = torch.where(is_known, chord * EARTH_RADIUS_KM, UNKNOWN_KM)
-        counts = count_before(past.categories_BL, candidates.categories_BQC, steps.num_past_BQ)
-        own = (counts * (candidates.categories_BQC > 0)).float()
+        is_first_BL = mark_first(past)
+        firsts_BL = torch.where(is_first_BL, past.categories_BL, -1)
+        own, own_pois = (
+            (
+                count_before(names, candidates.categories_BQC, steps.num_past_BQ)
+                * (candidates.categories_BQC > 0)
+            ).float()
+            for names in (past.categories_BL, firsts_BL)
+        )
         num_past = steps.num_past_BQ[..., None].float()
+        num_pois = count_until(is_first_BL, steps.num_past_BQ)[..., None].float()
         gap = bucket_step_gap(past, steps)[..., None].float()
         parts = (
             (km + 0.1).log(),
@@ -247,6 +256,8 @@ class CrowdCopy(nn.Module):
             (num_past + 1).log() - 4.0,
             (own + 0.3).log(),
             ((own + 0.3) / (num_past + 10.0)).log() + 3.0,
+            (own_pois + 0.3).log(),
+            ((own_pois + 0.3) / (num_pois + 10.0)).log() + 3.0,
         )
         return torch.stack([part.expand(candidates.lists_BQC.shape) for part in parts], dim=-1)
 
@@ -274,10 +285,10 @@ class AmountScores(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.last.weight)
 
-    def forward(self, candidates: CrowdSlots, measured_BQC5: Tensor) -> Tensor:
+    def forward(self, candidates: CrowdSlots, measured_BQCM: Tensor) -> Tensor:
         """Returns what is added to both scores, (B, Q, C, 2)."""
         lists = F.one_hot(candidates.lists_BQC, NUM_LISTS).float()
-        x = torch.cat([candidates.amounts_BQCF, measured_BQC5, lists], dim=-1)
+        x = torch.cat([candidates.amounts_BQCF, measured_BQCM, lists], dim=-1)
         hidden = F.silu(self.first(x * AMOUNT_SCALE))
         scores: Tensor = self.last(F.silu(self.second(hidden)))
         return scores
@@ -294,21 +305,29 @@ def count_before(names_BL: Tensor, wanted_BQC: Tensor, num_past_BQ: Tensor) -> T
     return (stops - starts).view(first_BQC.shape)
 
 
+def mark_first(past: Past) -> Tensor:
+    """Returns which actions are the user's first visit to their POI, (B, L) bool."""
+    # Stable, so that the first of equal slots is the earliest visit.
+    ordered, order = pack_slots(past.blocks_BL, past.inners_BL).sort(dim=1, stable=True)
+    is_new = torch.ones_like(ordered, dtype=torch.bool)
+    is_new[:, 1:] = ordered.diff(dim=1) != 0
+    return torch.zeros_like(is_new).scatter_(1, order, is_new)
+
+
+def count_until(flags_BL: Tensor, stops_BQ: Tensor) -> Tensor:
+    """Returns the number of flags among the actions before each stop, (B, Q) int64."""
+    return F.pad(flags_BL.long().cumsum(dim=1), (1, 0)).gather(1, stops_BQ)
+
+
 def bucket_novelty(past: Past, steps: Steps) -> Tensor:
     """Returns the bucket of the share of first visits among the last actions before each step, (B, Q).
 
     Steps without a past have the last bucket.
     """
-    slots_BL = pack_slots(past.blocks_BL, past.inners_BL)
-    # Stable, so that the first of equal slots is the earliest visit.
-    ordered, order = slots_BL.sort(dim=1, stable=True)
-    is_new = torch.ones_like(ordered)
-    is_new[:, 1:] = (ordered.diff(dim=1) != 0).long()
-    is_first_BL = torch.zeros_like(ordered).scatter_(1, order, is_new)
-    until_BL1 = F.pad(is_first_BL.cumsum(dim=1), (1, 0))
+    is_first_BL = mark_first(past)
     stops = steps.num_past_BQ
     starts = (stops - NOVELTY_ACTIONS).clamp(min=0)
-    counts = until_BL1.gather(1, stops) - until_BL1.gather(1, starts)
+    counts = count_until(is_first_BL, stops) - count_until(is_first_BL, starts)
     # The + 1 keeps even a share of one below the last bucket, which means no past.
     bucket = counts * (NUM_NOVELTIES - 1) // (stops - starts + 1)
     return torch.where(stops > 0, bucket, NUM_NOVELTIES - 1)

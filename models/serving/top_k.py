@@ -12,6 +12,7 @@ only. Log probabilities are the model's float32 values, added in float64. A shif
 
 # Shape letters: B = requests, V = blocks, K = blocks opened, I = inner ids of a block, N = POIs kept.
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,16 +79,20 @@ def find_top_pois(
     return best
 
 
+def rank_pois(model: SpacetimeDecoder, state: RequestState, blocks_B: Tensor, inners_B: Tensor) -> Ranks:
+    """Ranks one target per request among all live POIs, exactly; arguments as `rank_shifted`."""
+    return rank_shifted(model, state, blocks_B, inners_B, [None])[0]
+
+
 @torch.inference_mode()
-def rank_pois(
+def rank_shifted(
     model: SpacetimeDecoder,
     state: RequestState,
     blocks_B: Tensor,
     inners_B: Tensor,
-    *,
-    shift: NewShift | None = None,
-) -> Ranks:
-    """Ranks one target per request among all live POIs, exactly.
+    shifts: Sequence[NewShift | None],
+) -> list[Ranks]:
+    """Ranks one target per request among all live POIs, exactly, under several shifts of the odds of new places.
 
     Targets that the model cannot produce (newer than its capacities) share the last place. If a probability is not a
     number, the target comes after all live POIs.
@@ -97,42 +102,55 @@ def rank_pois(
         state: the requests, from `request_state` with the slots live at the requests.
         blocks_B: int64, (B,), block of each target.
         inners_B: int64, (B,), inner id of each target.
-        shift: shift of the odds of new places; None = the model's own.
+        shifts: shifts of the odds of new places; None = the model's own.
+
+    Returns:
+        The ranks under each shift.
     """
     log_blocks_BV, order_BV = _sort_blocks(model, state)
-    target_B = model.poi_log_probs(state, blocks_B[:, None], inners_B[:, None])[:, 0].double()
-    bounds_BV = log_blocks_BV
-    if shift is not None:
-        bounds_BV = log_blocks_BV + shift.largest()[:, None]
-        target_B = target_B + shift.of_pois(blocks_B[:, None], inners_B[:, None])[:, 0]
-    higher_B, equal_B = torch.zeros_like(blocks_B), torch.ones_like(blocks_B)
+    own_B = model.poi_log_probs(state, blocks_B[:, None], inners_B[:, None])[:, 0].double()
+    targets = [
+        own_B if shift is None else own_B + shift.of_pois(blocks_B[:, None], inners_B[:, None])[:, 0]
+        for shift in shifts
+    ]
+    # A block holds nothing above this under any shift, however much a POI gains.
+    least_B = torch.stack(
+        [
+            target if shift is None else target - shift.largest()
+            for shift, target in zip(shifts, targets, strict=True)
+        ]
+    ).amin(dim=0)
+    higher = [torch.zeros_like(blocks_B) for _ in shifts]
+    equal = [torch.ones_like(blocks_B) for _ in shifts]
     for start in range(0, log_blocks_BV.shape[1], BLOCKS_PER_STEP):
-        bound = bounds_BV[:, start]
+        bound = log_blocks_BV[:, start]
         # Not strictly greater: a block as probable as the target may hold a POI that ties with it.
-        active = torch.nonzero((bound >= target_B) & ~bound.isneginf())[:, 0]
+        active = torch.nonzero((bound >= least_B) & ~bound.isneginf())[:, 0]
         if not len(active):
             break
         opened = slice(start, start + BLOCKS_PER_STEP)
         blocks_BK, log_block_BK = order_BV[active, opened], log_blocks_BV[active, opened]
         log_inner_BKI = model.inner_log_probs(take_requests(state, active), blocks_BK).double()
         log_probs_BKI = log_block_BK[..., None] + log_inner_BKI
-        if shift is not None:
-            log_probs_BKI += shift.take(active).of_blocks(blocks_BK, log_probs_BKI.shape[2])
         is_target = (blocks_BK == blocks_B[active, None])[..., None]
         is_target = is_target & (
             torch.arange(log_probs_BKI.shape[2], device=bound.device) == inners_B[active, None, None]
         )
-        log_probs_BKI = log_probs_BKI.masked_fill(is_target, -torch.inf)  # counted once, in equal_B
-        target_log_probs = target_B[active, None, None]
-        higher_B[active] += (~(log_probs_BKI <= target_log_probs)).sum(dim=(1, 2))
-        equal_B[active] += ((log_probs_BKI == target_log_probs) & ~target_log_probs.isneginf()).sum(
-            dim=(1, 2)
-        )
+        log_probs_BKI = log_probs_BKI.masked_fill(is_target, -torch.inf)  # counted once, in `equal`
+        for place, (shift, target_B) in enumerate(zip(shifts, targets, strict=True)):
+            shifted_BKI = log_probs_BKI
+            if shift is not None:
+                shifted_BKI = log_probs_BKI + shift.take(active).of_blocks(blocks_BK, log_probs_BKI.shape[2])
+            target_log_probs = target_B[active, None, None]
+            higher[place][active] += (~(shifted_BKI <= target_log_probs)).sum(dim=(1, 2))
+            is_equal = (shifted_BKI == target_log_probs) & ~target_log_probs.isneginf()
+            equal[place][active] += is_equal.sum(dim=(1, 2))
     # Comparisons with NaN are false, so a model with NaN scores would rank every target first.
-    is_nan_B = target_B.isnan() | log_blocks_BV.isnan().any(dim=1)
+    is_nan_B = own_B.isnan() | log_blocks_BV.isnan().any(dim=1)
     assert state.live is not None, "request states of ranking know what is live"
-    higher_B[is_nan_B] = len(state.live.keys_N)
-    return Ranks(higher_B.cpu().numpy(), equal_B.cpu().numpy())
+    for own in higher:
+        own[is_nan_B] = len(state.live.keys_N)
+    return [Ranks(more.cpu().numpy(), ties.cpu().numpy()) for more, ties in zip(higher, equal, strict=True)]
 
 
 def take_requests(state: RequestState, rows: Tensor) -> RequestState:

@@ -12,7 +12,7 @@ from models.data.slots import pack_slots
 from models.evaluation.metrics import rank_targets
 from models.serving.inference import generate_candidates
 from models.serving.new_places import NO_SLOT, Visited, find_p_new, list_visited, shift_new
-from models.serving.top_k import find_top_pois, rank_pois
+from models.serving.top_k import find_top_pois, rank_shifted
 from tests.models.serving.test_inference import bundle  # noqa: F401
 
 TIME_MS = 1_772_000_000_000
@@ -90,9 +90,10 @@ def test_shifted_lists_and_ranks_equal_brute_force(asked, catalogue, logit, monk
         blocks, inners = (
             torch.full((10,), int(ids[target])) for ids in (catalogue.block_ids, catalogue.inner_ids)
         )
-        ranks = rank_pois(model, state, blocks, inners, shift=shift)
-        brute = rank_targets(expected, np.full(10, target), live)
-        np.testing.assert_array_equal(ranks.expected, brute.expected)
+        plain, shifted = rank_shifted(model, state, blocks, inners, [None, shift])
+        for ranks, scores in ((plain, log_probs), (shifted, expected)):
+            brute = rank_targets(scores, np.full(10, target), live)
+            np.testing.assert_array_equal(ranks.expected, brute.expected)
 
 
 def test_lists_move_towards_new_pois_and_name_the_source_of_each(bundle, requests_batch, catalogue):  # noqa: F811
