@@ -46,6 +46,11 @@ class CrowdConfig(Section):
     num_followers: int = Field(8, ge=0, description="crowd candidates that follow the current POI")
     num_near: int = Field(72, ge=0, description="crowd candidates near the user that fit user and hour")
     start: float = Field(-4.0, description="start of every crowd candidate's score")
+    ranking_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of the cross-entropy of new POIs among new candidates, added to the loss of pre-training",
+    )
     mlp_dim: int = Field(
         0,
         ge=0,
@@ -164,7 +169,7 @@ class DecoderConfig(Section):
     def describe(self) -> dict[str, object]:
         """Returns what digests are made of; keys younger than trainings are left out while they are off."""
         younger = {name for name in ("distinct", "towers") if not getattr(self.interest_match, name)}
-        crowd = set() if self.crowd.mlp_dim else {"mlp_dim"}
+        crowd = {name for name in ("mlp_dim", "ranking_weight") if not getattr(self.crowd, name)}
         return self.model_dump(mode="json", exclude={"interest_match": younger, "crowd": crowd})
 
     def with_layout(self, layout: TokenLayout, *, num_pois: int = 0) -> "DecoderConfig":

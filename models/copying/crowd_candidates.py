@@ -132,6 +132,24 @@ class SlotFinder:
             amounts=np.stack(amounts, axis=-1).astype(np.float32),
         )
 
+    def score_near(self, asked: Asked) -> Float64Array:
+        """Scores every POI by nearness and fit, (requests, POIs): what the near list is made by; 0 = too far."""
+        past = asked.distinct_past(self.statistics.num_pois)
+        pois, scores = self._score_neighbours(asked, self._similar.score_pois(asked.users, *past))
+        whole = np.zeros((len(pois), self.statistics.num_pois))
+        rows, columns = np.nonzero(pois >= 0)
+        whole[rows, pois[rows, columns]] = scores[rows, columns]
+        return whole
+
+    def _score_neighbours(self, asked: Asked, similarity: Float64Array) -> tuple[IntArray, Float64Array]:
+        """Returns the POIs around each request in rising order, -1 first, and the product of nearness and fit."""
+        pois, nearness = self._gather_neighbours(asked)
+        at_hour = self._visits.popularity_at(asked.users, pois, asked.hours) / self._visits.mean_at_hour
+        fit = POPULARITY_SHARE * at_hour
+        if pois.size:
+            fit += np.take_along_axis(similarity, np.maximum(pois, 0), axis=1)
+        return pois, np.where(pois >= 0, nearness * fit, 0.0)
+
     def _find_near(
         self,
         asked: Asked,
@@ -141,12 +159,7 @@ class SlotFinder:
         size: int,
     ) -> IntArray:
         """Returns the POIs with the largest product of nearness and fit."""
-        pois, nearness = self._gather_neighbours(asked)
-        at_hour = self._visits.popularity_at(asked.users, pois, asked.hours) / self._visits.mean_at_hour
-        fit = POPULARITY_SHARE * at_hour
-        if pois.size:
-            fit += np.take_along_axis(similarity, np.maximum(pois, 0), axis=1)
-        scores = np.where(pois >= 0, nearness * fit, 0.0)
+        pois, scores = self._score_neighbours(asked, similarity)
         scores[pois == asked.current[:, None]] = 0.0
         rows, columns = np.nonzero(excluded >= 0)
         scores[_is_among(pois, rows, excluded[rows, columns])] = 0.0

@@ -52,6 +52,7 @@ class CrowdMemory(NamedTuple):
     Attributes:
         blocks_BQC, inners_BQC: int64, (B, Q, C).
         may_copy_BQC: bool, (B, Q, C): a candidate is there, within the model's capacities, and live.
+        is_new_BQC: bool, (B, Q, C): the user has not been to it.
         keys_BQC2K: float, (B, Q, C, 2, K), keys for both predictions.
         bias_BQC2: float, (B, Q, C, 2), sum of the tables.
     """
@@ -59,6 +60,7 @@ class CrowdMemory(NamedTuple):
     blocks_BQC: Tensor
     inners_BQC: Tensor
     may_copy_BQC: Tensor
+    is_new_BQC: Tensor
     keys_BQC2K: Tensor
     bias_BQC2: Tensor
 
@@ -154,9 +156,11 @@ class CrowdCopy(nn.Module):
         )
         if live is not None:
             may_copy = may_copy & live.contains(candidates.blocks_BQC, candidates.inners_BQC)
-        return CrowdMemory(
-            candidates.blocks_BQC, candidates.inners_BQC, may_copy, self._keys(candidates, embedding), bias
-        )
+        names_BL = pack_slots(past.blocks_BL, past.inners_BL)
+        names_BQC = pack_slots(candidates.blocks_BQC, candidates.inners_BQC)
+        is_new = count_before(names_BL, names_BQC, steps.num_past_BQ) == 0
+        keys = self._keys(candidates, embedding)
+        return CrowdMemory(candidates.blocks_BQC, candidates.inners_BQC, may_copy, is_new, keys, bias)
 
     def score(self, which: Which, states_BQD: Tensor, memory: CrowdMemory) -> Tensor:
         """Returns f_c, (B, Q, C) float32; -inf where there is nothing to copy. the memory's Q may be 1."""
@@ -165,6 +169,35 @@ class CrowdCopy(nn.Module):
         content = (query[:, :, None] * keys).sum(dim=-1) / math.sqrt(self.key_dim)
         scores = (content + self.gate[which](states_BQD)).float() + memory.bias_BQC2[..., which]
         return scores.masked_fill(~memory.may_copy_BQC, -torch.inf)
+
+    def log_probs_among_new(
+        self, states: tuple[Tensor, Tensor], memory: CrowdMemory, blocks_BQ: Tensor, inners_BQ: Tensor
+    ) -> Tensor:
+        """Returns log P(target | one of the crowd candidates that are new to the user), (B, Q) float32.
+
+        It is 0 where the target is not among them.
+
+        Args:
+            states: states that predict the block and the inner id, (B, Q, D) each.
+            memory: the candidates.
+            blocks_BQ: int64, (B, Q), block of each target.
+            inners_BQ: int64, (B, Q), inner id of each target.
+        """
+        score_block, score_inner = (
+            self.score(which, state, memory).masked_fill(~memory.is_new_BQC, -torch.inf)
+            for which, state in zip((BLOCK, INNER), states, strict=True)
+        )
+        in_block = memory.blocks_BQC == blocks_BQ[..., None]
+        is_target = in_block & (memory.inners_BQC == inners_BQ[..., None])
+        has_target = (is_target & ~score_block.isneginf()).any(dim=-1)
+        # Rows without the target get zeros: the gradient of an empty logsumexp is nan.
+        score_block, score_inner = (
+            torch.where(has_target[..., None], scores, 0.0) for scores in (score_block, score_inner)
+        )
+        in_block, is_target = (flags | ~has_target[..., None] for flags in (in_block, is_target))
+        log_block = masked_logsumexp(score_block, in_block) - score_block.logsumexp(dim=-1)
+        log_inner = masked_logsumexp(score_inner, is_target) - masked_logsumexp(score_inner, in_block)
+        return (log_block + log_inner) * has_target
 
     def _keys(self, candidates: CrowdSlots, embedding: TokenEmbedding) -> Tensor:
         """Returns keys, (B, Q, C, 2, K); embeds every distinct candidate of the batch once."""
@@ -292,6 +325,11 @@ class AmountScores(nn.Module):
         hidden = F.silu(self.first(x * AMOUNT_SCALE))
         scores: Tensor = self.last(F.silu(self.second(hidden)))
         return scores
+
+
+def masked_logsumexp(scores_BQC: Tensor, mask_BQC: Tensor) -> Tensor:
+    """Returns the logsumexp of the scores under the mask, (B, Q)."""
+    return scores_BQC.masked_fill(~mask_BQC, -torch.inf).logsumexp(dim=-1)
 
 
 def count_before(names_BL: Tensor, wanted_BQC: Tensor, num_past_BQ: Tensor) -> Tensor:

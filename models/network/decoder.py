@@ -167,9 +167,17 @@ class SpacetimeDecoder(nn.Module):
         if copies is not None:
             same_inner = copies.inners_BQX == inners_BQ[..., None]
             log_inner = copies.inside(blocks_BQ).mix_target(log_inner, same_inner)
+        among_new, crowd = None, targets.sources.slots
+        if self.crowd_copy is not None and crowd is not None and self.training:
+            states = targets.at_action_BQD, targets.at_block_BQD
+            among_new = self.crowd_copy.log_probs_among_new(states, crowd, blocks_BQ, inners_BQ)
+            among_new = among_new.masked_fill(~is_target_BQ, 0.0)
         is_padding = ~is_target_BQ
         return StepLogProbs(
-            log_block.masked_fill(is_padding, 0.0), log_inner.masked_fill(is_padding, 0.0), is_target_BQ
+            log_block.masked_fill(is_padding, 0.0),
+            log_inner.masked_fill(is_padding, 0.0),
+            is_target_BQ,
+            among_new,
         )
 
     def user_vectors(self, targets: TargetStates) -> Tensor:

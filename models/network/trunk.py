@@ -147,11 +147,15 @@ class TargetStates(NamedTuple):
 
 
 class StepLogProbs(NamedTuple):
-    """Log probabilities at the loss targets, (B, Q) each, in nats; 0 where `is_target_BQ` is False (padding)."""
+    """Log probabilities at the loss targets, (B, Q) each, in nats; 0 where `is_target_BQ` is False (padding).
+
+    `among_new_BQ` is log P(target | a crowd candidate that is new to the user), 0 for other targets; None = no crowd.
+    """
 
     block_BQ: Tensor
     inner_BQ: Tensor
     is_target_BQ: Tensor
+    among_new_BQ: Tensor | None = None
 
 
 def take_sequences(part: Any, rows: Tensor) -> Any:

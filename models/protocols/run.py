@@ -10,7 +10,7 @@ same training share it, and a second run only ranks.
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from models.evaluation.figures import (
     describe_next_poi,
     rank_baselines,
 )
+from models.evaluation.new_places import NEW_LOGITS, describe_new_places, rank_rows_shifted
 from models.evaluation.release_split import EvaluationRows
 from models.network.checkpoint import load_stage
 from models.network.decoder import SpacetimeDecoder
@@ -42,7 +43,7 @@ from models.protocols.tables import (
     keep_memory,
     write_samples,
 )
-from models.serving.inference import rank_targets_by_model
+from models.serving.inference import ShiftedRanks, rank_targets_by_model, rank_targets_shifted
 from models.training.pretrain import run_pretrain
 
 LOGGER = logging.getLogger(__name__)
@@ -99,14 +100,17 @@ def evaluate_protocol(
     counts = count_training(built.training_visits, num_pois=len(built.poi_ids))
     ranks = rank_baselines(requests, counts, hide_request_time=protocol.hides_request_time)
     trainings: dict[str, object] = {}
+    shifted: list[ShiftedRanks] = []
     if seeds:
         assert recipe is not None, "a model needs a recipe"
         recipe = fit_recipe(recipe, protocol)
         tables = build_tables(built, folder)
-        rows, finder = build_evaluation_rows(tables, split), build_finder(tables, recipe)
+        finder = build_finder(tables, recipe)
+        rows = replace(build_evaluation_rows(tables, split), finder=finder)
         for seed in seeds:
             trained = train_on_protocol(tables, recipe, seed=seed, work=work, finder=finder)
-            ranks[f"model_seed_{seed}"] = rank_rows(rows, trained.model, finder)
+            shifted.append(rank_shifted_rows(rows, trained.model))
+            ranks[f"model_seed_{seed}"] = shifted[-1].by_logit[0.0]
             trainings[f"model_seed_{seed}"] = {
                 "seconds": trained.seconds,
                 "val_loss": trained.val_loss,
@@ -119,6 +123,7 @@ def evaluate_protocol(
         models = [ranks[method] for method in trainings]
         average_methods(figures, list(trainings), MEAN)
         figures["trainings"] = trainings
+        figures["new_places"] = describe_new_places(rows, shifted)
         figures["minus_kernel_counter"] = {MEAN: compare_next_poi(requests, models, ranks["kernel_counter"])}
     return figures
 
@@ -178,6 +183,17 @@ def rank_rows(rows: EvaluationRows, model: SpacetimeDecoder, finder: SlotFinder 
         return rank_targets_by_model(model, batch, targets, rows.catalogue, finder=finder)
 
     return rank_in_batches(rows, rank, window_actions=model.config.window_actions)
+
+
+def rank_shifted_rows(rows: EvaluationRows, model: SpacetimeDecoder) -> ShiftedRanks:
+    """Ranks every target among all POIs of the catalogue, as expected and shifted towards new places."""
+
+    def rank(batch: pa.RecordBatch, targets: IntArray) -> ShiftedRanks:
+        return rank_targets_shifted(
+            model, batch, targets, rows.catalogue, logits=NEW_LOGITS, finder=rows.finder
+        )
+
+    return rank_rows_shifted(keep_memory(rows, window_actions=model.config.window_actions), rank)
 
 
 def rank_in_batches(

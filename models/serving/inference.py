@@ -6,7 +6,7 @@ may be called on any subset of rows.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from conf.tables import CANDIDATE_SOURCES
 from models.copying.crowd_batches import collate_asked
 from models.copying.crowd_candidates import SlotFinder
-from models.data.arrays import Float32Array, IntArray
+from models.data.arrays import Float32Array, Float64Array, IntArray
 from models.data.batch import (
     HISTORY_INPUTS,
     CandidateBatch,
@@ -31,8 +31,8 @@ from models.data.slots import pack_slots
 from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import Prefix, RequestState, take_sequences
 from models.serving.bundle import ModelBundle, Serving, load_bundle
-from models.serving.new_places import Visited, find_p_new, list_visited, shift_new
-from models.serving.top_k import TopPois, find_top_pois, rank_pois
+from models.serving.new_places import Visited, find_p_new, leave_out_visited, list_visited, shift_new
+from models.serving.top_k import TopPois, find_top_pois, rank_pois, rank_shifted
 
 __all__ = [
     "Catalogue",
@@ -44,6 +44,7 @@ __all__ = [
     "generate_candidates",
     "load_bundle",
     "rank_targets_by_model",
+    "rank_targets_shifted",
     "score_candidates",
 ]
 
@@ -249,6 +250,57 @@ def rank_targets_by_model(
         ranks = rank_pois(model, state, blocks, inners)
         higher[rows], equal[rows] = ranks.num_higher, ranks.num_equal
     return Ranks(higher, equal)
+
+
+class ShiftedRanks(NamedTuple):
+    """Ranks of targets under shifts of the odds of new places, and P(new).
+
+    Attributes:
+        by_logit: exact ranks under each logit that was asked for.
+        among_new: rank of the target among the POIs that are new to the user; meaningless for a return.
+        p_new: P(new) of each request, without a shift.
+    """
+
+    by_logit: dict[float, Ranks]
+    among_new: Ranks
+    p_new: Float64Array
+
+
+@torch.inference_mode()
+def rank_targets_shifted(
+    model: SpacetimeDecoder,
+    requests: pa.RecordBatch,
+    targets: IntArray,
+    catalogue: Catalogue,
+    *,
+    logits: Sequence[float],
+    micro_batch: int = 64,
+    device: str = "cpu",
+    finder: SlotFinder | None = None,
+    max_actions: int = Serving.max_actions,
+) -> ShiftedRanks:
+    """Ranks each target under several shifts of the log-odds of new places, and among the new POIs alone.
+
+    The other arguments are those of `rank_targets_by_model`.
+    """
+    higher = np.zeros((len(logits) + 1, requests.num_rows), np.int64)
+    equal, p_new = np.ones_like(higher), np.zeros(requests.num_rows)
+    for rows, state, visited in _request_states(
+        model, requests, catalogue, micro_batch, device, finder, max_actions=max_actions
+    ):
+        blocks, inners = (
+            torch.from_numpy(ids[targets[rows]]).to(device)
+            for ids in (catalogue.block_ids, catalogue.inner_ids)
+        )
+        p_new_B = find_p_new(model, state, visited)
+        shifts = [shift_new(visited, p_new_B, logit) for logit in logits]
+        is_return_B = visited.contains(blocks[:, None], inners[:, None])[:, 0]
+        shifts.append(leave_out_visited(visited, ~is_return_B))
+        for place, ranks in enumerate(rank_shifted(model, state, blocks, inners, shifts)):
+            higher[place, rows], equal[place, rows] = ranks.num_higher, ranks.num_equal
+        p_new[rows] = p_new_B.cpu().numpy()
+    found = [Ranks(more, ties) for more, ties in zip(higher, equal, strict=True)]
+    return ShiftedRanks(dict(zip(logits, found, strict=False)), found[-1], p_new)
 
 
 def history_lengths(rows: pa.RecordBatch) -> IntArray:

@@ -125,6 +125,12 @@ def shift_new(visited: Visited, p_new_B: Tensor, new_logit: float) -> NewShift:
     return NewShift(visited, new_logit - log_total_B, -log_total_B)
 
 
+def leave_out_visited(visited: Visited, leaves_out_B: Tensor) -> NewShift:
+    """Returns what leaves the POIs of their past out of some requests, (B,) bool: the order of the new POIs alone."""
+    to_visited_B = torch.zeros(len(leaves_out_B), dtype=torch.float64, device=leaves_out_B.device)
+    return NewShift(visited, to_visited_B, to_visited_B.masked_fill(leaves_out_B, -torch.inf))
+
+
 def _list_blocks(visited: Visited, *, num_blocks: int) -> Tensor:
     """Returns the distinct blocks of each user's past within the model's capacity, (B, K); -1 = padding."""
     blocks_BL = unpack_slots(visited.keys_BL)[0]

@@ -120,6 +120,8 @@ class PretrainStage:
         history = self.collate(rows, next_poi)
         log_probs = next_poi.next_poi_log_probs(history, self.slots)
         loss, num_targets = next_poi_loss(log_probs)
+        if log_probs.among_new_BQ is not None:
+            loss = loss - next_poi.config.crowd.ranking_weight * log_probs.among_new_BQ.sum()
         sums = {
             "train/loss_block": -float(log_probs.block_BQ.detach().sum()),
             "train/loss_inner": -float(log_probs.inner_BQ.detach().sum()),
