@@ -96,7 +96,7 @@ class CrowdCopy(nn.Module):
     def rate_scales(self) -> dict[str, float]:
         """Factors on the learning rate (`models.training.optimizer.collect_rate_scales`)."""
         scales = {"small": TABLE_RATE, "large": LARGE_TABLE_RATE, "poi": LARGE_TABLE_RATE}
-        return scales if self.amounts is None else {**scales, "amounts": LARGE_TABLE_RATE}
+        return scales if self.amounts is None else {**scales, "amounts": TABLE_RATE}
 
     def reset_start(self) -> None:
         """Starts with candidates that hardly count: gates are 0, and all candidates have the same constant."""
