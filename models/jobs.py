@@ -22,6 +22,7 @@ from models.data.pins import pin_table
 from models.evaluation.evaluate import (
     EVALUATION_FILE,
     RELEASE_SPLIT,
+    evaluate_new_places,
     evaluate_next_poi,
     evaluate_ranking,
     headline,
@@ -195,6 +196,8 @@ def _evaluate(context: JobContext, training: Training, log: RunLog) -> Figures:
     if rows is not None:
         next_poi = evaluate_next_poi(rows.draw(options.max_targets), bundle)
         evaluation["next_poi"] = next_poi | {"drawn_of": num_targets}
+        if num_targets:
+            evaluation["new_places"] = evaluate_new_places(rows.draw(options.max_targets), bundle)
     if rows is not None and impressions is not None:
         drawn = impressions.take(draw_evenly(num_requests, options.max_targets))
         learns_interests = training.recipe.pretrain.interests.enabled and "pretrain" in bundle.stage_names

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from conf.files import write_json
 from conf.tokens import ACTION_TYPES
-from models.data.arrays import Float64Array
+from models.data.arrays import Float64Array, IntArray
 from models.data.ranks import Ranks
 from models.evaluation.baselines import score_by_distance
 from models.evaluation.figures import (
@@ -32,14 +32,22 @@ from models.evaluation.figures import (
     without_nan,
 )
 from models.evaluation.impressions import Impressions, score_by_embeddings
+from models.evaluation.new_places import NEW_LOGITS, describe_new_places, rank_rows_shifted
 from models.evaluation.release_split import EvaluationRows
 from models.serving.bundle import ModelBundle
-from models.serving.inference import rank_targets_by_model, score_candidates
+from models.serving.inference import (
+    ShiftedRanks,
+    rank_targets_by_model,
+    rank_targets_shifted,
+    score_candidates,
+)
 from models.tracking import RunLog
 
 LOGGER = logging.getLogger(__name__)
 RELEASE_SPLIT = "release-split"
 ROWS_PER_BATCH = 2_048
+MAX_SHIFTED_ROWS = 1_000
+"""Rows of the trade-off curve, which ranks each target several times."""
 EVALUATION_FILE = "evaluation.json"
 LOG_WIDTH = 110
 """Width of a table that is not printed in a terminal, in characters."""
@@ -64,6 +72,21 @@ def evaluate_next_poi(
         for stage in stages
     }
     return figures
+
+
+def evaluate_new_places(
+    rows: EvaluationRows, bundle: ModelBundle, *, seed: int = 0, device: str = "cpu"
+) -> Figures:
+    """Shifts the generating stage towards new places, on at most `MAX_SHIFTED_ROWS` rows; see `describe_new_places`."""
+    drawn, model = rows.draw(MAX_SHIFTED_ROWS), bundle.model(bundle.generator_stage, device)
+
+    def rank(batch: pa.RecordBatch, targets: IntArray) -> ShiftedRanks:
+        return rank_targets_shifted(
+            model, batch, targets, drawn.catalogue, logits=NEW_LOGITS, device=device, finder=drawn.finder
+        )
+
+    figures = describe_new_places(drawn, [rank_rows_shifted(drawn, rank)], seed=seed)
+    return figures | {"is_simulated": rows.is_simulated, "drawn_of": len(rows.requests)}
 
 
 def evaluate_ranking(
@@ -166,9 +189,12 @@ def log_figures(evaluation: Figures, log: RunLog) -> None:
                 f"{split}/{method}/auc": figures["auc"]["value"],
                 f"{split}/{method}/gauc": figures["gauc"],
             }
-    probe = evaluation.get("attribute_probe")
+    probe, new_places = evaluation.get("attribute_probe"), evaluation.get("new_places")
     if isinstance(probe, float):
         metrics["probe/attribute"] = probe
+    if isinstance(new_places, dict):
+        metrics[f"{split}/p_new_auc"] = new_places["p_new_auc"]
+        metrics[f"{split}/among_new_hr_at_10"] = new_places["among_new"]["hr_at_10"]["value"]
     log.log_metrics({name: value for name, value in metrics.items() if not np.isnan(value)})
     log.log_tags(
         {

@@ -184,8 +184,8 @@ class CrowdCopy(nn.Module):
             inners_BQ: int64, (B, Q), inner id of each target.
         """
         score_block, score_inner = (
-            self.score(which, state, memory).masked_fill(~memory.is_new_BQC, -torch.inf)
-            for which, state in zip((BLOCK, INNER), states, strict=True)
+            scores.masked_fill(~memory.is_new_BQC, -torch.inf)
+            for scores in (self.score(BLOCK, states[0], memory), self.score(INNER, states[1], memory))
         )
         in_block = memory.blocks_BQC == blocks_BQ[..., None]
         is_target = in_block & (memory.inners_BQC == inners_BQ[..., None])

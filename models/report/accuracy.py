@@ -15,6 +15,7 @@ import numpy as np
 from conf.releases import Release
 from conf.settings import Settings
 from models.report.data import NothingToShowError
+from models.report.new_places import show_new_places
 from models.report.page import Figure, Section, TableView, Tile, Topic, format_count, format_figure
 from models.report.plots import BASELINE_SERIES, SERIES, draw_bars, draw_reliability
 from models.report.training import find_training
@@ -122,6 +123,10 @@ def build_accuracy(settings: Settings, release: Release) -> Section:
         tiles += _headline_tiles(result)
         figures += _draw(result)
         tables += [_ranking_table(result)] if result.is_ranking else _next_poi_tables(result)
+    if isinstance(content.get("new_places"), Mapping):
+        new_figures, new_tables = show_new_places(content["new_places"])
+        figures += new_figures
+        tables += new_tables
     is_simulated = bool(content.get("is_simulated")) or any(_is_simulated(part) for part in content.values())
     simulated = (
         "These rows are simulated: the figures say how the pipeline works, not how good the method is."

@@ -158,7 +158,13 @@ def draw_histogram(
 
 
 @matplotlib.rc_context(STYLE)
-def draw_curves(curves: Mapping[str, tuple[Float64Array, Float64Array]], *, ylabel: str) -> str:
+def draw_curves(
+    curves: Mapping[str, tuple[Float64Array, Float64Array]],
+    *,
+    ylabel: str,
+    xlabel: str = "optimiser step",
+    has_whole_steps: bool = True,
+) -> str:
     """Draws metrics over steps; long curves are faint with a moving average, short ones have dots."""
     figure, axes = _start(4.2, 2.5)
     for color, (steps, values) in zip(SERIES, curves.values(), strict=False):
@@ -169,8 +175,8 @@ def draw_curves(curves: Mapping[str, tuple[Float64Array, Float64Array]], *, ylab
             axes.plot(steps[width - 1 :], average, color=color, linewidth=1.6)
         else:
             axes.plot(steps, values, color=color, linewidth=1.4, marker="o", markersize=2.8)
-    axes.set(xlabel="optimiser step", ylabel=ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=has_whole_steps))
     return _finish(figure)
 
 

@@ -27,7 +27,9 @@ def rows(tmp_path_factory):
     )
     built = replace(build_evaluation_rows(tables, "test"), finder=build_finder(tables, recipe))
     requests, targets = built.requests, built.requests.targets.copy()
-    for number in range(0, len(requests), 2):  # every second target becomes a POI that the user has not been to
+    for number in range(
+        0, len(requests), 2
+    ):  # every second target becomes a POI that the user has not been to
         past = requests.visits.pois[requests.starts[number] : requests.stops[number]]
         targets[number] = np.setdiff1d(np.arange(len(built.catalogue)), past)[number % 3]
     return replace(built, requests=replace(requests, targets=targets))
