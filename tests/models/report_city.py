@@ -279,6 +279,27 @@ def write_evaluation(artifacts):
             },
             "minus_kernel_counter": {"pretrain": {"hr_at_1": {"value": 0.08, "low": 0.01, "high": 0.15}}},
         },
+        "new_places": {
+            "rows": 1234,
+            "share_new": 0.19,
+            "mean_p_new": 0.2,
+            "p_new_auc": 0.8765,
+            "calibration": {"expected_error": 0.0123},
+            "among_new": {
+                "rows": 234,
+                "hr_at_10": {"value": 0.1543, "low": 0.13, "high": 0.18},
+                "baselines": {
+                    "near_popular": {
+                        "hr_at_10": 0.1234,
+                        "difference": {"value": 0.03, "low": 0.01, "high": 0.05},
+                    }
+                },
+            },
+            "curve": [
+                {"new_logit": 0.0, "all": 0.78, "new": 0.05, "returns": 0.9},
+                {"new_logit": 1.0, "all": 0.77, "new": 0.09, "returns": None},
+            ],
+        },
         "ranking": {
             "rows": 9876,
             "users": 55,

@@ -210,3 +210,71 @@ def test_slots_of_some_steps_are_those_steps_slots():
     assert isinstance(taken, CrowdSlots)
     assert torch.equal(taken.blocks_BQC[0], slots.blocks_BQC[0, [3, 0]])
     assert torch.equal(taken.lonlat_BQC2[1, 0], slots.lonlat_BQC2[1, 1])
+
+
+def test_the_ranking_of_new_candidates_is_that_of_the_mixture_without_all_else():
+    """log P(block) + log P(inner | block) over the new candidates, by brute force from the scores."""
+    crowd = CrowdConfig(enabled=True, num_followers=2, num_near=3, mlp_dim=4, ranking_weight=1.0)
+    model, history = tiny_decoder(crowd=crowd).train(), tiny_history((9, 4, 7))
+    slots = tiny_crowd(3, WINDOW)
+    targets = model.read_targets(history._replace(crowd=slots))
+    memory = targets.sources.slots
+    B, Q = targets.blocks_BQ.shape
+
+    found = model.score_targets(targets).among_new_BQ
+
+    scores = [
+        model.crowd_copy.score(which, states, memory)
+        for which, states in ((0, targets.at_action_BQD), (1, targets.at_block_BQD))
+    ]
+    num_ranked = 0
+    for b in range(B):
+        for q in range(Q):
+            block, inner = int(targets.blocks_BQ[b, q]), int(targets.inners_BQ[b, q])
+            step = int(targets.index_BQ[b, q])
+            past = set(
+                zip(history.blocks_BL[b, :step].tolist(), history.inners_BL[b, :step].tolist(), strict=True)
+            )
+            places = [
+                (c, int(memory.blocks_BQC[b, q, c]), int(memory.inners_BQC[b, q, c]))
+                for c in range(memory.blocks_BQC.shape[2])
+                if memory.may_copy_BQC[b, q, c]
+            ]
+            new = [place for place in places if place[1:] not in past]
+            if not targets.is_target_BQ[b, q] or (block, inner) not in [place[1:] for place in new]:
+                assert found[b, q] == 0
+                continue
+            num_ranked += 1
+            of_block = sum(scores[0][b, q, c].exp() for c, own, _ in new if own == block)
+            whole = sum(scores[0][b, q, c].exp() for c, *_ in new)
+            of_inner = sum(scores[1][b, q, c].exp() for c, own, id_ in new if (own, id_) == (block, inner))
+            inside = sum(scores[1][b, q, c].exp() for c, own, _ in new if own == block)
+            assert_close(found[b, q].exp(), of_block / whole * of_inner / inside)
+    assert num_ranked > 0
+
+
+def test_the_ranking_of_new_candidates_gives_finite_gradients():
+    crowd = CrowdConfig(enabled=True, num_followers=2, num_near=3, mlp_dim=4, ranking_weight=1.0)
+    model, history = tiny_decoder(crowd=crowd).train(), tiny_history((9, 4, 7))
+    log_probs = model.next_poi_log_probs(history._replace(crowd=tiny_crowd(3, WINDOW)))
+
+    (log_probs.among_new_BQ.sum() + log_probs.block_BQ.sum()).backward()
+
+    gradients = [weight.grad for weight in model.crowd_copy.parameters() if weight.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert model.crowd_copy.amounts.last.weight.grad.abs().sum() > 0
+
+
+def test_candidates_at_unknown_places_are_as_far_as_the_constant_says():
+    model, history = (
+        tiny_decoder(crowd=CrowdConfig(enabled=True, num_followers=2, num_near=3, mlp_dim=4)),
+        tiny_history((5,)),
+    )
+    slots = tiny_crowd(1, 1)
+    nowhere = slots._replace(lonlat_BQC2=torch.full_like(slots.lonlat_BQC2, torch.nan))
+    steps = steps_of(history, torch.tensor([[4]]))
+
+    measured = model.crowd_copy._measure(nowhere, past_of(history), steps)
+
+    assert_close(measured[..., 0], torch.full_like(measured[..., 0], math.log(10.1)))

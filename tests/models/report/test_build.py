@@ -234,6 +234,20 @@ def test_accuracy_prints_model_and_baselines_with_protocol_and_digest(tmp_path):
     assert "These rows are simulated" in section
 
 
+def test_accuracy_shows_what_a_shift_towards_new_places_costs(tmp_path):
+    settings = settings_of(tmp_path)
+    write(settings.storage.root, "releases", [publish(settings.storage.root, 1)])
+    write_evaluation(settings.storage.artifacts)
+
+    section = text_of(report_of(settings)[1], "accuracy")
+
+    assert "0 0.7800 0.9000 0.0500" in section
+    assert "1 0.7700 - 0.0900" in section
+    assert "P(new): AUC 0.8765" in section
+    assert "Acc@10 of 234 new POIs among new ones 0.1543" in section
+    assert "the same by nearness x popularity, without training 0.1234" in section
+
+
 def test_broken_evaluation_is_a_note(tmp_path):
     settings = settings_of(tmp_path)
     write(settings.storage.root, "releases", [publish(settings.storage.root, 1)])

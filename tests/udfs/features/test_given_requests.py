@@ -39,7 +39,7 @@ def asked(request: str, user: str | None, timestamp_ms: int | None, **more: obje
 
 def answer(city: FeatureCity, tmp_path: Path, requests: Path, day: date = DAY_1, **options: object):
     out = tmp_path / "out"
-    options = {"requests": str(requests), "out": out, "top": None, **options}
+    options = {"requests": str(requests), "out": out, "top": None, "new_logit": None, **options}
     summary = city.run("poi_candidates", day, **options)
     found: dict[str, list[tuple[str, float]]] = {}
     for row in (
@@ -88,6 +88,15 @@ def test_a_request_sees_what_was_known_on_its_day_and_happened_before_it(second_
     assert "p8" not in dict(now["a"])
     assert len(now["c"]) == 8  # p0 has closed
     assert math.isclose(sum(math.exp(value) for _, value in now["a"]), 1.0, abs_tol=1e-3)  # all that is live
+
+
+def test_a_list_may_be_shifted_away_from_new_places_for_these_requests_alone(first_night, tmp_path):
+    """u1 was at p0 and p1 only."""
+    requests = write(tmp_path / "r.parquet", [asked("a", "u1", EVENING, **NIGHTS)])
+
+    _, found, _ = answer(first_night, tmp_path, requests, new_logit=-12.0)
+
+    assert {poi for poi, _ in found["a"][:2]} == {"p0", "p1"}
 
 
 def test_what_a_request_does_not_say_is_that_of_the_last_action(first_night, tmp_path):

@@ -78,3 +78,39 @@ def test_a_day_reads_the_statistics_that_there_were_by_then(first_night, copying
     city.run("poi_candidates", DAY_2, model=str(copying_bundle))
     later = probabilities(city, "r3")
     assert next(iter(later)) == "p3"
+
+
+def test_each_poi_says_where_it_comes_from_and_whether_the_next_is_new(first_night, copying_bundle):
+    """u1 was at p0 and p1; others went from p0 to p6; nobody went elsewhere."""
+    city = first_night
+    deliver_crowd(
+        city,
+        DAY_1,
+        transitions=[transition(f"x{n}", 0, 6) for n in range(5)],
+        visits=[visit(f"x{n}", 6) for n in range(5)],
+    )
+    run(city, copying_bundle)
+
+    rows = [row for row in city.read("poi_candidates") if row["request_id"] == "r1"]
+
+    sources = {row["poi_id"]: row["source"] for row in rows}
+    assert sources["p6"] == "crowd"
+    assert {poi for poi, source in sources.items() if source == "returned"} <= {"p0", "p1"}
+    assert len({row["p_new"] for row in rows}) == 1
+    assert 0.5 < rows[0]["p_new"] <= 1  # most of every prediction is copied from the crowd
+
+
+def test_a_shift_moves_the_list_and_not_p_new(first_night, copying_bundle):
+    city = first_night
+    deliver_crowd(city, DAY_1, transitions=[transition("x", 0, 6)], visits=[visit("x", 6)])
+    run(city, copying_bundle)
+    plain = {row["poi_id"]: row for row in city.read("poi_candidates") if row["request_id"] == "r1"}
+
+    city.settings = city.settings.model_copy(
+        update={"features": city.settings.features.model_copy(update={"new_logit": -12.0})}
+    )
+    run(city, copying_bundle)
+
+    shifted = [row for row in city.read("poi_candidates") if row["request_id"] == "r1"]
+    assert [row["source"] for row in shifted[:2]] == ["returned", "returned"]
+    assert {row["p_new"] for row in shifted} == {next(iter(plain.values()))["p_new"]}
