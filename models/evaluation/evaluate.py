@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -85,7 +86,9 @@ def evaluate_new_places(
             model, batch, targets, drawn.catalogue, logits=NEW_LOGITS, device=device, finder=drawn.finder
         )
 
-    figures = describe_new_places(drawn, [rank_rows_shifted(drawn, rank)], seed=seed)
+    found = rank_rows_shifted(drawn, rank)
+    p_new = bundle.p_new_calibration.apply(torch.from_numpy(found.p_new)).numpy()
+    figures = describe_new_places(drawn, [found._replace(p_new=p_new)], seed=seed)
     return figures | {"is_simulated": rows.is_simulated, "drawn_of": len(rows.requests)}
 
 

@@ -1,7 +1,8 @@
 """Choice of the stage that generates POIs: the aligned one, unless it ranks held-out actions worse.
 
 Alignment raises clicked POIs over other shown POIs; too strong an alignment lowers all other POIs. So the aligned and
-the pre-trained stage are compared on validation rows before registration, and `bundle.json` records the better one.
+the pre-trained stage are compared on validation rows before registration. `bundle.json` records the better one, with the
+calibration of its P(new) on the same rows.
 """
 
 import logging
@@ -12,9 +13,10 @@ import numpy as np
 from models.data.arrays import Float64Array
 from models.data.ranks import Ranks
 from models.evaluation.metrics import digest_rows, exact_mean, reciprocal_values
+from models.evaluation.new_places import fit_p_new
 from models.evaluation.release_split import EvaluationRows
 from models.serving.bundle import GENERATING_STAGES, ModelBundle, describe_bundle
-from models.serving.inference import rank_targets_by_model
+from models.serving.inference import predict_new, rank_targets_by_model
 
 LOGGER = logging.getLogger(__name__)
 MAX_GATE_ROWS = 2_000
@@ -53,8 +55,21 @@ def choose_generator(rows: EvaluationRows | None, bundle: ModelBundle) -> Genera
     mrr = {stage: exact_mean(values) for stage, values in reciprocal.items()}
     chosen = max(reversed(stages), key=mrr.__getitem__)  # a tie goes to the later stage
     LOGGER.info("%s generates: MRR on %d validation rows %s", chosen, len(rows.requests), mrr)
-    describe_bundle(bundle, {"generator_stage": chosen, "generator_mrr": mrr})
+    calibration = fit_p_new(predict_by_stage(rows, bundle, chosen), ~rows.requests.returns())
+    LOGGER.info("P(new) is calibrated on the same rows: %s", calibration)
+    describe_bundle(
+        bundle,
+        {"generator_stage": chosen, "generator_mrr": mrr, "p_new_calibration": calibration._asdict()},
+    )
     return GeneratorChoice(chosen, mrr, reciprocal[chosen])
+
+
+def predict_by_stage(rows: EvaluationRows, bundle: ModelBundle, stage: str) -> Float64Array:
+    """Returns P(new) of every row by a generating stage."""
+    model, p_new = bundle.model(stage), np.zeros(len(rows.requests))
+    for positions, batch in rows.batches(MAX_GATE_ROWS):
+        p_new[positions] = predict_new(model, batch, rows.catalogue, finder=rows.finder)
+    return p_new
 
 
 def sample_rows(rows: EvaluationRows, most: int) -> EvaluationRows:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 
 from conf.units import HOURS_PER_DAY
 from models.copying.crowd_candidates import Asked, SlotFinder
@@ -30,10 +31,13 @@ from models.evaluation.metrics import (
 )
 from models.evaluation.release_split import EvaluationRows
 from models.serving.inference import ShiftedRanks
+from models.serving.new_places import SURE, LogitMap
 
 NEW_LOGITS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 """Shifts of the trade-off curve."""
 LIST_LENGTH = 10
+FIT_STRENGTH = 1e4
+"""Inverse strength of the regularisation: two numbers from a thousand rows need next to none."""
 ROWS_PER_BATCH = 2_048
 
 Rank = Callable[[pa.RecordBatch, IntArray], ShiftedRanks]
@@ -93,6 +97,27 @@ def describe_new_places(rows: EvaluationRows, models: Sequence[ShiftedRanks], *,
             for logit in models[0].by_logit
         ],
     }
+
+
+def fit_p_new(p_new: Float64Array, is_new: BoolArray) -> LogitMap:
+    """Fits the calibration of P(new) by logistic regression on its log-odds; the identity if all rows are of one kind.
+
+    Args:
+        p_new: P(new) by the model, (rows,).
+        is_new: whether the next POI was new, (rows,).
+    """
+    if is_new.all() or not is_new.any():
+        return LogitMap()
+    inside = np.clip(p_new, SURE, 1 - SURE)
+    log_odds = np.log(inside / (1 - inside))[:, None]
+    found = LogisticRegression(C=FIT_STRENGTH).fit(log_odds, is_new)
+    scale, offset = float(found.coef_[0, 0]), float(found.intercept_[0])
+    # P(new) that orders rows the wrong way round is noise of few rows: only its mean is corrected then.
+    return (
+        LogitMap(scale, offset)
+        if scale > 0
+        else LogitMap(0.0, float(np.log(is_new.mean() / (1 - is_new.mean()))))
+    )
 
 
 def rank_baselines_among_new(rows: EvaluationRows) -> dict[str, Ranks]:

@@ -24,6 +24,7 @@ from conf.settings import Settings
 from conf.tokens import TokenLayout
 from models.network.checkpoint import CHECKSUM_FILE, CONFIG_FILE, MODEL_FILE, load_stage, read_config
 from models.network.decoder import SpacetimeDecoder
+from models.serving.new_places import LogitMap
 
 BUNDLE_FILE = "bundle.json"
 FORMAT = 1
@@ -79,6 +80,12 @@ class ModelBundle:
     def generator_stage(self) -> str:
         """The stage that generates POIs, chosen on validation rows by `models.evaluation.generator_choice`."""
         return str(self.content.get("generator_stage", "pretrain"))
+
+    @property
+    def p_new_calibration(self) -> "LogitMap":
+        """How P(new) of the generating stage becomes a calibrated probability; the identity if it was never fitted."""
+        found = self.content.get("p_new_calibration")
+        return LogitMap(**found) if isinstance(found, Mapping) else LogitMap()
 
     @property
     def missing_stages(self) -> dict[str, str]:

@@ -43,6 +43,7 @@ __all__ = [
     "encode_users",
     "generate_candidates",
     "load_bundle",
+    "predict_new",
     "rank_targets_by_model",
     "rank_targets_shifted",
     "score_candidates",
@@ -65,7 +66,7 @@ class Generated(NamedTuple):
         pois: rows of the catalogue, (POIs,).
         log_probs: log P(POI), nats, (POIs,), after the shift of new places.
         sources: place in `CANDIDATE_SOURCES`, (POIs,).
-        p_new: probability that the next POI is new to the user, before the shift.
+        p_new: probability that the next POI is new to the user, before the shift, as the bundle calibrates it.
     """
 
     pois: IntArray
@@ -193,7 +194,8 @@ def generate_candidates(
             shift = shift_new(visited, p_new_B, new_logit) if new_logit else None
             top = find_top_pois(model, state, top_k=top_k, shift=shift)
             pois = catalogue.find_rows(top.blocks_BN.cpu().numpy(), top.inners_BN.cpu().numpy())
-            sources, p_new = _find_sources(top, state, visited).cpu().numpy(), p_new_B.tolist()
+            sources = _find_sources(top, state, visited).cpu().numpy()
+            p_new = bundle.p_new_calibration.apply(p_new_B).tolist()
             log_probs = top.log_probs_BN.cpu().numpy()
             for place, row in enumerate(rows):
                 is_live = log_probs[place] > -np.inf
@@ -250,6 +252,26 @@ def rank_targets_by_model(
         ranks = rank_pois(model, state, blocks, inners)
         higher[rows], equal[rows] = ranks.num_higher, ranks.num_equal
     return Ranks(higher, equal)
+
+
+@torch.inference_mode()
+def predict_new(
+    model: SpacetimeDecoder,
+    requests: pa.RecordBatch,
+    catalogue: Catalogue,
+    *,
+    micro_batch: int = 64,
+    device: str = "cpu",
+    finder: SlotFinder | None = None,
+    max_actions: int = Serving.max_actions,
+) -> Float64Array:
+    """Returns P(new) of each request, not calibrated, (rows,); arguments as `rank_targets_by_model`."""
+    p_new = np.zeros(requests.num_rows)
+    for rows, state, visited in _request_states(
+        model, requests, catalogue, micro_batch, device, finder, max_actions=max_actions
+    ):
+        p_new[rows] = find_p_new(model, state, visited).cpu().numpy()
+    return p_new
 
 
 class ShiftedRanks(NamedTuple):

@@ -23,6 +23,8 @@ from models.network.trunk import RequestState
 
 BLOCKS_PER_STEP = 8
 """Blocks of a past opened at a time."""
+SURE = 1e-6
+"""Probabilities are cut this far from 0 and 1 before their log-odds are taken."""
 NO_SLOT = torch.iinfo(torch.int64).max
 """Key of the padding; it sorts last."""
 
@@ -58,6 +60,19 @@ class Visited(NamedTuple):
         rows, opened, places = is_same_BKL.nonzero(as_tuple=True)
         visited[rows, opened, inners_BL[rows, places]] = True
         return visited
+
+
+class LogitMap(NamedTuple):
+    """A calibration: the log-odds of the result are scale x log-odds + offset (Platt's scaling)."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def apply(self, probabilities: Tensor) -> Tensor:
+        """Returns calibrated probabilities, float64; those of the identity are the given ones."""
+        if self == LogitMap():
+            return probabilities
+        return torch.sigmoid(self.scale * torch.logit(probabilities.double(), eps=SURE) + self.offset)
 
 
 class NewShift(NamedTuple):

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from models.data.ranks import Ranks
-from models.evaluation.new_places import describe_new_places, rank_baselines_among_new
+from models.evaluation.new_places import describe_new_places, fit_p_new, rank_baselines_among_new
 from models.protocols.run import build_finder
 from models.protocols.splits import PROTOCOLS, build_rows
 from models.protocols.tables import build_evaluation_rows, build_tables
 from models.serving.inference import ShiftedRanks
+from models.serving.new_places import LogitMap
 from tests.models.protocols.tiny_checkins import RECIPE, write_checkins
 
 
@@ -83,3 +85,28 @@ def test_figures_are_of_the_rows_that_they_name(rows):
     assert found["among_new"]["rows"] == is_new.sum()
     assert found["p_new_auc"] == 1.0
     assert found["calibration"]["expected_error"] == 0.0
+
+
+def test_the_calibration_finds_the_map_that_was_planted():
+    rng = np.random.default_rng(0)
+    log_odds = rng.normal(size=40_000)
+    is_new = rng.random(40_000) < 1 / (1 + np.exp(-(0.5 * log_odds - 1.0)))
+
+    found = fit_p_new(1 / (1 + np.exp(-log_odds)), is_new)
+
+    assert found.scale == pytest.approx(0.5, abs=0.03)
+    assert found.offset == pytest.approx(-1.0, abs=0.03)
+    half = found.apply(torch.tensor([0.5, 0.0, 1.0]))
+    assert half[0].item() == pytest.approx(1 / (1 + np.exp(1.0)), abs=0.01)
+    assert 0 < half[1] < half[2] < 1
+
+
+@pytest.mark.parametrize("kind", [False, True])
+def test_rows_of_one_kind_leave_p_new_as_it_is(kind):
+    assert fit_p_new(np.array([0.2, 0.4]), np.full(2, kind)) == LogitMap()
+
+
+def test_p_new_that_orders_rows_the_wrong_way_round_becomes_the_mean():
+    found = fit_p_new(np.array([0.9, 0.8, 0.2, 0.1]), np.array([False, False, True, False]))
+
+    assert found.apply(torch.tensor([0.9, 0.1])).tolist() == pytest.approx([0.25, 0.25])
