@@ -1,8 +1,8 @@
 """Choice of the stage that generates POIs: the aligned one, unless it ranks held-out actions worse.
 
 Alignment raises clicked POIs over other shown POIs; too strong an alignment lowers all other POIs. So the aligned and
-the pre-trained stage are compared on validation rows before registration. `bundle.json` records the better one, with the
-calibration of its P(new) on the same rows.
+the pre-trained stage are compared on validation rows before registration. `bundle.json` records the better one, and
+the calibration of its P(new) on the same rows.
 """
 
 import logging
