@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from conf.cli import Job, JobContext, JobSummary, calendar_day, hours, main, positive, run_later
+from conf.errors import SettingsError
 from models.__main__ import add_train
 
 FEATURES = ("user_embeddings", "poi_embeddings", "ranking_scores", "poi_candidates")
@@ -147,6 +148,13 @@ def candidates_job(context: JobContext) -> JobSummary:
     """Generates POIs for the requests of the day, or for those of `--requests`."""
     if context.options.requests:
         return run_later("udfs.features.given_requests", "run_given_requests")(context)
+    for option in ("out", "top", "new_logit"):
+        if getattr(context.options, option, None) is not None:
+            raise SettingsError(
+                where="the command line",
+                key=f"--{option.replace('_', '-')}",
+                problem="it goes with --requests; the requests of the day follow the settings `features`",
+            )
     return feature_job("poi_candidates")(context)
 
 

@@ -78,5 +78,8 @@ user_embeddings = released_view("user_embeddings", [user], ("embedding",), timed
 poi_embeddings = released_view("poi_embeddings", [poi], ("embedding",), timedelta(0))
 ranking_scores = released_view("ranking_scores", [request, poi], ("click_logit", "score"), timedelta(days=2))
 poi_candidates = released_view(
-    "poi_candidates", [request, candidate_rank], ("poi_id", "log_probability"), timedelta(days=2)
+    "poi_candidates",
+    [request, candidate_rank],
+    ("poi_id", "log_probability", "source", "p_new"),
+    timedelta(days=2),
 )

@@ -105,6 +105,13 @@ class RequestState(NamedTuple):
         """The sources that the request can copy from."""
         return Sources(self.memory, self.pairs, self.slots)
 
+    def take(self, rows: Tensor) -> "RequestState":
+        """Returns some of the requests, int64; live slots are shared."""
+        if torch.equal(rows, torch.arange(len(self.state_BD), device=rows.device)):
+            return self  # no copy of the cache
+        cache, state_BD, memory, pairs, slots = (take_sequences(part, rows) for part in self[:-1])
+        return RequestState(cache, state_BD, memory, pairs, slots, self.live)
+
 
 class CandidateStates(NamedTuple):
     """What the click head reads of each candidate.

@@ -124,12 +124,14 @@ def find_p_new(model: SpacetimeDecoder, state: RequestState, visited: Visited) -
     blocks_BK = _list_blocks(visited, num_blocks=log_blocks_BV.shape[1])
     returned_B = torch.zeros(len(blocks_BK), dtype=torch.float64, device=blocks_BK.device)
     for start in range(0, blocks_BK.shape[1], BLOCKS_PER_STEP):
-        part_BK = blocks_BK[:, start : start + BLOCKS_PER_STEP]
+        # Padding comes last, so a request without a block here has none later either.
+        active = torch.nonzero(blocks_BK[:, start] >= 0)[:, 0]
+        part_BK = blocks_BK[active, start : start + BLOCKS_PER_STEP]
         opened_BK = part_BK.clamp(min=0)
-        log_inner_BKI = model.inner_log_probs(state, opened_BK).double()
-        probs_BKI = (log_blocks_BV.gather(1, opened_BK)[..., None] + log_inner_BKI).exp()
-        is_counted = visited.mark(part_BK, probs_BKI.shape[2])
-        returned_B += torch.where(is_counted, probs_BKI, 0.0).sum(dim=(1, 2))
+        log_inner_BKI = model.inner_log_probs(state.take(active), opened_BK).double()
+        probs_BKI = (log_blocks_BV[active].gather(1, opened_BK)[..., None] + log_inner_BKI).exp()
+        is_counted = visited.take(active).mark(part_BK, probs_BKI.shape[2])
+        returned_B[active] += torch.where(is_counted, probs_BKI, 0.0).sum(dim=(1, 2))
     # Rounding may carry the sum of a sure return a little above 1.
     return (1.0 - returned_B).clamp(min=0.0, max=1.0)
 

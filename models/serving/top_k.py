@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.data.ranks import Ranks
 from models.network.decoder import SpacetimeDecoder
-from models.network.trunk import RequestState, take_sequences
+from models.network.trunk import RequestState
 from models.serving.new_places import NewShift
 
 BLOCKS_PER_STEP = 8
@@ -69,7 +69,7 @@ def find_top_pois(
             break
         opened = slice(start, start + BLOCKS_PER_STEP)
         blocks_BK, log_block_BK = order_BV[active, opened], log_blocks_BV[active, opened]
-        log_inner_BKI = model.inner_log_probs(take_requests(state, active), blocks_BK).double()
+        log_inner_BKI = model.inner_log_probs(state.take(active), blocks_BK).double()
         log_probs_BKI = log_block_BK[..., None] + log_inner_BKI
         if shift is not None:
             log_probs_BKI += shift.take(active).of_blocks(blocks_BK, log_probs_BKI.shape[2])
@@ -130,7 +130,7 @@ def rank_shifted(
             break
         opened = slice(start, start + BLOCKS_PER_STEP)
         blocks_BK, log_block_BK = order_BV[active, opened], log_blocks_BV[active, opened]
-        log_inner_BKI = model.inner_log_probs(take_requests(state, active), blocks_BK).double()
+        log_inner_BKI = model.inner_log_probs(state.take(active), blocks_BK).double()
         log_probs_BKI = log_block_BK[..., None] + log_inner_BKI
         is_target = (blocks_BK == blocks_B[active, None])[..., None]
         is_target = is_target & (
@@ -151,14 +151,6 @@ def rank_shifted(
     for own in higher:
         own[is_nan_B] = len(state.live.keys_N)
     return [Ranks(more.cpu().numpy(), ties.cpu().numpy()) for more, ties in zip(higher, equal, strict=True)]
-
-
-def take_requests(state: RequestState, rows: Tensor) -> RequestState:
-    """Returns some of the requests; live slots are shared."""
-    if len(rows) == len(state.state_BD):
-        return state
-    cache, state_BD, memory, pairs, crowd = (take_sequences(part, rows) for part in state[:-1])
-    return RequestState(cache, state_BD, memory, pairs, crowd, state.live)
 
 
 def _sort_blocks(model: SpacetimeDecoder, state: RequestState) -> tuple[Tensor, Tensor]:

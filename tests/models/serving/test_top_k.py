@@ -6,7 +6,7 @@ import torch
 
 from models.data.batch import collate_history, collate_requests
 from models.evaluation.metrics import rank_targets
-from models.serving.top_k import find_top_pois, rank_pois, take_requests
+from models.serving.top_k import find_top_pois, rank_pois
 
 EARLY_MS, LATE_MS = 1_768_500_000_000, 1_772_000_000_000  # mid January and end of February 2026
 
@@ -101,7 +101,7 @@ def test_some_requests_of_a_state_answer_as_in_the_whole(make_decoder, requests_
     state = _state(model, requests_batch, catalogue, LATE_MS)
     some = torch.tensor([7, 2])
     torch.testing.assert_close(
-        model.block_log_probs(take_requests(state, some)),
+        model.block_log_probs(state.take(some)),
         model.block_log_probs(state)[some],
         atol=1e-6,
         rtol=0,
