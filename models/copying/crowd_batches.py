@@ -110,7 +110,7 @@ def _find(
     hour_BQ = split_time(steps.timestamps_BQ, steps.tz_offsets_BQ).hour
     known = finder.statistics.find_users(users)
     current = np.where(last_block >= 0, finder.catalogue.find_rows(last_block, last_inner), -1)
-    past_rows, past_places = _list_past(steps, asks_BQ, rows)
+    past_rows, past_places = rows_and_places(steps.num_past_BQ[asks_BQ].numpy())
     blocks, inners = history.blocks_BL.numpy(), history.inners_BL.numpy()
     pois_BL = finder.catalogue.find_rows(blocks, inners)
     requests = Asked(
@@ -123,8 +123,7 @@ def _find(
         past_pois=pois_BL[rows[past_rows], past_places],
     )
     candidates = finder.find(requests, num_followers=sizes.num_followers, num_near=sizes.num_near)
-    catalogue = finder.catalogue
-    pois = np.maximum(candidates.pois, 0)
+    pois, catalogue = np.maximum(candidates.pois, 0), finder.catalogue
     lists = np.zeros_like(pois)
     lists[:, sizes.num_followers :] = NEAR
     places = np.stack([catalogue.lons[pois], catalogue.lats[pois]], axis=-1).astype(np.float32)
@@ -146,11 +145,6 @@ def _find(
         is_real_BQC=spread(candidates.pois >= 0),
         amounts_BQCF=spread(candidates.amounts),
     )
-
-
-def _list_past(steps: Steps, asks_BQ: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (selected step, place in its row's history) of every past action of every selected step."""
-    return rows_and_places(steps.num_past_BQ[asks_BQ].numpy())
 
 
 def _scatter(values_SC: Tensor, asks_BQ: Tensor) -> Tensor:

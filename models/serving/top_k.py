@@ -109,17 +109,7 @@ def rank_shifted(
     """
     log_blocks_BV, order_BV = _sort_blocks(model, state)
     own_B = model.poi_log_probs(state, blocks_B[:, None], inners_B[:, None])[:, 0].double()
-    targets = [
-        own_B if shift is None else own_B + shift.of_pois(blocks_B[:, None], inners_B[:, None])[:, 0]
-        for shift in shifts
-    ]
-    # A block holds nothing above this under any shift, however much a POI gains.
-    least_B = torch.stack(
-        [
-            target if shift is None else target - shift.largest()
-            for shift, target in zip(shifts, targets, strict=True)
-        ]
-    ).amin(dim=0)
+    targets, least_B = _shift_targets(own_B, blocks_B, inners_B, shifts)
     higher = [torch.zeros_like(blocks_B) for _ in shifts]
     equal = [torch.ones_like(blocks_B) for _ in shifts]
     for start in range(0, log_blocks_BV.shape[1], BLOCKS_PER_STEP):
@@ -151,6 +141,21 @@ def rank_shifted(
     for own in higher:
         own[is_nan_B] = len(state.live.keys_N)
     return [Ranks(more.cpu().numpy(), ties.cpu().numpy()) for more, ties in zip(higher, equal, strict=True)]
+
+
+def _shift_targets(
+    own_B: Tensor, blocks_B: Tensor, inners_B: Tensor, shifts: Sequence[NewShift | None]
+) -> tuple[list[Tensor], Tensor]:
+    """Returns log P of the targets under each shift, and what a block must reach to hold a POI above any of them."""
+    targets = [
+        own_B if shift is None else own_B + shift.of_pois(blocks_B[:, None], inners_B[:, None])[:, 0]
+        for shift in shifts
+    ]
+    least = [
+        target if shift is None else target - shift.largest()
+        for shift, target in zip(shifts, targets, strict=True)
+    ]
+    return targets, torch.stack(least).amin(dim=0)
 
 
 def _sort_blocks(model: SpacetimeDecoder, state: RequestState) -> tuple[Tensor, Tensor]:

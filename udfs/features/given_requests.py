@@ -47,6 +47,7 @@ from udfs.features.requests import latest_sequences, prepare_requests, with_defa
 from udfs.features.run_context import FeatureRun, open_run
 from udfs.features.runner import check_versions, open_places
 
+LARGEST_LOGIT = 20
 LOGGER = logging.getLogger(__name__)
 REQUIRED = {"request_id": "id", "user_id": "id", "request_ts_ms": "epoch"}
 OPTIONAL = {"user_lon": "degrees", "user_lat": "degrees", "tz_offset_min": "minutes", "action_type": "string"}
@@ -248,3 +249,6 @@ def _check_options(out: Path | None, lists: ListSettings) -> None:
     check_out_folder(out)
     if lists.top_k < 1:
         raise SettingsError(where="the command line", key="--top", problem="it has to be at least 1")
+    if not abs(lists.new_logit) <= LARGEST_LOGIT:  # false for NaN too
+        problem = f"it has to be a number from -{LARGEST_LOGIT} to {LARGEST_LOGIT}, as features.new_logit"
+        raise SettingsError(where="the command line", key="--new-logit", problem=problem)

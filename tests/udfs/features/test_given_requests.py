@@ -188,6 +188,12 @@ def test_wrong_options_and_inputs_say_what_to_do(first_night, tmp_path):
         answer(first_night, tmp_path, good, out=tmp_path / "full")
     with pytest.raises(SettingsError, match="--top"):
         answer(first_night, tmp_path, good, top=0)
+    for logit in (math.nan, math.inf, 21.0):
+        with pytest.raises(SettingsError, match="--new-logit"):
+            answer(first_night, tmp_path, good, new_logit=logit)
+    for option, value in {"top": 3, "new_logit": 1.0, "out": tmp_path}.items():
+        with pytest.raises(SettingsError, match="goes with --requests"):
+            first_night.run("poi_candidates", DAY_1, **{option: value})
     with pytest.raises(MissingInputError, match=r"nothing\.parquet"):
         answer(first_night, tmp_path, tmp_path / "nothing.parquet")
     with pytest.raises(SchemaError, match="request_id"):
