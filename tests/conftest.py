@@ -7,11 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
 from conf.settings import Settings, SparkSettings, StorageSettings
 from tests.build_once import BuildOnce
+
+# An example that takes long on a busy machine is no failure.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
 
 LONGEST_FIRST = ("airflow_dags", "cases", "udfs", "etl", "bench", "models", "conf")
 """Folders in the order of their longest file: what runs last should be short, or one process waits for the other."""
