@@ -80,10 +80,12 @@ def record_protocol(name: str, figures: Figures, folder: str) -> None:
 
 
 def record_new_places(name: str, figures: Figures, validation: Figures, folder: str) -> None:
-    """Records what a protocol says of new places, at the shift that validation rows choose."""
+    """Records what a protocol says of new places, at the shift that validation rows choose; nothing if none is new."""
     found, chosen_on = figures["new_places"], validation["new_places"]
     assert isinstance(found, dict)
     assert isinstance(chosen_on, dict)
+    if not found["among_new"]["rows"]:
+        return
     logit = choose_logit(chosen_on["curve"])
     point = next(point for point in found["curve"] if point["new_logit"] == logit)
     curve = "; ".join(

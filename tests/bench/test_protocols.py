@@ -27,7 +27,11 @@ def test_figures_of_a_protocol_go_into_the_ledger_with_their_baselines(tmp_path)
 
 def test_the_shift_is_chosen_on_validation_rows_and_reported_on_the_others(tmp_path):
     figures = evaluate_protocol("calgary", write_checkins(tmp_path), recipe=RECIPE, seeds=(0,), work=tmp_path)
-    curve = figures["new_places"]["curve"]
+    record_new_places("nyc-table6-all", figures, figures, str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()  # no check-in of this folder is at a POI that is new to its user
+    own, curve = figures["new_places"], figures["new_places"]["curve"]
+    own["among_new"] |= {"rows": 9, "hr_at_10": {"value": 0.3}, "baselines": {}}
+    own |= {"p_new_auc": 0.9}
     for place, point in enumerate(curve):
         point["all"], point["new"] = 0.5, place / 10
     validation = {
