@@ -3,9 +3,9 @@
     python -m tests.bench.lift_gate [--work .demo/synthetic] [--day D]
 
 Run it after `make demo`. Beside the demo's model another one is trained on the same rows by the same recipe without
-what the lift comes from: no POI texts, no interest match, and few steps. Each of the two is judged as the challenger of
-the other, on the same held-out requests. Records `gate-refuses-lower-lift`: 1 if the weak one is refused with figures
-and the strong one is not.
+what the lift comes from: no POI texts, no interests, no fitted click head, and few steps. Each of the two is judged as
+the challenger of the other, on the same held-out requests. Records `gate-refuses-lower-lift`: 1 if the weak one is
+refused with figures and the strong one is not.
 """
 
 import argparse
@@ -29,9 +29,11 @@ RECIPE = Path("conf/models/city.yaml")
 WEAK = (
     "fuse_poi_vectors=false",
     "decoder.interest_match.enabled=false",
+    "pretrain.interests.enabled=false",
     "pretrain.epochs=1",
     "sft_embedding.max_steps=10",
     "sft_ranking.max_steps=10",
+    "sft_ranking.fit_head=0",
 )
 STAGES = ("pretrain", "sft_embedding", "sft_ranking")
 
