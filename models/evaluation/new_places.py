@@ -12,7 +12,6 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from conf.units import HOURS_PER_DAY
 from models.copying.crowd_candidates import Asked, SlotFinder
@@ -106,6 +105,10 @@ def fit_p_new(p_new: Float64Array, is_new: BoolArray) -> LogitMap:
         p_new: P(new) by the model, (rows,).
         is_new: whether the next POI was new, (rows,).
     """
+    from sklearn.linear_model import (
+        LogisticRegression,
+    )  # takes a second, which commands that fit nothing need not wait
+
     if is_new.all() or not is_new.any():
         return LogitMap()
     inside = np.clip(p_new, SURE, 1 - SURE)
