@@ -14,8 +14,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from models.data.arrays import Float64Array
 from models.evaluation.release_split import draw_evenly
@@ -47,6 +45,10 @@ def probe_classes(vectors: Float64Array, classes: NDArray[np.str_]) -> float:
     Returns:
         Accuracy of predictions across folds; nan if a class has fewer rows than there are folds.
     """
+    # Takes a second, which commands that probe nothing need not wait.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     _, counts = np.unique(classes, return_counts=True)
     if len(counts) < 2 or counts.min() < FOLDS:
         return float("nan")
