@@ -27,7 +27,7 @@ from models.data.batch import CandidateBatch, HistoryBatch, collate_history, mar
 from models.data.slots import LiveSlots, pack_slots
 from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import TargetStates
-from models.training.losses import next_poi_loss
+from models.training.losses import next_poi_loss, rank_new_loss
 
 FIRST_TEMPERATURE, LOWEST_TEMPERATURE = 0.07, 0.01
 PRIOR_VISITS = 0.5
@@ -269,6 +269,7 @@ class InterestObjective:
         targets = learner.decoder.read_targets(history, slots)
         log_probs = learner.decoder.score_targets(targets, slots)
         loss, num_targets = next_poi_loss(log_probs)
+        loss = loss + rank_new_loss(log_probs, learner.decoder.config.crowd.ranking_weight)
         towers = tower_loss(learner, targets, self.groups, self.config.max_slots, generator)
         matched, num_matched = match_loss(
             learner, targets, self.groups, self.config.max_alternatives, generator,

@@ -165,3 +165,10 @@ def next_poi_loss(log_probs: StepLogProbs) -> tuple[Tensor, int]:
     """
     loss = -(log_probs.block_BQ.sum() + log_probs.inner_BQ.sum())
     return loss, int(torch.count_nonzero(log_probs.is_target_BQ))
+
+
+def rank_new_loss(log_probs: StepLogProbs, weight: float) -> Tensor | float:
+    """Sums the cross-entropy of new targets among the new crowd candidates, times its weight (`decoder.crowd`)."""
+    if log_probs.among_new_BQ is None or not weight:
+        return 0.0
+    return -weight * log_probs.among_new_BQ.sum()

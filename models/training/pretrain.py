@@ -30,7 +30,7 @@ from models.network.checkpoint import load_stage, save_stage
 from models.network.decoder import SpacetimeDecoder
 from models.network.trunk import StepLogProbs
 from models.training.interests import InterestLearner, InterestObjective
-from models.training.losses import next_poi_loss
+from models.training.losses import next_poi_loss, rank_new_loss
 from models.training.stage import Log, TrainResult
 from models.training.trainer import train
 
@@ -120,8 +120,7 @@ class PretrainStage:
         history = self.collate(rows, next_poi)
         log_probs = next_poi.next_poi_log_probs(history, self.slots)
         loss, num_targets = next_poi_loss(log_probs)
-        if log_probs.among_new_BQ is not None:
-            loss = loss - next_poi.config.crowd.ranking_weight * log_probs.among_new_BQ.sum()
+        loss = loss + rank_new_loss(log_probs, next_poi.config.crowd.ranking_weight)
         sums = {
             "train/loss_block": -float(log_probs.block_BQ.detach().sum()),
             "train/loss_inner": -float(log_probs.inner_BQ.detach().sum()),

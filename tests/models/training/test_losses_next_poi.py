@@ -3,7 +3,7 @@
 import torch
 
 from models.network.trunk import StepLogProbs
-from models.training.losses import next_poi_loss
+from models.training.losses import next_poi_loss, rank_new_loss
 from tests.models.tiny import tiny_decoder, tiny_history
 
 
@@ -38,3 +38,12 @@ def test_a_batch_without_targets_has_loss_zero():
     )
 
     assert (loss.item(), num_targets) == (0.0, 0)
+
+
+def test_the_ranking_of_new_candidates_counts_by_its_weight():
+    zeros = torch.zeros(1, 2)
+    log_probs = StepLogProbs(zeros, zeros, zeros == 0, torch.tensor([[-1.5, 0.0]]))
+
+    assert rank_new_loss(log_probs, 2.0) == 3.0
+    assert rank_new_loss(log_probs, 0.0) == 0.0
+    assert rank_new_loss(log_probs._replace(among_new_BQ=None), 2.0) == 0.0
