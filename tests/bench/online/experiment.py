@@ -128,6 +128,8 @@ def prepare(experiment: Experiment, threads: int) -> None:
     experiment.night(experiment.trained)
     experiment.run("etl", "samples", "--day", day)
     experiment.run("udfs", "poi_vectors", "--day", day)
+    if experiment.recipe.decoder.crowd.enabled:
+        experiment.run("etl", "training_others", "--day", day)
     keys = [word for key in experiment.content["recipe_keys"] for word in ("--set-recipe", key)]
     recipe = ("--recipe", str(experiment.content["recipe"]), *keys)
     summary = experiment.run(

@@ -7,7 +7,7 @@ the click log-odds beside. Both are trained on the same rows. Everything is as k
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -16,11 +16,13 @@ import pyarrow.dataset as pds
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from models.copying.crowd_candidates import SlotFinder
 from models.copying.crowd_tables import read_catalogue
 from models.data.arrays import BoolArray, Float64Array, IntArray
 from models.data.catalogue import Catalogue, day_ms
 from models.data.dataset import TableAt, read_table
 from models.data.geo import distance_km
+from models.explain.job import open_crowd
 from models.lift.features import BASE_FEATURES, Exposures, History, build_base_features
 from models.lift.held_out import ACTION_NAMES, SHOWN_NAMES, HeldOut, gather_history
 from models.lift.measure import (
@@ -52,12 +54,14 @@ class Morning:
         catalogue: the POIs.
         may_be_shown: (requests, POIs), live on the day, and of a category that the platform shows.
         history: actions and exposures of all users before the day.
+        finder: finder of crowd candidates; None if the model does not copy from the crowd.
     """
 
     samples: pa.Table
     catalogue: Catalogue
     may_be_shown: BoolArray
     history: History
+    finder: SlotFinder | None = None
 
     def nearest_and_own(self, num_nearest: int) -> Lists:
         """Recalls by rule: the nearest POIs, and all where the user has been."""
@@ -81,7 +85,7 @@ class Morning:
         More are generated than asked for, since homes, offices and stations are among the most probable.
         """
         batch = self.samples.combine_chunks().to_batches()[0]
-        lists = generate_candidates(bundle, batch, self.catalogue, top_k=4 * num)
+        lists = generate_candidates(bundle, batch, self.catalogue, top_k=4 * num, finder=self.finder)
         return [made.pois[self.may_be_shown[number, made.pois]][:num] for number, made in enumerate(lists)]
 
     def with_candidates(self, lists: Sequence[IntArray]) -> pa.Table:
@@ -105,8 +109,8 @@ class Morning:
 
     def take(self, numbers: IntArray) -> "Morning":
         """Returns the same morning for some of the requests."""
-        return Morning(
-            self.samples.take(pa.array(numbers)), self.catalogue, self.may_be_shown[numbers], self.history
+        return replace(
+            self, samples=self.samples.take(pa.array(numbers)), may_be_shown=self.may_be_shown[numbers]
         )
 
 
@@ -182,7 +186,9 @@ def open_morning(experiment: Experiment, team: RankingTeam, requests: DataFrame,
     seen = Exposures.from_samples(team.shown, catalogue).rows
     categories = np.unique(catalogue.category_ids[seen[seen >= 0]])
     history = gather_history(actions, shown, catalogue, until_ms=day_ms(day))
-    return Morning(samples, catalogue, live & np.isin(catalogue.category_ids, categories), history)
+    finder = open_crowd(experiment.settings, team.bundle, catalogue, before)
+    may_be_shown = live & np.isin(catalogue.category_ids, categories)
+    return Morning(samples, catalogue, may_be_shown, history, finder)
 
 
 def _with_histories(
