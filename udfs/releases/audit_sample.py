@@ -250,8 +250,8 @@ class _Recomputation:
         for row in written.to_pylist():
             lists.setdefault(row["request_id"], {})[row["rank"]] = (row["poi_id"], row["log_probability"])
         different = []
-        for request, made in zip(states["request_id"].to_pylist(), recomputed, strict=True):
-            pairs = zip(made.pois, made.log_probs, strict=True)
+        for request, generated in zip(states["request_id"].to_pylist(), recomputed, strict=True):
+            pairs = zip(generated.pois, generated.log_probs, strict=True)
             expected = [(catalogue.poi_ids[poi], float(log)) for poi, log in pairs]
             problem = _describe_difference(lists.pop(request, {}), expected, tolerance)
             if problem:
