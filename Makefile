@@ -20,7 +20,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: results-page help setup demo test test-fast test-airflow test-browser lint fmt bench bench-dags bench-airflow-click bench-rows bench-rerun bench-demo bench-lift-gate bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-posttraining-curve bench-online bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
+.PHONY: results-page help setup demo test test-fast test-airflow test-browser lint fmt bench bench-dags bench-airflow-click bench-rows bench-rerun bench-demo bench-lift-gate bench-test bench-protocols bench-others bench-resume bench-drift bench-conservation bench-cases bench-delivered bench-etl bench-scale bench-increments bench-night-cost bench-kills bench-index bench-leaks bench-training-set bench-own-data bench-nights-missed bench-erasure bench-deletions bench-sequences bench-gates bench-gate-time bench-operations bench-rates bench-structure bench-skew bench-cluster bench-dag-clears bench-train paper-tables bench-posttraining bench-posttraining-curve bench-images bench-online bench-parity bench-prefix bench-udf bench-refresh bench-generation bench-poison bench-gpu results docs airflow lock clean
 
 help: ## Lists the targets
 	@echo "Spacetime-GR features. Targets:"
@@ -157,6 +157,9 @@ bench-posttraining-curve: setup ## Table 8 over SFT requests, on simulated citie
 bench-posttraining: setup ## Tables 4, 8, 9 on simulated cities and [DATA=CHECK-IN FOLDER] check-ins; resumable [POSTTRAINING=FOLDER]
 	@$(PY) -m tests.bench.posttraining_tables --work $(or $(POSTTRAINING),.demo/posttraining)
 	@$(if $(DATA),$(PY) -m tests.bench.posttraining_checkins --data $(DATA) --work $(or $(POSTTRAINING),.demo/posttraining))
+
+bench-images: setup ## What pictures of POIs add to ranking SFT, on simulated cities; resumable [SEEDS=LIST]
+	@$(PY) -m tests.bench.images $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-online: setup ## Table 5 and the A/B test on simulated cities; resumable [SEEDS=N,N]
 	@$(PY) -m tests.bench.online $(if $(SEEDS),--seeds $(SEEDS))

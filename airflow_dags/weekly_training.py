@@ -1,8 +1,8 @@
 """Trains a challenger on everything up to yesterday and promotes it if it passes the gate.
 
-**Reads** cleaned actions, impressions and the texts of POIs. **Writes** the sample tables of the day, the tables of
-what users did in its training period, the vectors of new texts, an MLflow parent run with a child per stage, and a
-registered model version with alias `challenger`. The challenger becomes `champion` only if it passes the gate
+**Reads** cleaned actions, impressions and the texts and pictures of POIs. **Writes** the sample tables of the day, the
+tables of what users did in its training period, the vectors of new texts and pictures, an MLflow parent run with a
+child per stage, and a registered model version with alias `challenger`. The challenger becomes `champion` only if it passes the gate
 (docs/operations.md), which compares its generated POIs, its clicks, its vectors and its lift with baselines and the
 last champions. If it is refused, the champion stays, and the log and the version's tags give the reasons. The nightly
 DAG uses the champion from its next run on.
@@ -37,6 +37,7 @@ with DAG(
         run_job("etl", "training_others", day=YESTERDAY),
         run_job("etl", "ranking_samples", day=YESTERDAY),
         run_job("udfs", "poi_vectors", day=YESTERDAY),
+        run_job("udfs", "poi_image_vectors", day=YESTERDAY),
     ]
     preference_pairs = run_job("etl", "preference_pairs", day=YESTERDAY)
     train = run_job("models", "train", "--recipe", RECIPE, day=YESTERDAY)

@@ -175,6 +175,9 @@ class ClickSettings(Section):
         -0.25, description="per log(1 + rank), 0 = most popular of leaf and neighbourhood"
     )
     attribute: float = Field(0.8, description="the attribute that the user likes and only the text tells")
+    look: float = Field(
+        0.0, description="the look that the user likes and only the picture shows; needs city.pictures"
+    )
     position: float = Field(-0.14, description="per position after the first")
     noise: float = Field(0.5, ge=0, description="standard deviation of what no feature shows")
 
@@ -201,6 +204,9 @@ class CitySettings(Section):
     num_candidates: int = Field(11, ge=2, description="POIs shown per request (paper: about 11)")
     attribute_tries: int = Field(
         1, ge=1, le=8, description="POIs that a user looks at for the attribute liked before going to one"
+    )
+    pictures: bool = Field(
+        False, description="every POI has a small picture, and users seek the look that only it shows"
     )
     clicks: ClickSettings = ClickSettings()
 
@@ -388,6 +394,18 @@ class FeatureSettings(Section):
         "models.text_encoder:load_wordllama",
         description="frozen encoder of poi_vectors, as module:function (see models/text_encoder.py)",
     )
+    image_encoder: str = Field(
+        "models.image_encoder:load_descriptor",
+        description="frozen encoder of poi_image_vectors, as module:function (see models/image_encoder.py), or `given`:"
+        " the catalogue's column image_vector",
+    )
+    image_root: str = Field(
+        "",
+        description="folder or URI below which image_uri may name pictures, readable by every worker; relative names"
+        " start there; empty = no URI is opened",
+    )
+    max_image_mib: int = Field(16, ge=1, le=1024, description="larger pictures are refused")
+    max_image_megapixels: int = Field(40, ge=1, description="pictures with more pixels are refused undecoded")
     max_failed_share: float = Field(
         0.05, ge=0, le=1, description="more rows that make the model fail stop the night"
     )

@@ -247,6 +247,28 @@ RAW_POIS = TableContract(
     ),
 )
 
+RAW_POI_IMAGES = TableContract(
+    name="raw_poi_images",
+    grain="one picture of a POI, new or changed in the day's delivery of the catalogue (optional input); anything may "
+    "be wrong",
+    key=(),
+    raw=True,
+    columns=(
+        DAY,
+        Column("poi_id", "string", "catalogue id of the POI", nullable=True),
+        Column("image", "binary", "the picture: bytes of a JPEG, PNG, BMP, GIF or WebP file", nullable=True),
+        Column("image_uri", "string", "where the picture is, below features.image_root", nullable=True),
+        Column(
+            "image_vector",
+            "array<float>",
+            "a ready vector of the picture, used where features.image_encoder is `given`",
+            nullable=True,
+        ),
+        Column("content_sha256", "string", "SHA-256 over picture, URI and vector: has the delivery changed?"),
+        IS_SIMULATED,
+    ),
+)
+
 RAW_PROFILES = TableContract(
     name="raw_profiles",
     grain="one attribute of one user, new or changed on the day (optional input); anything may be wrong",
@@ -659,6 +681,31 @@ POI_VECTORS = TableContract(
     ),
 )
 
+POI_IMAGE_VECTORS = TableContract(
+    name="poi_image_vectors",
+    grain="one POI whose picture is new or changed on the day, by one encoder; the latest vector up to a day is the "
+    "POI's",
+    key=("day", "encoder", "poi_id"),
+    columns=(
+        DAY,
+        POI_ID,
+        Column("encoder", "string", "name and version of the frozen encoder; never mix two"),
+        Column(
+            "content_sha256",
+            "string",
+            "of the delivered picture (raw_poi_images) that the vector was made of",
+        ),
+        Column(
+            "vector",
+            "array<float>",
+            "vector of the picture; null = the picture was refused, see quarantined_rows, and the earlier vector holds",
+            nullable=True,
+        ),
+        RUN_ID,
+        IS_SIMULATED,
+    ),
+)
+
 RANKING_SCORES = TableContract(
     name="ranking_scores",
     grain="one candidate of one request of the day",
@@ -832,6 +879,7 @@ TABLES: dict[str, TableContract] = {
     for table in (
         RAW_ACTIONS,
         RAW_POIS,
+        RAW_POI_IMAGES,
         RAW_PROFILES,
         RAW_IMPRESSIONS,
         RANKING_REQUESTS,
@@ -848,6 +896,7 @@ TABLES: dict[str, TableContract] = {
         TRAINING_VISITS,
         TRAINING_TRANSITIONS,
         POI_VECTORS,
+        POI_IMAGE_VECTORS,
         USER_EMBEDDINGS,
         POI_EMBEDDINGS,
         RANKING_SCORES,

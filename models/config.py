@@ -337,6 +337,10 @@ class Recipe(Section):
         False,
         description="both SFTs take in the table poi_vectors (text of POIs) through a learned projection",
     )
+    fuse_poi_images: bool = Field(
+        False,
+        description="both SFTs take in the table poi_image_vectors (pictures of POIs), as they do texts",
+    )
     decoder: DecoderConfig = DecoderConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft_embedding: EmbeddingSftConfig = EmbeddingSftConfig()

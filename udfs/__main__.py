@@ -212,7 +212,12 @@ JOBS = {
     ),
     "poi_vectors": Job(
         help="poi_index -> poi_vectors: the text of POIs that are new or changed, as vectors for post-training",
-        run=run_later("udfs.features.poi_vectors", "run_poi_vectors"),
+        run=run_later("udfs.vectors.poi_vectors", "run_poi_vectors"),
+        access="shared",
+    ),
+    "poi_image_vectors": Job(
+        help="raw_poi_images -> poi_image_vectors: pictures that are new or changed, as vectors for post-training",
+        run=run_later("udfs.vectors.poi_image_vectors", "run_poi_image_vectors"),
         access="shared",
     ),
     "ranking_scores": Job(

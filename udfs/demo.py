@@ -211,6 +211,8 @@ def run_demo(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe)
     if recipe.fuse_poi_vectors:
         run_command("udfs", "poi_vectors", "--day", day)
+    if recipe.fuse_poi_images:
+        run_command("udfs", "poi_image_vectors", "--day", day)
     if recipe.decoder.crowd.enabled:
         run_command("etl", "training_others", "--day", day)
     more = () if is_synthetic else ("--allow-unvalidated",)

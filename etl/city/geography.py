@@ -20,6 +20,8 @@ MAIN_WIDTH = 7
 CHURN_SHARES = {"opened": 0.12, "closed": 0.05, "moved": 0.015}
 ATTRIBUTES = ("quiet", "lively", "historic", "family friendly", "vegan", "romantic")
 """What a POI's text alone tells about it, and what a user may like."""
+LOOKS = ("striped across", "striped down", "rising", "falling", "checked", "plain")
+"""What a POI's picture alone tells about it, and what a user may like (`city.pictures`)."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ def with_poi(frame: DataFrame, *, city: CitySettings) -> DataFrame:
             "leaf_no": F.pmod(number, F.lit(len(LEAVES))),
             "_among": F.floor(number / len(LEAVES)).cast("int"),
             "attribute_no": attribute_of_poi(number, city=city),
+            **({"look_no": look_of_poi(number, city=city)} if city.pictures else {}),
         },
         {"city_no": F.greatest(place - (MAIN_WIDTH - 1), F.lit(0))},
         {"_in_city": in_city, "_hoods": look_up(layout.num_hoods, F.col("city_no"))},
@@ -238,6 +241,11 @@ def with_poi(frame: DataFrame, *, city: CitySettings) -> DataFrame:
 def attribute_of_poi(number: Column, *, city: CitySettings) -> Column:
     """Returns the number of the attribute that a POI has."""
     return whole(uniform(city.seed, "poi attribute", number), len(ATTRIBUTES))
+
+
+def look_of_poi(number: Column, *, city: CitySettings) -> Column:
+    """Returns the number of the look that a POI has."""
+    return whole(uniform(city.seed, "poi look", number), len(LOOKS))
 
 
 def place_of_poi(on: Column, *, city: CitySettings) -> tuple[Column, Column]:

@@ -3,7 +3,7 @@
 The click model is known (settings `city.clicks`), so the best AUC that any ranker can reach is known too:
 `click_logit` gives the log-odds of a click as an expression. It depends on interest (leaf), hour (whether the POI
 serves what people do at this hour), distance, favourite POIs, popularity, an attribute that appears only in the
-POI's text, the position, and noise that no feature shows.
+POI's text, with `city.pictures` a look that appears only in its picture, the position, and noise that no feature shows.
 """
 
 from datetime import date
@@ -134,6 +134,8 @@ def click_logit(*, city: CitySettings, observable: bool = False) -> Column:
         + F.lit(weights.log_rank) * F.log1p("rank")
         + F.when(F.col("attribute_no") == F.col("likes_no"), weights.attribute).otherwise(0.0)
     )
+    if city.pictures:
+        logit += F.when(F.col("look_no") == F.col("likes_look_no"), weights.look).otherwise(0.0)
     if observable:
         return logit
     noise = normal(city.seed, "click noise", F.col("request_id"), F.col("poi_no"))

@@ -6,7 +6,7 @@ delivered together, users need no join to find their POIs, and the cost is linea
 the planted answers. Every row has `is_simulated` set.
 
 Parts: geography and POIs (`geography`, `pois`), users and their interests (`users`), their days (`actions`),
-requests and clicks (`shown`), dirty rows (`dirt`).
+requests and clicks (`shown`), pictures (`pictures`), dirty rows (`dirt`).
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,11 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.cli import JobContext, JobSummary
-from conf.settings import Settings
+from conf.settings import CitySettings, Settings
 from etl.city.actions import build_visits
 from etl.city.dirt import plant_dirty_actions, plant_dirty_pois
-from etl.city.geography import ATTRIBUTES, KIND_NAMES, LEAVES, look_up, uniform
+from etl.city.geography import ATTRIBUTES, KIND_NAMES, LEAVES, LOOKS, look_up, uniform, with_poi
+from etl.city.pictures import build_pictures
 from etl.city.pois import build_pois
 from etl.city.shown import build_impressions
 from etl.city.users import build_profiles, build_users, favourite_leaf
@@ -56,7 +57,12 @@ class SyntheticCity:
         impressions = build_impressions(users, city=city, after=since, until=day)
         known = F.col("known_date")
         profiles = build_profiles(users, city=city).where(base.keep_dates(known, day=day, since=since))
+        pictures = {}
+        if city.pictures:
+            new = changed_pois(spark, settings, day, since=since).select("poi_id")
+            pictures["raw_poi_images"] = _build_pictures(spark, city).join(new, "poi_id", "left_semi")
         return {
+            **pictures,
             "raw_actions": plant_dirty_actions(actions, city=city, clean=clean),
             "raw_pois": plant_dirty_pois(pois, city=city, clean=clean),
             "raw_profiles": profiles.groupBy("user_id", "attribute").agg(
@@ -76,7 +82,8 @@ class PlantedTruth:
 
     Attributes:
         users: user_id, home and work (`home_lon`, `home_lat`, `work_lon`, `work_lat`), `likes` (attribute that
-            appears only in texts) and the favourite leaf of every kind (`taste_food` ...).
+            appears only in texts), with `city.pictures` `likes_look` (what appears only in pictures), and the favourite
+            leaf of every kind (`taste_food` ...).
         actions: action_id and reason of every planted action, refused, dropped or kept; the id of an
             unparsable record is taken from its text.
         pois: poi_id and reason of every planted POI.
@@ -101,14 +108,16 @@ def plant_truth(spark: SparkSession, settings: Settings, *, day: date) -> Plante
         for number, kind in enumerate(KIND_NAMES)
     }
     places = ("home_lon", "home_lat", "work_lon", "work_lat")
-    likes = look_up(ATTRIBUTES, F.col("likes_no"))
+    likes = [look_up(ATTRIBUTES, F.col("likes_no")).alias("likes")]
+    if city.pictures:
+        likes.append(look_up(LOOKS, F.col("likes_look_no")).alias("likes_look"))
     actions = build_visits(users, city=city, after=settings.source.since, until=day)
     dirty = plant_dirty_actions(actions, city=city, clean=clean).where("planted_reason IS NOT NULL")
     dirty_id = delivered_id(F.col("action_id"), F.col("corrupt_record"))
     changed = changed_pois(spark, settings, day, since=settings.source.since)
     pois = plant_dirty_pois(changed, city=city, clean=clean)
     return PlantedTruth(
-        users=users.withColumns(tastes).select("user_id", *places, likes.alias("likes"), *tastes),
+        users=users.withColumns(tastes).select("user_id", *places, *likes, *tastes),
         actions=dirty.select(dirty_id.alias("action_id"), F.col("planted_reason").alias("reason")),
         pois=pois.where("planted_reason IS NOT NULL").select(
             "poi_id", F.col("planted_reason").alias("reason")
@@ -131,6 +140,11 @@ def changed_pois(spark: SparkSession, settings: Settings, day: date, *, since: d
         for column in ("first_seen_date", "closed_date", "moved_date")
     ]
     return pois.where(is_known & (changes[0] | changes[1] | changes[2])).drop("closed_date", "moved_date")
+
+
+def _build_pictures(spark: SparkSession, city: CitySettings) -> DataFrame:
+    numbers = spark.range(city.num_pois).select(F.col("id").cast("int").alias("poi_no"))
+    return build_pictures(with_poi(numbers, city=city), city=city)
 
 
 def _hide_candidates(requests: DataFrame, *, seed: int) -> DataFrame:

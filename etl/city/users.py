@@ -7,9 +7,11 @@ from conf.settings import CitySettings
 from etl.city.geography import (
     ATTRIBUTES,
     FIRST_LEAF,
+    LOOKS,
     NUM_LEAVES,
     attribute_of_poi,
     lay_out,
+    look_of_poi,
     look_up,
     place_of_poi,
     poi_number,
@@ -40,7 +42,7 @@ def build_users(spark: SparkSession, city: CitySettings) -> DataFrame:
 
     Columns: user_no, user_id, activity (mean 1), joined (days after the first), city_no, home and work
     (`_hood`, `_lon`, `_lat`, `_poi_no`), trip_city, trip_start and trip_end (days; start after the end = no
-    trip), likes_no.
+    trip), likes_no; with `city.pictures` likes_look_no.
     """
     seed, user, layout = city.seed, F.col("user_no"), lay_out(city)
     is_late = uniform(seed, "is late", user) < 0.1
@@ -59,6 +61,11 @@ def build_users(spark: SparkSession, city: CitySettings) -> DataFrame:
                     whole(uniform(seed, "which city", user), layout.num_cities)
                 ),
                 "likes_no": whole(uniform(seed, "likes", user), len(ATTRIBUTES)),
+                **(
+                    {"likes_look_no": whole(uniform(seed, "likes look", user), len(LOOKS))}
+                    if city.pictures
+                    else {}
+                ),
             }
         )
         .withColumn("_hoods", look_up(layout.num_hoods, F.col("city_no")))
@@ -177,7 +184,10 @@ def with_chosen_poi(
 
 
 def _with_liked_poi(frame: DataFrame, name: str, leaf: str, seeks: Column, city: CitySettings) -> DataFrame:
-    """Adds the first POI that has the liked attribute; the very first POI if none has it, or if not `seeks`."""
+    """Adds the first POI that has what the user likes; the very first POI if none has it, or if not `seeks`.
+
+    With `city.pictures` a POI with both the liked attribute and the liked look comes before one with either.
+    """
     seed, num_ranks = city.seed, look_up(lay_out(city).num_ranks, F.col("_city"))
     tries = [f"_try_{number}" for number in range(city.attribute_tries)]
     places = {column: f"_in_city{column}" for column in tries}
@@ -193,12 +203,23 @@ def _with_liked_poi(frame: DataFrame, name: str, leaf: str, seeks: Column, city:
             for column, place in places.items()
         }
     )
-    liked = [
-        F.when(seeks & (attribute_of_poi(F.col(column), city=city) == F.col("likes_no")), F.col(column))
-        for column in tries
-        if len(tries) > 1
-    ]
-    return frame.withColumn(name, F.coalesce(*liked, F.col(tries[0]))).drop(*places.values(), *tries)
+    if len(tries) == 1:
+        return frame.withColumn(name, F.col(tries[0])).drop(*places.values(), *tries)
+    # Most likes first, then the order of the tries. One reference to each number keeps the plan small.
+    ranked = [
+        F.struct(F.when(seeks, _count_likes(F.col(column), city)).otherwise(0).alias("likes"),
+                 F.lit(-turn).alias("turn"), F.col(column).alias("poi_no"))
+        for turn, column in enumerate(tries)
+    ]  # fmt: skip
+    return frame.withColumn(name, F.greatest(*ranked)["poi_no"]).drop(*places.values(), *tries)
+
+
+def _count_likes(number: Column, city: CitySettings) -> Column:
+    """Counts what a POI has of what the user of the row likes: the attribute and, with `city.pictures`, the look."""
+    likes = (attribute_of_poi(number, city=city) == F.col("likes_no")).cast("int")
+    if city.pictures:
+        likes += (look_of_poi(number, city=city) == F.col("likes_look_no")).cast("int")
+    return likes
 
 
 def is_open(on: Column) -> Column:
@@ -224,6 +245,7 @@ def with_open_poi(frame: DataFrame, on: str, *, city: CitySettings) -> DataFrame
         "closed_date",
         "moved_date",
         "attribute_no",
+        *(("look_no",) if city.pictures else ()),
     )
     return with_poi(described.withColumn("poi_no", number).drop(*poi_columns), city=city)
 

@@ -57,6 +57,11 @@ class Warehouse:
         return self._of_other_days("raw_actions")
 
     @cached_property
+    def images(self) -> DataFrame | None:
+        """Rows of `raw_poi_images` of other days; None if there are none."""
+        return self._of_other_days("raw_poi_images")
+
+    @cached_property
     def erased(self) -> DataFrame | None:
         """Digests of erased users whose rows are left out; None if there are none."""
         return read_erased(self.spark, self.settings)
@@ -99,6 +104,10 @@ class Warehouse:
             return None
         row = F.from_json("payload", spark_schema(RAW_POIS))
         return refused.where("source_table = 'raw_pois'").select(row.alias("row")).select("row.*")
+
+    def has(self, name: str) -> bool:
+        """Tells whether a table exists."""
+        return storage.table_exists(self.spark, self.root, name)
 
     def last_day(self) -> date | None:
         """Returns the last day before this one that has delivered actions; None if there is none."""

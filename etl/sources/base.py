@@ -34,7 +34,11 @@ from etl.tables.poi_index import keep_unknown_pois
 
 LOGGER = logging.getLogger(__name__)
 
-DELIVERED_TABLES = ("raw_actions", "raw_pois", "raw_profiles", "raw_impressions", "ranking_requests")
+DELIVERED_TABLES = (
+    "raw_actions", "raw_pois", "raw_poi_images", "raw_profiles", "raw_impressions", "ranking_requests",
+)  # fmt: skip
+OPTIONAL_TABLES = ("raw_poi_images",)
+"""Tables that are made by the first delivery that brings rows of them."""
 
 
 class Source(Protocol):
@@ -91,6 +95,8 @@ def deliver(source: Source, context: JobContext, spark: SparkSession) -> JobSumm
     if source.counts and not source.counts["records"]:
         raise EmptyDeliveryError(path=context.settings.source.path, day=str(context.day))
     for name in DELIVERED_TABLES:
+        if name in OPTIONAL_TABLES and name not in frames and not warehouse.has(name):
+            continue
         started = time.perf_counter()
         if name == "ranking_requests" and "raw_impressions" in frames:
             # From the rows just written, unless the run is dry: the impressions are not computed a second time.

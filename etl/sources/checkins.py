@@ -11,6 +11,7 @@ future.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import date
+from typing import NamedTuple
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -25,9 +26,11 @@ from etl.columns.spacetime import event_date
 from etl.delta.erased_users import IS_ERASED, mark_erased
 from etl.jobs.deliveries import Warehouse, is_later, keep_changed_pois, keep_new_actions, shape
 from etl.sources import base, frames
+from etl.sources.poi_images import split_images
 from etl.spark.session import compute_once
 from etl.tables.derived_pois import confirm_places, derive_pois, keep_good_actions
 from etl.tables.impressions import keep_visits, pick_requests, simulate_impressions
+from etl.tables.poi_images import keep_changed
 
 LAST_DAY = date(2200, 1, 1)
 """After all others, and early enough for its end in nanoseconds to be a bigint: no action is later."""
@@ -65,6 +68,13 @@ REMEDY = (
 ACTION_TYPE = "checkin"
 
 
+class Catalogue(NamedTuple):
+    """A catalogue file: POIs in columns of `raw_pois`, and pictures, if any, in those of `raw_poi_images`."""
+
+    pois: DataFrame
+    images: DataFrame | None
+
+
 class FileSource(ABC):
     """A source of files: it reads all actions that they hold, and a catalogue, if there is one.
 
@@ -83,8 +93,8 @@ class FileSource(ABC):
     def read_actions(self, spark: SparkSession, settings: Settings) -> DataFrame:
         """Returns every record of the files, in the columns of `raw_actions` without `day`."""
 
-    def read_catalogue(self, spark: SparkSession, settings: Settings) -> DataFrame | None:
-        """Returns the catalogue at `source.pois_path`, in columns of `raw_pois`; None if it is not set."""
+    def read_catalogue(self, spark: SparkSession, settings: Settings) -> Catalogue | None:
+        """Returns the catalogue at `source.pois_path`; None if it is not set."""
         path = settings.source.pois_path
         return read_catalogue(spark, path, self.name, self.warnings) if path else None
 
@@ -108,10 +118,15 @@ class FileSource(ABC):
         assert row is not None
         self.counts = {name: row[name] for name in ("records", "later", "erased")}
         actions = actions.where(~F.col(IS_ERASED)).drop(IS_ERASED)
-        if catalogue is not None:
-            self.counts["pois"] = catalogue.count()
+        pois = None if catalogue is None else catalogue.pois
+        if pois is not None:
+            self.counts["pois"] = pois.count()
         self.warnings += [row["zones"]] if row["zones"] else []
-        return build_delivery(actions, catalogue, settings, day=day, warehouse=warehouse)
+        delivery = build_delivery(actions, pois, settings, day=day, warehouse=warehouse)
+        if catalogue is None or catalogue.images is None:
+            return delivery
+        known = None if warehouse is None else warehouse.images
+        return {**delivery, "raw_poi_images": keep_changed(catalogue.images, known, day=day)}
 
     def make_requests(self, impressions: DataFrame, settings: Settings, *, day: date) -> DataFrame:
         return base.requests_of_day(impressions, day=day, action_type=self.requested_type)
@@ -151,7 +166,7 @@ class CheckinFolder(FileSource):
         )
         return build_actions(checkins.withColumnRenamed("utc_time", "action_ts_ms"))
 
-    def read_catalogue(self, spark: SparkSession, settings: Settings) -> DataFrame | None:
+    def read_catalogue(self, spark: SparkSession, settings: Settings) -> Catalogue | None:
         path = settings.source.pois_path or f"{self._folder(settings)}/pois.parquet"
         return read_catalogue(spark, path, self.name, self.warnings)
 
@@ -164,24 +179,26 @@ def deliver(context: JobContext, spark: SparkSession) -> JobSummary:
     return base.deliver(CheckinFolder(), context, spark)
 
 
-def read_catalogue(spark: SparkSession, path: str, job: str, warnings: list[str]) -> DataFrame:
-    """Reads a catalogue of POIs from Parquet, in columns of `raw_pois`."""
+def read_catalogue(spark: SparkSession, path: str, job: str, warnings: list[str]) -> Catalogue:
+    """Reads a catalogue of POIs from Parquet, with their pictures if it has any."""
     opened = frames.open_parquet(
         spark,
         path,
         needed_by=f"The job {job}",
         remedy="Put the POI catalogue there, or name it with --set source.pois_path=FILE.",
     )
+    table = "pois.parquet" if path.endswith("pois.parquet") else "the POI catalogue"
+    opened, images = split_images(opened, table)
     picked = frames.pick_columns(
         opened,
-        "pois.parquet" if path.endswith("pois.parquet") else "the POI catalogue",
+        table,
         required=POI_REQUIRED,
         optional=POI_OPTIONAL,
         remedy="A POI needs poi_id, latitude and longitude, for example ('p1', 40.71, -74.0).",
         warnings=warnings,
         unread=POI_UNREAD,
     )
-    return describe_pois(picked)
+    return Catalogue(describe_pois(picked), images)
 
 
 def build_actions(checkins: DataFrame) -> DataFrame:

@@ -68,7 +68,8 @@ def run_outline(context: JobContext, spark: SparkSession) -> JobSummary:
     options, settings = context.options, context.settings
     source = options.source or guess_source(settings.source.path)
     reader = open_source(source)
-    actions, catalogue = reader.read_actions(spark, settings), reader.read_catalogue(spark, settings)
+    actions, listed = reader.read_actions(spark, settings), reader.read_catalogue(spark, settings)
+    catalogue = None if listed is None else listed.pois
     facts = describe_rows(actions, catalogue)
     dated = keep_plausible(actions, first=settings.clean.earliest_day, last=datetime.now(UTC).date())
     if catalogue is not None:

@@ -1,9 +1,11 @@
-"""Fusion of POI vectors: from the table `poi_vectors` to a decoder that carries them.
+"""Fusion of POI vectors: from the tables `poi_vectors` and `poi_image_vectors` to a decoder that carries them.
 
 The post-training stages start from the pre-trained weights. With vectors the model gets an additional projection that
-starts at zero: it starts as the pre-trained model and learns the weight of the text.
+starts at zero: it starts as the pre-trained model and learns the weight of texts and pictures. Both make one vector,
+one after the other, since a projection of the two together is the sum of a projection of each.
 """
 
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +38,7 @@ def read_slot_vectors(
     """Reads the newest vector of every POI up to a day, for every slot of the POI, past slots included.
 
     Args:
-        vectors: `poi_vectors`.
+        vectors: `poi_vectors` or `poi_image_vectors`; rows without a vector do not count.
         poi_index: table of the slots.
         day: last day of the rows, YYYY-MM-DD.
         index_version: index version of the slots.
@@ -46,7 +48,8 @@ def read_slot_vectors(
         MissingInputError: there is no such table.
     """
     until = date.fromisoformat(day)
-    rows = read_table(vectors, ("poi_id", "day", "encoder", "vector"), pds.field("day") <= until)
+    is_known = (pds.field("day") <= until) & pds.field("vector").is_valid()
+    rows = read_table(vectors, ("poi_id", "day", "encoder", "vector"), is_known)
     rows = rows.sort_by([("day", "ascending"), ("poi_id", "ascending")])
     if rows.num_rows:
         wanted = encoder or rows["encoder"][-1].as_py()
@@ -66,6 +69,27 @@ def read_slot_vectors(
     )
     ids = [torch.from_numpy(slots[name].to_numpy().astype(np.int64)) for name in ("block_id", "inner_id")]
     return SlotVectors(ids[0], ids[1], torch.from_numpy(flat.reshape(slots.num_rows, -1)))
+
+
+def join_vectors(parts: Iterable[SlotVectors]) -> SlotVectors:
+    """Joins vectors of several kinds to one vector per slot that has any of them, in the order of block and inner id.
+
+    A slot without one of the kinds gets the mean of those that have it, which is zero once they are standardised.
+    """
+    filled = [part for part in parts if len(part.block_ids)]
+    if not filled:
+        return SlotVectors(
+            torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
+        )
+    every = torch.cat([torch.stack([part.block_ids, part.inner_ids], dim=1) for part in filled])
+    slots_N2, rows = every.unique(dim=0, return_inverse=True)
+    joined, start = [], 0
+    for part in filled:
+        vectors = part.vectors_NM.mean(dim=0).repeat(len(slots_N2), 1)
+        vectors[rows[start : start + len(part.block_ids)]] = part.vectors_NM
+        joined.append(vectors)
+        start += len(part.block_ids)
+    return SlotVectors(slots_N2[:, 0], slots_N2[:, 1], torch.cat(joined, dim=1))
 
 
 def start_posttraining(

@@ -32,13 +32,13 @@ from models.data.pins import Pin, locate_table, pin_table
 from models.network.checkpoint import load_stage, read_config
 from models.tracking import RunLog, TableInput, open_stage_run
 from models.training.align_dpo import run_align_dpo
-from models.training.multimodal import SlotVectors, read_slot_vectors
+from models.training.multimodal import SlotVectors, join_vectors, read_slot_vectors
 from models.training.posttraining import SftRun
 from models.training.pretrain import PretrainTables, last_index_version, run_pretrain
 from models.training.sft_embedding import run_sft_embedding
 from models.training.sft_ranking import run_sft_ranking
 from models.training.stage import Log, TrainResult
-from models.training.stage_tables import STAGE_TABLES, VECTOR_TABLES, fuses_vectors, tables_of
+from models.training.stage_tables import STAGE_TABLES, tables_of, vector_tables
 
 LOGGER = logging.getLogger(__name__)
 TRAINING_FILE = "training.json"
@@ -195,7 +195,7 @@ def _run_sft(run: Callable[[SftRun], TrainResult], stage: str, training: Trainin
         SftRun(
             training.table("ranking_samples"), training.day, training.recipe,
             training.stage_folder("pretrain"), training.stage_folder(stage), log,
-            vectors=_read_vectors(training), needs_validation=training.needs_validation,
+            vectors=_read_vectors(training, stage), needs_validation=training.needs_validation,
         )
     )  # fmt: skip
 
@@ -223,13 +223,17 @@ _RUNNERS: dict[str, Callable[[Training, Log], TrainResult]] = {
 }
 
 
-def _read_vectors(training: Training) -> SlotVectors | None:
-    """Reads the vectors of POIs, if the recipe fuses them."""
-    if not training.recipe.fuse_poi_vectors:
+def _read_vectors(training: Training, stage: str) -> SlotVectors | None:
+    """Reads the vectors of POIs, if the recipe fuses any."""
+    tables = vector_tables(stage, training.recipe)
+    if not tables:
         return None
     version = load_stage(training.stage_folder("pretrain") / "model").config.index_version
-    vectors, index = (training.table(name) for name in VECTOR_TABLES)
-    return read_slot_vectors(vectors, index, day=training.day, index_version=version)
+    index = training.table("poi_index")
+    return join_vectors(
+        read_slot_vectors(training.table(name), index, day=training.day, index_version=version)
+        for name in tables
+    )
 
 
 def _open_finder(training: Training, index_version: int) -> SlotFinder | None:
@@ -253,7 +257,7 @@ def _describe_stage(training: Training, stage: str) -> str:
     content = {
         "decoder": training.recipe.decoder.describe(),
         "stage": config.describe(),
-        "fuses": fuses_vectors(stage, training.recipe),
+        "fuses": vector_tables(stage, training.recipe),
         "rows": {name: training.pins[name].identity for name in tables_of(stage, training.recipe)},
         "from": "" if stage == "pretrain" else training.made_of.get("pretrain", ""),
     }

@@ -11,8 +11,6 @@ STAGE_TABLES = {
     "align_dpo": ("preference_pairs",),
 }
 """Stages in order, and the tables that each reads with any recipe."""
-VECTOR_TABLES = ("poi_vectors", "poi_index")
-"""Tables that both SFT stages also read if the recipe fuses POI vectors."""
 
 
 def tables_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
@@ -21,10 +19,14 @@ def tables_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
     Stages that learn P(POI) also read the tables of the crowd if the decoder copies from it.
     """
     copies = recipe.decoder.crowd.enabled and stage in GENERATING_STAGES
-    vectors = VECTOR_TABLES if fuses_vectors(stage, recipe) else ()
-    return STAGE_TABLES[stage] + vectors + (CROWD_TABLES if copies else ())
+    vectors = vector_tables(stage, recipe)
+    slots = ("poi_index",) if vectors else ()
+    return STAGE_TABLES[stage] + vectors + slots + (CROWD_TABLES if copies else ())
 
 
-def fuses_vectors(stage: str, recipe: Recipe) -> bool:
-    """Returns whether a stage reads POI vectors."""
-    return recipe.fuse_poi_vectors and stage.startswith("sft_")
+def vector_tables(stage: str, recipe: Recipe) -> tuple[str, ...]:
+    """Returns the tables of POI vectors, of texts and pictures, that a stage fuses: both SFT stages may."""
+    if not stage.startswith("sft_"):
+        return ()
+    wanted = {"poi_vectors": recipe.fuse_poi_vectors, "poi_image_vectors": recipe.fuse_poi_images}
+    return tuple(name for name, is_fused in wanted.items() if is_fused)

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from conf.tokens import TokenLayout
 from models.config import Recipe
 from models.data.dataset import read_table
+from models.image_encoder import decode_image, load_image_encoder
 from models.network.checkpoint import load_stage
 from models.serving.bundle import ModelBundle, load_bundle, save_bundle
 from models.text_encoder import load_encoder
 from models.training.align_dpo import PAIR_COLUMNS, AlignStage, pair_log_probs, run_align_dpo
-from models.training.multimodal import SlotVectors
+from models.training.multimodal import SlotVectors, join_vectors
 from models.training.posttraining import SampleSource, SftRun, Splits, run_stage
 from models.training.pretrain import PretrainTables, build_decoder, load_pretrained, run_pretrain
 from models.training.sft_embedding import run_sft_embedding
@@ -30,7 +31,15 @@ from models.training.stage import TrainResult
 from tests.bench.posttraining_city import City
 
 LOGGER = logging.getLogger(__name__)
+MAX_PIXELS = 10_000
 SFT_KINDS = ("scratch", "pretrained", "multimodal")
+FUSED = {
+    "multimodal": ("poi_vectors",),
+    "pictures": ("poi_image_vectors",),
+    "texts-and-pictures": ("poi_vectors", "poi_image_vectors"),
+    "texts-and-shuffled": ("poi_vectors", "shuffled"),
+}
+"""What the SFT stages of a kind fuse: texts, pictures, or as a control pictures dealt to POIs at random."""
 ALIGNMENTS = ("dpo", "s-dpo", "control")
 ALIGN_UPDATES: Mapping[str, Mapping[str, object]] = {
     "s-dpo": {"loss": "s-dpo"},
@@ -99,7 +108,7 @@ class Cells:
                     pretrained=start,
                     folder=folder,
                     log=_no_log,
-                    vectors=self.slot_vectors() if kind == "multimodal" else None,
+                    vectors=self.slot_vectors(FUSED[kind]) if kind in FUSED else None,
                     from_scratch=kind == "scratch",
                 )
             )
@@ -134,13 +143,27 @@ class Cells:
 
         return self._cell(f"align-{kind}", train)
 
-    def slot_vectors(self) -> SlotVectors:
-        """Text vectors of the POIs that existed when SFT was trained, made by the default encoder."""
+    def slot_vectors(self, tables: Sequence[str]) -> SlotVectors:
+        """Vectors of the POIs that existed when SFT was trained, as the jobs of these tables would make them."""
         index = read_table(
             self.city.table("poi_index"), ("poi_id", "block_id", "inner_id", "text", "valid_from")
         )
         index = index.filter(pds.field("valid_from") <= self.city.days.sft).sort_by("poi_id")
-        vectors = load_encoder().encode(index["text"].to_pylist())
+        return join_vectors(self._vectors_of(name, index) for name in tables)
+
+    def _vectors_of(self, table: str, index: pa.Table) -> SlotVectors:
+        if table == "poi_vectors":
+            vectors = load_encoder().encode(index["text"].to_pylist())
+        else:
+            images = read_table(self.city.table("raw_poi_images"), ("poi_id", "image"))
+            content = dict(zip(images["poi_id"].to_pylist(), images["image"].to_pylist(), strict=True))
+            index = index.filter(pds.field("poi_id").isin(sorted(content)))
+            opened = [
+                decode_image(content[poi_id], max_pixels=MAX_PIXELS) for poi_id in index["poi_id"].to_pylist()
+            ]
+            vectors = load_image_encoder().encode(opened)
+            if table == "shuffled":
+                vectors = vectors[np.random.default_rng(0).permutation(len(vectors))]
         ids = [torch.from_numpy(index[name].to_numpy().astype(np.int64)) for name in ("block_id", "inner_id")]
         return SlotVectors(ids[0], ids[1], torch.from_numpy(vectors))
 

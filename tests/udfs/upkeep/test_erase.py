@@ -20,7 +20,8 @@ from tests.udfs.feature_city import DAY_1, DAY_2, FeatureCity
 from udfs.releases.reader import read_release
 from udfs.upkeep.erase_files import erase_files, find_files
 
-NO_USERS = {"raw_pois", "blocks", "categories", "poi_index", "poi_vectors", "poi_embeddings", "table_statistics",
+NO_USERS = {"raw_pois", "raw_poi_images", "poi_image_vectors", "blocks",
+            "categories", "poi_index", "poi_vectors", "poi_embeddings", "table_statistics",
             "releases", "withdrawals", "erased_users", "backfills", "backfilled_poi_embeddings"}  # fmt: skip
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from tests.udfs.feature_city import DAY_1, DAY_2, slot
-from udfs.features import poi_vectors
-from udfs.features.poi_vectors import encode_texts, pending_texts
+from udfs.vectors import poi_vectors
+from udfs.vectors.poi_vectors import encode_texts, pending_texts
 
 
 def made(city, *rows: tuple[str, date, str]):
