@@ -2,10 +2,10 @@
 
 **Reads** cleaned actions, impressions and the texts and pictures of POIs. **Writes** the sample tables of the day, the
 tables of what users did in its training period, the vectors of new texts and pictures, an MLflow parent run with a
-child per stage, and a registered model version with alias `challenger`. The challenger becomes `champion` only if it passes the gate
-(docs/operations.md), which compares its generated POIs, its clicks, its vectors and its lift with baselines and the
-last champions. If it is refused, the champion stays, and the log and the version's tags give the reasons. The nightly
-DAG uses the champion from its next run on.
+child per stage, and a registered model version with alias `challenger`. The challenger becomes `champion` only if it
+passes the gate (docs/operations.md), which compares its generated POIs, its clicks, its vectors and its lift with
+baselines and the last champions. If it is refused, the champion stays, and the log and the version's tags give the
+reasons. The nightly DAG uses the champion from its next run on.
 
 A retry of `train` continues from the last checkpoint.
 """

@@ -3,8 +3,8 @@
     python -m tests.bench.images --work FOLDER --seeds 501,502,503
 
 The configuration `conf/bench/images.yaml` was committed before the first run; the recipe was not changed for it.
-Ranking SFT is trained with nothing, texts, pictures, both, and as a control texts with the pictures of other POIs; all start
-from the same pre-trained weights. A finished step is not repeated.
+Ranking SFT is trained with nothing, texts, pictures, both, and as a control texts with the pictures of other POIs; all
+start from the same pre-trained weights. A finished step is not repeated.
 """
 
 import argparse
