@@ -9,11 +9,12 @@ Post-training fuses the vectors (`models.training.multimodal`). Run it before a 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
+from PIL.Image import Image
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
@@ -26,12 +27,15 @@ from etl.columns.refusal import is_empty, is_placeholder, trimmed
 from etl.jobs.runner import JobRun
 from etl.spark.session import compute_once, open_session
 from models.image_encoder import ImageEncoder, TooManyPixelsError, decode_image, load_image_encoder
-from udfs.features.isolation import RowFailure
+from udfs.features.isolation import MAX_ERROR_CHARS, RowFailure, run_isolated
 from udfs.features.outcomes import Refusal, build_refused, outcome_schema, vector_column, with_refusals
 from udfs.vectors.image_files import ImageRefusedError, ImageRoot, open_root
 
 EMITTED = ("poi_id", "content_sha256", "vector", "is_simulated")
 GIVEN = "given"
+PAYLOAD = ("day", "poi_id", "image_uri", "content_sha256", "image_bytes")
+"""What the quarantine keeps of a picture."""
+Row = dict[str, object]
 ROWS_PER_BATCH = 16
 """Pictures per Arrow batch: each may hold `features.max_image_mib`."""
 
@@ -57,7 +61,8 @@ def run_poi_image_vectors(context: JobContext) -> JobSummary:
     vectors = run.read_or_empty("poi_image_vectors").where(F.col("day") < context.day)
     dim = _usual_length(images) if settings.image_encoder == GIVEN else 0
     name = _name_encoder(settings, dim)  # on the driver too: a wrong name fails before a task starts
-    todo = pending_images(images, vectors.where(F.col("encoder") == name), live)
+    pending = pending_images(images, vectors.where(F.col("encoder") == name), live)
+    todo = bound_images(pending, max_bytes=settings.max_image_mib << 20)
     encode = (
         partial(check_vectors, dim=dim)
         if settings.image_encoder == GIVEN
@@ -103,13 +108,19 @@ def pending_images(images: DataFrame, encoded: DataFrame, live: DataFrame) -> Da
     return images.join(todo, ["poi_id", "day", "content_sha256"]).dropDuplicates(["poi_id"])
 
 
+def bound_images(images: DataFrame, *, max_bytes: int) -> DataFrame:
+    """Adds `image_bytes`, and leaves out the bytes of pictures that are too large: they never reach a worker."""
+    size = F.coalesce(F.length("image"), F.lit(0))
+    return images.withColumns({"image_bytes": size, "image": F.when(size <= max_bytes, F.col("image"))})
+
+
 def encode_images(
     batches: Iterator[pa.RecordBatch], *, settings: FeatureSettings
 ) -> Iterator[pa.RecordBatch]:
     """Encodes pictures in a worker, which loads the encoder once; a picture that fails costs its own row alone.
 
     Args:
-        batches: columns of `raw_poi_images`.
+        batches: rows of `bound_images`.
         settings: the encoder, and the bounds of pictures.
 
     Returns:
@@ -117,50 +128,62 @@ def encode_images(
     """
     encoder = _load_once(settings.image_encoder)
     for batch in batches:
-        results = [_encode(row, encoder, settings) for row in _rows(batch)]
-        yield _outcome(batch, results)
+        rows = batch.to_pylist()
+        yield _outcome(batch, rows, _encode([_decode(row, settings) for row in rows], encoder))
 
 
 def check_vectors(batches: Iterator[pa.RecordBatch], *, dim: int) -> Iterator[pa.RecordBatch]:
     """Takes the vectors that the catalogue brought; those of another length or not finite are refused."""
     for batch in batches:
-        yield _outcome(batch, [_check(row["image_vector"], dim) for row in _rows(batch)])
+        rows = batch.to_pylist()
+        yield _outcome(batch, rows, [_check(row["image_vector"], dim) for row in rows])
 
 
-def _encode(
-    row: dict[str, object], encoder: ImageEncoder, settings: FeatureSettings
-) -> np.ndarray | ImageRefusedError:
-    """Returns the vector of one picture, or why there is none."""
+def _decode(row: Row, settings: FeatureSettings) -> Image | ImageRefusedError:
+    """Returns a picture, or why there is none."""
     try:
         content = _read(row, ImageRoot(settings.image_root, settings.max_image_mib << 20))
+        return decode_image(content, max_pixels=settings.max_image_megapixels * 10**6)
     except ImageRefusedError as refusal:
         return refusal
-    try:
-        image = decode_image(content, max_pixels=settings.max_image_megapixels * 10**6)
     except TooManyPixelsError as error:
         return ImageRefusedError("image_too_large", str(error))
     except (
         Exception
-    ) as error:  # bytes from outside: Pillow's decoders raise many kinds, and none may stop the others
+    ) as error:  # bytes from outside: Pillow's decoders raise many kinds, none of which may stop others
         return ImageRefusedError("image_broken", f"{type(error).__name__}: {error}")
-    try:
-        vector = np.asarray(encoder.encode([image]))[0]
-    except Exception as error:  # an encoder of the user's own: its failure costs this picture alone
-        return ImageRefusedError("image_encoder_failed", f"{type(error).__name__}: {error}")
-    if vector.shape != (encoder.dim,) or not np.isfinite(vector).all():
-        return ImageRefusedError(
-            "image_encoder_failed", f"shape {vector.shape}, not ({encoder.dim},), or not finite"
-        )
-    return vector
 
 
-def _read(row: dict[str, object], root: ImageRoot) -> bytes:
+def _encode(
+    decoded: Sequence[Image | ImageRefusedError], encoder: ImageEncoder
+) -> list[np.ndarray | ImageRefusedError]:
+    """Returns the vectors of pictures, encoded together; a picture on which the encoder fails is refused."""
+
+    def compute(part: pa.RecordBatch) -> list[np.ndarray | RowFailure]:
+        vectors = np.asarray(encoder.encode([images[number] for number in part.column("number").to_pylist()]))
+        if vectors.shape != (part.num_rows, encoder.dim):
+            raise ValueError(f"shape {vectors.shape}, not ({part.num_rows}, {encoder.dim})")
+        return [one if np.isfinite(one).all() else RowFailure("not finite") for one in vectors]
+
+    images = [one for one in decoded if not isinstance(one, ImageRefusedError)]
+    numbers = pa.RecordBatch.from_pydict({"number": pa.array(range(len(images)), pa.int64())})
+    encoded = iter(run_isolated(compute, numbers, micro_batch=ROWS_PER_BATCH))
+    results: list[np.ndarray | ImageRefusedError] = []
+    for one in decoded:
+        found = one if isinstance(one, ImageRefusedError) else next(encoded)
+        if isinstance(found, RowFailure):
+            found = ImageRefusedError("image_encoder_failed", found.error)
+        results.append(found)
+    return results
+
+
+def _read(row: Row, root: ImageRoot) -> bytes:
     """Returns the bytes of a picture: those of the row, else those that its URI names."""
-    content, uri = row["image"], row["image_uri"]
+    content, uri, size = row["image"], row["image_uri"], row["image_bytes"]
     if isinstance(content, bytes) and content:
-        if len(content) > root.max_bytes:
-            raise ImageRefusedError("image_too_large", f"{len(content)} bytes")
         return content
+    if size:
+        raise ImageRefusedError("image_too_large", f"{size} bytes")
     if isinstance(uri, str) and uri.strip():
         return root.read(uri.strip())
     raise ImageRefusedError("image_missing", "neither image nor image_uri")
@@ -178,13 +201,15 @@ def _check(values: object, dim: int) -> np.ndarray | ImageRefusedError:
     return vector
 
 
-def _outcome(batch: pa.RecordBatch, results: list[np.ndarray | ImageRefusedError]) -> pa.RecordBatch:
+def _outcome(
+    batch: pa.RecordBatch, rows: Sequence[Row], results: Sequence[np.ndarray | ImageRefusedError]
+) -> pa.RecordBatch:
     vectors = [RowFailure(str(one)) if isinstance(one, ImageRefusedError) else one for one in results]
     refusals: list[Refusal] = [
-        (one.reason, str(one)[:500], _payload(row))
+        (one.reason, str(one)[:MAX_ERROR_CHARS], _payload(row))
         if isinstance(one, ImageRefusedError)
         else (None, None, None)
-        for row, one in zip(_rows(batch), results, strict=True)
+        for row, one in zip(rows, results, strict=True)
     ]
     column = vector_column(vectors)
     return with_refusals(
@@ -192,23 +217,15 @@ def _outcome(batch: pa.RecordBatch, results: list[np.ndarray | ImageRefusedError
     )
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
-    for number in range(batch.num_rows):
-        yield batch.slice(number, 1).to_pylist()[0]
-
-
-def _payload(row: dict[str, object]) -> str:
+def _payload(row: Row) -> str:
     """Returns a refused row as JSON; the picture itself stays in `raw_poi_images`, under its digest."""
-    image = row["image"]
-    size = len(image) if isinstance(image, bytes) else 0
-    kept = {name: row[name] for name in ("day", "poi_id", "image_uri", "content_sha256")}
-    return json.dumps(kept | {"image_bytes": size}, default=str, ensure_ascii=False)
+    return json.dumps({name: row[name] for name in PAYLOAD}, default=str, ensure_ascii=False)
 
 
 def _refuse_nameless(delivered: DataFrame, schema: StructType) -> DataFrame:
     """Returns refused outcomes for the day's pictures without a POI."""
     poi_id = trimmed("poi_id")
-    kept = F.struct("day", "poi_id", "image_uri", "content_sha256", F.length("image").alias("image_bytes"))
+    kept = F.struct(*PAYLOAD)
     outcome = {
         "poi_id": F.col("poi_id"),
         "content_sha256": F.col("content_sha256"),
@@ -219,9 +236,8 @@ def _refuse_nameless(delivered: DataFrame, schema: StructType) -> DataFrame:
         "payload": F.to_json(kept, {"ignoreNullFields": "false"}),
     }
     has_none: Column = is_empty(poi_id) | F.coalesce(is_placeholder(poi_id), F.lit(False))
-    return delivered.where(has_none).select(
-        *(outcome[field.name].cast(field.dataType).alias(field.name) for field in schema)
-    )
+    nameless = bound_images(delivered.where(has_none), max_bytes=0)
+    return nameless.select(*(outcome[field.name].cast(field.dataType).alias(field.name) for field in schema))
 
 
 def _usual_length(images: DataFrame) -> int:

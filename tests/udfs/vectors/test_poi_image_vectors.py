@@ -164,10 +164,10 @@ def test_an_encoder_that_fails_on_one_picture_costs_this_picture(first_night, tm
         "class Own:\n"
         "    name, dim = 'own-1', 2\n"
         "    def encode(self, images):\n"
-        "        if images[0].getpixel((0, 0)) == (255, 0, 0):\n"
+        "        colours = [image.getpixel((0, 0)) for image in images]\n"
+        "        if (255, 0, 0) in colours:\n"
         "            raise RuntimeError('red')\n"
-        "        value = np.nan if images[0].getpixel((0, 0)) == (0, 0, 255) else 1.0\n"
-        "        return np.full((len(images), 2), value)\n"
+        "        return np.array([[1.0, np.nan if one == (0, 0, 255) else 2.0] for one in colours])\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     from udfs.vectors.poi_image_vectors import encode_images
@@ -176,14 +176,15 @@ def test_an_encoder_that_fails_on_one_picture_costs_this_picture(first_night, tm
     import pyarrow as pa
 
     rows = [
-        {"day": DAY_1, "image_uri": None, "image_vector": None, **row(name, name, picture(name))}
-        for name in ("green", "red", "blue")
+        {"day": DAY_1, "image_uri": None, "image_bytes": 1, **row(name, name, picture(name))}
+        for name in ("green", "red", "blue", "black")
     ]
     found = pa.Table.from_batches(
         encode_images(iter(pa.Table.from_pylist(rows).to_batches()), settings=first_night.settings.features)
     )
-    assert found["vector"].to_pylist() == [[1.0, 1.0], None, None]
-    assert found["reason"].to_pylist() == [None, "image_encoder_failed", "image_encoder_failed"]
+    assert found["vector"].to_pylist() == [[1.0, 2.0], None, None, [1.0, 2.0]]
+    failed = "image_encoder_failed"
+    assert found["reason"].to_pylist() == [None, failed, failed, None]
 
 
 def test_without_any_picture_the_job_makes_an_empty_table(first_night):
