@@ -32,6 +32,11 @@ class SlotVectors(NamedTuple):
     vectors_NM: Tensor
 
 
+NO_VECTORS = SlotVectors(
+    torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
+)
+
+
 def read_slot_vectors(
     vectors: TableAt, poi_index: TableAt, *, day: str, index_version: int, encoder: str | None = None
 ) -> SlotVectors:
@@ -54,21 +59,20 @@ def read_slot_vectors(
     if rows.num_rows:
         wanted = encoder or rows["encoder"][-1].as_py()
         rows = rows.filter(pds.field("encoder") == wanted)
-    newest = {poi_id: row for row, poi_id in enumerate(rows["poi_id"].to_pylist())}
+    newest = _numbered(rows.select(["poi_id"]), "row").group_by("poi_id").aggregate([("row", "max")])
     condition = (pds.field("index_version") == index_version) & (pds.field("indexed_day") <= until)
-    slots = read_table(poi_index, ("poi_id", "block_id", "inner_id"), condition)
-    known = [poi_id in newest for poi_id in slots["poi_id"].to_pylist()]
-    slots = slots.filter(pa.array(known, pa.bool_()))
-    newest_vectors = rows["vector"].take(
-        pa.array([newest[poi_id] for poi_id in slots["poi_id"].to_pylist()], pa.int64())
-    )
-    flat = (
-        np.array(newest_vectors.combine_chunks().flatten(), dtype=np.float32)
-        if len(newest_vectors)
-        else np.zeros(0, np.float32)
-    )
+    slots = _numbered(read_table(poi_index, ("poi_id", "block_id", "inner_id"), condition), "slot")
+    slots = slots.join(newest, "poi_id", join_type="inner").sort_by("slot")  # a join keeps no order
+    newest_vectors = rows["vector"].take(slots["row_max"])
+    if not slots.num_rows:
+        return NO_VECTORS
+    flat = np.array(newest_vectors.combine_chunks().flatten(), dtype=np.float32)
     ids = [torch.from_numpy(slots[name].to_numpy().astype(np.int64)) for name in ("block_id", "inner_id")]
     return SlotVectors(ids[0], ids[1], torch.from_numpy(flat.reshape(slots.num_rows, -1)))
+
+
+def _numbered(rows: pa.Table, name: str) -> pa.Table:
+    return rows.append_column(name, pa.array(np.arange(rows.num_rows)))
 
 
 def join_vectors(parts: Iterable[SlotVectors]) -> SlotVectors:
@@ -78,9 +82,7 @@ def join_vectors(parts: Iterable[SlotVectors]) -> SlotVectors:
     """
     filled = [part for part in parts if len(part.block_ids)]
     if not filled:
-        return SlotVectors(
-            torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
-        )
+        return NO_VECTORS
     every = torch.cat([torch.stack([part.block_ids, part.inner_ids], dim=1) for part in filled])
     slots_N2, rows = every.unique(dim=0, return_inverse=True)
     joined, start = [], 0

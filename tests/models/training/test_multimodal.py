@@ -14,7 +14,13 @@ from models.data.dataset import TableAt
 from models.network.checkpoint import save_stage
 from models.network.embedding import GivenVectors
 from models.text_encoder import load_encoder
-from models.training.multimodal import SlotVectors, join_vectors, read_slot_vectors, start_posttraining
+from models.training.multimodal import (
+    NO_VECTORS,
+    SlotVectors,
+    join_vectors,
+    read_slot_vectors,
+    start_posttraining,
+)
 from models.training.sft_ranking import calibrate_click_head, score_rows
 from tests.models.tiny import tiny_candidates, tiny_config, tiny_decoder, tiny_history, tiny_requests
 
@@ -102,6 +108,7 @@ def test_the_newest_vector_of_a_poi_goes_to_all_its_slots(tmp_path):
     found = read_slot_vectors(vectors, index, day="2026-01-02", index_version=1)
     assert found.block_ids.tolist() == [0, 4]  # p2 has a vector of another encoder only, p3 has none
     assert found.vectors_NM.tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    assert len(read_slot_vectors(vectors, index, day="2025-12-31", index_version=1).block_ids) == 0
 
 
 def test_texts_and_pictures_are_joined_by_slot_and_what_is_missing_is_average():
@@ -115,11 +122,8 @@ def test_texts_and_pictures_are_joined_by_slot_and_what_is_missing_is_average():
     ]
     assert found.vectors_NM.tolist() == [[4.0, 2.0, 3.0], [2.0, 3.0, 5.0], [3.0, 1.0, 1.0]]
 
-    nothing = SlotVectors(
-        torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
-    )
-    assert join_vectors([texts, nothing]).vectors_NM.tolist() == [[4.0], [2.0]]
-    assert len(join_vectors([nothing]).block_ids) == 0
+    assert join_vectors([texts, NO_VECTORS]).vectors_NM.tolist() == [[4.0], [2.0]]
+    assert len(join_vectors([NO_VECTORS]).block_ids) == 0
 
 
 def test_calibration_makes_mean_score_and_clicks_agree_and_keeps_the_order(make_decoder, requests_batch):
