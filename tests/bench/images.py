@@ -118,10 +118,11 @@ def main() -> int:
     parser.add_argument("--seeds", default=SEEDS, metavar="LIST")
     parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--results", default="results", metavar="FOLDER", help="empty = record nothing")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("models").setLevel(logging.WARNING)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(options.threads)
     cities = {
         int(seed): measure_city(open_city(int(seed), options.work, CONFIG), options.recipe)
         for seed in options.seeds.split(",")
