@@ -89,16 +89,16 @@ def record_gain(cities: Mapping[int, Figures], folder: str) -> None:
     )
     control = ", ".join(f"{100 * _difference(found, 'control')[0]:.2f}" for found in cities.values())
     hashes = sorted({str(found["config_hash"]) for found in cities.values()})
-    told = (
+    notes = (
         f"ranking SFT on test requests, texts and pictures over texts: {each}; AUC: {table}; texts with pictures of "
         f"other POIs over texts: {control}; the default descriptor (classical); simulated cities, configuration "
         f"{', '.join(hashes)}, one training each"
     )
     mean = math.fsum(gain[0] for gain in gains.values()) / len(gains)
-    record("image-gain-ranking", round(mean, 4), "points", "> 0", COMMAND, told, folder)
+    record("image-gain-ranking", round(mean, 4), "points", "> 0", COMMAND, notes, folder)
     lowest = min(gain[1] for gain in gains.values())
     record(
-        "image-gain-ranking-low", round(lowest, 4), "points", "> 0", COMMAND, f"lowest end; {told}", folder
+        "image-gain-ranking-low", round(lowest, 4), "points", "> 0", COMMAND, f"lowest end; {notes}", folder
     )
 
 
