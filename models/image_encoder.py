@@ -110,6 +110,8 @@ def decode_image(content: bytes, *, max_pixels: int) -> Image.Image:
             "RGB", (2 * SIDE, 2 * SIDE)
         )  # a JPEG is decoded at an eighth of its size where that will do
         upright = ImageOps.exif_transpose(opened)
+        if upright.mode.startswith("I;16"):  # Pillow would clip its levels at 255
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         if upright.mode in ("RGB", "L", "CMYK", "YCbCr"):
             return upright.convert("RGB")
         layers = upright.convert("RGBA")

@@ -95,6 +95,23 @@ def test_transparent_parts_are_white_and_rotated_photos_upright():
     assert decode_image(photo, max_pixels=MEGAPIXEL).size == (20, 80)
 
 
+@pytest.mark.parametrize(
+    ("image", "grey"),
+    [
+        (Image.new("L", (4, 4), 100), 100),
+        (Image.new("LA", (4, 4), (100, 255)), 100),
+        (Image.fromarray(np.full((4, 4), 100 << 8, np.uint16)), 100),
+        (Image.new("1", (4, 4), 1), 255),
+        (Image.new("P", (4, 4), 0), 0),
+    ],
+)
+def test_pictures_of_other_depths_keep_their_brightness(image, grey):
+    found = np.asarray(decode_image(encoded(image, "PNG"), max_pixels=MEGAPIXEL))
+
+    assert found.shape == (4, 4, 3)
+    assert (found == grey).all()
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_half_a_file_is_an_error_and_not_half_a_picture(kind):
     rng = np.random.default_rng(0)
