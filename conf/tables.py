@@ -63,6 +63,7 @@ class TableContract:
         raw: delivered from outside: every value may be missing or wrong, so bounds are checked by the cleaning
             rules and not by the table.
         made_by: job that writes the table, where it is not called as the table is.
+        program: package whose command has that job.
     """
 
     name: str
@@ -76,11 +77,17 @@ class TableContract:
     equal_lengths: tuple[tuple[str, ...], ...] = field(default=())
     raw: bool = False
     made_by: str = ""
+    program: str = "etl"
 
     @property
     def job(self) -> str:
         """The job that writes the table, as `python -m etl` or `udfs` calls it."""
         return self.made_by or self.name
+
+    @property
+    def command(self) -> str:
+        """The command that writes the table, without its day."""
+        return f"python -m {self.program} {self.job}"
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -664,6 +671,7 @@ POI_EMBEDDINGS = TableContract(
 
 POI_VECTORS = TableContract(
     name="poi_vectors",
+    program="udfs",
     grain="one POI whose text is new or changed on the day, by one encoder; the latest row up to a day is the POI's",
     key=("day", "encoder", "poi_id"),
     columns=(
@@ -683,6 +691,7 @@ POI_VECTORS = TableContract(
 
 POI_IMAGE_VECTORS = TableContract(
     name="poi_image_vectors",
+    program="udfs",
     grain="one POI whose picture is new or changed on the day, by one encoder; the latest vector up to a day is the "
     "POI's",
     key=("day", "encoder", "poi_id"),

@@ -98,7 +98,7 @@ def _find(
         raise MissingInputError(
             what="what the crowd did", where=f"{TRAINING_VISITS.name} and {TRAINING_TRANSITIONS.name}",
             needed_by="A decoder that copies from the crowd (decoder.crowd)",
-            remedy=f"Run: python -m etl {TRAINING_VISITS.job} --day DAY, and have its tables read.",
+            remedy=f"Run: {TRAINING_VISITS.command} --day DAY, and have its tables read.",
         )  # fmt: skip
     users = np.asarray(samples["user_id"].to_pylist(), dtype=str)
     rows = asks_BQ.nonzero()[:, 0].numpy()

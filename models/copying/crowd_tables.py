@@ -61,7 +61,7 @@ def last_crowd(visits: TableAt, transitions: TableAt, day: date, index_version: 
     Raises:
         MissingInputError: there are none, or they have another index version.
     """
-    remedy = f"Run: python -m etl {TRAINING_VISITS.job} --day {day}."
+    remedy = f"Run: {TRAINING_VISITS.command} --day {day}."
     opened = open_table(visits, needed_by=NEEDED_BY, remedy=remedy)
     days = [partition["day"] for partition in opened.partitions() if partition["day"] <= day.isoformat()]
     crowd = CrowdAt(visits, transitions, max(days, default=""), index_version)
@@ -93,7 +93,7 @@ def read_crowd(crowd: CrowdAt, catalogue: Catalogue) -> CrowdStatistics:
             what=f"visits of day {crowd.day} in index version {crowd.index_version}",
             where=crowd.visits.location,
             needed_by=NEEDED_BY,
-            remedy=f"Run: python -m etl {TRAINING_VISITS.job} --day {crowd.day}.",
+            remedy=f"Run: {TRAINING_VISITS.command} --day {crowd.day}.",
         )
     user_ids, (visitors, goers) = _number_users(visits, transitions)
     pois, (visit_users, hours, counts) = _keep_known(

@@ -65,7 +65,7 @@ def pin_table(root: str, name: str, day: str, known: Pin | None = None) -> Pin:
         MissingInputError: there is no such table.
     """
     location = locate_table(root, name)
-    remedy = f"Run: python -m etl {TABLES[name].job} --day {day}."
+    remedy = f"Run: {TABLES[name].command} --day {day}."
     table = open_table(TableAt(location), needed_by="The training", remedy=remedy)
     version = int(table.version())
     if known is not None and known.version == version:

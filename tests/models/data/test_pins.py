@@ -117,3 +117,15 @@ def test_what_a_poi_was_called_before_is_part_of_the_pin(tmp_path, city_tables):
     ]
     assert len(set(pins)) == len(pins)
     assert pin_with([change]) == pins[1]
+
+
+@pytest.mark.parametrize(
+    ("table", "command"),
+    [
+        ("ranking_samples", "python -m etl ranking_samples"),
+        ("poi_image_vectors", "python -m udfs poi_image_vectors"),
+    ],
+)
+def test_a_missing_table_names_the_command_that_makes_it(tmp_path, table, command):
+    with pytest.raises(MissingInputError, match=f"{command} --day {DAY}"):
+        pin_table(str(tmp_path), table, DAY)
