@@ -8,7 +8,7 @@ from conf.tables import FEATURE_TABLES, TABLES, TableContract
 
 SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 TYPES = re.compile(
-    r"(array<)?(string|int|bigint|float|double|boolean|date)>?|map<string,bigint>"
+    r"(array<)?(string|int|bigint|float|double|boolean|date)>?|binary|map<string,bigint>"
     r"|array<struct<\w+:(string|int|date)(,\w+:(string|int|date))*>>",
 )
 every_table = pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
