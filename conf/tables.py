@@ -271,7 +271,11 @@ RAW_POI_IMAGES = TableContract(
             "a ready vector of the picture, used where features.image_encoder is `given`",
             nullable=True,
         ),
-        Column("content_sha256", "string", "SHA-256 over picture, URI and vector: tells whether they have changed"),
+        Column(
+            "content_sha256",
+            "string",
+            "SHA-256 over picture, URI and vector: tells whether they have changed",
+        ),
         IS_SIMULATED,
     ),
 )
