@@ -593,7 +593,7 @@ RULES: tuple[Rule, ...] = (
         "image_missing_id",
         "raw_poi_images",
         "poi_id",
-        "a picture without a POI: nobody knows what it shows",
+        "a picture without a POI: it cannot be assigned to one",
         "poi_id null, NULL or blank",
     ),
     _feature(

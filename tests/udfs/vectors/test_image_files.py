@@ -1,4 +1,4 @@
-"""Files of pictures: only below the root, whatever their names hold, and not too large."""
+"""Image files are read only below the root, under any legal name, up to a maximum size."""
 
 from pathlib import Path
 from urllib.parse import quote
